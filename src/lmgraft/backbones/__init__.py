@@ -1,0 +1,1 @@
+"""Encoders that know nothing of grafts, and adapters that describe encoders as `contracts.Host`."""

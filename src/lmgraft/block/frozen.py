@@ -1,0 +1,54 @@
+"""Frozen or trainable: decided here, and only by `requires_grad`.
+
+A frozen tensor is a Parameter (a buffer would be rebroadcast by DDP at every step) that is
+absent from `state_dict()`, so checkpoints hold what was trained and strict loading works. A
+block switched to training with `requires_grad_(True)` appears in `state_dict()` by itself.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+from torch.nn import Parameter
+
+
+class FrozenModule(nn.Module):
+    """A module whose parameters with `requires_grad=False` stay out of `state_dict()`.
+
+    `copy.deepcopy` shares the storage of frozen parameters: an EMA copy costs no memory.
+    """
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        with _only_trainable(self):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        with _only_trainable(self):
+            super()._load_from_state_dict(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FrozenModule:
+        for parameter in self.parameters():
+            if not parameter.requires_grad and id(parameter) not in memo:
+                # A new Parameter over the old storage: moving the copy must not move the original.
+                memo[id(parameter)] = Parameter(parameter.data, requires_grad=False)
+        clone = type(self).__new__(type(self))
+        memo[id(self)] = clone
+        for key, value in self.__dict__.items():
+            clone.__dict__[key] = copy.deepcopy(value, memo)
+        return clone
+
+
+class _only_trainable:  # noqa: N801 - used as a context manager, like torch.no_grad
+    """Inside, `module._parameters` lists only what is trained."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.all = self.module._parameters
+        self.module._parameters = {n: p for n, p in self.all.items() if p is not None and p.requires_grad}
+
+    def __exit__(self, *_: object) -> None:
+        self.module._parameters = self.all

@@ -1,0 +1,50 @@
+"""Errors written for the person who meets them: what was wrong, where, and what to do.
+
+Every room raises these; this room knows no other.
+"""
+
+
+class LmgraftError(ValueError):
+    """A mistake in what was asked for or handed in, as opposed to a bug in lmgraft.
+
+    Args:
+        message: What was wrong, naming the file, key or value.
+        remedy: What the reader can do about it.
+    """
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        self.message = message
+        self.remedy = remedy
+        super().__init__(f"{message}\n  What to do: {remedy}" if remedy else message)
+
+    def __reduce__(self) -> tuple[type["LmgraftError"], tuple[str, str]]:
+        # Workers send errors home by pickle; the default would lose the remedy.
+        return type(self), (self.message, self.remedy)
+
+
+class SourceError(LmgraftError):
+    """A block source that cannot be found, fetched or understood."""
+
+
+class CheckpointError(LmgraftError):
+    """A weight file that is damaged, incomplete or not what it claims to be."""
+
+
+class BlockError(LmgraftError):
+    """A block that cannot be built, or is not the block that was asked for."""
+
+
+class HostError(LmgraftError):
+    """A backbone into which a block cannot be put in the way that was asked."""
+
+
+class DataError(LmgraftError):
+    """A data set that is missing, damaged or not what it claims to be."""
+
+
+class RecipeError(LmgraftError):
+    """A recipe or command-line override that does not fit the signatures."""
+
+
+class RunError(LmgraftError):
+    """A run folder that cannot be continued, evaluated or reported."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
-Reads = Union[None, int, slice, tuple[int, ...], Tensor]
+Reads = None | int | slice | tuple[int, ...] | Tensor
 """Which tokens of (B, T, d) are read later on.
 
 None: all of them. An int, a slice or a tuple of ints: the same tokens for every sample.

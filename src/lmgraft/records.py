@@ -102,7 +102,7 @@ _RECORDED = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning", "nu
 
 def environment() -> dict[str, Any]:
     """Versions, platform and commit: what a reader needs to repeat a run."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in _RECORDED:
         try:
             versions[name] = metadata.version(name)

@@ -60,7 +60,7 @@ def describe_distilled(model: VisionTransformerDistilled) -> Host:
 _HEAD_PATH = ("forward", "forward_features", "forward_head", "pool")
 
 
-def _head_is(model: nn.Module, cls: type[nn.Module]) -> bool:
+def _head_is(model: nn.Module, cls: type[Any]) -> bool:
     """Whether the way from tokens to logits is `cls`'s own, not a subclass's or an instance's."""
     for name in _HEAD_PATH:
         if getattr(type(model), name) is not getattr(cls, name) or name in model.__dict__:
@@ -68,13 +68,11 @@ def _head_is(model: nn.Module, cls: type[nn.Module]) -> bool:
     return True
 
 
-def reads_of_pooling(model: nn.Module) -> Reads:
+def reads_of_pooling(model: Any) -> Reads:
     """The class token under `global_pool="token"`; anything else may read every token."""
     if not _head_is(model, VisionTransformer):
         return None
-    if model.attn_pool is None and model.global_pool == "token":
-        return 0
-    return None
+    return 0 if model.attn_pool is None and model.global_pool == "token" else None
 
 
 def reads_of_distilled(model: nn.Module) -> Reads:

@@ -65,7 +65,8 @@ class Layer(FrozenModule):
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
         normed = self.attention_norm(x)
         x = take_tokens(x, reads) + self.attention(take_tokens(normed, reads), normed, key_padding_mask)
-        return x + self.mlp(self.mlp_norm(x))
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
 
 
 class FrozenBlock(FrozenModule):

@@ -57,7 +57,9 @@ class BlockConfig:
                 raise BlockError(f"BlockConfig.{name} must be a positive integer, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise BlockError(f"{self.num_heads} query heads cannot share {self.num_kv_heads} key/value heads")
-        if self.activation not in ACTIVATIONS:
+        if not isinstance(self.norm_eps, (int, float)) or not 0 <= self.norm_eps < 1:
+            raise BlockError(f"BlockConfig.norm_eps must be a small number, got {self.norm_eps!r}")
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise BlockError(f"activation {self.activation!r} is not known", f"one of {', '.join(sorted(ACTIVATIONS))}")
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -60,6 +60,16 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
 
 def require(config: Mapping[str, Any], key: str) -> Any:
     """`config[key]`, or an error that names the key."""
-    if key not in config:
+    if config.get(key) is None:
         raise BlockError(f"the model's config lacks {key!r}", "its config.json or GGUF metadata is incomplete")
     return config[key]
+
+
+def count(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """`config[key]` as a positive whole number; `default` where it is absent or null."""
+    value = require(config, key) if default is None else config.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise BlockError(f"the model's config says {key} = {value!r}", "a positive whole number is needed")
+    return value

@@ -51,4 +51,5 @@ class _only_trainable:  # noqa: N801 - used as a context manager, like torch.no_
         self.module._parameters = {n: p for n, p in self.all.items() if p is not None and p.requires_grad}
 
     def __exit__(self, *_: object) -> None:
+        self.all.update(self.module._parameters)  # load_state_dict(assign=True) sets new ones
         self.module._parameters = self.all

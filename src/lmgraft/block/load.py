@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from lmgraft.block.block import FrozenBlock, Provenance
 from lmgraft.block.config import FINAL_NORM_TENSOR, BlockConfig, FinalNorm
-from lmgraft.block.family import Family, find_family, require
+from lmgraft.block.family import Family, count, find_family
 from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from lmgraft.errors import BlockError
 
@@ -86,7 +87,7 @@ def _anatomy(checkpoint: Checkpoint, family: Family) -> tuple[BlockConfig, int]:
         config = family.config_from_hf(checkpoint.config)
     else:
         config = family.config_from_gguf(checkpoint.config, checkpoint.names())
-    return config, require(checkpoint.config, family.num_layers_key[checkpoint.style])
+    return config, count(checkpoint.config, family.num_layers_key[checkpoint.style])
 
 
 def _restore(family: Family, style: str, tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
@@ -103,7 +104,7 @@ def _resolve_layers(layer: int | tuple[int, ...], num_layers: int) -> tuple[int,
                 f"choose 0 to {num_layers - 1}, or -1 (the last) to -{num_layers}",
             )
     resolved = tuple(index % num_layers for index in asked)
-    if not resolved or any(b - a != 1 for a, b in zip(resolved, resolved[1:], strict=False)):
+    if not resolved or any(b - a != 1 for a, b in pairwise(resolved)):
         raise BlockError(f"layers {asked} are not consecutive", "give for instance (30, 31)")
     return resolved
 
@@ -138,7 +139,7 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
     (index,) = _resolve_layers(layer, num_layers)
     prefix = family.names[checkpoint.style].layer_prefix.format(layer=index)
     mine = [n for n in checkpoint.names() if n.startswith(prefix)]
-    said = {
+    said: dict[str, Any] = {
         k: checkpoint.config[k] for k in ("general.name", "general.size_label", "torch_dtype") if k in checkpoint.config
     }
     return SourceReport(

@@ -83,7 +83,8 @@ class Attention(FrozenModule):
 
     def _heads(self, x: Tensor, heads: int) -> Tensor:
         """(B, T, heads * H) -> (B, heads, T, H)."""
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+        batch, tokens, _ = x.shape
+        return x.reshape(batch, tokens, heads, self.head_dim).transpose(1, 2)
 
 
 class GatedMLP(FrozenModule):

@@ -25,7 +25,7 @@ from torch import Tensor
 from lmgraft.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
+_FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MOST_ENTRIES = 1 << 24  # a count above this is damage, not a model
 _FLOATS = {GGMLQuantizationType.F32: np.float32, GGMLQuantizationType.F16: np.float16}
 
@@ -56,7 +56,8 @@ class GgufCheckpoint:
                 raise CheckpointError(f"{path} is empty", "fetch it again") from None
         with buffer:
             self.config, self._tensors = _parse_header(buffer, path)
-        self.licence = licence or self.config.get("general.license")
+        said = self.config.get("general.license")
+        self.licence = licence or (said if isinstance(said, str) else None)
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -68,7 +69,7 @@ class GgufCheckpoint:
         return self._tensors[name].nbytes
 
     def dtype(self, name: str) -> str:
-        return self._tensors[name].quantization.name
+        return str(self._tensors[name].quantization.name)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor: float16 and bfloat16 as they are, all else as float32."""
@@ -82,7 +83,8 @@ class GgufCheckpoint:
             return torch.from_numpy(raw.view(np.int16)).view(torch.bfloat16).reshape(info.shape)
         row = info.nbytes // math.prod(info.shape[:-1])
         try:
-            values = dequantize(raw.reshape(*info.shape[:-1], row), info.quantization)
+            with np.errstate(all="ignore"):  # damaged scales: `read_tensors` reports what is not finite
+                values = dequantize(raw.reshape(*info.shape[:-1], row), info.quantization)
         except NotImplementedError:
             raise CheckpointError(
                 f"{name} in {self.path} is quantised as {info.quantization.name}, which cannot be read",
@@ -125,7 +127,7 @@ class _Cursor:
         try:
             for _ in range(count):
                 at += 8 + unpack_from(buffer, at)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             at = len(buffer) + 1
         self.need(at - self.at)
         self.at = at
@@ -138,7 +140,9 @@ def _read_value(cursor: _Cursor, kind: int) -> Any:
     if kind != _ARRAY:
         if kind not in _SCALARS:
             raise CheckpointError(f"{cursor.path} is damaged: unknown value type {kind}", "fetch it again")
-        return cursor.unpack(_SCALARS[kind])
+        value = cursor.unpack(_SCALARS[kind])
+        # The decimal it was written from: 1e-05 as in a config.json, not 9.999999747378752e-06.
+        return float(str(np.float32(value))) if kind == _FLOAT32 else value
     inner, count = cursor.unpack("I"), cursor.count()
     if inner == _STRING:
         cursor.skip_strings(count)
@@ -167,10 +171,16 @@ def _parse_header(buffer: mmap.mmap, path: Path) -> tuple[dict[str, Any], dict[s
         config[key] = _read_value(cursor, cursor.unpack("I"))
     headers = [_read_tensor_info(cursor) for _ in range(num_tensors)]
     alignment = config.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise CheckpointError(f"{path} is damaged: general.alignment is {alignment!r}", "fetch it again")
     start = -(-cursor.at // alignment) * alignment
     tensors = {}
     for name, shape, quantization, offset in headers:
         values_per_block, bytes_per_block = GGML_QUANT_SIZES[quantization]
+        if 0 in shape or shape[-1] % values_per_block:
+            raise CheckpointError(
+                f"{path} is damaged: {name} of type {quantization.name} has shape {shape}", "fetch it again"
+            )
         nbytes = math.prod(shape) // values_per_block * bytes_per_block
         if start + offset + nbytes > len(buffer):
             raise CheckpointError(

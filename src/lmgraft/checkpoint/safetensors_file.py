@@ -112,7 +112,7 @@ def _weight_files(path: Path) -> dict[Path, set[str]]:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         shards: dict[Path, set[str]] = {}
         for name, shard in weight_map.items():
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or shard in ("", ".."):
                 raise CheckpointError(f"{index} points outside its folder: {shard!r}", "do not use this file")
             shards.setdefault(path / shard, set()).add(name)
     except (ValueError, KeyError, AttributeError, TypeError) as error:

@@ -25,13 +25,15 @@ from lmgraft.registry import suggest
 class Checkpoint(Protocol):
     """An open LLM checkpoint: its header is read, its tensors are not."""
 
-    style: Literal["hf", "gguf"]
-    """Which vocabulary `config` and the tensor names are in."""
     path: Path
     """File or folder that was opened, for error messages."""
     config: dict[str, Any]
     """config.json, or GGUF metadata without arrays of strings."""
     licence: str | None
+
+    @property
+    def style(self) -> Literal["hf", "gguf"]:
+        """Which vocabulary `config` and the tensor names are in."""
 
     def names(self) -> Collection[str]:
         """Names of all tensors."""

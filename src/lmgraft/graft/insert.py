@@ -100,13 +100,11 @@ def graft(
         raise HostError("this model is grafted already", "call lmgraft.ungraft(model) first")
     if hasattr(model, NAME):
         raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
-    if isinstance(layer, list):
-        layer = tuple(layer)
     config = GraftConfig(
         llm=llm if isinstance(llm, str) else llm.provenance.source,
         layer=layer if isinstance(llm, str) else _own_layer(llm),
         at=at,
-        reads=tuple(reads) if isinstance(reads, list) else reads,
+        reads=reads,
         residual=residual,
         form=form,
         mapper_init=mapper_init,

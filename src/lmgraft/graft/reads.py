@@ -139,7 +139,7 @@ def reading_all_tokens(model: nn.Module) -> Iterator[None]:
     For hooks and analyses that look at tokens which the head does not read. A model without a
     graft is left alone. A compiled model is traced anew inside.
     """
-    states = [m.read_state for m in model.modules() if isinstance(getattr(m, "read_state", None), ReadState)]
+    states = [s for m in model.modules() if isinstance(s := getattr(m, "read_state", None), ReadState)]
     before = _frames.get()
     for state in states:
         state.pinned_depth += 1

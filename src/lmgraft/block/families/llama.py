@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from lmgraft.block.config import FINAL_NORM_TENSOR, BlockConfig
-from lmgraft.block.family import Family, require
+from lmgraft.block.family import Family, count, require
 from lmgraft.checkpoint import NameMap
 
 
@@ -59,15 +59,16 @@ GGUF = NameMap(
 
 def config_from_hf(config: Mapping[str, Any]) -> BlockConfig:
     """Defaults are those of transformers' LlamaConfig."""
-    dim, heads = require(config, "hidden_size"), require(config, "num_attention_heads")
+    dim, heads = count(config, "hidden_size"), count(config, "num_attention_heads")
+    activation = config.get("hidden_act", "silu")
     return BlockConfig(
         dim=dim,
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or dim // heads,
-        mlp_dim=require(config, "intermediate_size"),
+        num_kv_heads=count(config, "num_key_value_heads", heads),
+        head_dim=count(config, "head_dim", dim // heads),
+        mlp_dim=count(config, "intermediate_size"),
         norm_eps=config.get("rms_norm_eps", 1e-6),
-        activation=_ACTIVATION.get(config.get("hidden_act", "silu"), config.get("hidden_act", "silu")),
+        activation=_ACTIVATION.get(activation, activation) if isinstance(activation, str) else activation,
         attention_bias=config.get("attention_bias", False),
         mlp_bias=config.get("mlp_bias", False),
     )
@@ -78,13 +79,13 @@ _ACTIVATION = {"swish": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "g
 
 def config_from_gguf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
     """GGUF has no flags for biases: they are there or not."""
-    dim, heads = require(config, "llama.embedding_length"), require(config, "llama.attention.head_count")
+    dim, heads = count(config, "llama.embedding_length"), count(config, "llama.attention.head_count")
     return BlockConfig(
         dim=dim,
         num_heads=heads,
-        num_kv_heads=config.get("llama.attention.head_count_kv", heads),
-        head_dim=config.get("llama.attention.key_length", dim // heads),
-        mlp_dim=require(config, "llama.feed_forward_length"),
+        num_kv_heads=count(config, "llama.attention.head_count_kv", heads),
+        head_dim=count(config, "llama.attention.key_length", dim // heads),
+        mlp_dim=count(config, "llama.feed_forward_length"),
         norm_eps=require(config, "llama.attention.layer_norm_rms_epsilon"),
         attention_bias="blk.0.attn_q.bias" in names,
         mlp_bias="blk.0.ffn_up.bias" in names,
@@ -97,7 +98,7 @@ def undo_rope_permutation(rows: Tensor, heads: int) -> Tensor:
     llama.cpp interleaves the two halves of each head's rotary pairs. Without positions the
     order cancels between q and k; it is undone so that equal weights have equal digests.
     """
-    return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2).contiguous()
+    return rows.reshape(heads, -1, 2, *rows.shape[1:]).transpose(1, 2).reshape(rows.shape)
 
 
 def restore_gguf(tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:

@@ -1,0 +1,23 @@
+"""Named YAML configurations, checked against typed signatures before anything runs.
+
+A recipe is one YAML file; a `debug` sibling of it runs in seconds. Here a recipe becomes a
+model, data and a task, and a run folder can be trained, resumed and evaluated.
+"""
+
+from lmgraft.recipes.arms import ARMS
+from lmgraft.recipes.recipe import Recipe, list_recipes, load_recipe, recipe_parser
+from lmgraft.recipes.run import Result, build_model, evaluate_run, load_trained, read_result, train_run
+
+__all__ = [
+    "ARMS",
+    "Recipe",
+    "Result",
+    "build_model",
+    "evaluate_run",
+    "list_recipes",
+    "load_recipe",
+    "load_trained",
+    "read_result",
+    "recipe_parser",
+    "train_run",
+]

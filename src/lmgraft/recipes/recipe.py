@@ -1,0 +1,197 @@
+"""Reading a recipe: YAML and overrides against the signatures, with errors that name the key."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from pytorch_lightning import LightningModule
+
+from lmgraft.data.images import ImageData
+from lmgraft.errors import LmgraftError, RecipeError
+from lmgraft.graft import GraftConfig
+from lmgraft.recipes.arms import ARMS
+from lmgraft.registry import load_object, suggest
+from lmgraft.tasks.image import ImageClassification
+from lmgraft.training.fit import TrainConfig
+from lmgraft.training.optim import OptimConfig
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+ArmName = Literal["plain", "llm", "random_frozen"]
+_GIVEN_AT_RUN_TIME = {"model", "num_classes", "optimizer", "schedule"}
+_SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """The encoder; channels, image size and classes follow the data."""
+
+    factory: str = "timm"
+    """Who makes it."""
+    name: str = "vit_tiny_patch16_224"
+    """Its name there."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Its further arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A checked recipe: everything a run needs."""
+
+    seed: int
+    arm: ArmName
+    backbone: BackboneConfig
+    graft: GraftConfig
+    data: ImageData
+    task_class: type[LightningModule]
+    task_options: dict[str, Any]
+    optim: OptimConfig
+    train: TrainConfig
+    yaml: str
+    """The resolved recipe, all defaults filled in."""
+
+
+def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
+    """The schema of a recipe: the typed signatures, nothing else."""
+    parser = ArgumentParser(prog=prog, exit_on_error=False, usage="%(prog)s RECIPE [options]", add_help=True)
+    parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, order and every draw.")
+    parser.add_argument("--arm", type=ArmName, default="llm", help="What is grafted: " + "; ".join(
+        f"{name} ({arm.question})" for name, arm in ARMS.items()
+    ))  # fmt: skip
+    parser.add_class_arguments(GraftConfig, "graft")
+    parser.add_class_arguments(BackboneConfig, "backbone")
+    parser.add_subclass_arguments(ImageData, "data", required=True)
+    parser.add_subclass_arguments(
+        LightningModule,
+        "task",
+        skip=_GIVEN_AT_RUN_TIME,
+        instantiate=False,
+        default={"class_path": "lmgraft.tasks.image.ImageClassification"},
+    )
+    parser.add_class_arguments(OptimConfig, "optim")
+    parser.add_class_arguments(TrainConfig, "train")
+    return parser
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with lmgraft."""
+    root = resources.files("lmgraft.recipes")
+    return sorted(
+        f"{family.name}/{file.name.removesuffix('.yaml')}"
+        for family in root.iterdir()
+        if family.is_dir()
+        for file in family.iterdir()
+        if file.name.endswith(".yaml")
+    )
+
+
+def find_recipe(name: str) -> str:
+    """The YAML text of a recipe by name or path.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"recipe {name} cannot be read: {error.strerror}", "check the path") from None
+    known = list_recipes()
+    if name not in known:
+        raise RecipeError(f"there is no recipe {name!r}", f"{suggest(name, known)} Or give a path that ends in .yaml.")
+    return resources.files("lmgraft.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name or path and lay `overrides` over it.
+
+    Args:
+        name: As `list_recipes` gives it, or a path to a YAML file.
+        overrides: Command-line style: ["--graft.layer", "3", "--data.root=DIR"].
+
+    Raises:
+        RecipeError: If a key is unknown or a value does not fit its type.
+    """
+    return parse_recipe(find_recipe(name), overrides, where=name)
+
+
+def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
+    """As `load_recipe`, from the YAML text."""
+    parser = recipe_parser()
+    arguments = [_long_form(argument) for argument in overrides]
+    try:
+        from_file = parser.parse_string(text, defaults=True)
+        config = parser.parse_args(arguments, namespace=from_file) if arguments else from_file
+        plain = parser.dump(config, skip_unset=False)
+        built = parser.instantiate(config)
+    except LmgraftError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        cause = error
+        while cause is not None and not isinstance(cause, LmgraftError):
+            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+        if isinstance(cause, LmgraftError):
+            raise cause from None
+        raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft train --help lists every key") from None
+    return _recipe(built, plain)
+
+
+def _long_form(argument: str) -> str:
+    name, equals, value = argument.partition("=")
+    return _SHORT.get(name, name) + equals + value
+
+
+def _recipe(built: Namespace, text: str) -> Recipe:
+    task = built.task
+    return Recipe(
+        seed=built.seed,
+        arm=built.arm,
+        backbone=built.backbone,
+        graft=built.graft,
+        data=built.data,
+        task_class=_load_class(task.class_path),
+        task_options=dict(task.get("init_args") or {}),
+        optim=built.optim,
+        train=built.train,
+        yaml=text,
+    )
+
+
+def _load_class(path: str) -> type[LightningModule]:
+    module, _, name = path.rpartition(".")
+    loaded: type[LightningModule] = load_object(f"{module}:{name}")
+    return loaded
+
+
+_UNKNOWN = re.compile(r"(?:accept option|Option|unrecognized arguments:) '?(?:--)?([A-Za-z_.]+)'?")
+
+
+def tidy(message: str, parser: ArgumentParser) -> str:
+    """jsonargparse's message without its noise, and with the nearest key where one is misspelt."""
+    text = re.sub(r"\s+", " ", message).strip()
+    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", text)
+    text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)
+    text = re.sub(
+        r"typing\.Literal|typing\.|<class '([^']*)'>", lambda m: m[1] or ("one of " if "Literal" in m[0] else ""), text
+    )
+    unknown = _UNKNOWN.search(text)
+    return f"{text}. {suggest(unknown[1].rpartition('.')[2], _known_keys(parser))}" if unknown else text
+
+
+def _known_keys(parser: ArgumentParser) -> set[str]:
+    """The last parts of all keys: of the groups, and of the data sets' and tasks' own arguments."""
+    keys = {action.dest.rpartition(".")[2] for action in parser._actions}
+    pending: list[type] = [ImageData, ImageClassification]
+    while pending:
+        cls = pending.pop()
+        keys |= set(inspect.signature(cls.__init__).parameters) - {"self", "options", *_GIVEN_AT_RUN_TIME}
+        pending += cls.__subclasses__()
+    return keys

@@ -1,0 +1,5 @@
+"""Image tasks."""
+
+from lmgraft.tasks.image.classification import ImageClassification
+
+__all__ = ["ImageClassification"]

@@ -1,0 +1,147 @@
+"""What watches a run: seeds of steps, the block's identity, time and memory, non-finite losses."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+
+from lmgraft.errors import BlockError, RunError
+
+
+class SeedSteps(Callback):
+    """Every step's random draws (mixup, drop path, dropout) are a function of (seed, step).
+
+    So arms that share a seed share their draws, and a resumed run repeats what it missed.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        key = np.random.SeedSequence([self.seed, trainer.current_epoch, batch_idx, trainer.global_rank])
+        words = key.generate_state(3)
+        torch.manual_seed(int(words[0]))
+        np.random.seed(int(words[1]))
+        random.seed(int(words[2]))
+
+
+class KeepBlockIdentity(Callback):
+    """Writes the block's digest into checkpoints, and refuses one that was made with another block."""
+
+    def __init__(self, digest: str | None) -> None:
+        self.digest = digest
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint["lmgraft"] = {"block_digest": self.digest}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        check_block(checkpoint, self.digest)
+
+
+def check_block(checkpoint: Mapping[str, Any], digest: str | None) -> None:
+    """Refuse a checkpoint that was made with another block than `digest`.
+
+    Raises:
+        BlockError: If the digests differ.
+    """
+    recorded = checkpoint.get("lmgraft", {}).get("block_digest")
+    if recorded != digest:
+        raise BlockError(
+            f"the checkpoint was trained with block {str(recorded)[:12]}, this run has {str(digest)[:12]}",
+            "give the same llm, layer and arm as before, or start a new run folder",
+        )
+
+
+class Stopwatch(Callback):
+    """Training seconds and peak memory, added up over interruptions.
+
+    Seconds count from the first step to the end of training, validation included, and only the
+    steps that led to the present weights.
+    """
+
+    def __init__(self) -> None:
+        self.seconds, self.peak_memory = 0.0, 0
+        self._since: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since = time.perf_counter()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._read()
+
+    def _read(self) -> None:
+        now = time.perf_counter()
+        self.seconds += now - (self._since or now)
+        self._since = now
+        self.peak_memory = max(self.peak_memory, peak_memory())
+
+    def state_dict(self) -> dict[str, Any]:
+        self._read()
+        return {"seconds": self.seconds, "peak_memory": self.peak_memory}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds, self.peak_memory = state_dict["seconds"], state_dict["peak_memory"]
+
+
+def peak_memory() -> int:
+    """Bytes at the peak: of the GPU if one is in use, else of this process."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+class StopWhenNotFinite(Callback):
+    """Stops at the first loss that is NaN or infinite; the last checkpoint is from before it."""
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not torch.isfinite(outputs["loss"]):
+            lr = trainer.optimizers[0].param_groups[0]["lr"]
+            raise RunError(
+                f"the loss became {outputs['loss'].item()} in epoch {trainer.current_epoch}, step {batch_idx} "
+                f"(learning rate {lr:.2g})",
+                "lower optim.lr or raise optim.warmup; the last checkpoint holds the weights from before",
+            )
+
+
+class PlainProgress(Callback):
+    """A line now and then, for logs and terminals without a cursor."""
+
+    def __init__(self, label: str, every: float = 10.0) -> None:
+        self.label, self.every = label, every
+        self._last, self._started, self._first_step = 0.0, 0.0, 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = self._last = time.monotonic()
+        self._first_step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = time.monotonic()
+        if now - self._last < self.every:
+            return
+        self._last = now
+        step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
+        left = (now - self._started) / max(1, step - self._first_step) * (total - step)
+        self._say(f"step {step}/{total}, loss {outputs['loss'].item():.3f}, about {left:.0f} s left")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        if accuracy is not None:
+            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val accuracy {accuracy:.4f}")
+
+    def _say(self, text: str) -> None:
+        sys.stderr.write(f"[{self.label}] {text}\n")
+        sys.stderr.flush()

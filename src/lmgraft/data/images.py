@@ -55,11 +55,15 @@ class ImageArray(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, draw: Any) -> Batch:
-        return self.__getitems__([draw if isinstance(draw, Draw) else Draw(0, int(draw))])
+    def __getitem__(self, sample: int) -> Batch:
+        return self.batch([sample])
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """The batch of these samples, as epoch 0 shows them."""
+        return self.__getitems__([Draw(0, int(sample)) for sample in samples])
 
     def __getitems__(self, draws: list[Draw]) -> Batch:
-        epochs, index = np.array([d.epoch for d in draws]), torch.tensor([d.index for d in draws])
+        epochs, index = np.array([d.epoch for d in draws]), torch.tensor([d.sample for d in draws])
         images = self.images[index]
         sources = self.indices[index]
         if self.pad or self.flip:
@@ -83,7 +87,7 @@ def shift_and_flip(images: Tensor, drawn: Tensor, pad: int, flip: bool) -> Tenso
 
 
 class ImageData(LightningDataModule):
-    """What training needs of an image data set. Subclasses fill in the class attributes and `load`.
+    """The images: class_path names the data set, a subclass of this.
 
     Args:
         batch_size: Training images a step (and a process).

@@ -19,7 +19,7 @@ class Draw(NamedTuple):
     """One sample as a data set is asked for it: augmentation is a function of all of this."""
 
     epoch: int
-    index: int
+    sample: int
 
 
 class EpochSampler(Sampler[list[Draw]]):

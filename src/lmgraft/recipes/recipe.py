@@ -60,7 +60,9 @@ class Recipe:
 
 def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     """The schema of a recipe: the typed signatures, nothing else."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, usage="%(prog)s RECIPE [options]", add_help=True)
+    parser = ArgumentParser(
+        prog=prog, exit_on_error=False, allow_abbrev=False, usage="%(prog)s RECIPE [options]", add_help=True
+    )
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, order and every draw.")
     parser.add_argument("--arm", type=ArmName, default="llm", help="What is grafted: " + "; ".join(
         f"{name} ({arm.question})" for name, arm in ARMS.items()
@@ -192,6 +194,6 @@ def _known_keys(parser: ArgumentParser) -> set[str]:
     pending: list[type] = [ImageData, ImageClassification]
     while pending:
         cls = pending.pop()
-        keys |= set(inspect.signature(cls.__init__).parameters) - {"self", "options", *_GIVEN_AT_RUN_TIME}
+        keys |= set(inspect.signature(cls).parameters) - {"options", *_GIVEN_AT_RUN_TIME}
         pending += cls.__subclasses__()
     return keys

@@ -77,7 +77,7 @@ def train_run(
     inserted = find_graft(task.model)
     digest = inserted.block.provenance.digest if inserted is not None else None
     records.write_text(run_dir / "config.yaml", recipe.yaml)
-    records.write_json(run_dir / "run.json", _record(recipe, task))
+    records.write_json(run_dir / "run.json", _record(recipe, task.model))
     summary = fit(
         task,
         recipe.data,
@@ -222,9 +222,9 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
         )
 
 
-def _record(recipe: Recipe, task: LightningModule) -> dict[str, Any]:
-    inserted = find_graft(task.model)  # type: ignore[arg-type]
-    trained, frozen = count_params(task.model)  # type: ignore[arg-type]
+def _record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    inserted = find_graft(model)
+    trained, frozen = count_params(model)
     return {
         "arm": recipe.arm,
         "seed": recipe.seed,

@@ -23,7 +23,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 from lmgraft import records
 from lmgraft.errors import RecipeError
-from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, StopWhenNotFinite, Stopwatch
+from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, Stopwatch, StopWhenNotFinite
 from lmgraft.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 
 

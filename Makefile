@@ -1,0 +1,40 @@
+# Targets for a machine with Python, pip and make. Each sets up what it needs; a second run is quick.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup quickstart test test-fast check format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(READY): pyproject.toml requirements/constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements/constraints.txt --editable '.[image,dev]'
+	touch $(READY)
+
+setup: $(READY)  ## make the virtual environment and install everything into it
+
+quickstart: $(READY)  ## the main job: three arms on real images, a table and a page
+	$(BIN)/lmgraft quickstart --out runs/quickstart
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY)  ## tests without the slow whole-program checks
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(READY)  ## lint, format, types and layering
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches; runs are kept
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist src/*.egg-info

@@ -1,0 +1,1 @@
+"""Models and runs -> numbers. Draws nothing and trains nothing."""

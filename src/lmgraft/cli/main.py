@@ -1,0 +1,67 @@
+"""`lmgraft COMMAND`: finds the command, and turns mistakes into one-screen errors.
+
+Commands are imported when called, so `lmgraft --help` needs nothing heavy.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from importlib.metadata import version
+
+from lmgraft.errors import LmgraftError
+from lmgraft.registry import suggest
+
+COMMANDS = {
+    "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
+    "train": "train a recipe in a run folder, or go on with an interrupted run",
+    "evaluate": "test metrics of a run's best checkpoint",
+    "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
+}
+
+
+def usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {what}" for name, what in COMMANDS.items())
+    return (
+        "usage: lmgraft COMMAND ...\n\n"
+        "Put one frozen block of a language model into a vision encoder, train it, and find out\n"
+        f"whether it helped.\n\ncommands:\n{listed}\n\n"
+        "lmgraft COMMAND --help says more. LMGRAFT_CACHE moves the cache of fetched files."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 well, 1 interrupted, 2 a mistake in what was asked."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"lmgraft {version('lmgraft')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
+        return 2
+    try:
+        return _command(name)(rest)
+    except LmgraftError as error:
+        print(f"lmgraft {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nlmgraft {name}: interrupted; the same command (train: with --resume) goes on", file=sys.stderr)
+        return 1
+
+
+def _command(name: str) -> Callable[[list[str]], int]:
+    try:
+        command: Callable[[list[str]], int] = import_module(f"lmgraft.cli.{name}").run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lmgraft"):
+            raise
+        raise LmgraftError(
+            f"this command needs the package {error.name!r}", 'install the extra: pip install "lmgraft[image]"'
+        ) from None
+    return command

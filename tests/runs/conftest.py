@@ -1,0 +1,55 @@
+"""Fixtures for tests that train: a learnable stand-in for Fashion-MNIST and a recipe of seconds."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from lmgraft.recipes.recipe import Recipe, parse_recipe
+
+
+def write_idx(path, array):
+    head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}i", *array.shape)
+    path.write_bytes(gzip.compress(head + array.astype(np.uint8).tobytes()))
+
+
+@pytest.fixture(scope="session")
+def fashion_root(tmp_path_factory):
+    """The four files in their real layout: a bright bar whose row is the class, in noise."""
+    root = tmp_path_factory.mktemp("fashion")
+    rng = np.random.default_rng(0)
+    for half, size in (("train", 120), ("t10k", 60)):
+        labels = np.arange(size) % 10
+        images = rng.integers(0, 80, (size, 28, 28))
+        for image, label in zip(images, labels, strict=True):
+            image[2 * label + 4 : 2 * label + 7] += 150
+        write_idx(root / f"{half}-images-idx3-ubyte.gz", images)
+        write_idx(root / f"{half}-labels-idx1-ubyte.gz", labels)
+    return root
+
+
+RECIPE = """
+seed: 3
+arm: llm
+graft: {{llm: {llm}, layer: -1}}
+backbone:
+  name: vit_tiny_patch16_224
+  kwargs: {{patch_size: 14, embed_dim: 24, depth: 2, num_heads: 2, drop_path_rate: 0.3}}
+data:
+  class_path: lmgraft.data.fashion_mnist.FashionMNIST
+  init_args: {{root: {root}, verify: false, val_size: 20, batch_size: 24, eval_batch_size: 20}}
+task: {{class_path: lmgraft.tasks.image.ImageClassification, init_args: {{mixup: 0.2, cutmix: 0.5}}}}
+optim: {{lr: 0.003}}
+train: {{epochs: 2, save_every: 1, log_every: 1, accelerator: cpu}}
+"""
+
+
+@pytest.fixture
+def make_recipe(fashion_root, llama_folder):
+    """A recipe over the stand-in data and the tiny random LLM; four steps an epoch."""
+
+    def make(*overrides: str) -> Recipe:
+        return parse_recipe(RECIPE.format(root=fashion_root, llm=llama_folder), overrides)
+
+    return make

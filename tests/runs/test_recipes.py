@@ -1,0 +1,98 @@
+"""Recipes: the ones that come along are valid, and a mistake in one names the key."""
+
+import pytest
+import yaml
+
+from lmgraft.errors import LmgraftError, RecipeError
+from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
+from lmgraft.recipes.recipe import find_recipe, parse_recipe
+
+GOOD = find_recipe("image/fashion_vit")
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_is_valid_and_its_header_says_what_to_expect(name):
+    load_recipe(name)
+    header = find_recipe(name)
+    for word in ("Command:", "Hardware:", "Time:", "Expected:"):
+        assert word in header
+
+
+@pytest.mark.parametrize("name", [n for n in list_recipes() if not n.endswith("_debug")])
+def test_every_recipe_has_a_debug_sibling(name):
+    assert f"{name}_debug" in list_recipes()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "parts"),
+    [
+        ("seed: 0", "sead: 0", ["sead", "Did you mean 'seed'"]),
+        ("optim: {lr:", "optim: {lrr:", ["lrr", "'lr'"]),
+        ("train_size:", "train_sise:", ["train_sise", "'train_size'"]),
+        ("label_smoothing:", "label_smothing:", ["label_smothing", "'label_smoothing'"]),
+        ("llm: smollm2-135m", "lm: smollm2-135m", ["'lm'", "'llm'"]),
+        ("arm: llm", "arm: llama", ["arm", "llama", "random_frozen"]),
+        ("fashion_mnist.FashionMNIST", "fashion_mnist.FasionMNIST", ["FasionMNIST"]),
+        ("seed: 0", "seed: zero", ["seed", "zero", "int"]),
+        ("seed: 0", "seed: [0", ["parsing"]),
+    ],
+)
+def test_a_mistake_names_the_key(old, new, parts):
+    assert old in GOOD
+    with pytest.raises(RecipeError) as caught:
+        parse_recipe(GOOD.replace(old, new))
+    text = str(caught.value)
+    for part in parts:
+        assert part in text
+    assert len(text.splitlines()) < 10
+    assert "NoneType" not in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "part"),
+    [
+        (["--train.epoch", "3"], "'epochs'"),
+        (["--data.rot", "x"], "'root'"),
+        (["--train.epochs", "0"], "train.epochs=0"),
+        (["--optim.lr=-1"], "optim.lr"),
+        (["--optim.warmup", "2"], "optim.warmup"),
+        (["--data.batch_size", "0"], "data.batch_size"),
+        (["--graft.residual", "skip"], "gated"),
+        (["stray"], "stray"),
+    ],
+)
+def test_a_mistaken_override_names_the_key(overrides, part):
+    with pytest.raises(LmgraftError, match=part):
+        parse_recipe(GOOD, overrides)
+
+
+def test_overrides_win_and_short_forms_work():
+    recipe = parse_recipe(GOOD, ["--llm", "other.gguf", "--layer=3", "--data.root=DIR", "--seed", "5"])
+    assert (recipe.graft.llm, recipe.graft.layer, recipe.data.root, recipe.seed) == ("other.gguf", 3, "DIR", 5)
+    assert parse_recipe(GOOD, ["--layer", "[1, 2]"]).graft.layer == (1, 2)
+
+
+def test_the_resolved_recipe_is_a_recipe_and_its_own_resolution():
+    recipe = parse_recipe(GOOD, ["--train.epochs", "7", "--optim.layer_decay", "0.7", "--layer", "[1, 2]"])
+    again = parse_recipe(recipe.yaml)
+    assert again.yaml == recipe.yaml
+    assert yaml.safe_load(again.yaml)["train"]["epochs"] == 7
+    assert again.graft == recipe.graft
+
+
+def test_an_unknown_recipe_suggests_one():
+    with pytest.raises(RecipeError, match="image/fashion_vit"):
+        load_recipe("image/fasion_vit")
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_recipe("nowhere.yaml")
+
+
+def test_an_unknown_backbone_or_argument_is_named(make_recipe):
+    with pytest.raises(LmgraftError, match="vit_teeny"):
+        build_model(make_recipe("--backbone.name", "vit_teeny_patch16_224"))
+    with pytest.raises(LmgraftError, match="widht"):
+        build_model(make_recipe("--backbone.kwargs", "{widht: 3}"))
+
+
+def test_every_arm_asks_a_question():
+    assert all(arm.question.endswith("?") for arm in ARMS.values())

@@ -1,0 +1,111 @@
+"""The house stands: layering contracts that can fail, light imports, no file that grew too large."""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "lmgraft").rglob("*.py"))
+HEAVY = ("timm", "torchvision", "transformers", "matplotlib", "lightning", "pytorch_lightning", "ray")
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
+    environment = os.environ | {"PYTHONPATH": str(folder / "src")}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def house(tmp_path):
+    shutil.copytree(ROOT / "src" / "lmgraft", tmp_path / "src" / "lmgraft")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("data/images.py", "import lmgraft.cli.main", "rooms"),
+        ("block/parts.py", "import lmgraft.graft.layer", "rooms"),
+        ("backbones/timm_vit.py", "import lmgraft.graft.layer", "rooms"),
+        ("graft/layer.py", "import timm", "only torch"),
+        ("checkpoint/names.py", "import transformers", "only torch"),
+        ("block/families/other.py", "import lmgraft.block.families.llama", "families"),
+        ("newroom/__init__.py", "", "rooms"),
+    ],
+)
+def test_a_planted_fault_breaks_a_contract(house, file, line, contract):
+    path = house / "src" / "lmgraft" / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text((path.read_text() if path.exists() else "") + f"\n{line}\n")
+    done = lint_imports(house)
+    assert done.returncode != 0
+    assert contract in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_contracts_hold(house):
+    done = lint_imports(house)
+    assert done.returncode == 0, done.stdout
+
+
+def loaded_by(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_import_lmgraft_is_light():
+    assert not loaded_by("import lmgraft").intersection(HEAVY)
+
+
+def test_the_check_of_imports_can_fail():
+    assert "timm" in loaded_by("import lmgraft.backbones.timm_vit")
+
+
+def test_help_needs_nothing_heavy():
+    code = "from lmgraft.cli.main import main; main(['--help'])"
+    assert not loaded_by(code).intersection(HEAVY)
+
+
+def taken_from_top_level(text: str) -> list[str]:
+    """Names that a module imports from `lmgraft` itself."""
+    return [
+        alias.name
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.ImportFrom) and node.module == "lmgraft"
+        for alias in node.names
+    ]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_rooms_do_not_import_through_the_front_door(path):
+    modules = {p.stem for p in (ROOT / "src" / "lmgraft").iterdir()}
+    assert not [name for name in taken_from_top_level(path.read_text()) if name not in modules]
+
+
+def test_the_front_door_check_can_fail():
+    assert taken_from_top_level("from lmgraft import graft, records") == ["graft", "records"]
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
+def test_every_module_says_what_it_is_for(path):
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_files_stay_small():
+    sizes = {path.name: path.stat().st_size for path in SOURCES}
+    assert not {name: size for name, size in sizes.items() if size > 20_000}
+
+
+def test_public_names_are_documented():
+    import lmgraft
+
+    text = (ROOT / "README.md").read_text() + "".join(p.read_text() for p in (ROOT / "docs").glob("*.md"))
+    assert not [name for name in lmgraft.__all__ if f"`{name}" not in text and f".{name}(" not in text]

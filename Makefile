@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart test test-fast check format clean
+.PHONY: help setup quickstart test test-fast test-network check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,11 +20,14 @@ setup: $(READY)  ## make the virtual environment and install everything into it
 quickstart: $(READY)  ## the main job: three arms on real images, a table and a page
 	$(BIN)/lmgraft quickstart --out runs/quickstart
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests that need no network
+	$(BIN)/python -m pytest -m "not network"
 
 test-fast: $(READY)  ## tests without the slow whole-program checks
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not network"
+
+test-network: $(READY)  ## the few tests that fetch real weights and images
+	$(BIN)/python -m pytest -m network
 
 check: $(READY)  ## lint, format, types and layering
 	$(BIN)/ruff check .

@@ -9,6 +9,14 @@ Curve = list[tuple[int, float]]
 """(step, value), by step."""
 
 
+def running_mean(curve: Curve, window: int) -> Curve:
+    """Each value's mean with up to `window` - 1 values before it; steps stay."""
+    values = [value for _, value in curve]
+    return [
+        (step, sum(values[max(0, i + 1 - window) : i + 1]) / min(window, i + 1)) for i, (step, _) in enumerate(curve)
+    ]
+
+
 def read_curves(run_dir: Path) -> dict[str, Curve]:
     """Metric name -> curve. Where two launches logged a step, the later one counts.
 

@@ -82,6 +82,12 @@ def place(block: FrozenBlock, dtype: torch.dtype | str | None, device: Any) -> F
     return block.to(device=device, dtype=dtype)
 
 
+def storage(block: FrozenBlock) -> str | None:
+    """The dtype of all weights of `block`, as a key of `DTYPES`; None where they differ (a GGUF file)."""
+    found = {str(p.dtype).removeprefix("torch.") for p in block.parameters()}
+    return found.pop() if len(found) == 1 else None
+
+
 def _anatomy(checkpoint: Checkpoint, family: Family) -> tuple[BlockConfig, int]:
     if checkpoint.style == "hf":
         config = family.config_from_hf(checkpoint.config)

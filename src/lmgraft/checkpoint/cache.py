@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -39,16 +41,21 @@ def lookup(source: str) -> Path | None:
         ref = json.loads(_ref_path(source).read_text(encoding="utf-8"))
         blob = cache_dir() / "blobs" / ref["sha256"]
         return blob if blob.stat().st_size == ref["bytes"] else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
-def store(source: str, stream: IO[bytes]) -> tuple[Path, str]:
-    """Copy `stream` into the cache as the content of `source`; returns its path and SHA-256."""
+def store(source: str, stream: IO[bytes], scratch: Path) -> tuple[Path, str]:
+    """Copy `stream` by way of `scratch` into the cache as the content of `source`.
+
+    Returns:
+        Its path and SHA-256.
+    """
     blobs = cache_dir() / "blobs"
+    blobs.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     size = 0
-    with records.temporary_file(blobs, "incoming") as temporary:
+    with records.temporary_file(scratch, "incoming") as temporary:
         with open(temporary, "wb") as out:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
@@ -72,11 +79,25 @@ def forget(source: str) -> None:
 
 @contextmanager
 def scratch_dir(name: str) -> Iterator[Path]:
-    """An empty working folder inside the cache, removed at the end."""
-    folder = cache_dir() / "tmp" / f"{name}-{os.getpid()}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    """An empty working folder inside the cache, removed at the end; a killed process's is swept."""
+    parent = cache_dir() / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    for leftover in parent.glob(f"*@{platform.node()}-*"):
+        if not _is_alive(leftover.name):
+            shutil.rmtree(leftover, ignore_errors=True)
+    folder = Path(tempfile.mkdtemp(dir=parent, prefix=f"{name}-{os.getpid()}@{platform.node()}-"))
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(folder: str) -> bool:
+    """Whether the process that made a scratch folder on this machine still runs."""
+    try:
+        os.kill(int(folder.partition("@")[0].rpartition("-")[2]), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, ValueError):
+        return True
+    return True

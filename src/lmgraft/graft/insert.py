@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
-from lmgraft.block.load import place
+from lmgraft.block.load import place, storage
 from lmgraft.contracts import GraftPoint
 from lmgraft.errors import HostError
 from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual
@@ -98,6 +98,8 @@ def graft(
     """
     if find_graft(model) is not None:
         raise HostError("this model is grafted already", "call lmgraft.ungraft(model) first")
+    if isinstance(model, nn.Sequential):
+        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
     if hasattr(model, NAME):
         raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
     config = GraftConfig(
@@ -109,7 +111,7 @@ def graft(
         form=form,
         mapper_init=mapper_init,
         final_norm=final_norm or ("unit" if isinstance(llm, str) else llm.provenance.final_norm),
-        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
+        dtype=_storage(llm, dtype),
         revision=revision,
     )
     host, point = locate(model, at, host_spec)
@@ -134,6 +136,8 @@ def ungraft(model: nn.Module) -> nn.Module:
     """
     if find_graft(model) is None:
         raise HostError("this model is not grafted", "there is nothing to take out")
+    if NAME not in model._modules:  # torch.compile's wrapper passes attributes on
+        raise HostError(f"this {type(model).__name__} only wraps a grafted model", "ungraft the model inside")
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key in [k for k, hook in hooks.items() if isinstance(hook, _HOOKS)]:
@@ -184,6 +188,13 @@ def _block(
         names = ", ".join(name for name, is_given in given.items() if is_given)
         raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
     return place(llm, config.dtype, device)
+
+
+def _storage(llm: str | FrozenBlock, dtype: torch.dtype | str | None) -> str | None:
+    """What the record says about storage: a block that was given keeps its own when loaded again."""
+    if dtype is not None:
+        return str(dtype).removeprefix("torch.")
+    return None if isinstance(llm, str) else storage(llm)
 
 
 def _own_layer(block: FrozenBlock) -> int | tuple[int, ...]:

@@ -27,6 +27,11 @@ from lmgraft.graft.layer import NAME, GraftLayer, find_graft
 from lmgraft.registry import FACTORIES, suggest
 
 _TENSORS, _RECORD, _FORMAT = "model.safetensors", "lmgraft.json", 1
+_NEEDED: dict[str, set[str]] = {
+    "graft": set(),
+    "block": {"source", "revision", "layers", "final_norm", "control", "tensors", "digest"},
+    "host": {"class", "spec"},
+}
 
 
 def save_pretrained(model: nn.Module, path: str | Path) -> Path:
@@ -35,6 +40,7 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
     Raises:
         HostError: If `model` is not grafted.
     """
+    model = _unwrapped(model)
     inserted = _require_graft(model)
     folder = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
@@ -86,6 +92,7 @@ def load_pretrained(
         inserted.config = replace(config, llm=inserted.config.llm)
     else:
         verify_block(inserted.block, record["block"])
+        _verify_wiring(inserted, config, folder)
     try:
         _load_state(model, state, folder)
     except CheckpointError:
@@ -114,6 +121,29 @@ def verify_block(block: FrozenBlock, recorded: Mapping[str, Any]) -> None:
     )
 
 
+def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> None:
+    """Refuse a grafted model whose tensors would fit and which computes something else."""
+
+    def place(at: str | int) -> Any:
+        point = inserted.host.point(at)
+        return at if point is None else (point.module, point.when)
+
+    own = inserted.config
+    same = {
+        "at": place(own.at) == place(config.at),
+        "reads": own.reads == config.reads,
+        "residual": own.residual == config.residual,
+    }
+    differing = [
+        f"{n}={getattr(own, n)!r} ({getattr(config, n)!r} when saved)" for n, equal in same.items() if not equal
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{folder} does not fit this model: it is grafted with {', '.join(differing)}",
+            "give the model without a graft: it is then grafted as recorded",
+        )
+
+
 def _recorded_block(recorded: Mapping[str, Any], config: GraftConfig, llm: str | FrozenBlock | None) -> FrozenBlock:
     if isinstance(llm, FrozenBlock):
         block = llm
@@ -131,9 +161,16 @@ def _recorded_block(recorded: Mapping[str, Any], config: GraftConfig, llm: str |
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    record: dict[str, Any] = records.read_json(folder / _RECORD)
+    record = records.read_json(folder / _RECORD)
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{folder / _RECORD} is no record of a saved graft", "save the model again")
     if record.get("format") != _FORMAT:
         raise CheckpointError(f"{folder / _RECORD} has format {record.get('format')!r}", "update lmgraft")
+    for part, keys in _NEEDED.items():
+        value = record.get(part)
+        absent = sorted(keys - value.keys()) if isinstance(value, dict) else [""]
+        if absent:
+            raise CheckpointError(f"{folder / _RECORD} lacks {part}.{absent[0]}".rstrip("."), "save the model again")
     return record
 
 
@@ -190,10 +227,24 @@ def _build_host(folder: Path, host: Mapping[str, Any]) -> nn.Module:
         )
     if factory not in FACTORIES:
         raise HostError(f"{folder} names the factory {factory!r}", suggest(factory, FACTORIES.names()))
-    built: nn.Module = FACTORIES.load(factory)(spec["name"], dict(spec.get("kwargs", {})))
+    if not isinstance(spec.get("name"), str):
+        raise HostError(
+            f"{folder} names no model for the factory {factory!r}", "pass it: load_pretrained(path, model=...)"
+        )
+    built: nn.Module = FACTORIES.load(factory)(spec["name"], dict(spec.get("kwargs") or {}))
     if _class_path(built) != host["class"]:
         raise HostError(f"{spec['name']!r} built a {_class_path(built)}, recorded is {host['class']}", "pass model=")
     return built
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile and DDP: tensors are saved under its own names."""
+    while NAME not in model._modules:
+        inner = model._modules.get("_orig_mod", model._modules.get("module"))
+        if inner is None:
+            break
+        model = inner
+    return model
 
 
 def _require_graft(model: nn.Module) -> GraftLayer:

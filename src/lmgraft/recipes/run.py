@@ -2,6 +2,7 @@
 
 <run>/config.yaml   the resolved recipe
 <run>/run.json      versions, commit, data fingerprint, block provenance, parameter counts
+<run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
 <run>/result.json   test metrics of best.ckpt and what training cost; written last
 """
 
@@ -19,7 +20,7 @@ from torch import nn
 from lmgraft import records
 from lmgraft.block import load_block
 from lmgraft.errors import RunError
-from lmgraft.graft import find_graft, graft
+from lmgraft.graft import find_graft, graft, save_pretrained
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 from lmgraft.registry import FACTORIES
@@ -90,6 +91,8 @@ def train_run(
         progress=progress,
     )
     result = _evaluate(recipe, task, run_dir, summary, digest)
+    if inserted is not None:
+        save_pretrained(task.model, run_dir / "model")
     records.write_json(run_dir / "result.json", asdict(result))
     return result
 

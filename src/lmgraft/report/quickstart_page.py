@@ -9,7 +9,7 @@ from pathlib import Path
 from lmgraft import records
 from lmgraft.report.figures import COLORS, curves_svg, grey_png, heat_png, intervals_svg
 from lmgraft.report.tables import HEADER, rows
-from lmgraft.studies.quickstart import MappedImage, Quickstart, Sample, statements
+from lmgraft.studies.quickstart import LOSS_WINDOW, MappedImage, Quickstart, Sample, statements
 
 _CSS = resources.files("lmgraft.report").joinpath("page.css").read_text(encoding="utf-8")
 
@@ -47,6 +47,8 @@ frozen block of random weights in its place. The figures below are for {total:,}
 <div class="card" role="img" aria-label="Test accuracy of each arm with its interval">{intervals_svg(values)}</div>
 
 <h2>Learning curves</h2>
+<p class="lead">The training loss is a running mean over {LOSS_WINDOW} logged batches; the validation accuracy
+is that of images held out of training, by which the best epoch is chosen.</p>
 <div class="card" role="img" aria-label="Training loss and validation accuracy of each arm">{curves_svg(q.curves)}</div>
 
 <h2>What the arms say to the first test images</h2>

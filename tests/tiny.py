@@ -1,0 +1,85 @@
+"""What tests build from: shapes, seeded draws, a relative error. Not a test file itself."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from lmgraft.block import BlockConfig, FrozenBlock, Provenance
+
+TINY_LLAMA = {
+    "vocab_size": 40,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+}
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """||a - b|| / ||b|| in float64; shapes must agree."""
+    assert a.shape == b.shape
+    a, b = a.detach().double(), b.detach().double()
+    return float((a - b).norm() / b.norm())
+
+
+def randomise_(module: nn.Module, seed: int) -> nn.Module:
+    """Draw every parameter anew, norm gains and biases too: ones and zeros hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.dim() > 1:
+            value = noise * parameter.shape[-1] ** -0.5
+        else:
+            value = (1.0 if "norm" in name and name.endswith("weight") else 0.0) + 0.3 * noise
+        parameter.data = value.to(parameter.dtype)
+    return module
+
+
+def make_vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:
+    """A ViT of 3 layers, 48 wide, on 4 x 4 patches; seeded, with a head that is not zero."""
+    shape = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
+    torch.manual_seed(5)
+    return randomise_(timm.create_model(name, **(shape | kwargs)), seed=5).eval()
+
+
+def images(batch: int = 2, seed: int = 11, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, 3, 32, 32, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def random_block(
+    *, dtype: torch.dtype = torch.float32, layers: int = 1, final_norm: str = "unit", bias: bool = False
+) -> FrozenBlock:
+    """Grouped queries, heads wider than D / N, every tensor random."""
+    config = BlockConfig(
+        dim=32, num_heads=4, num_kv_heads=2, head_dim=10, mlp_dim=40, attention_bias=bias, mlp_bias=bias
+    )
+    generator = torch.Generator().manual_seed(21)
+
+    def draw(shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype) * (0.5 if len(shape) == 1 else shape[-1] ** -0.5)
+
+    provenance = Provenance(
+        source="test",
+        family="llama",
+        layers=tuple(range(layers)),
+        final_norm=final_norm,  # type: ignore[arg-type]
+        num_layers=8,
+        file_dtypes=("F32",),
+    )
+    tensors = [{name: draw(shape) for name, shape in config.tensor_shapes().items()} for _ in range(layers)]
+    gain = draw((32,)) if final_norm == "pretrained" else None
+    return FrozenBlock(config, tensors, provenance=provenance, final_norm_weight=gain)
+
+
+def calls_of(module: nn.Module) -> list[tuple[Tensor, Any]]:
+    """A list that grows by (first input, output) at every call of `module`."""
+    seen: list[tuple[Tensor, Any]] = []
+    module.register_forward_hook(lambda *call: seen.append((call[1][0], call[2])))
+    return seen

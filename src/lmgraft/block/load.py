@@ -150,7 +150,7 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
     }
     return SourceReport(
         source=source,
-        path=str(checkpoint.path),
+        path=str(checkpoint.label),
         family=name,
         num_layers=num_layers,
         layer=index,

@@ -49,7 +49,7 @@ def read_tensors(
         if not torch.isfinite(tensor).all():
             bad = int((~torch.isfinite(tensor)).sum())
             raise CheckpointError(
-                f"{name} in {checkpoint.path} holds {bad} values that are NaN or infinite",
+                f"{name} in {checkpoint.label} holds {bad} values that are NaN or infinite",
                 "the file is damaged or badly converted: fetch it again or use another",
             )
         tensors[canonical] = tensor
@@ -77,6 +77,6 @@ def _check(
             problems.append(f"unknown {name}")
     if problems:
         raise CheckpointError(
-            f"{checkpoint.path} does not hold the layer its config describes:\n    " + "\n    ".join(problems),
+            f"{checkpoint.label} does not hold the layer its config describes:\n    " + "\n    ".join(problems),
             "the file is of another architecture than it says, or of a variant lmgraft does not know",
         )

@@ -1,125 +1,182 @@
-"""Hugging Face folders: config.json, and safetensors in one file or in shards with an index.
+"""Safetensors: the header, checked entry by entry, and tensors by their own byte range.
 
-Headers are read at opening; tensors by their own byte range when asked for.
+Layout: 8 bytes little-endian length, a JSON object name -> dtype, shape, data_offsets, then data.
+The header is parsed here and not by the safetensors package because only this way can a remote
+file be read by ranges, and a local one without mapping all of it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
-from pathlib import Path
+import math
+from collections.abc import Collection, Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 
+from lmgraft.checkpoint.places import ByteSource, Place, read_bytes, read_tensor
 from lmgraft.errors import CheckpointError, SourceError
 
-_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I8": 1, "U8": 1, "BOOL": 1}
+_MOST_HEADER = 100 << 20  # the format's own limit
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U64": 8, "U32": 4, "U16": 2}
+_INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsCheckpoint:
-    """An open folder or single file; see `lmgraft.checkpoint.source.Checkpoint`.
+    """Weights in one file or in shards; see `lmgraft.checkpoint.source.Checkpoint`.
+
+    Args:
+        place: Where the files lie.
+        config: The model's config.json.
+        file: The one file to read; None takes the index's shards, or every file there is.
 
     Raises:
-        SourceError: If config.json or the weights are missing.
+        SourceError: If there is no weight file.
         CheckpointError: If a file is damaged or a shard is missing.
     """
 
     style: Literal["hf"] = "hf"
-    licence: str | None = None
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        folder = path if path.is_dir() else path.parent
-        self.config = _read_config(folder)
-        self._headers: dict[str, tuple[Path, tuple[int, ...], str]] = {}
-        for file, promised in _weight_files(path).items():
-            found = self._read_header(file)
-            absent = sorted(promised - found)
-            if absent:
-                raise CheckpointError(
-                    f"{file} lacks {len(absent)} tensors that its index promises, first {absent[0]}",
-                    "download the model again",
-                )
+    def __init__(self, place: Place, config: dict[str, Any], file: str | None = None) -> None:
+        self.label, self.config = place.label, config
+        self.licence: str | None = None
+        self._place = place
+        self._shards = {file: set[str]()} if file is not None else _shards(place)
+        self._entries: dict[str, tuple[ByteSource, str, tuple[int, ...], int]] = {}
+        for name, promised in self._shards.items():
+            self._open(name, promised)
 
-    def _read_header(self, file: Path) -> set[str]:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                found = set(opened.keys())
-                for name in found:
-                    view = opened.get_slice(name)
-                    self._headers[name] = (file, tuple(view.get_shape()), view.get_dtype())
-        except SafetensorError as error:
-            raise CheckpointError(f"{file} is cut short or damaged ({error})", "download the file again") from None
-        return found
+    def _open(self, name: str, promised: set[str]) -> None:
+        source = self._place.open(name)
+        entries = read_header(source)
+        absent = sorted(promised - entries.keys())
+        if absent:
+            raise CheckpointError(
+                f"{source.label} lacks {len(absent)} tensors that its index promises, first {absent[0]}",
+                "download the model again",
+            )
+        for tensor, (dtype, shape, offset) in entries.items():
+            self._entries[tensor] = (source, dtype, shape, offset)
 
     def names(self) -> Collection[str]:
-        return self._headers.keys()
+        return self._entries.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._headers[name][1]
+        return self._entries[name][2]
 
     def nbytes(self, name: str) -> int:
-        _, shape, dtype = self._headers[name]
-        size = _WIDTHS.get(dtype, 1)
-        for axis in shape:
-            size *= axis
-        return size
+        _, dtype, shape, _ = self._entries[name]
+        return math.prod(shape) * _WIDTHS.get(dtype, 1)
 
     def dtype(self, name: str) -> str:
-        return self._headers[name][2]
+        return self._entries[name][1]
 
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype."""
-        file, _, dtype = self._headers[name]
-        if dtype not in ("F64", "F32", "F16", "BF16"):
+        source, dtype, shape, offset = self._entries[name]
+        if dtype not in _DTYPES:
             raise CheckpointError(
-                f"{name} in {file} is stored as {dtype}: quantised safetensors are not read",
+                f"{name} in {source.label} is stored as {dtype}: quantised safetensors are not read",
                 "use the model's unquantised weights, or a GGUF file",
             )
-        with safe_open(file, framework="pt") as opened:
-            tensor: Tensor = opened.get_tensor(name)
-        return tensor
+        return read_tensor(source, offset, _DTYPES[dtype], shape)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    file = folder / "config.json"
+def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int]]:
+    """Tensor name -> dtype, shape and absolute offset of its data.
+
+    Raises:
+        CheckpointError: If the header is damaged, or an entry lies outside the file or is not of its size.
+    """
+    if source.size < 8:
+        raise CheckpointError(f"{source.label} is cut short or damaged: {source.size} bytes", "download the file again")
+    length = int.from_bytes(read_bytes(source, 0, 8), "little")
+    if length > min(_MOST_HEADER, source.size - 8):
+        raise _damaged(source, f"its header claims {length} bytes")
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(
-            f"{folder} has no config.json", "the model's config.json must lie beside its weights"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not readable JSON ({error})", "download it again") from None
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} holds no JSON object", "download it again")
-    return config
+        header = json.loads(read_bytes(source, 8, length))
+    except (ValueError, RecursionError):
+        raise _damaged(source, "its header is no JSON") from None
+    if not isinstance(header, dict):
+        raise _damaged(source, "its header is no JSON object")
+    start = 8 + length
+    entries = {name: _entry(source, name, entry, start) for name, entry in header.items() if name != "__metadata__"}
+    _check_overlap(source, header)
+    return entries
 
 
-def _weight_files(path: Path) -> dict[Path, set[str]]:
+def _entry(source: ByteSource, name: str, entry: Any, start: int) -> tuple[str, tuple[int, ...], int]:
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        fits = isinstance(dtype, str) and all(_is_count(n) for n in (*shape, begin, end)) and begin <= end
+    except (TypeError, KeyError, ValueError):
+        fits = False
+    if not fits:
+        raise _damaged(source, f"the entry of {name!r} is malformed")
+    if start + end > source.size:
+        raise CheckpointError(
+            f"{source.label} is cut short or damaged: {name} ends at byte {start + end}, the file at {source.size}",
+            "download the file again",
+        )
+    if dtype in _WIDTHS and math.prod(shape) * _WIDTHS[dtype] != end - begin:
+        raise _damaged(source, f"{name} of shape {tuple(shape)} and type {dtype} takes {end - begin} bytes")
+    return dtype, tuple(shape), start + begin
+
+
+def _check_overlap(source: ByteSource, header: Mapping[str, Any]) -> None:
+    spans = sorted((*entry["data_offsets"], name) for name, entry in header.items() if name != "__metadata__")
+    for (_, end, name), (begin, _, other) in pairwise(spans):
+        if begin < end:
+            raise _damaged(source, f"{name} and {other} overlap")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+
+
+def _damaged(source: ByteSource, what: str) -> CheckpointError:
+    return CheckpointError(f"{source.label} is cut short or damaged: {what}", "download the file again")
+
+
+def read_json(place: Place, name: str) -> dict[str, Any]:
+    """A JSON object out of `place`.
+
+    Raises:
+        CheckpointError: If the file is damaged.
+    """
+    source = place.open(name)
+    try:
+        value = json.loads(read_bytes(source, 0, source.size))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source.label} is not readable JSON ({error})", "download it again") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source.label} holds no JSON object", "download it again")
+    return value
+
+
+def _shards(place: Place) -> dict[str, set[str]]:
     """Weight files and the tensor names that an index promises for each."""
-    if path.is_file():
-        return {path: set()}
-    index = path / "model.safetensors.index.json"
-    if not index.exists():
-        files = sorted(path.glob("*.safetensors"))
+    names = place.names()
+    if _INDEX not in names:
+        files = [name for name in names if name.endswith(".safetensors")]
         if not files:
-            raise SourceError(f"{path} holds no .safetensors file", "give the folder with the weights")
-        return {file: set() for file in files}
+            raise SourceError(f"{place.label} holds no .safetensors file", "give the folder with the weights")
+        return {name: set() for name in files}
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards: dict[Path, set[str]] = {}
-        for name, shard in weight_map.items():
-            if Path(shard).name != shard or shard in ("", ".."):
-                raise CheckpointError(f"{index} points outside its folder: {shard!r}", "do not use this file")
-            shards.setdefault(path / shard, set()).add(name)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{index} is not a weight index ({error!r})", "download it again") from None
+        weight_map = read_json(place, _INDEX).get("weight_map")
+    except CheckpointError:
+        weight_map = None
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise CheckpointError(f"{place.label}/{_INDEX} is not a weight index", "download it again")
+    shards: dict[str, set[str]] = {}
+    for tensor, shard in weight_map.items():
+        if "/" in shard or "\\" in shard or shard in ("", ".", ".."):
+            raise CheckpointError(f"{place.label}: {_INDEX} points outside its folder: {shard!r}", "do not use it")
+        shards.setdefault(shard, set()).add(tensor)
     for shard in shards:
-        if not shard.exists():
-            raise CheckpointError(f"{shard.name} is missing from {path}", "download the missing shard")
+        if shard not in names:
+            raise CheckpointError(f"{shard} is missing from {place.label}", "download the missing shard")
     return shards

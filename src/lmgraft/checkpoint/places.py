@@ -1,0 +1,123 @@
+"""Where bytes lie: a file of which ranges can be read, and a place with named files.
+
+File formats read through `ByteSource` and look beside themselves through `Place`, so that a
+local folder and a remote repository are the same to them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from lmgraft.errors import CheckpointError, SourceError
+
+CHUNK = 1 << 22
+"""Bytes read or converted at a time: 4 MiB."""
+
+
+class ByteSource(Protocol):
+    """A file whose ranges can be read."""
+
+    @property
+    def label(self) -> str:
+        """For error messages: path or address."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        """Fill `buffer` with the bytes from `offset` on.
+
+        Raises:
+            CheckpointError: If the file ends before.
+        """
+
+
+class Place(Protocol):
+    """A folder, local or remote."""
+
+    @property
+    def label(self) -> str:
+        """For error messages."""
+
+    def names(self) -> list[str]:
+        """Names of the files directly in it."""
+
+    def open(self, name: str) -> ByteSource:
+        """One of its files.
+
+        Raises:
+            SourceError: If there is no such file.
+        """
+
+
+class LocalFile:
+    """A file on disk; opened anew for each read, so that it can be shared and pickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.size = path.stat().st_size
+        except OSError as error:
+            raise SourceError(f"{path} cannot be read: {error.strerror}", "check the path") from None
+
+    @property
+    def label(self) -> str:
+        return str(self.path)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(offset)
+            done = 0
+            while done < len(buffer):
+                got = file.readinto(buffer[done : done + CHUNK])
+                if not got:
+                    raise CheckpointError(f"{self.path} is cut short at byte {offset + done}", "fetch it again")
+                done += got
+
+
+class LocalFolder:
+    """A folder on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def label(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        return sorted(p.name for p in self.path.iterdir() if p.is_file())
+
+    def open(self, name: str) -> LocalFile:
+        if os.path.basename(name) != name or not (self.path / name).is_file():
+            raise SourceError(f"{self.path} has no file {name!r}", "check that the download is complete")
+        return LocalFile(self.path / name)
+
+
+def read_bytes(source: ByteSource, offset: int, count: int) -> bytes:
+    """`count` bytes from `offset` on, checked against the file's size before memory is taken."""
+    if count < 0 or offset < 0 or offset + count > source.size:
+        raise CheckpointError(
+            f"{source.label} is cut short: bytes {offset} to {offset + count} of {source.size}", "fetch it again"
+        )
+    buffer = bytearray(count)
+    source.read_into(offset, memoryview(buffer))
+    return bytes(buffer)
+
+
+def read_tensor(source: ByteSource, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """A tensor whose values lie contiguously from `offset` on, read straight into its memory."""
+    count = torch.Size(shape).numel() * dtype.itemsize
+    if offset < 0 or offset + count > source.size:
+        raise CheckpointError(
+            f"{source.label} is cut short: bytes {offset} to {offset + count} of {source.size}", "fetch it again"
+        )
+    raw = torch.empty(count, dtype=torch.uint8)
+    source.read_into(offset, raw.numpy().data)
+    return raw.view(dtype).reshape(shape)

@@ -200,7 +200,9 @@ class TestErrors:
     def test_final_norm_and_its_gain_must_agree(self, tiny_block: FrozenBlock) -> None:
         layers, _ = tiny_block.tensors()
         with pytest.raises(BlockError, match="final_norm='unit'"):
-            FrozenBlock(tiny_block.config, layers, provenance=tiny_block.provenance, final_norm_weight=torch.ones(D))
+            FrozenBlock(
+                tiny_block.config, layers, provenance=tiny_block.provenance, final_norm={"weight": torch.ones(D)}
+            )
 
     @pytest.mark.parametrize(
         ("field", "value", "message"),
@@ -285,7 +287,7 @@ class TestFrozen:
 def random_like(block: FrozenBlock) -> FrozenBlock:
     layers, gain = block.tensors()
     drawn = [{n: torch.randn_like(t) for n, t in tensors.items()} for tensors in layers]
-    return FrozenBlock(block.config, drawn, provenance=block.provenance, final_norm_weight=gain)
+    return FrozenBlock(block.config, drawn, provenance=block.provenance, final_norm=gain)
 
 
 class TestCopies:
@@ -349,14 +351,14 @@ class TestProvenance:
         block = random_block(final_norm="pretrained", bias=True, layers=2)
 
         def made() -> FrozenBlock:
-            return FrozenBlock(block.config, layers, provenance=block.provenance, final_norm_weight=gain)
+            return FrozenBlock(block.config, layers, provenance=block.provenance, final_norm=gain)
 
         layers, gain = block.tensors()
         layers = [{n: t.clone() for n, t in tensors.items()} for tensors in layers]
         assert gain is not None
-        gain = gain.clone()
+        gain = {n: t.clone() for n, t in gain.items()}
         seen = {made().provenance.digest}
-        changed = [t for tensors in layers for t in tensors.values()] + [gain]
+        changed = [t for tensors in layers for t in tensors.values()] + [*gain.values()]
         for tensor in changed:
             tensor.view(-1)[-1] += 0.5
             seen.add(made().provenance.digest)

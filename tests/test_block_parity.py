@@ -11,7 +11,7 @@ from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRMSNorm
 
 from lmgraft.block import FrozenBlock, Provenance
-from lmgraft.block.families.llama import HF, config_from_hf
+from lmgraft.block.families.llama import FAMILY, config_from_hf
 from tiny import randomise_, relative_error
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -47,12 +47,17 @@ def hf_layers(config: LlamaConfig, attention: str, dtype: torch.dtype, count: in
 def our_block(
     layers: list[LlamaDecoderLayer], config: LlamaConfig, final_norm: str = "none", gain: Tensor | None = None
 ) -> FrozenBlock:
-    ours = config_from_hf(config.to_dict())
+    ours = config_from_hf(config.to_dict(), ())
     tensors = []
     for layer in layers:
         state = layer.state_dict()
         assert len(ours.tensor_shapes()) == len(state)  # nothing of the oracle is left out
-        tensors.append({name: state[HF.tensors[name]] for name in ours.tensor_shapes()})
+        tensors.append(
+            {
+                name: state[str(FAMILY.names["hf"].in_file(name, 0, "")).removeprefix("layers.0.")]
+                for name in ours.tensor_shapes()
+            }
+        )
     provenance = Provenance(
         source="test",
         family="llama",
@@ -61,7 +66,7 @@ def our_block(
         num_layers=4,
         file_dtypes=("F32",),
     )
-    return FrozenBlock(ours, tensors, provenance=provenance, final_norm_weight=gain)
+    return FrozenBlock(ours, tensors, provenance=provenance, final_norm=None if gain is None else {"weight": gain})
 
 
 def run_hf(layers: list[LlamaDecoderLayer], x: Tensor, padded: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import lmgraft
 
 pytestmark = pytest.mark.network
 
-DIGEST = "83384abc94e0fea977c6088bcd6ef7afa7b69e10d7ee3c56e33237ae38739684"
+DIGEST = "4fc83be71deee5572d8cd5d18c8fb46ff3ae7d790980e25e9ac40b34ba3f088e"
 
 
 def test_smollm2_is_fetched_read_quickly_and_is_the_block_it_was(tmp_path):

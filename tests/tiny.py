@@ -58,7 +58,7 @@ def random_block(
 ) -> FrozenBlock:
     """Grouped queries, heads wider than D / N, every tensor random."""
     config = BlockConfig(
-        dim=32, num_heads=4, num_kv_heads=2, head_dim=10, mlp_dim=40, attention_bias=bias, mlp_bias=bias
+        dim=32, num_heads=4, num_kv_heads=2, head_dim=10, mlp_dim=40, qkv_bias=bias, output_bias=bias, mlp_bias=bias
     )
     generator = torch.Generator().manual_seed(21)
 
@@ -74,8 +74,8 @@ def random_block(
         file_dtypes=("F32",),
     )
     tensors = [{name: draw(shape) for name, shape in config.tensor_shapes().items()} for _ in range(layers)]
-    gain = draw((32,)) if final_norm == "pretrained" else None
-    return FrozenBlock(config, tensors, provenance=provenance, final_norm_weight=gain)
+    gain = {"weight": draw((32,))} if final_norm == "pretrained" else None
+    return FrozenBlock(config, tensors, provenance=provenance, final_norm=gain)
 
 
 def calls_of(module: nn.Module) -> list[tuple[Tensor, Any]]:

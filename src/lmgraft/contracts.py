@@ -31,6 +31,8 @@ def take_tokens(x: Tensor, reads: Reads) -> Tensor:
     if reads is None:
         return x
     if isinstance(reads, int):
+        if not -x.shape[1] <= reads < x.shape[1]:
+            raise IndexError(f"token {reads} is read, but there are {x.shape[1]}")
         # narrow() keeps a view; x[:, -1:0] would be empty for a negative index.
         return x.narrow(1, reads % x.shape[1], 1)
     if isinstance(reads, slice):

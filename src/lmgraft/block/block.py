@@ -5,6 +5,8 @@
         |             keys, values |  |                 |
         +--------------------------+  +-----------------+
 
+(as llama has it; `BlockConfig` names the other placements of norms and residuals)
+
 Everything is differentiable with respect to x; nothing in here is trained by default.
 """
 
@@ -16,9 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmgraft.block.config import FINAL_NORM_TENSOR, BlockConfig, FinalNorm
+from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.parts import Attention, GatedMLP, RMSNorm
+from lmgraft.block.parts import MLP, Attention, Norm
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.contracts import Reads, take_tokens
 from lmgraft.errors import BlockError
@@ -52,20 +54,47 @@ class Provenance:
 
 
 class Layer(FrozenModule):
-    """One pre-norm transformer layer."""
+    """One transformer layer. Norms that a config does not have are identities.
 
-    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
+    sequential                          parallel
+    x = out(x + post(attention(pre x)))     x = x + attention(pre x) + mlp(pre' x)
+    x = out(x + post(mlp(pre x)))
+    """
+
+    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], scale: float | None = None) -> None:
         super().__init__()
-        self.attention_norm = RMSNorm(config.norm_eps, tensors["attention_norm.weight"])
-        self.attention = Attention(config, tensors)
-        self.mlp_norm = RMSNorm(config.norm_eps, tensors["mlp_norm.weight"])
-        self.mlp = GatedMLP(config, tensors)
+
+        def norm(name: str, wanted: bool = True) -> nn.Module:
+            if not wanted or f"{name}.weight" not in tensors:
+                return nn.Identity()
+            return Norm(config.norm, config.norm_eps, tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))
+
+        self.parallel, self.residual_scale = config.parallel, config.residual_scale
+        self.residual_after_norm = config.residual_after_norm
+        self.post_residual = config.norm_place == "post_residual"
+        self.attention_norm = norm("attention_norm")
+        self.attention = Attention(config, tensors, scale)
+        self.attention_post_norm = norm("attention_post_norm")
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp = MLP(config, tensors)
+        self.mlp_post_norm = norm("mlp_post_norm")
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Reads = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
         normed = self.attention_norm(x)
-        x = take_tokens(x, reads) + self.attention(take_tokens(normed, reads), normed, key_padding_mask)
-        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        mixed = self.attention(take_tokens(normed, reads), normed, key_padding_mask)
+        x, normed = take_tokens(x, reads), take_tokens(normed, reads)
+        if self.parallel != "none":
+            own: Tensor = self.mlp(normed if self.parallel == "shared_norm" else self.mlp_norm(x))
+            both: Tensor = x + self.residual_scale * (mixed + own)
+            return both
+        x = self._add(normed if self.residual_after_norm else x, mixed, self.attention_post_norm)
+        normed = self.mlp_norm(x)
+        return self._add(normed if self.residual_after_norm else x, self.mlp(normed), self.mlp_post_norm)
+
+    def _add(self, x: Tensor, branch: Tensor, post: nn.Module) -> Tensor:
+        scaled = branch if self.residual_scale == 1 else self.residual_scale * branch
+        out: Tensor = post(x + scaled) if self.post_residual else x + post(scaled)
         return out
 
 
@@ -75,8 +104,7 @@ class FrozenBlock(FrozenModule):
     Args:
         config: Shape and behaviour of every layer.
         layers: Canonical tensors of each layer (see `BlockConfig.tensor_shapes`).
-        final_norm: `unit` (gain one, as the paper's code), `pretrained` or `none`.
-        final_norm_weight: (D,) gain; needed for `pretrained` only.
+        final_norm: Its tensors (see `BlockConfig.norm_shapes`); needed for `pretrained` only.
         provenance: Where the tensors come from; its digests are filled in here.
 
     Raises:
@@ -89,19 +117,21 @@ class FrozenBlock(FrozenModule):
         layers: Sequence[Mapping[str, Tensor]],
         *,
         provenance: Provenance,
-        final_norm_weight: Tensor | None = None,
+        final_norm: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
-        _check_tensors(config, layers, provenance.final_norm, final_norm_weight)
+        _check_tensors(config, layers, provenance.final_norm, final_norm)
         self.config = config
-        self.layers = nn.ModuleList(Layer(config, tensors) for tensors in layers)
-        unit = provenance.final_norm == "unit"
+        scales = config.attention_scales or (None,) * len(layers)
+        self.layers = nn.ModuleList(
+            Layer(config, tensors, scale) for tensors, scale in zip(layers, scales, strict=True)
+        )
         self.final_norm: nn.Module = (
             nn.Identity()
             if provenance.final_norm == "none"
-            else RMSNorm(config.norm_eps, None if unit else final_norm_weight)
+            else Norm(config.norm, config.norm_eps, **(final_norm or {}))
         )
-        self.provenance = _with_digests(provenance, config, layers, final_norm_weight)
+        self.provenance = _with_digests(provenance, config, layers, final_norm or {})
         self.eval()
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
@@ -133,11 +163,10 @@ class FrozenBlock(FrozenModule):
         super().train(mode and trainable)
         return self
 
-    def tensors(self) -> tuple[list[dict[str, Tensor]], Tensor | None]:
-        """Canonical tensors of each layer, and the final norm's gain if it has one."""
+    def tensors(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+        """Canonical tensors of each layer, and the final norm's own if it has any."""
         layers = [{n: p.detach() for n, p in layer.named_parameters()} for layer in self.layers]
-        gain = getattr(self.final_norm, "weight", None)
-        return layers, None if gain is None else gain.detach()
+        return layers, {n: p.detach() for n, p in self.final_norm.named_parameters()} or None
 
     def extra_repr(self) -> str:
         p = self.provenance
@@ -145,12 +174,20 @@ class FrozenBlock(FrozenModule):
 
 
 def _check_tensors(
-    config: BlockConfig, layers: Sequence[Mapping[str, Tensor]], final_norm: FinalNorm, gain: Tensor | None
+    config: BlockConfig,
+    layers: Sequence[Mapping[str, Tensor]],
+    kind: FinalNorm,
+    final_norm: Mapping[str, Tensor] | None,
 ) -> None:
+    if kind not in ("unit", "pretrained", "none"):
+        raise BlockError(f"final_norm={kind!r} is not known", "one of 'unit', 'pretrained', 'none'")
     if not layers:
         raise BlockError("a block needs at least one layer")
-    expected = config.tensor_shapes()
-    for index, tensors in enumerate(layers):
+    if config.attention_scales and len(config.attention_scales) != len(layers):
+        raise BlockError(f"{len(config.attention_scales)} attention scales for {len(layers)} layers")
+    parts = {f"layer {i} of the block": (config.tensor_shapes(), tensors) for i, tensors in enumerate(layers)}
+    parts["the final norm"] = (config.norm_shapes() if kind == "pretrained" else {}, final_norm or {})
+    for what, (expected, tensors) in parts.items():
         wrong = [f"missing {n}" for n in expected if n not in tensors]
         wrong += [f"unknown {n}" for n in tensors if n not in expected]
         wrong += [
@@ -159,18 +196,16 @@ def _check_tensors(
             if n in expected and tuple(t.shape) != expected[n]
         ]
         if wrong:
-            raise BlockError(f"layer {index} of the block does not fit its config:\n    " + "\n    ".join(wrong))
-    if final_norm not in ("unit", "pretrained", "none"):
-        raise BlockError(f"final_norm={final_norm!r} is not known", "one of 'unit', 'pretrained', 'none'")
-    if (gain is not None) != (final_norm == "pretrained"):
-        raise BlockError(f"final_norm={final_norm!r} and a final norm gain of {None if gain is None else 'its own'}")
+            raise BlockError(f"{what} does not fit its config (final_norm={kind!r}):\n    " + "\n    ".join(wrong))
 
 
 def _with_digests(
-    provenance: Provenance, config: BlockConfig, layers: Sequence[Mapping[str, Tensor]], gain: Tensor | None
+    provenance: Provenance,
+    config: BlockConfig,
+    layers: Sequence[Mapping[str, Tensor]],
+    final_norm: Mapping[str, Tensor],
 ) -> Provenance:
     digests = {f"{i}.{n}": tensor_digest(t) for i, layer in enumerate(layers) for n, t in sorted(layer.items())}
-    if gain is not None:
-        digests[FINAL_NORM_TENSOR] = tensor_digest(gain)
-    identity = {"config": config.to_dict(), "final_norm": provenance.final_norm, "tensors": digests}
+    digests |= {f"{FINAL_NORM}.{n}": tensor_digest(t) for n, t in final_norm.items()}
+    identity = {"config": config.identity(), "final_norm": provenance.final_norm, "tensors": digests}
     return replace(provenance, tensors=digests, digest=json_digest(identity))

@@ -7,7 +7,7 @@ a repository's name. Adding one means adding a file and a row.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -18,44 +18,108 @@ from lmgraft.errors import BlockError
 from lmgraft.registry import Registry, suggest
 
 
-def unchanged(tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
-    """The inverse of a conversion that changes no values."""
-    return tensors
+def one_scale(config: Mapping[str, Any], layer: int) -> float | None:
+    """The same attention scale in all layers: `BlockConfig`'s own."""
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """How to read one LLM architecture from each file style."""
 
-    config_from_hf: Callable[[Mapping[str, Any]], BlockConfig]
-    """From config.json."""
-    config_from_gguf: Callable[[Mapping[str, Any], Collection[str]], BlockConfig]
-    """From GGUF metadata and tensor names."""
+    config_from: Mapping[str, Callable[[Mapping[str, Any], Collection[str]], BlockConfig]]
+    """File style -> fields from config.json (or GGUF metadata) and tensor names."""
     num_layers_key: Mapping[str, str]
     """File style -> key of the number of layers."""
     names: Mapping[str, NameMap]
     """File style -> name map."""
-    restore: Mapping[str, Callable[[dict[str, Tensor], BlockConfig], dict[str, Tensor]]]
+    variants: Mapping[str, Mapping[str, NameMap]] = field(default_factory=dict)
+    """File style -> tensor name after the layer's prefix -> the map where such a tensor is there."""
+    restore: Mapping[str, Callable[[dict[str, Tensor], BlockConfig], dict[str, Tensor]]] = field(default_factory=dict)
     """File style -> inverse of what its converter did to the values."""
+    layer_scale: Callable[[Mapping[str, Any], int], float | None] = one_scale
+    """The attention scale of a layer, where it depends on the layer."""
+    verified: str = ""
+    """What the parity test covers, for the table in the docs."""
+
+    def names_in(self, style: str, present: Collection[str], layer: int) -> NameMap:
+        """The name map that fits a file's `layer`."""
+        for tensor, names in self.variants.get(style, {}).items():
+            if names.root(present, layer) + names.layer_prefix.format(layer=layer) + tensor in present:
+                return names
+        return self.names[style]
 
 
-FAMILIES = Registry("LLM family", {"llama": "lmgraft.block.families.llama:FAMILY"})
+def _row(module: str, attribute: str = "FAMILY") -> str:
+    return f"lmgraft.block.families.{module}:{attribute}"
+
+
+FAMILIES = Registry(
+    "LLM family",
+    {
+        "llama": _row("llama"),
+        "mistral": _row("llama", "MISTRAL"),
+        "smollm3": _row("llama", "SMOLLM3"),
+        "granite": _row("granite"),
+        "qwen2": _row("qwen"),
+        "qwen3": _row("qwen", "QWEN3"),
+        "gemma": _row("gemma"),
+        "gemma2": _row("gemma", "GEMMA2"),
+        "gemma3_text": _row("gemma", "GEMMA3"),
+        "gemma3": _row("gemma", "GEMMA3"),
+        "phi": _row("phi"),
+        "phi2": _row("phi"),
+        "phi3": _row("phi3"),
+        "olmo2": _row("olmo2"),
+        "stablelm": _row("stablelm"),
+        "gpt2": _row("gpt2"),
+        "opt": _row("opt"),
+        "gpt_neox": _row("gpt_neox"),
+        "gptneox": _row("gpt_neox"),
+        "gptj": _row("gptj"),
+        "falcon": _row("falcon"),
+        "bloom": _row("bloom"),
+        "mpt": _row("mpt"),
+    },
+)
+"""`model_type`, or GGUF architecture where it differs -> the family."""
+
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_TEXT = "text_config"
 
 
 def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
     """The family of a file, by its own word.
 
     Raises:
-        BlockError: If the file names none, or one that is not supported.
+        BlockError: If the file names none, one that is not supported, or a mixture of experts.
     """
+    if style == "meta":  # Meta's params.json names no architecture: it is always LLaMA's
+        return "llama", FAMILIES.load("llama")
     key = "model_type" if style == "hf" else "general.architecture"
     name = config.get(key)
     if not isinstance(name, str):
         raise BlockError(f"the file does not say what it is: {key} is {name!r}", "use a language model's own files")
+    experts = [k for k in (*_EXPERTS, f"{name}.expert_count") if _count_of(config.get(k)) > 1]
+    if experts or "moe" in name.lower() or name in ("mixtral", "dbrx", "deepseek_v2", "deepseek_v3", "gpt_oss"):
+        raise BlockError(
+            f"the LLM family {name!r} is a mixture of experts, which is not supported yet",
+            "use a dense model of the same maker",
+        )
     if name not in FAMILIES:
         raise BlockError(f"the LLM family {name!r} is not supported in this version", suggest(name, FAMILIES.names()))
     family: Family = FAMILIES.load(name)
     return name, family
+
+
+def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The part of a multimodal config that describes the language model, where there is one."""
+    text = config.get(_TEXT)
+    return text if isinstance(text, dict) and "hidden_size" in text else config
+
+
+def _count_of(value: Any) -> int:
+    return value if isinstance(value, int) else 0
 
 
 def require(config: Mapping[str, Any], key: str) -> Any:
@@ -73,3 +137,48 @@ def count(config: Mapping[str, Any], key: str, default: int | None = None) -> in
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise BlockError(f"the model's config says {key} = {value!r}", "a positive whole number is needed")
     return value
+
+
+def number(config: Mapping[str, Any], key: str, default: float) -> float:
+    """`config[key]` as a number; `default` where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise BlockError(f"the model's config says {key} = {value!r}", "a number is needed")
+    return value
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """`config[key]` as true or false; `default` where it is absent or null."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise BlockError(f"the model's config says {key} = {value!r}", "true or false is needed")
+    return value
+
+
+_ACTIVATIONS = {
+    "swish": "silu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_python": "gelu",
+}
+
+
+def activation(config: Mapping[str, Any], key: str, default: str) -> str:
+    """`config[key]` as a name in `ACTIVATIONS`, which checks it."""
+    value = config.get(key) or default
+    return _ACTIVATIONS.get(value, value) if isinstance(value, str) else value
+
+
+def refuse(config: Mapping[str, Any], key: str, allowed: tuple[Any, ...], what: str) -> None:
+    """Refuse a setting that no block here can reproduce.
+
+    Raises:
+        BlockError: If `config[key]` is set and none of `allowed`.
+    """
+    if config.get(key) is not None and config[key] not in allowed:
+        raise BlockError(f"{key} = {config[key]!r}: {what} is not supported", "use another model of this family")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from lmgraft.block.block import FrozenBlock, Provenance
-from lmgraft.block.config import FINAL_NORM_TENSOR, BlockConfig, FinalNorm
-from lmgraft.block.family import Family, count, find_family
+from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
+from lmgraft.block.family import Family, count, find_family, language_part
+from lmgraft.block.layout import file_shapes, to_canonical
 from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from lmgraft.errors import BlockError
 
@@ -47,21 +48,15 @@ def load_block(
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
     indices = _resolve_layers(layer, num_layers)
-    shapes = config.tensor_shapes()
-    names = family.names[checkpoint.style]
-    layers = []
-    gain = None
-    for position, index in enumerate(indices):
-        wanted = dict(shapes)
-        if final_norm == "pretrained" and position == 0:
-            wanted[FINAL_NORM_TENSOR] = (config.dim,)
-        tensors = _restore(family, checkpoint.style, read_tensors(checkpoint, names, index, wanted), config)
-        gain = tensors.pop(FINAL_NORM_TENSOR, gain)
-        layers.append(tensors)
-    prefixes = tuple(names.layer_prefix.format(layer=i) for i in indices)
+    config = replace(config, attention_scales=_scales(checkpoint, family, config, indices))
+    names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
+    layers = [_read_layer(checkpoint, family, config, index) for index in indices]
+    norm = _read_final_norm(checkpoint, family, config, indices[-1]) if final_norm == "pretrained" else None
+    root = names.root(checkpoint.names(), indices[0])
+    prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
     provenance = Provenance(
         source=source,
-        revision=revision,
+        revision=getattr(checkpoint, "revision", None),  # the commit, whatever was asked for
         family=name,
         layers=indices,
         num_layers=num_layers,
@@ -69,7 +64,7 @@ def load_block(
         file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in checkpoint.names() if n.startswith(prefixes)})),
         licence=checkpoint.licence,
     )
-    block = FrozenBlock(config, layers, provenance=provenance, final_norm_weight=gain)
+    block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm)
     return place(block, dtype, device)
 
 
@@ -89,16 +84,43 @@ def storage(block: FrozenBlock) -> str | None:
 
 
 def _anatomy(checkpoint: Checkpoint, family: Family) -> tuple[BlockConfig, int]:
-    if checkpoint.style == "hf":
-        config = family.config_from_hf(checkpoint.config)
-    else:
-        config = family.config_from_gguf(checkpoint.config, checkpoint.names())
-    return config, count(checkpoint.config, family.num_layers_key[checkpoint.style])
+    if checkpoint.style not in family.config_from:
+        raise BlockError(
+            f"this LLM family is not read from {checkpoint.style.upper()} files", "use its Hugging Face safetensors"
+        )
+    said = language_part(checkpoint.config)
+    config = family.config_from[checkpoint.style](said, checkpoint.names())
+    return config, count(said, family.num_layers_key[checkpoint.style])
 
 
-def _restore(family: Family, style: str, tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
-    undo = family.restore.get(style)
+def _scales(checkpoint: Checkpoint, family: Family, config: BlockConfig, indices: tuple[int, ...]) -> tuple[float, ...]:
+    """A scale for each layer of the block, from one for all or one that depends on the layer."""
+    said = language_part(checkpoint.config)
+    own = [family.layer_scale(said, index) for index in indices]
+    if all(scale is not None for scale in own):
+        return tuple(scale for scale in own if scale is not None)
+    return config.attention_scales * len(indices)
+
+
+def _read_layer(checkpoint: Checkpoint, family: Family, config: BlockConfig, index: int) -> dict[str, Tensor]:
+    names = family.names_in(checkpoint.style, checkpoint.names(), index)
+    read = read_tensors(checkpoint, names, index, file_shapes(names, config))
+    tensors = to_canonical(names, read, config)
+    undo = family.restore.get(checkpoint.style)
     return tensors if undo is None else undo(tensors, config)
+
+
+def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig, layer: int) -> dict[str, Tensor]:
+    names = family.names_in(checkpoint.style, checkpoint.names(), layer)
+    wanted = {f"{FINAL_NORM}.{part}": shape for part, shape in config.norm_shapes().items()}
+    root = names.root(checkpoint.names(), layer)
+    absent = [n for c in wanted if (n := names.in_file(c, layer, root)) not in checkpoint.names()]
+    if absent:
+        raise BlockError(f"this LLM has no final norm: {absent[0]} is missing", "use final_norm='unit' or 'none'")
+    read = read_tensors(checkpoint, replace(names, dropped=(".*",)), layer, wanted)
+    undo = family.restore.get(checkpoint.style)
+    read = read if undo is None else undo(read, config)
+    return {name.rpartition(".")[2]: tensor for name, tensor in read.items()}
 
 
 def _resolve_layers(layer: int | tuple[int, ...], num_layers: int) -> tuple[int, ...]:
@@ -131,6 +153,10 @@ class SourceReport:
     licence: str | None
     metadata: Mapping[str, Any]
     """What the file says about itself: name, size label, ..."""
+    revision: str | None = None
+    """Commit of a Hub source."""
+    bytes_to_fetch: int = 0
+    """Bytes of the layer that are not on this machine yet."""
 
 
 def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) -> SourceReport:
@@ -143,7 +169,8 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
     (index,) = _resolve_layers(layer, num_layers)
-    prefix = family.names[checkpoint.style].layer_prefix.format(layer=index)
+    names = family.names_in(checkpoint.style, checkpoint.names(), index)
+    prefix = names.root(checkpoint.names(), index) + names.layer_prefix.format(layer=index)
     mine = [n for n in checkpoint.names() if n.startswith(prefix)]
     said: dict[str, Any] = {
         k: checkpoint.config[k] for k in ("general.name", "general.size_label", "torch_dtype") if k in checkpoint.config
@@ -159,4 +186,6 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
         file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in mine})),
         licence=checkpoint.licence,
         metadata=said,
+        revision=getattr(checkpoint, "revision", None),
+        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), mine)),
     )

@@ -7,12 +7,13 @@ used or listed as dropped on purpose. Anything else is an error that lists all o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
@@ -22,13 +23,43 @@ class NameMap:
     """How one file style names the tensors of a layer."""
 
     layer_prefix: str
-    """Prefix of a layer's tensors, with `{layer}`."""
+    """Prefix of a layer's tensors after the root, with `{layer}`."""
     tensors: Mapping[str, str]
-    """Canonical name -> name in the file after the prefix."""
+    """Canonical name -> name in the file after the prefix; without `.weight` or `.bias`, both are meant."""
     outside: Mapping[str, str] = field(default_factory=dict)
-    """Canonical name -> whole name in the file, for tensors outside the layers."""
+    """As `tensors`, for tensors outside the layers: name in the file after the root."""
     dropped: tuple[str, ...] = ()
     """Regular expressions of names after the prefix that are known and not wanted."""
+    roots: tuple[str, ...] = ("",)
+    """What may stand before everything; the first one under which the layer is found counts."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Canonical name in the file -> the projections whose rows it holds."""
+    grouped: bool = False
+    """Whether fused queries, keys and values lie group by group of key/value heads, not one after another."""
+    transposed: tuple[str, ...] = ()
+    """Projections stored as (inputs, outputs)."""
+
+    stacked: Mapping[str, str] = field(default_factory=dict)
+    """Canonical name -> name in the file with `{i}`, where each row is a tensor of its own."""
+
+    def root(self, present: Collection[str], layer: int) -> str:
+        """The root under which `layer` is found in the file, the first one if nowhere."""
+        prefixes = {root: root + self.layer_prefix.format(layer=layer) for root in self.roots}
+        return next((r for r, p in prefixes.items() if any(n.startswith(p) for n in present)), self.roots[0])
+
+    def in_file(self, canonical: str, layer: int, root: str) -> str | None:
+        """The whole name in the file, or None without a rule."""
+        base, _, part = canonical.rpartition(".")
+        for table, prefix in ((self.tensors, root + self.layer_prefix.format(layer=layer)), (self.outside, root)):
+            if canonical in table:
+                return prefix + table[canonical]
+            if base in table:
+                return f"{prefix}{table[base]}.{part}"
+        whole, _, row = base.rpartition(".")
+        if whole in self.stacked:
+            prefix = root + self.layer_prefix.format(layer=layer)
+            return f"{prefix}{self.stacked[whole].format(i=row)}.{part}"
+        return None
 
 
 def read_tensors(
@@ -39,21 +70,29 @@ def read_tensors(
     Raises:
         CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
     """
-    prefix = names.layer_prefix.format(layer=layer)
-    in_file = {canonical: prefix + names.tensors[canonical] for canonical in wanted if canonical in names.tensors}
-    in_file |= {canonical: names.outside[canonical] for canonical in wanted if canonical in names.outside}
+    root = names.root(checkpoint.names(), layer)
+    prefix = root + names.layer_prefix.format(layer=layer)
+    rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
+    in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
     tensors = {}
     for canonical, name in in_file.items():
         tensor = checkpoint.read(name)
-        if not torch.isfinite(tensor).all():
-            bad = int((~torch.isfinite(tensor)).sum())
+        bad = _count_not_finite(tensor)
+        if bad:
             raise CheckpointError(
                 f"{name} in {checkpoint.label} holds {bad} values that are NaN or infinite",
                 "the file is damaged or badly converted: fetch it again or use another",
             )
         tensors[canonical] = tensor
     return tensors
+
+
+def _count_not_finite(tensor: Tensor) -> int:
+    """How many values are NaN or infinite; piece by piece, so that no copy of the tensor is made."""
+    pieces = torch.split(tensor.reshape(-1), CHUNK // tensor.element_size())
+    # A sum is finite unless a value is not, or it overflows: only then is it looked at value by value.
+    return sum(int((~torch.isfinite(piece)).sum()) for piece in pieces if not piece.sum().isfinite())
 
 
 def _check(

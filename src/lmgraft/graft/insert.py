@@ -166,8 +166,8 @@ def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, reads_app
     else:
         module.register_forward_hook(RunAfter(inserted, reads_apply), with_kwargs=True)
     if reads_apply:
-        model.register_forward_pre_hook(OpenReads(inserted))
-        model.register_forward_hook(CloseReads(inserted), always_call=True)
+        model.register_forward_pre_hook(OpenReads(inserted.read_state, inserted.host, inserted.config.reads))
+        model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
     model.add_module(NAME, inserted)
 
 

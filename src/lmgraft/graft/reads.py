@@ -23,15 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import Reads
-
-if TYPE_CHECKING:
-    from lmgraft.graft.layer import GraftLayer
+from lmgraft.contracts import Host, Reads
 
 _MOST_REMEMBERED = 256  # forwards whose backward is still to come
 
@@ -101,14 +98,14 @@ def _address(x: Tensor) -> tuple[int, ...]:
 
 
 class OpenReads:
-    """Forward pre-hook on the host."""
+    """Forward pre-hook on the host: opens a frame with what is read, `reads` or what the host says."""
 
-    def __init__(self, graft: GraftLayer) -> None:
-        self.graft = graft
+    def __init__(self, state: ReadState, host: Host, reads: Reads) -> None:
+        self.state, self.host, self.reads = state, host, reads
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        graft, state = self.graft, self.graft.read_state
-        asked = graft.host.reads(model) if graft.config.reads is None else graft.config.reads
+        state = self.state
+        asked = self.host.reads(model) if self.reads is None else self.reads
         if torch.compiler.is_compiling():
             state.traced = None if state.pinned_depth else asked
             return
@@ -118,16 +115,16 @@ class OpenReads:
 
 
 class CloseReads:
-    """Always-called forward hook on the host."""
+    """Always-called forward hook on the host: closes the frame."""
 
-    def __init__(self, graft: GraftLayer) -> None:
-        self.graft = graft
+    def __init__(self, state: ReadState) -> None:
+        self.state = state
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling():
-            self.graft.read_state.traced = None
+            self.state.traced = None
             return
-        frame = self.graft.read_state.frame()
+        frame = self.state.frame()
         if frame is not None:
             _frames.set(frame.parent)
 

@@ -30,10 +30,12 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """No test may touch the user's cache."""
+    """No test may touch the user's caches."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("LMGRAFT_CACHE", str(folder))
+        patch.setenv("HF_HUB_OFFLINE", "1")  # nor ask the Hub; the tests of the Hub talk to a server of their own
+        patch.setenv("HF_HUB_CACHE", str(tmp_path_factory.mktemp("hub")))
         yield folder
 
 

@@ -124,7 +124,8 @@ class TestGgufValues:
         edit_json(folder / "config.json", attention_bias=True, mlp_bias=True)
         theirs = lmgraft.load_block(str(folder))
         ours = lmgraft.load_block(str(make_gguf(state=llama_state | biases)))
-        assert theirs.config.attention_bias
+        assert theirs.config.qkv_bias
+        assert theirs.config.output_bias
         assert theirs.config.mlp_bias
         assert ours.provenance.digest == theirs.provenance.digest
 
@@ -383,17 +384,19 @@ class TestSources:
         with pytest.raises(SourceError, match="Did you mean 'smollm2-135m'"):
             open_checkpoint("smollm-135m")
 
-    def test_hub_id_says_how_to_get_it(self) -> None:
+    def test_hub_id_says_how_to_get_it(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
         with pytest.raises(SourceError) as caught:
             open_checkpoint("huggyllama/llama-7b")
-        assert "does not read from the Hub yet" in caught.value.message
+        assert "is no local path" in caught.value.message
         assert "hf download huggyllama/llama-7b" in caught.value.remedy
 
     def test_revision_of_a_folder(self, llama_folder: Path) -> None:
         with pytest.raises(SourceError, match="no Hub repository"):
             lmgraft.load_block(str(llama_folder), revision="main")
 
-    @pytest.mark.parametrize("name", ["model.bin", "notes.txt", "weights"])
+    @pytest.mark.parametrize("name", ["model.onnx", "notes.txt", "weights"])
     def test_file_of_another_kind(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_bytes(b"x")
         with pytest.raises(SourceError, match="not a weight file lmgraft reads"):

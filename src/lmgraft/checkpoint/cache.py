@@ -2,27 +2,34 @@
 
     <cache>/blobs/<sha256>       what was fetched, by what it holds
     <cache>/refs/<sha256>.json   source string -> blob, size, when it was fetched
+    <cache>/data/<name>          data sets, kept by the room `data`
 
-`LMGRAFT_CACHE` moves it; the default is the user cache directory.
+A source is `pypi://...` for a file out of a wheel, `hf://owner/name@commit/file#offset+count` for a
+range of a Hub file, `hf://owner/name@revision` for what the Hub said about that revision.
+`LMGRAFT_CACHE` moves the cache; the default is the user cache directory.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import platformdirs
 
 from lmgraft import records
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def cache_dir() -> Path:
@@ -37,11 +44,13 @@ def _ref_path(source: str) -> Path:
 
 def lookup(source: str) -> Path | None:
     """The cached file for `source`, or None if absent or not of its recorded size."""
+    ref = read_ref(_ref_path(source))
+    if ref is None:
+        return None
+    blob = cache_dir() / "blobs" / ref["sha256"]
     try:
-        ref = json.loads(_ref_path(source).read_text(encoding="utf-8"))
-        blob = cache_dir() / "blobs" / ref["sha256"]
         return blob if blob.stat().st_size == ref["bytes"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except OSError:
         return None
 
 
@@ -51,13 +60,18 @@ def store(source: str, stream: IO[bytes], scratch: Path) -> tuple[Path, str]:
     Returns:
         Its path and SHA-256.
     """
+    return store_chunks(source, iter(lambda: stream.read(1 << 20), b""), scratch)
+
+
+def store_chunks(source: str, chunks: Iterable[bytes], scratch: Path) -> tuple[Path, str]:
+    """As `store`, from bytes that come piece by piece; hashed in the same pass."""
     blobs = cache_dir() / "blobs"
     blobs.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     size = 0
     with records.temporary_file(scratch, "incoming") as temporary:
         with open(temporary, "wb") as out:
-            while chunk := stream.read(1 << 20):
+            for chunk in chunks:
                 digest.update(chunk)
                 size += len(chunk)
                 out.write(chunk)
@@ -70,11 +84,47 @@ def store(source: str, stream: IO[bytes], scratch: Path) -> tuple[Path, str]:
 
 
 def forget(source: str) -> None:
-    """Drop the entry of `source` and its blob."""
-    blob = lookup(source)
-    _ref_path(source).unlink(missing_ok=True)
-    if blob is not None:
-        blob.unlink(missing_ok=True)
+    """Drop the entry of `source`, and its blob unless another source holds the same bytes."""
+    path = _ref_path(source)
+    ref = read_ref(path)
+    path.unlink(missing_ok=True)
+    if ref is not None and all(other["sha256"] != ref["sha256"] for _, other in refs()):
+        (cache_dir() / "blobs" / ref["sha256"]).unlink(missing_ok=True)
+
+
+def read_ref(path: Path) -> dict[str, Any] | None:
+    """What a reference file says: source, sha256, bytes, fetched; None if it is absent or damaged."""
+    try:
+        ref = json.loads(path.read_text(encoding="utf-8"))
+        whole = _SHA256.fullmatch(ref["sha256"]) and isinstance(ref["bytes"], int) and isinstance(ref["source"], str)
+        return {"fetched": "", **ref} if whole else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def refs() -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Every whole reference in the cache, with its file."""
+    for path in sorted((cache_dir() / "refs").glob("[!.]*.json")):
+        ref = read_ref(path)
+        if ref is not None:
+            yield path, ref
+
+
+@contextmanager
+def lock(name: str) -> Iterator[None]:
+    """One process at a time for each `name`.
+
+    Where the file system has no locks everyone gets in: what they fetch is then fetched twice,
+    and still whole, because blobs appear by renaming.
+    """
+    folder = cache_dir() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / hashlib.sha256(name.encode()).hexdigest(), "w") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl  # not on Windows
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

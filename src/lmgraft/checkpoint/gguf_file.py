@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from lmgraft.checkpoint.places import CHUNK, ByteSource, Place, read_bytes, read_tensor
+from lmgraft.checkpoint.places import CHUNK, ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, will_read
 from lmgraft.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -88,11 +88,17 @@ class GgufCheckpoint:
     def dtype(self, name: str) -> str:
         return str(self._tensors[name].quantization.name)
 
+    def to_fetch(self, name: str) -> int:
+        """Bytes of a tensor that neither lie on this machine nor in the cache."""
+        info = self._tensors[name]
+        return bytes_to_fetch(info.source, info.offset, info.nbytes)
+
     def read(self, name: str) -> Tensor:
         """Read one tensor: float16 and bfloat16 as they are, all else as float32."""
         info = self._tensors[name]
         if info.quantization in _PLAIN:
             return read_tensor(info.source, info.offset, _PLAIN[info.quantization], info.shape)
+        will_read(info.source, info.offset, info.nbytes)
         num_rows = math.prod(info.shape[:-1])
         row = info.nbytes // max(1, num_rows)
         out = torch.empty(num_rows, info.shape[-1], dtype=torch.float32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -56,6 +56,17 @@ class Place(Protocol):
         """
 
 
+@runtime_checkable
+class Fetching(Protocol):
+    """What a `ByteSource` offers besides where its bytes first have to come from elsewhere."""
+
+    def will_read(self, offset: int, count: int) -> None:
+        """Fetch this range in one go, because it will be read in pieces."""
+
+    def bytes_to_fetch(self, offset: int, count: int) -> int:
+        """How many bytes of this range are not on this machine yet."""
+
+
 class LocalFile:
     """A file on disk; opened anew for each read, so that it can be shared and pickled."""
 
@@ -71,14 +82,17 @@ class LocalFile:
         return str(self.path)
 
     def read_into(self, offset: int, buffer: memoryview) -> None:
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(offset)
-            done = 0
-            while done < len(buffer):
-                got = file.readinto(buffer[done : done + CHUNK])
-                if not got:
-                    raise CheckpointError(f"{self.path} is cut short at byte {offset + done}", "fetch it again")
-                done += got
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(offset)
+                done = 0
+                while done < len(buffer):
+                    got = file.readinto(buffer[done : done + CHUNK])
+                    if not got:
+                        raise CheckpointError(f"{self.path} is cut short at byte {offset + done}", "fetch it again")
+                    done += got
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}", "check the disk") from None
 
 
 class LocalFolder:
@@ -92,12 +106,26 @@ class LocalFolder:
         return str(self.path)
 
     def names(self) -> list[str]:
-        return sorted(p.name for p in self.path.iterdir() if p.is_file())
+        try:
+            return sorted(p.name for p in self.path.iterdir() if p.is_file())
+        except OSError as error:
+            raise SourceError(f"{self.path} cannot be listed: {error.strerror}", "check the path") from None
 
     def open(self, name: str) -> LocalFile:
         if os.path.basename(name) != name or not (self.path / name).is_file():
             raise SourceError(f"{self.path} has no file {name!r}", "check that the download is complete")
         return LocalFile(self.path / name)
+
+
+def will_read(source: ByteSource, offset: int, count: int) -> None:
+    """Tell `source` that this range will be read in pieces; only a remote one listens."""
+    if isinstance(source, Fetching):
+        source.will_read(offset, count)
+
+
+def bytes_to_fetch(source: ByteSource, offset: int, count: int) -> int:
+    """How many bytes of this range are not on this machine yet."""
+    return source.bytes_to_fetch(offset, count) if isinstance(source, Fetching) else 0
 
 
 def read_bytes(source: ByteSource, offset: int, count: int) -> bytes:

@@ -16,10 +16,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.places import ByteSource, Place, read_bytes, read_tensor
+from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor
 from lmgraft.errors import CheckpointError, SourceError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
+_MOST_DIMS = 64
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U64": 8, "U32": 4, "U16": 2}
 _INDEX = "model.safetensors.index.json"
@@ -35,7 +36,8 @@ class SafetensorsCheckpoint:
 
     Raises:
         SourceError: If there is no weight file.
-        CheckpointError: If a file is damaged or a shard is missing.
+        CheckpointError: If a file is damaged or a shard is missing; for a shard of a remote place
+            that an index describes, only once one of its tensors is asked for.
     """
 
     style: Literal["hf"] = "hf"
@@ -44,10 +46,15 @@ class SafetensorsCheckpoint:
         self.label, self.config = place.label, config
         self.licence: str | None = None
         self._place = place
-        self._shards = {file: set[str]()} if file is not None else _shards(place)
+        shards = {file: set[str]()} if file is not None else find_shards(place, _INDEX, "", ".safetensors")
         self._entries: dict[str, tuple[ByteSource, str, tuple[int, ...], int]] = {}
-        for name, promised in self._shards.items():
-            self._open(name, promised)
+        # A header of a remote shard costs a request: where an index says what lies in it, it waits.
+        waits = getattr(place, "remote", False)
+        self._unopened = {shard: promised for shard, promised in shards.items() if waits and promised}
+        self._shard_of = {tensor: shard for shard, promised in self._unopened.items() for tensor in promised}
+        for name, promised in shards.items():
+            if name not in self._unopened:
+                self._open(name, promised)
 
     def _open(self, name: str, promised: set[str]) -> None:
         source = self._place.open(name)
@@ -61,22 +68,35 @@ class SafetensorsCheckpoint:
         for tensor, (dtype, shape, offset) in entries.items():
             self._entries[tensor] = (source, dtype, shape, offset)
 
+    def _entry(self, name: str) -> tuple[ByteSource, str, tuple[int, ...], int]:
+        """Where a tensor lies, what it is stored as, its shape and its offset."""
+        shard = self._shard_of.get(name)
+        if shard in self._unopened:
+            self._open(shard, self._unopened[shard])
+            del self._unopened[shard]
+        return self._entries[name]
+
     def names(self) -> Collection[str]:
-        return self._entries.keys()
+        return self._entries.keys() | self._shard_of.keys() if self._shard_of else self._entries.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._entries[name][2]
+        return self._entry(name)[2]
 
     def nbytes(self, name: str) -> int:
-        _, dtype, shape, _ = self._entries[name]
+        _, dtype, shape, _ = self._entry(name)
         return math.prod(shape) * _WIDTHS.get(dtype, 1)
 
     def dtype(self, name: str) -> str:
-        return self._entries[name][1]
+        return self._entry(name)[1]
+
+    def to_fetch(self, name: str) -> int:
+        """Bytes of a tensor that neither lie on this machine nor in the cache."""
+        source, _, _, offset = self._entry(name)
+        return bytes_to_fetch(source, offset, self.nbytes(name))
 
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype."""
-        source, dtype, shape, offset = self._entries[name]
+        source, dtype, shape, offset = self._entry(name)
         if dtype not in _DTYPES:
             raise CheckpointError(
                 f"{name} in {source.label} is stored as {dtype}: quantised safetensors are not read",
@@ -96,8 +116,9 @@ def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int
     length = int.from_bytes(read_bytes(source, 0, 8), "little")
     if length > min(_MOST_HEADER, source.size - 8):
         raise _damaged(source, f"its header claims {length} bytes")
+    text = read_bytes(source, 8, length)
     try:
-        header = json.loads(read_bytes(source, 8, length))
+        header = json.loads(text)
     except (ValueError, RecursionError):
         raise _damaged(source, "its header is no JSON") from None
     if not isinstance(header, dict):
@@ -112,6 +133,8 @@ def _entry(source: ByteSource, name: str, entry: Any, start: int) -> tuple[str, 
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         fits = isinstance(dtype, str) and all(_is_count(n) for n in (*shape, begin, end)) and begin <= end
+        # Products of many or of huge sizes would take long, and no tensor can have them.
+        fits = fits and len(shape) <= _MOST_DIMS and math.prod(n for n in shape if n) < 1 << 62
     except (TypeError, KeyError, ValueError):
         fits = False
     if not fits:
@@ -148,8 +171,11 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
         CheckpointError: If the file is damaged.
     """
     source = place.open(name)
+    if source.size > _MOST_HEADER:
+        raise CheckpointError(f"{source.label} is no JSON object: it has {source.size} bytes", "download it again")
+    text = read_bytes(source, 0, source.size)  # not in the `try`: a remote place has errors of its own
     try:
-        value = json.loads(read_bytes(source, 0, source.size))
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source.label} is not readable JSON ({error})", "download it again") from None
     if not isinstance(value, dict):
@@ -157,24 +183,29 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
     return value
 
 
-def _shards(place: Place) -> dict[str, set[str]]:
-    """Weight files and the tensor names that an index promises for each."""
+def find_shards(place: Place, index: str, beginning: str, ending: str) -> dict[str, set[str]]:
+    """Weight files and the tensor names that `index` promises for each; without it, files by their names.
+
+    Raises:
+        SourceError: If there is no weight file.
+        CheckpointError: If the index is damaged, points out of its folder, or a shard is missing.
+    """
     names = place.names()
-    if _INDEX not in names:
-        files = [name for name in names if name.endswith(".safetensors")]
+    if index not in names:
+        files = [name for name in names if name.startswith(beginning) and name.endswith(ending)]
         if not files:
-            raise SourceError(f"{place.label} holds no .safetensors file", "give the folder with the weights")
+            raise SourceError(f"{place.label} holds no {ending} file", "give the folder with the weights")
         return {name: set() for name in files}
     try:
-        weight_map = read_json(place, _INDEX).get("weight_map")
+        weight_map = read_json(place, index).get("weight_map")
     except CheckpointError:
         weight_map = None
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise CheckpointError(f"{place.label}/{_INDEX} is not a weight index", "download it again")
+        raise CheckpointError(f"{place.label}/{index} is not a weight index", "download it again")
     shards: dict[str, set[str]] = {}
     for tensor, shard in weight_map.items():
         if "/" in shard or "\\" in shard or shard in ("", ".", ".."):
-            raise CheckpointError(f"{place.label}: {_INDEX} points outside its folder: {shard!r}", "do not use it")
+            raise CheckpointError(f"{place.label}: {index} points outside its folder: {shard!r}", "do not use it")
         shards.setdefault(shard, set()).add(tensor)
     for shard in shards:
         if shard not in names:

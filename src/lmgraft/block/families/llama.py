@@ -60,9 +60,11 @@ FAMILY = Family(
     restore={"gguf": undo_permuted_rows, "meta": undo_permuted_rows},
     verified="GQA, MQA, wide heads, attention and MLP biases",
 )
-MISTRAL = replace(FAMILY, verified="GQA, wide heads; its GGUF files say llama")
+_NO_META = {"hf": config_from_hf, "gguf": config_from_gguf}  # Meta's files are always LLaMA's
+MISTRAL = replace(FAMILY, config_from=_NO_META, verified="GQA, wide heads; its GGUF files say llama")
 SMOLLM3 = replace(
     FAMILY,
+    config_from=_NO_META,
     num_layers_key={"hf": "num_hidden_layers", "gguf": "smollm3.block_count"},
     verified="GQA, biases; layers with and without positions are alike here",
 )

@@ -1,0 +1,110 @@
+"""What the Hub says about one revision of a model: its commit, its files and its licence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from lmgraft.checkpoint.hub_http import BUSY, HubFile, endpoint, give_up_or_wait, network_errors, refusal, retry_after
+from lmgraft.errors import SourceError
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A revision's commit, file name -> bytes (None where the Hub does not say), and licence."""
+
+    commit: str
+    files: dict[str, int | None]
+    licence: str | None
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Listing | None:
+        """As it lies in the cache; None if that is damaged."""
+        try:
+            said = json.loads(text)
+            files = {str(name): None if size is None else int(size) for name, size in said["files"].items()}
+            return cls(str(said["commit"]), files, said["licence"])
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+
+
+def request_listing(repo: str, revision: str) -> Listing:
+    """Ask the Hub.
+
+    Raises:
+        SourceError: If there is no such repository or revision, no access or no network.
+    """
+    from huggingface_hub import HfApi, constants
+
+    api = HfApi(endpoint=endpoint(), library_name="lmgraft")
+    timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    info = _ask(
+        repo, revision, "", lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
+    )
+    if not info.sha:
+        raise SourceError(f"{endpoint()} names no commit for {repo}", "check HF_ENDPOINT")
+    files = {sibling.rfilename: sibling.size for sibling in info.siblings or ()}
+    return Listing(info.sha, files, _licence(info.card_data))
+
+
+def request_size(file: HubFile) -> HubFile:
+    """`file` with its size, for a server whose listing has none.
+
+    Raises:
+        SourceError: As `request_listing`, or if the server does not say.
+    """
+    from huggingface_hub import get_hf_file_metadata
+
+    said = _ask(file.repo, file.commit, file.name, lambda: get_hf_file_metadata(file.url, endpoint=endpoint()))
+    if said.size is None:
+        raise SourceError(f"{endpoint()} does not say how large {file.label} is", "check HF_ENDPOINT")
+    return replace(file, size=said.size)
+
+
+def _ask(repo: str, revision: str, file: str, request: Callable[[], _T]) -> _T:
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    failures = 0
+    while True:
+        wait = 0.0
+        try:
+            return request()
+        except HFValidationError as error:
+            raise SourceError(f"{repo!r} is no name of a model on the Hub: {error}", "write owner/name") from None
+        except HfHubHTTPError as error:  # before the network's: in old versions it is one of them
+            response: Any = error.response
+            if response is None or response.status_code not in BUSY:
+                status, headers = (0, {}) if response is None else (response.status_code, response.headers)
+                raise refusal(status, headers.get("X-Error-Code", ""), repo, revision, file) from None
+            reason, wait = f"it answered {response.status_code}", retry_after(response.headers)
+        except network_errors() as error:
+            reason = f"{type(error).__name__}: {error}"
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise SourceError(
+                f"{endpoint()} answered something else than the description of {repo}",
+                "check HF_ENDPOINT, and that no proxy or login page stands between",
+            ) from None
+        failures += 1
+        give_up_or_wait(failures, wait, f"the Hub could not be asked about {repo}", reason)
+
+
+def _licence(card: Any) -> str | None:
+    """From a model card's metadata; `other` gives way to the name that stands beside it."""
+    said = None if card is None else card.get("license")
+    if isinstance(said, list):
+        said = said[0] if len(said) == 1 else ", ".join(map(str, said))
+    if said == "other":
+        said = card.get("license_name") or said
+    return str(said) if said else None
+
+
+def licence_of_card(text: str) -> str | None:
+    """The licence that the head of a README.md names, if it names one plainly."""
+    head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
+    said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
+    return said.get("license_name", "other") if said.get("license") == "other" else said.get("license")

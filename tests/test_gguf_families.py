@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from lmgraft import load_block
+from lmgraft.checkpoint import open_checkpoint
 from lmgraft.errors import BlockError
 from test_families import ROWS, models  # noqa: F401 - a fixture
 
@@ -141,3 +142,22 @@ def test_an_architecture_without_gguf_says_so(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(BlockError, match="not read from GGUF"):
         load_block(str(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("kind", sorted(gguf.quants._type_traits, key=lambda k: k.name), ids=lambda k: k.name)
+def test_every_quantisation_of_the_gguf_package_is_read(kind: gguf.GGMLQuantizationType, tmp_path: Path) -> None:
+    """Row by row as the whole: enough rows that several pieces are dequantised one after another."""
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rows, columns = 700, 8 * max(256, per_block)
+    raw = np.random.default_rng(0).integers(0, 64, (rows, columns // per_block * block_bytes), dtype=np.uint8)
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_tensor("blk.0.ffn_up.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = open_checkpoint(str(tmp_path / "m.gguf")).read("blk.0.ffn_up.weight")
+    with np.errstate(all="ignore"):
+        expected = torch.from_numpy(gguf.quants.dequantize(raw, kind)).float()
+    assert read.shape == (rows, columns)
+    assert torch.equal(read.float().nan_to_num(), expected.nan_to_num())

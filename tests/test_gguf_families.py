@@ -6,6 +6,7 @@ interleaved for llama's kin, fused q/k/v reordered, one added to gemma's gains, 
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from lmgraft import load_block
 from lmgraft.checkpoint import open_checkpoint
-from lmgraft.errors import BlockError
+from lmgraft.errors import BlockError, CheckpointError
 from test_families import ROWS, models  # noqa: F401 - a fixture
 
 ARCH = {
@@ -69,9 +70,10 @@ def convert(name: str, value: Tensor, arch: str, config: Any) -> Tensor:
     return value
 
 
-def write(path: Path, model: Any, arch: str) -> None:
+def write(path: Path, model: Any, arch: str, tensors_a_part: int = 0) -> None:
     config = model.config
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[arch]])
+    name = gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[arch]]
+    writer = gguf.GGUFWriter(path, name, split_max_tensors=tensors_a_part)
     heads = config.num_attention_heads
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(3)
@@ -142,6 +144,22 @@ def test_an_architecture_without_gguf_says_so(tmp_path: Path) -> None:
     writer.close()
     with pytest.raises(BlockError, match="not read from GGUF"):
         load_block(str(tmp_path / "m.gguf"))
+
+
+def test_a_model_in_parts_is_one_model(models, tmp_path: Path) -> None:  # noqa: F811
+    folder, model = models["llama"]
+    write(tmp_path / "m.gguf", model, "LLAMA", tensors_a_part=8)
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert [p.name for p in parts] == [f"m-0000{i}-of-00004.gguf" for i in range(1, 5)]
+    expected = load_block(str(folder), -1).provenance
+    for source in (parts[0], parts[2], tmp_path):
+        assert load_block(str(source), -1).provenance.tensors == expected.tensors
+    parts[3].unlink()
+    with pytest.raises(CheckpointError, match=r"lacks m-00004-of-00004\.gguf"):
+        load_block(str(parts[0]))
+    shutil.copy(parts[1], tmp_path / "alone.gguf")
+    with pytest.raises(CheckpointError, match="one of 4 parts"):
+        load_block(str(tmp_path / "alone.gguf"))
 
 
 @pytest.mark.parametrize("kind", sorted(gguf.quants._type_traits, key=lambda k: k.name), ids=lambda k: k.name)

@@ -22,7 +22,7 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from lmgraft.checkpoint.places import CHUNK, ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, will_read
+from lmgraft.checkpoint.places import CHUNK, ByteSource, bytes_to_fetch, read_bytes, read_tensor, will_read
 from lmgraft.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -122,8 +122,13 @@ class GgufCheckpoint:
         return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))
 
 
-def find_parts(place: Place, name: str) -> list[str]:
+def find_parts(label: str, present: Collection[str], name: str) -> list[str]:
     """The names of all parts of the model that the file `name` belongs to, in order.
+
+    Args:
+        label: Where the file lies, for error messages.
+        present: Names of the files there.
+        name: One of them.
 
     Raises:
         CheckpointError: If a part is missing.
@@ -133,11 +138,11 @@ def find_parts(place: Place, name: str) -> list[str]:
         return [name]
     count = int(match["count"])
     if not 1 <= count <= 1000:
-        raise CheckpointError(f"{place.label}: {name} claims {count} parts", "check the file's name")
+        raise CheckpointError(f"{label}: {name} claims {count} parts", "check the file's name")
     names = [f"{match['stem']}-{number:05d}-of-{match['count']}.gguf" for number in range(1, count + 1)]
-    absent = sorted(set(names) - set(place.names()))
+    absent = sorted(set(names) - set(present))
     if absent:
-        raise CheckpointError(f"{place.label} lacks {', '.join(absent[:3])}", "download all parts of the model")
+        raise CheckpointError(f"{label} lacks {', '.join(absent[:3])}", "download all parts of the model")
     return names
 
 

@@ -160,7 +160,7 @@ class HubFolder:
         wanted = self.source.file
         if wanted is not None:
             try:
-                parts = find_parts(_Names(self.label, here), wanted) if wanted.endswith(".gguf") else [wanted]
+                parts = find_parts(self.label, here, wanted) if wanted.endswith(".gguf") else [wanted]
             except CheckpointError:
                 return None
             whole = set(parts) <= set(here) and (wanted.endswith(".gguf") or "config.json" in here)
@@ -201,20 +201,6 @@ class HubFolder:
                 said = json.dumps(asdict(listing)).encode()
                 cache.store_chunks(f"hf://{self.source.repo}@{name}", [said], scratch)
         return listing
-
-
-@dataclass(frozen=True)
-class _Names:
-    """As much of a `Place` as `find_parts` looks at."""
-
-    label: str
-    here: list[str]
-
-    def names(self) -> list[str]:
-        return self.here
-
-    def open(self, name: str) -> ByteSource:
-        raise NotImplementedError
 
 
 def _hf_cache() -> Path:

@@ -134,14 +134,14 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     ggufs = [name for name in names if name.endswith(".gguf")]
     others = any(name.endswith((".safetensors", *_TORCH)) for name in names)
     if file is None and ggufs and (CONFIG not in names or not others):
-        if find_parts(place, ggufs[0]) != ggufs:
+        if find_parts(place.label, names, ggufs[0]) != ggufs:
             raise SourceError(
                 f"{place.label} holds {len(ggufs)} GGUF files: {', '.join(ggufs[:6])}{', ...' if ggufs[6:] else ''}",
                 "name one of them in the source: FOLDER/FILE.gguf",
             )
         file = ggufs[0]
     if file is not None and file.endswith(".gguf"):
-        return GgufCheckpoint([place.open(part) for part in find_parts(place, file)])
+        return GgufCheckpoint([place.open(part) for part in find_parts(place.label, names, file)])
     if file is not None and not file.endswith((".safetensors", *_TORCH)):
         raise SourceError(
             f"{place.open(file).label} is not a weight file lmgraft reads",

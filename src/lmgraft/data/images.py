@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,7 +87,7 @@ def shift_and_flip(images: Tensor, drawn: Tensor, pad: int, flip: bool) -> Tenso
     return padded[which, :, rows[:, :, None], columns[:, None, :]].movedim(-1, 1)
 
 
-class ImageData(LightningDataModule):
+class ImageData(LightningDataModule, ABC):
     """The images: class_path names the data set, a subclass of this.
 
     Args:
@@ -134,13 +135,13 @@ class ImageData(LightningDataModule):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @abstractmethod
     def load(self, train: bool) -> tuple[Tensor, Tensor]:
         """All images (N, C, H, W) uint8 and labels (N,) of one half; fetch them if need be."""
-        raise NotImplementedError
 
+    @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data in a record."""
-        raise NotImplementedError
 
     def setup(self, stage: str | None = None) -> None:
         if self._sets:

@@ -190,6 +190,17 @@ def test_reads_and_padding_hold_for_every_family(models, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
+def test_a_narrowed_block_keeps_the_identity_of_what_was_read(models, name: str) -> None:
+    folder = str(models[name][0])
+    wide = load_block(folder, (0, 1), final_norm="none")
+    narrow = load_block(folder, (0, 1), final_norm="none", dtype="bfloat16")
+    assert narrow.provenance == wide.provenance
+    for p, q in zip(wide.parameters(), narrow.parameters(), strict=True):
+        assert q.dtype == torch.bfloat16
+        assert torch.equal(p.to(torch.bfloat16), q)
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_inspect_reads_headers_only(models, name: str) -> None:
     report = inspect_llm(str(models[name][0]), LAYER)
     assert report.num_layers == 3

@@ -104,6 +104,7 @@ class FrozenBlock(FrozenModule):
     Args:
         config: Shape and behaviour of every layer.
         layers: Canonical tensors of each layer (see `BlockConfig.tensor_shapes`).
+        digests: Of the values read, by "<layer>.<tensor>", where the tensors were narrowed since.
         final_norm: Its tensors (see `BlockConfig.norm_shapes`); needed for `pretrained` only.
         provenance: Where the tensors come from; its digests are filled in here.
 
@@ -118,6 +119,7 @@ class FrozenBlock(FrozenModule):
         *,
         provenance: Provenance,
         final_norm: Mapping[str, Tensor] | None = None,
+        digests: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         _check_tensors(config, layers, provenance.final_norm, final_norm)
@@ -131,7 +133,7 @@ class FrozenBlock(FrozenModule):
             if provenance.final_norm == "none"
             else Norm(config.norm, config.norm_eps, **(final_norm or {}))
         )
-        self.provenance = _with_digests(provenance, config, layers, final_norm or {})
+        self.provenance = _with_digests(provenance, config, layers, final_norm or {}, digests or {})
         self.eval()
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
@@ -204,8 +206,10 @@ def _with_digests(
     config: BlockConfig,
     layers: Sequence[Mapping[str, Tensor]],
     final_norm: Mapping[str, Tensor],
+    known: Mapping[str, str],
 ) -> Provenance:
-    digests = {f"{i}.{n}": tensor_digest(t) for i, layer in enumerate(layers) for n, t in sorted(layer.items())}
+    named = {f"{i}.{n}": t for i, layer in enumerate(layers) for n, t in sorted(layer.items())}
+    digests = {n: known.get(n) or tensor_digest(t) for n, t in named.items()}
     digests |= {f"{FINAL_NORM}.{n}": tensor_digest(t) for n, t in final_norm.items()}
     identity = {"config": config.identity(), "final_norm": provenance.final_norm, "tensors": digests}
     return replace(provenance, tensors=digests, digest=json_digest(identity))

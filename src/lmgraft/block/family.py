@@ -23,6 +23,11 @@ def one_scale(config: Mapping[str, Any], layer: int) -> float | None:
     return None
 
 
+def unchanged(tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
+    """The inverse of a conversion that changes no values."""
+    return tensors
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """How to read one LLM architecture from each file style."""

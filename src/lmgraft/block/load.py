@@ -12,9 +12,9 @@ from torch import Tensor
 
 from lmgraft.block.block import FrozenBlock, Provenance
 from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
-from lmgraft.block.family import Family, count, find_family, language_part
+from lmgraft.block.family import Family, count, find_family, language_part, unchanged
 from lmgraft.block.layout import file_shapes, to_canonical
-from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors
+from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
 from lmgraft.errors import BlockError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -51,7 +51,13 @@ def load_block(
     indices = _resolve_layers(layer, num_layers)
     config = replace(config, attention_scales=_scales(checkpoint, family, config, indices))
     names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
-    layers = [_read_layer(checkpoint, family, config, index) for index in indices]
+    target = _dtype(dtype)
+    layers: list[dict[str, Tensor]] = []
+    digests: dict[str, str] = {}
+    for position, index in enumerate(indices):
+        tensors, read = _read_layer(checkpoint, family, config, index, target)
+        layers.append(tensors)
+        digests |= {f"{position}.{tensor}": digest for tensor, digest in read.items()}
     norm = _read_final_norm(checkpoint, family, config, indices[-1]) if final_norm == "pretrained" else None
     root = names.root(checkpoint.names(), indices[0])
     prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
@@ -65,17 +71,21 @@ def load_block(
         file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in checkpoint.names() if n.startswith(prefixes)})),
         licence=checkpoint.licence,
     )
-    block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm)
-    return place(block, dtype, device)
+    block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
+    return place(block, target, device)
 
 
 def place(block: FrozenBlock, dtype: torch.dtype | str | None, device: Any) -> FrozenBlock:
     """`block` stored in `dtype` and on `device`; its identity stays that of the values read."""
-    if isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise BlockError(f"dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
-        dtype = DTYPES[dtype]
-    return block.to(device=device, dtype=dtype)
+    return block.to(device=device, dtype=_dtype(dtype))
+
+
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    if not isinstance(dtype, str):
+        return dtype
+    if dtype not in DTYPES:
+        raise BlockError(f"dtype {dtype!r} is not known", f"one of {', '.join(DTYPES)}")
+    return DTYPES[dtype]
 
 
 def storage(block: FrozenBlock) -> str | None:
@@ -103,12 +113,27 @@ def _scales(checkpoint: Checkpoint, family: Family, config: BlockConfig, indices
     return config.attention_scales * len(indices)
 
 
-def _read_layer(checkpoint: Checkpoint, family: Family, config: BlockConfig, index: int) -> dict[str, Tensor]:
+def _read_layer(
+    checkpoint: Checkpoint, family: Family, config: BlockConfig, index: int, dtype: torch.dtype | None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Canonical tensors of a layer in `dtype`, and the digests of the values that the file holds."""
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
-    read = read_tensors(checkpoint, names, index, file_shapes(names, config))
+    undo = family.restore.get(checkpoint.style, unchanged)
+    laid_out_alike = set(config.tensor_shapes()) - {f"{base}.weight" for base in names.transposed}
+    digests: dict[str, str] = {}
+
+    def finish(name: str, tensor: Tensor) -> Tensor:
+        """Digested and narrowed at once, so that one tensor at a time is held in the file's width."""
+        if name not in laid_out_alike:
+            return tensor
+        tensor = undo({name: tensor}, config)[name]
+        digests[name] = tensor_digest(tensor)
+        return tensor.to(dtype or tensor.dtype)
+
+    read = read_tensors(checkpoint, names, index, file_shapes(names, config), finish)
+    laid_out_alike |= set(config.tensor_shapes())  # what is left is canonical from here on
     tensors = to_canonical(names, read, config)
-    undo = family.restore.get(checkpoint.style)
-    return tensors if undo is None else undo(tensors, config)
+    return {n: t if n in digests else finish(n, t) for n, t in tensors.items()}, digests
 
 
 def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig, layer: int) -> dict[str, Tensor]:
@@ -119,8 +144,7 @@ def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig
     if absent:
         raise BlockError(f"this LLM has no final norm: {absent[0]} is missing", "use final_norm='unit' or 'none'")
     read = read_tensors(checkpoint, replace(names, dropped=(".*",)), layer, wanted)
-    undo = family.restore.get(checkpoint.style)
-    read = read if undo is None else undo(read, config)
+    read = family.restore.get(checkpoint.style, unchanged)(read, config)
     return {name.rpartition(".")[2]: tensor for name, tensor in read.items()}
 
 

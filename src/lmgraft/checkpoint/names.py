@@ -7,7 +7,7 @@ used or listed as dropped on purpose. Anything else is an error that lists all o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -62,10 +62,23 @@ class NameMap:
         return None
 
 
+def as_read(canonical: str, tensor: Tensor) -> Tensor:
+    """A tensor as the file has it."""
+    return tensor
+
+
 def read_tensors(
-    checkpoint: Checkpoint, names: NameMap, layer: int, wanted: Mapping[str, tuple[int, ...]]
+    checkpoint: Checkpoint,
+    names: NameMap,
+    layer: int,
+    wanted: Mapping[str, tuple[int, ...]],
+    finish: Callable[[str, Tensor], Tensor] = as_read,
 ) -> dict[str, Tensor]:
     """Read the tensors `wanted` (canonical name -> shape) of `layer`; nothing else is touched.
+
+    Args:
+        finish: What to make of each tensor before the next one is read: where it narrows them,
+            no two are held in the file's own width.
 
     Raises:
         CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
@@ -84,7 +97,8 @@ def read_tensors(
                 f"{name} in {checkpoint.label} holds {bad} values that are NaN or infinite",
                 "the file is damaged or badly converted: fetch it again or use another",
             )
-        tensors[canonical] = tensor
+        tensors[canonical] = finish(canonical, tensor)
+        del tensor
     return tensors
 
 

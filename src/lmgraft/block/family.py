@@ -147,20 +147,23 @@ def count(config: Mapping[str, Any], key: str, default: int | None = None) -> in
 def number(config: Mapping[str, Any], key: str, default: float) -> float:
     """`config[key]` as a number; `default` where it is absent or null."""
     value = config.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise BlockError(f"the model's config says {key} = {value!r}", "a number is needed")
-    return value
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    checked: float = _checked(key, value, fits, default, "a number")
+    return checked
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
     """`config[key]` as true or false; `default` where it is absent or null."""
     value = config.get(key)
+    checked: bool = _checked(key, value, isinstance(value, bool), default, "true or false")
+    return checked
+
+
+def _checked(key: str, value: Any, fits: bool, default: Any, what: str) -> Any:
     if value is None:
         return default
-    if not isinstance(value, bool):
-        raise BlockError(f"the model's config says {key} = {value!r}", "true or false is needed")
+    if not fits:
+        raise BlockError(f"the model's config says {key} = {value!r}", f"{what} is needed")
     return value
 
 

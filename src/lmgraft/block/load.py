@@ -119,19 +119,19 @@ def _read_layer(
     """Canonical tensors of a layer in `dtype`, and the digests of the values that the file holds."""
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
     undo = family.restore.get(checkpoint.style, unchanged)
-    laid_out_alike = set(config.tensor_shapes()) - {f"{base}.weight" for base in names.transposed}
+    alike = set(config.tensor_shapes()) - {f"{base}.weight" for base in names.transposed}
     digests: dict[str, str] = {}
 
     def finish(name: str, tensor: Tensor) -> Tensor:
-        """Digested and narrowed at once, so that one tensor at a time is held in the file's width."""
-        if name not in laid_out_alike:
-            return tensor
         tensor = undo({name: tensor}, config)[name]
         digests[name] = tensor_digest(tensor)
         return tensor.to(dtype or tensor.dtype)
 
-    read = read_tensors(checkpoint, names, index, file_shapes(names, config), finish)
-    laid_out_alike |= set(config.tensor_shapes())  # what is left is canonical from here on
+    def finish_early(name: str, tensor: Tensor) -> Tensor:
+        """Where the file lays a tensor out as a block does, no two are held in the file's width."""
+        return finish(name, tensor) if name in alike else tensor
+
+    read = read_tensors(checkpoint, names, index, file_shapes(names, config), finish_early)
     tensors = to_canonical(names, read, config)
     return {n: t if n in digests else finish(n, t) for n, t in tensors.items()}, digests
 

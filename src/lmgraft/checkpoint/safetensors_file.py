@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -59,12 +59,7 @@ class SafetensorsCheckpoint:
     def _open(self, name: str, promised: set[str]) -> None:
         source = self._place.open(name)
         entries = read_header(source)
-        absent = sorted(promised - entries.keys())
-        if absent:
-            raise CheckpointError(
-                f"{source.label} lacks {len(absent)} tensors that its index promises, first {absent[0]}",
-                "download the model again",
-            )
+        check_promised(source.label, promised, entries.keys())
         for tensor, (dtype, shape, offset) in entries.items():
             self._entries[tensor] = (source, dtype, shape, offset)
 
@@ -181,6 +176,20 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{source.label} holds no JSON object", "download it again")
     return value
+
+
+def check_promised(label: str, promised: Set[str], found: Set[str]) -> None:
+    """Refuse a shard that lacks what its index says it holds.
+
+    Raises:
+        CheckpointError: Naming the first tensor.
+    """
+    absent = sorted(promised - found)
+    if absent:
+        raise CheckpointError(
+            f"{label} lacks {len(absent)} tensors that its index promises, first {absent[0]}",
+            "download the model again",
+        )
 
 
 def find_shards(place: Place, index: str, beginning: str, ending: str) -> dict[str, set[str]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, will_read
-from lmgraft.checkpoint.safetensors_file import find_shards
+from lmgraft.checkpoint.safetensors_file import check_promised, find_shards
 from lmgraft.checkpoint.torch_pickle import TensorRecord, read_state
 from lmgraft.checkpoint.zip_members import damaged, data_offset, is_zip, read_directory
 from lmgraft.errors import CheckpointError
@@ -173,12 +173,7 @@ class TorchCheckpoint:
     def _open(self, shard: str) -> TorchFile:
         if shard not in self._opened:
             opened = TorchFile(self._place.open(shard))
-            absent = sorted(self._promised[shard] - opened.records.keys())
-            if absent:
-                raise CheckpointError(
-                    f"{opened.source.label} lacks {len(absent)} tensors that its index promises, first {absent[0]}",
-                    "download the model again",
-                )
+            check_promised(opened.source.label, self._promised[shard], opened.records.keys())
             self._opened[shard] = opened
         return self._opened[shard]
 

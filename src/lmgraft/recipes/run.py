@@ -75,8 +75,7 @@ def train_run(
     """
     _claim(recipe, run_dir, resume)
     task = _prepare(recipe)
-    inserted = find_graft(task.model)
-    digest = inserted.block.provenance.digest if inserted is not None else None
+    digest = block_digest(task.model)
     records.write_text(run_dir / "config.yaml", recipe.yaml)
     records.write_json(run_dir / "run.json", _record(recipe, task.model))
     summary = fit(
@@ -91,7 +90,7 @@ def train_run(
         progress=progress,
     )
     result = _evaluate(recipe, task, run_dir, summary, digest)
-    if inserted is not None:
+    if digest is not None:
         save_pretrained(task.model, run_dir / "model")
     records.write_json(run_dir / "result.json", asdict(result))
     return result
@@ -110,8 +109,6 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None) -> Result:
     recipe = read_run(run_dir, overrides)
     summary = read_result(run_dir)
     task = _prepare(recipe)
-    inserted = find_graft(task.model)
-    digest = inserted.block.provenance.digest if inserted is not None else None
     cost = FitSummary(
         seconds=summary.seconds,
         peak_memory=summary.peak_memory,
@@ -119,7 +116,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None) -> Result:
         best_val_accuracy=summary.val_accuracy,
         device=summary.device,
     )
-    return _evaluate(recipe, task, run_dir, cost, digest)
+    return _evaluate(recipe, task, run_dir, cost, block_digest(task.model))
 
 
 def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
@@ -151,11 +148,10 @@ def read_result(run_dir: Path) -> Result:
 
 
 def load_trained(run_dir: Path) -> tuple[Recipe, nn.Module]:
-    """The recipe of a run and its model with the weights of best.ckpt, in eval mode."""
+    """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
     recipe = read_run(run_dir)
-    task = _prepare(recipe)
-    inserted = find_graft(task.model)
-    _load_best(task, run_dir, inserted.block.provenance.digest if inserted is not None else None)
+    task = _build_task(recipe)
+    _load_best(task, run_dir, block_digest(task.model))
     model: nn.Module = task.model.eval()
     return recipe, model
 
@@ -196,6 +192,10 @@ def _prepare(recipe: Recipe) -> Any:
     recipe.data.seed = recipe.seed
     recipe.data.prepare_data()
     recipe.data.setup()
+    return _build_task(recipe)
+
+
+def _build_task(recipe: Recipe) -> Any:
     return recipe.task_class(
         build_model(recipe),
         recipe.data.num_classes,
@@ -237,6 +237,12 @@ def _record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "frozen_params": frozen,
         "environment": records.environment(),
     }
+
+
+def block_digest(model: nn.Module) -> str | None:
+    """The identity of the model's block; None where nothing is grafted."""
+    inserted = find_graft(model)
+    return None if inserted is None else inserted.block.provenance.digest
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
 from lmgraft.block import FrozenBlock, load_block
-from lmgraft.data.images import ImageArray
+from lmgraft.data.images import ImageArray, ImageData
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run
@@ -107,7 +107,7 @@ def run_quickstart(
         results[arm] = _run_arm(out / arm, recipe, (*overrides, "--arm", arm), say, progress)
     records.write_json(out / "quickstart.json", {arm: asdict(result) for arm, result in results.items()})
     say("Looking at test images")
-    samples, mapped = _look(out)
+    samples, mapped = _look(out, checked.data)
     return Quickstart(
         recipe=recipe,
         results=results,
@@ -156,12 +156,10 @@ def _train_arm(run_dir: Path, recipe: str, overrides: Sequence[str], progress: V
 
 
 @torch.no_grad()
-def _look(out: Path) -> tuple[list[Sample], list[MappedImage]]:
+def _look(out: Path, data: ImageData) -> tuple[list[Sample], list[MappedImage]]:
     """The first test images, unselected: predictions of all arms, maps of plain and llm."""
-    models: dict[str, nn.Module] = {}
-    for arm in QUICKSTART_ARMS:
-        recipe, models[arm] = load_trained(out / arm)
-    test, names = recipe.data.split("test"), recipe.data.class_names
+    models = {arm: load_trained(out / arm)[1] for arm in QUICKSTART_ARMS}
+    test, names = data.split("test"), data.class_names
     count = min(_NUM_SAMPLES, len(test))
     images, labels, _ = test.batch(range(count))
     chosen = {arm: model(images).softmax(-1).max(-1) for arm, model in models.items()}

@@ -154,14 +154,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header(key, value)
         self.end_headers()
         part = body if cut is None else body[:cut]
+        if name is not None:
+            # Before the write: a client that has read the last byte finds it counted.
+            self.server.sent[name] += len(part)
         try:
             self.wfile.write(part)
             self.wfile.flush()
         except (ConnectionError, BrokenPipeError):
             self.close_connection = True
             return
-        if name is not None:
-            self.server.sent[name] += len(part)
         if cut is not None:
             self.close_connection = True
 

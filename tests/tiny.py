@@ -54,12 +54,12 @@ def images(batch: int = 2, seed: int = 11, dtype: torch.dtype = torch.float32) -
 
 
 def random_block(
-    *, dtype: torch.dtype = torch.float32, layers: int = 1, final_norm: str = "unit", bias: bool = False
+    *, dtype: torch.dtype = torch.float32, layers: int = 1, final_norm: str = "unit", bias: bool = False, **traits: Any
 ) -> FrozenBlock:
-    """Grouped queries, heads wider than D / N, every tensor random."""
-    config = BlockConfig(
-        dim=32, num_heads=4, num_kv_heads=2, head_dim=10, mlp_dim=40, qkv_bias=bias, output_bias=bias, mlp_bias=bias
-    )
+    """Grouped queries, heads wider than D / N, every tensor random; `traits` are fields of `BlockConfig`."""
+    shape = {"dim": 32, "num_heads": 4, "num_kv_heads": 2, "head_dim": 10, "mlp_dim": 40}
+    biases = {"qkv_bias": bias, "output_bias": bias, "mlp_bias": bias}
+    config = BlockConfig(**(shape | biases | traits))
     generator = torch.Generator().manual_seed(21)
 
     def draw(shape: tuple[int, ...]) -> Tensor:
@@ -74,7 +74,7 @@ def random_block(
         file_dtypes=("F32",),
     )
     tensors = [{name: draw(shape) for name, shape in config.tensor_shapes().items()} for _ in range(layers)]
-    gain = {"weight": draw((32,))} if final_norm == "pretrained" else None
+    gain = {n: draw(s) for n, s in config.norm_shapes().items()} if final_norm == "pretrained" else None
     return FrozenBlock(config, tensors, provenance=provenance, final_norm=gain)
 
 

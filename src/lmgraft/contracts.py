@@ -44,6 +44,17 @@ def take_tokens(x: Tensor, reads: Reads) -> Tensor:
     return x.gather(1, reads.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def count_tokens(tokens: int, reads: Reads) -> int:
+    """R: how many of `tokens` tokens `reads` names."""
+    if reads is None:
+        return tokens
+    if isinstance(reads, int):
+        return 1
+    if isinstance(reads, slice):
+        return len(range(*reads.indices(tokens)))
+    return len(reads) if isinstance(reads, tuple) else reads.shape[-1]
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
     """How a host's tokens lie along T: prefix tokens first, then the grid, row by row."""

@@ -82,13 +82,28 @@ class Layer(FrozenModule):
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Reads = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
         normed = self.attention_norm(x)
-        mixed = self.attention(take_tokens(normed, reads), normed, key_padding_mask)
-        x, normed = take_tokens(x, reads), take_tokens(normed, reads)
+        read = take_tokens(normed, reads)
+        return self.finish(take_tokens(x, reads), read, self.attention(read, normed, key_padding_mask))
+
+    @property
+    def reuses_normed(self) -> bool:
+        """Whether `finish` needs the input's norm again."""
+        return self.parallel == "shared_norm" or self.residual_after_norm
+
+    def finish(self, x: Tensor, normed: Tensor | None, mixed: Tensor) -> Tensor:
+        """All that comes after attention, token by token.
+
+        Args:
+            x: (B, R, D) inputs of the layer.
+            normed: (B, R, D) their attention norm; may be None unless `reuses_normed`.
+            mixed: (B, R, D) attention's output.
+        """
+        first = normed if self.reuses_normed and normed is not None else x
         if self.parallel != "none":
-            own: Tensor = self.mlp(normed if self.parallel == "shared_norm" else self.mlp_norm(x))
+            own: Tensor = self.mlp(first if self.parallel == "shared_norm" else self.mlp_norm(x))
             both: Tensor = x + self.residual_scale * (mixed + own)
             return both
-        x = self._add(normed if self.residual_after_norm else x, mixed, self.attention_post_norm)
+        x = self._add(first, mixed, self.attention_post_norm)
         normed = self.mlp_norm(x)
         return self._add(normed if self.residual_after_norm else x, self.mlp(normed), self.mlp_post_norm)
 

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
 from lmgraft.block.frozen import FrozenModule
+from lmgraft.block.widen import linear
 
 
 class Norm(FrozenModule):
@@ -39,14 +40,18 @@ class Norm(FrozenModule):
         if self.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        if self.weight is not None:
-            gain = self.weight.to(wide.dtype)
-            if gain.dim() == 2:  # a gain for each head, with x as (B, heads, T, H)
-                gain = gain.unsqueeze(-2)
-            normed = normed * (1 + gain if self.kind == "rms_plus_one" else gain)
+        gain = self.gain(wide.dtype)
+        if gain is not None:  # (heads, H) is a gain for each head, with x as (B, heads, T, H)
+            normed = normed * (gain.unsqueeze(-2) if gain.dim() == 2 else gain)
         if self.bias is not None:
             normed = normed + self.bias.to(wide.dtype)
         return normed.to(x.dtype)
+
+    def gain(self, dtype: torch.dtype) -> Tensor | None:
+        """What the normed vector is multiplied by; None for one."""
+        if self.weight is None:
+            return None
+        return self.weight.to(dtype) + 1 if self.kind == "rms_plus_one" else self.weight.to(dtype)
 
 
 class Projection(FrozenModule):
@@ -58,8 +63,7 @@ class Projection(FrozenModule):
         self.bias = None if bias is None else Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        return F.linear(x, self.weight.to(x.dtype), bias)
+        return linear(x, self.weight, self.bias)
 
 
 class Attention(FrozenModule):
@@ -82,41 +86,69 @@ class Attention(FrozenModule):
 
     def forward(self, queries: Tensor, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Attend from `queries` (B, R, D) to `x` (B, T, D); True in the mask (B, T) = padded."""
-        q, k, v = (self._bounded(p(y)) for p, y in ((self.q, queries), (self.k, x), (self.v, x)))
-        if self.qk_norm == "full_width":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (self._heads(y, n) for y, n in ((q, self.num_heads), (k, self.num_kv_heads), (v, self.num_kv_heads)))
-        if self.qk_norm in ("per_head", "per_own_head"):
-            q, k = self.q_norm(q), self.k_norm(k)
+        q = self.split_queries(self.q(queries))
+        k, v = self.split_keys(self.k(x)), self.split_values(self.v(x))
+        visible, alone = see(key_padding_mask)
+        return self.output(self.mix(q, k, v, visible), alone)
+
+    def split_queries(self, q: Tensor) -> Tensor:
+        """Projected queries (B, R, N x H) -> (B, N, R, H), bounded and normed."""
+        return self._split(q, self.num_heads, "q_norm")
+
+    def split_keys(self, k: Tensor) -> Tensor:
+        """Projected keys (B, T, M x H) -> (B, M, T, H), bounded and normed."""
+        return self._split(k, self.num_kv_heads, "k_norm")
+
+    def split_values(self, v: Tensor) -> Tensor:
+        """Projected values (B, T, M x H) -> (B, M, T, H), bounded."""
+        return self._split(v, self.num_kv_heads, None)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+        """softmax(q k^T) v: (B, N, R, H)."""
         group = self.num_heads // self.num_kv_heads
         if group > 1:  # grouped queries: each key/value head serves `group` query heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        if key_padding_mask is None:
-            out: Tensor = self.o(self._mix(q, k, v, None).transpose(1, 2).flatten(2))
-            return out
-        visible = ~key_padding_mask[:, None, None, :]
-        # A sample without any visible key would be a softmax over nothing: let it see all
-        # keys (finite numbers, finite gradients), then take exactly zero instead.
-        alone = ~visible.any(-1, keepdim=True)
-        out = self.o(self._mix(q, k, v, visible | alone).transpose(1, 2).flatten(2))
-        return out.masked_fill(alone[:, 0], 0.0)
-
-    def _mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         if self.softcap is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale)
-        scores = self.softcap * torch.tanh(q @ k.transpose(-1, -2) * (self.scale / self.softcap))
+        return self.weights(q @ k.transpose(-1, -2), visible).to(v.dtype) @ v
+
+    def weights(self, scores: Tensor, visible: Tensor | None) -> Tensor:
+        """Attention weights (B, N, R, T), float32 or wider, of raw scores q k^T."""
+        wide = (scores if scores.dtype == torch.float64 else scores.float()) * self.scale
+        if self.softcap is not None:
+            wide = self.softcap * torch.tanh(wide / self.softcap)
         if visible is not None:
-            scores = scores.masked_fill(~visible, float("-inf"))
-        wide = scores if scores.dtype == torch.float64 else scores.float()
-        return wide.softmax(-1).to(v.dtype) @ v
+            wide = wide.masked_fill(~visible, float("-inf"))
+        return wide.softmax(-1)
 
-    def _bounded(self, x: Tensor) -> Tensor:
-        return x if self.clip is None else x.clamp(-self.clip, self.clip)
+    def output(self, context: Tensor, alone: Tensor | None) -> Tensor:
+        """Contexts of all heads (B, N, R, H) -> (B, R, D); zero for samples without a visible key."""
+        out: Tensor = self.o(context.transpose(1, 2).flatten(2))
+        return out if alone is None else out.masked_fill(alone[:, 0], 0.0)
 
-    def _heads(self, x: Tensor, heads: int) -> Tensor:
-        """(B, T, heads * H) -> (B, heads, T, H)."""
+    def _split(self, x: Tensor, heads: int, norm: str | None) -> Tensor:
+        if self.clip is not None:
+            x = x.clamp(-self.clip, self.clip)
+        if norm and self.qk_norm == "full_width":
+            x = getattr(self, norm)(x)
         batch, tokens, _ = x.shape
-        return x.reshape(batch, tokens, heads, self.head_dim).transpose(1, 2)
+        x = x.reshape(batch, tokens, heads, self.head_dim).transpose(1, 2)
+        if norm and self.qk_norm in ("per_head", "per_own_head"):
+            x = getattr(self, norm)(x)
+        return x
+
+
+def see(key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Which keys are visible (B, 1, 1, T), and which samples have none (B, 1, 1, 1).
+
+    A sample without any visible key would be a softmax over nothing: it sees all keys instead
+    (finite numbers, finite gradients), and `Attention.output` then takes exactly zero.
+    """
+    if key_padding_mask is None:
+        return None, None
+    visible = ~key_padding_mask[:, None, None, :]
+    alone = ~visible.any(-1, keepdim=True)
+    return visible | alone, alone
 
 
 class MLP(FrozenModule):

@@ -10,7 +10,7 @@ from lmgraft.block.config import FinalNorm
 from lmgraft.errors import HostError
 
 Residual = Literal["none", "out", "in", "gated"]
-Form = Literal["auto", "dense"]
+Form = Literal["auto", "dense", "reads", "folded", "absorbed"]
 MapperInit = Literal["trunc_normal", "default"]
 
 
@@ -33,7 +33,16 @@ class GraftConfig:
     residual: Residual = "none"
     """none (as published): f(x); out: x + f(x); in: W2(block(W1 x) + W1 x); gated: x + g f(x), g from 0."""
     form: Form = "auto"
-    """auto computes only what is read; dense computes every token, for reference."""
+    """How it is computed; every form gives the same numbers.
+
+    auto      the quickest by counted multiply-adds and bytes, chosen at each call
+    dense     the whole block on every token, as published: the reference
+    reads     keys and values of every token, the rest for read tokens only
+    folded    keys and values by folded matrices, never D wide
+    absorbed  keys or values, where exact both, not formed at all
+    """
+    read_token: bool = False
+    """A learnable token that alone is read from the block; every token gets its output."""
     mapper_init: MapperInit | None = None
     """Initialisation of W1 and W2; by default the host's own convention."""
     final_norm: FinalNorm = "unit"

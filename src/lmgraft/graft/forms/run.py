@@ -1,0 +1,165 @@
+"""The mapper and the frozen block on tokens, as planned; `dense` beside it is the reference.
+
+            narrow space                               wide space
+    x --- y = x n --- keys, values -+         x - W1 - h - norm - keys, values -+
+    |                               |                  |                        |
+    +-- read tokens: W1, norm, q -- attention - o ...  +-- read tokens: q ------+ ...
+
+Only the first layer of a stack sees a linear image of narrow tokens, and only the last may leave
+tokens unread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from lmgraft.block import FrozenBlock
+from lmgraft.block.block import Layer
+from lmgraft.block.parts import Attention, Projection, see
+from lmgraft.contracts import Reads, take_tokens
+from lmgraft.graft.forms.affine import Affine, Fold, affine, fold, narrow_tokens
+from lmgraft.graft.forms.attend import (
+    absorbed_context,
+    absorbed_scores,
+    constant_key_matters,
+    formed_context,
+    formed_scores,
+)
+from lmgraft.graft.forms.cache import Folds
+from lmgraft.graft.forms.plan import LayerPlan
+
+
+def dense(mapper: nn.Module, block: FrozenBlock, x: Tensor, mask: Tensor | None, reads: Reads) -> tuple[Tensor, Tensor]:
+    """As published: the whole block on every token; then the read ones are taken.
+
+    Returns:
+        The block's output and its input W1 x, both (B, R, D).
+    """
+    h = mapper(x)
+    return take_tokens(block(h, mask), reads), take_tokens(h, reads)
+
+
+def planned(
+    mapper: nn.Module,
+    block: FrozenBlock,
+    x: Tensor,
+    mask: Tensor | None,
+    reads: Reads,
+    plans: Sequence[LayerPlan],
+    folds: Folds | None,
+) -> tuple[Tensor, Tensor]:
+    """The same numbers by `plans`, one for each layer.
+
+    Args:
+        folds: What the first layer's plan needs, if it is narrow.
+    """
+    first, *others = cast("list[Layer]", list(block.layers))
+    visible, alone = see(mask)
+    ends = [None] * len(others) + [reads]
+    if plans[0].space == "narrow":
+        assert folds is not None
+        linear = cast(nn.Linear, mapper)
+        y = narrow_tokens(x, linear, folds.map)
+        inputs = mapper(take_tokens(x, ends[0]))
+        h = _layer(first, plans[0], inputs, None, take_tokens(y, ends[0]), y, folds, visible, alone)
+    else:
+        h = mapper(x)
+        inputs = take_tokens(h, reads)
+        h = _wide_layer(first, plans[0], h, ends[0], visible, alone)
+    for layer, plan, end in zip(others, plans[1:], ends[1:], strict=True):
+        h = _wide_layer(layer, plan, h, end, visible, alone)
+    out: Tensor = block.final_norm(h)
+    return out, take_tokens(inputs, reads) if others and plans[0].space == "narrow" else inputs
+
+
+def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
+    """The affine map of `mapper` into `layer`, and the folds of its projections `names`."""
+    map_ = affine(mapper, layer.attention_norm)
+    return Folds(map_, {name: fold(map_, getattr(layer.attention, name)) for name in sorted(names)})
+
+
+def _wide_layer(
+    layer: Layer, plan: LayerPlan, h: Tensor, reads: Reads, visible: Tensor | None, alone: Tensor | None
+) -> Tensor:
+    u = layer.attention_norm(h)
+    read = take_tokens(u, reads)
+    return _layer(layer, plan, take_tokens(h, reads), read, read, u, None, visible, alone)
+
+
+def _layer(
+    layer: Layer,
+    plan: LayerPlan,
+    h: Tensor,
+    u: Tensor | None,
+    y_read: Tensor,
+    y: Tensor,
+    folds: Folds | None,
+    visible: Tensor | None,
+    alone: Tensor | None,
+) -> Tensor:
+    """One layer from its read inputs h (B, R, D) and what attention sees of all, y (B, T, C).
+
+    Args:
+        u: Normed h; computed when needed if None.
+        y_read: Rows of y that are read.
+        folds: In narrow space, what lies between y and the projections.
+    """
+    attention = layer.attention
+    if u is None and (layer.reuses_normed or plan.query == "projected"):
+        u = layer.attention_norm(h)
+    if plan.query == "folded":
+        assert folds is not None
+        q = _through(folds.projections["q"], y_read, h.dtype)
+    else:
+        q = attention.q(u)
+    context = _attend(attention, plan, attention.split_queries(q), y, folds, visible, h.dtype)
+    return layer.finish(h, u, attention.output(context, alone))
+
+
+def _attend(
+    attention: Attention,
+    plan: LayerPlan,
+    q: Tensor,
+    y: Tensor,
+    folds: Folds | None,
+    visible: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
+    def source(name: str, side: str) -> tuple[Projection | Fold, Affine | None]:
+        if side in ("folded", "absorbed_fold"):
+            assert folds is not None
+            return folds.projections[name], None
+        return getattr(attention, name), None if folds is None else folds.map
+
+    key, key_map = source("k", plan.key)
+    value, value_map = source("v", plan.value)
+    k = v = None
+    if plan.key in ("formed", "folded"):
+        bias = constant_key_matters(attention) or plan.key == "formed"
+        k = attention.split_keys(_through(key, y, dtype, bias))
+    if plan.value in ("formed", "folded"):
+        v = attention.split_values(_through(value, y, dtype))
+    if k is not None and v is not None:
+        return attention.mix(q, k, v, visible)
+    if k is None:
+        wide = y if y.dtype == torch.float64 else y.float()
+        scores = absorbed_scores(attention, q, wide, key, key_map)
+    else:
+        scores = formed_scores(q, k)
+    weights = attention.weights(scores, visible)
+    if v is not None:
+        return formed_context(weights, v)
+    wide = y if y.dtype == torch.float64 else y.float()
+    return absorbed_context(attention, weights, wide, value, value_map, q.dtype)
+
+
+def _through(projection: Projection | Fold, y: Tensor, dtype: torch.dtype, bias: bool = True) -> Tensor:
+    if isinstance(projection, Projection):
+        out: Tensor = projection(y)
+        return out
+    constant = projection.bias.to(dtype) if bias and projection.bias is not None else None
+    return nn.functional.linear(y.to(dtype), projection.weight.to(dtype), constant)

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart test test-fast test-network check format clean
+.PHONY: help setup quickstart bench test test-fast test-network check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -12,13 +12,16 @@ help:  ## list the targets
 $(READY): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint requirements/constraints.txt --editable '.[image,dev]'
+		--constraint requirements/constraints.txt --editable '.[image,export,dev]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment and install everything into it
 
 quickstart: $(READY)  ## the main job: three arms on real images, a table and a page
 	$(BIN)/lmgraft quickstart --out runs/quickstart
+
+bench: $(READY)  ## what a frozen block costs: time and memory, a table and charts; minutes
+	$(BIN)/lmgraft bench --grid quick --out runs/bench
 
 test: $(READY)  ## all tests that need no network
 	$(BIN)/python -m pytest -m "not network"

@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from lmgraft.block import FrozenBlock
 from lmgraft.contracts import Reads, count_tokens
-from lmgraft.graft.forms.plan import LayerPlan, Problem, exact_plans
+from lmgraft.graft.forms.plan import exact_plans
+from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, make_folds, planned
 from tiny import random_block, relative_error
 
@@ -72,10 +73,16 @@ def make_mapper(width: int, dim: int, dtype: torch.dtype, bias: bool = False) ->
 
 
 def by_plans(
-    mapper: nn.Linear, block: FrozenBlock, x: Tensor, mask: Tensor | None, reads: Reads, plans: list[LayerPlan]
+    mapper: nn.Linear,
+    block: FrozenBlock,
+    x: Tensor,
+    mask: Tensor | None,
+    reads: Reads,
+    plans: list[LayerPlan],
+    mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     folds = make_folds(mapper, block.layers[0], frozenset(plans[0].folds())) if plans[0].space == "narrow" else None
-    return planned(mapper, block, x, mask, reads, plans, folds)
+    return planned(mapper, block, x, mask, reads, plans, folds, mean)
 
 
 def results(

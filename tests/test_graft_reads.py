@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lmgraft
 from lmgraft.block import FrozenBlock
+from lmgraft.contracts import MeanOf
 from lmgraft.errors import HostError
 from lmgraft.graft import reads as reads_module
 from lmgraft.graft.hosts import find_host
@@ -58,16 +59,16 @@ class OwnPool(VisionTransformer):
 SHAPE = {"img_size": 32, "patch_size": 8, "embed_dim": V, "depth": 3, "num_heads": 3, "num_classes": 7}
 
 HOSTS: dict[str, tuple[Callable[[], nn.Module], int]] = {
-    # How to make it, and how many tokens its head must see in model(x).
+    # How to make it, and for how many tokens the graft must be computed in model(x).
     "token": (make_vit, 1),
-    "avg": (lambda: make_vit(global_pool="avg"), T),
+    "avg": (lambda: make_vit(global_pool="avg"), T - 1),
     "no_class_token": (lambda: make_vit(class_token=False, global_pool="avg"), T - 1),
     "max": (lambda: make_vit(global_pool="max"), T),
     "avgmax": (lambda: make_vit(global_pool="avgmax"), T),
     "map": (lambda: make_vit(global_pool="map"), T),
     "no_pool": (lambda: make_vit(global_pool=""), T),
     "registers": (lambda: make_vit(reg_tokens=4), 1),
-    "registers_avg": (lambda: make_vit(reg_tokens=4, global_pool="avg"), T + 4),
+    "registers_avg": (lambda: make_vit(reg_tokens=4, global_pool="avg"), T - 1),
     "no_head": (lambda: make_vit(num_classes=0), 1),
     "distilled": (lambda: make_vit("deit_tiny_distilled_patch16_224"), 2),
     "own_head": (lambda: randomise_(ReadsAll(**SHAPE), seed=5).eval(), T),
@@ -97,8 +98,9 @@ class TestWhatTheHeadSees:
         queries, normed = calls_of(model.graft.block.layers[0].mlp), calls_of(model.norm)
         out = model(X_64)
         assert [tuple(x.shape) for x, _ in queries] == [(B, rows, 32)]
-        assert [tuple(x.shape) for x, _ in normed] == [(B, rows, V)]
         features = model.forward_features(X_64)
+        averaged = isinstance(find_host(model).reads(model), MeanOf)  # every token is then the mean
+        assert normed[0][0].shape == (B, features.shape[1] if averaged else rows, V)
         assert features.shape[1] == find_host(model).layout.num_prefix_tokens + 16
         assert relative_error(features, features_by_hand(model, X_64)) <= 1e-12
         assert relative_error(out, model.forward_head(features)) <= 1e-12

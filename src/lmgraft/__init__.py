@@ -6,7 +6,17 @@ Importing this package imports torch and nothing heavier.
 from importlib import metadata as _metadata
 
 from lmgraft.block import BlockConfig, FrozenBlock, inspect_llm, load_block
-from lmgraft.graft import GraftConfig, graft, load_pretrained, reading_all_tokens, save_pretrained, ungraft
+from lmgraft.graft import (
+    GraftConfig,
+    approximate,
+    exact,
+    graft,
+    load_pretrained,
+    reading,
+    reading_all_tokens,
+    save_pretrained,
+    ungraft,
+)
 
 __version__ = _metadata.version("lmgraft")
 
@@ -14,10 +24,13 @@ __all__ = [
     "BlockConfig",
     "FrozenBlock",
     "GraftConfig",
+    "approximate",
+    "exact",
     "graft",
     "inspect_llm",
     "load_block",
     "load_pretrained",
+    "reading",
     "reading_all_tokens",
     "save_pretrained",
     "ungraft",

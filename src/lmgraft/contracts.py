@@ -16,17 +16,29 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-Reads = None | int | slice | tuple[int, ...] | Tensor
-"""Which tokens of (B, T, d) are read later on.
+Tokens = None | int | slice | tuple[int, ...] | Tensor
+"""Which tokens of (B, T, d), of all samples or of each.
 
 None: all of them. An int, a slice or a tuple of ints: the same tokens for every sample.
-A long tensor (R,): likewise; (B, R): its own tokens for each sample.
+A long tensor (R,): likewise; (B, R): its own tokens for each sample. Negative counts from the end.
 """
 
 
-def take_tokens(x: Tensor, reads: Reads) -> Tensor:
+@dataclass(frozen=True)
+class MeanOf:
+    """Only the mean over these tokens is read: what is linear can be computed for the mean alone."""
+
+    tokens: int | slice | tuple[int, ...] | None = None
+
+
+Reads = Tokens | MeanOf
+"""Which tokens are read later on, or that only their mean is."""
+
+
+def take_tokens(x: Tensor, reads: Tokens) -> Tensor:
     """The tokens of `x` (B, T, d) named by `reads`, as (B, R, d); `x` itself for None."""
     if reads is None:
         return x
@@ -39,13 +51,18 @@ def take_tokens(x: Tensor, reads: Reads) -> Tensor:
         return x[:, reads]
     if isinstance(reads, tuple):
         return x[:, list(reads)]
-    if reads.dim() == 1:
-        return x.index_select(1, reads)
-    return x.gather(1, reads.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    index = torch.where(reads < 0, reads + x.shape[1], reads).long()
+    if index.dim() == 1:
+        return x.index_select(1, index)
+    if index.shape[0] != x.shape[0]:
+        raise IndexError(f"tokens are read of {index.shape[0]} samples, but there are {x.shape[0]}")
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
 def count_tokens(tokens: int, reads: Reads) -> int:
     """R: how many of `tokens` tokens `reads` names."""
+    if isinstance(reads, MeanOf):
+        return count_tokens(tokens, reads.tokens)
     if reads is None:
         return tokens
     if isinstance(reads, int):

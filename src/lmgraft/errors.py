@@ -48,3 +48,11 @@ class RecipeError(LmgraftError):
 
 class RunError(LmgraftError):
     """A run folder that cannot be continued, evaluated or reported."""
+
+
+class ExportError(LmgraftError):
+    """A model that cannot be written as a program, or a program that computes something else."""
+
+
+class ApproximationError(LmgraftError):
+    """An approximation that cannot be had here, or whose error cannot be measured."""

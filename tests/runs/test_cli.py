@@ -43,6 +43,15 @@ def test_train_evaluate_and_resume(capsys, recipe_file, tmp_path):
     assert status == 0
     assert "95 % interval" in out
     assert "ankle boot" in out
+    status, out, _ = call(capsys, "evaluate", run, "--approximate")
+    assert status == 0
+    assert "approximate graft: int8" in out
+    status, out, _ = call(capsys, "evaluate", run, "--json", "--approximate", "16bit")
+    record = json.loads(out)
+    assert record["approximation"]["mode"] == "16bit"
+    assert 0 < record["approximation"]["graft_error"] < 0.05
+    assert abs(record["accuracy"] - result["accuracy"]) < 0.1
+    assert json.loads((run / "evaluation.json").read_text()) == record
 
 
 @pytest.mark.parametrize("command", COMMANDS)

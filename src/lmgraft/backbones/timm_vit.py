@@ -12,7 +12,7 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from lmgraft.contracts import Host, Reads, TokenLayout
+from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout
 from lmgraft.errors import HostError
 
 
@@ -69,10 +69,15 @@ def _head_is(model: nn.Module, cls: type[Any]) -> bool:
 
 
 def reads_of_pooling(model: Any) -> Reads:
-    """The class token under `global_pool="token"`; anything else may read every token."""
-    if not _head_is(model, VisionTransformer):
+    """The class token under `global_pool="token"`; the mean of the patch tokens where the head averages
+    before its own norm; anything else may read every token."""
+    if not _head_is(model, VisionTransformer) or model.attn_pool is not None:
         return None
-    return 0 if model.attn_pool is None and model.global_pool == "token" else None
+    if model.global_pool == "token":
+        return 0
+    if model.global_pool == "avg" and isinstance(model.norm, nn.Identity):
+        return MeanOf(slice(0 if model.pool_include_prefix else model.num_prefix_tokens, None))
+    return None
 
 
 def reads_of_distilled(model: nn.Module) -> Reads:

@@ -22,7 +22,7 @@ from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.parts import MLP, Attention, Norm
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
-from lmgraft.contracts import Reads, take_tokens
+from lmgraft.contracts import Tokens, take_tokens
 from lmgraft.errors import BlockError
 
 
@@ -79,7 +79,7 @@ class Layer(FrozenModule):
         self.mlp = MLP(config, tensors)
         self.mlp_post_norm = norm("mlp_post_norm")
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Reads = None) -> Tensor:
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Tokens = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
         normed = self.attention_norm(x)
         read = take_tokens(normed, reads)
@@ -90,27 +90,39 @@ class Layer(FrozenModule):
         """Whether `finish` needs the input's norm again."""
         return self.parallel == "shared_norm" or self.residual_after_norm
 
-    def finish(self, x: Tensor, normed: Tensor | None, mixed: Tensor) -> Tensor:
+    @property
+    def ends_linear(self) -> bool:
+        """Whether the last steps are linear, so that `finish` can compute them for a mean of tokens."""
+        return not self.post_residual and isinstance(self.mlp_post_norm, nn.Identity)
+
+    def finish(self, x: Tensor, normed: Tensor | None, mixed: Tensor, mean: bool = False) -> Tensor:
         """All that comes after attention, token by token.
 
         Args:
             x: (B, R, D) inputs of the layer.
             normed: (B, R, D) their attention norm; may be None unless `reuses_normed`.
-            mixed: (B, R, D) attention's output.
+            mixed: (B, R, D) attention's output; in a parallel block its mean will do, (B, 1, D).
+            mean: Return the mean over R, (B, 1, D); only where the layer `ends_linear`.
         """
         first = normed if self.reuses_normed and normed is not None else x
         if self.parallel != "none":
-            own: Tensor = self.mlp(first if self.parallel == "shared_norm" else self.mlp_norm(x))
+            own: Tensor = self.mlp(first if self.parallel == "shared_norm" else self.mlp_norm(x), mean)
+            x, mixed = (_mean(x), _mean(mixed)) if mean else (x, mixed)
             both: Tensor = x + self.residual_scale * (mixed + own)
             return both
         x = self._add(first, mixed, self.attention_post_norm)
         normed = self.mlp_norm(x)
-        return self._add(normed if self.residual_after_norm else x, self.mlp(normed), self.mlp_post_norm)
+        base = normed if self.residual_after_norm else x
+        return self._add(_mean(base) if mean else base, self.mlp(normed, mean), self.mlp_post_norm)
 
     def _add(self, x: Tensor, branch: Tensor, post: nn.Module) -> Tensor:
         scaled = branch if self.residual_scale == 1 else self.residual_scale * branch
         out: Tensor = post(x + scaled) if self.post_residual else x + post(scaled)
         return out
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.mean(1, keepdim=True)
 
 
 class FrozenBlock(FrozenModule):
@@ -151,7 +163,7 @@ class FrozenBlock(FrozenModule):
         self.provenance = _with_digests(provenance, config, layers, final_norm or {}, digests or {})
         self.eval()
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
+    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Tokens = None) -> Tensor:
         """Run the block.
 
         Args:

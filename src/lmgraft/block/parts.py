@@ -160,9 +160,11 @@ class MLP(FrozenModule):
         self.gate = _projection(tensors, "mlp.gate") if config.mlp == "gated" else None
         self.up, self.down = _projection(tensors, "mlp.up"), _projection(tensors, "mlp.down")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mean: bool = False) -> Tensor:
+        """(B, R, D) -> (B, R, D), or the mean over R, (B, 1, D): the last projection is linear."""
         act = ACTIVATIONS[self.activation]
-        out: Tensor = self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+        hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
+        out: Tensor = self.down(hidden.mean(1, keepdim=True) if mean else hidden)
         return out
 
 

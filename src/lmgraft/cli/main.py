@@ -18,7 +18,9 @@ COMMANDS = {
     "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
     "train": "train a recipe in a run folder, or go on with an interrupted run",
     "evaluate": "test metrics of a run's best checkpoint",
+    "export": "write a trained model as ONNX or for torch.export.load, and compare it with the model",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
+    "bench": "what a frozen block costs in time and memory; --explain: which form a model takes and why",
     "cache": "list, check or remove what has been fetched",
 }
 

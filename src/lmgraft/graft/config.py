@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
+import torch
+from torch import Tensor
+
 from lmgraft.block.config import FinalNorm
+from lmgraft.contracts import MeanOf, Reads, Tokens
 from lmgraft.errors import HostError
 
 Residual = Literal["none", "out", "in", "gated"]
@@ -28,8 +32,9 @@ class GraftConfig:
     """Layer index, negative from the end; several consecutive ones make a stack."""
     at: str | int = "tail"
     """tail, middle, head, the index of an encoder layer to follow, or a dotted module path."""
-    reads: int | tuple[int, ...] | None = None
-    """Tokens that are read after the graft; by default the host's head is asked at each call."""
+    reads: int | str | tuple[int, ...] | None = None
+    """Tokens read after the graft: an index, several, a slice as text ("1:", "0:8:2"), or "mean 1:"
+    where only the mean over those is read. By default the host's head is asked at each call."""
     residual: Residual = "none"
     """none (as published): f(x); out: x + f(x); in: W2(block(W1 x) + W1 x); gated: x + g f(x), g from 0."""
     form: Form = "auto"
@@ -64,6 +69,8 @@ class GraftConfig:
                 f"mapper_init={self.mapper_init!r} is not known", f"one of {', '.join(get_args(MapperInit))}"
             )
 
+        parse_reads(self.reads)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: tuples become lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
@@ -80,3 +87,48 @@ class GraftConfig:
             raise HostError(f"unknown graft options: {', '.join(unknown)}", "update lmgraft")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
         return cls(**fields)
+
+
+def parse_reads(value: int | str | tuple[int, ...] | None) -> Reads:
+    """What `GraftConfig.reads` means.
+
+    Raises:
+        HostError: If text is no slice.
+    """
+    if not isinstance(value, str):
+        return value
+    mean, parts = value.startswith("mean "), value.removeprefix("mean ").split(":")
+    try:
+        if not 2 <= len(parts) <= 3:
+            raise ValueError
+        tokens = slice(*(int(part) if part.strip() else None for part in parts))
+        return MeanOf(tokens) if mean else tokens
+    except ValueError:
+        raise HostError(f"reads={value!r} is no slice", "write it as in Python: '1:', ':4', '0:8:2'") from None
+
+
+def plain_reads(reads: Reads) -> int | str | tuple[int, ...] | None:
+    """`reads` as `GraftConfig` records it; the inverse of `parse_reads`.
+
+    Raises:
+        HostError: If `reads` names other tokens for each sample: those are given at the call.
+    """
+    if isinstance(reads, MeanOf):
+        return f"mean {_slice_text(slice(None) if reads.tokens is None else reads.tokens)}"
+    if isinstance(reads, slice):
+        return _slice_text(reads)
+    if not isinstance(reads, Tensor):
+        return reads
+    if reads.dim() != 1 or reads.is_floating_point() or reads.dtype == torch.bool:
+        raise HostError(
+            f"reads is a {reads.dtype} tensor of shape {tuple(reads.shape)}",
+            "graft() takes indices (R,); tokens that differ by sample go into `with lmgraft.reading(model, indices):`",
+        )
+    return tuple(reads.tolist())
+
+
+def _slice_text(tokens: Tokens) -> str:
+    if not isinstance(tokens, slice):
+        raise HostError(f"the mean of {tokens!r} is read", "give a slice: MeanOf(slice(1, None))")
+    parts = [tokens.start, tokens.stop, *([] if tokens.step is None else [tokens.step])]
+    return ":".join("" if part is None else str(part) for part in parts)

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
 from lmgraft.block.load import place, storage
-from lmgraft.contracts import GraftPoint
+from lmgraft.contracts import GraftPoint, Reads, reads_everything
 from lmgraft.errors import HostError
-from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual
+from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual, parse_reads, plain_reads
 from lmgraft.graft.hosts import locate
 from lmgraft.graft.layer import NAME, GraftLayer, find_graft
 from lmgraft.graft.reads import CloseReads, OpenReads
@@ -58,9 +58,10 @@ def graft(
     layer: int | tuple[int, ...] = -1,
     *,
     at: str | int = "tail",
-    reads: int | tuple[int, ...] | None = None,
+    reads: Reads | str = None,
     residual: Residual = "none",
     form: Form = "auto",
+    read_token: bool = False,
     mapper_init: MapperInit | None = None,
     final_norm: FinalNorm | None = None,
     dtype: torch.dtype | str | None = None,
@@ -77,9 +78,13 @@ def graft(
         layer: Layer of the LLM; negative counts from the end.
         at: "tail" (behind the last encoder layer, before the encoder's norm), "middle", "head",
             an index (behind that encoder layer), or a dotted module path.
-        reads: Tokens that are read behind the graft; None asks the host at each call.
+        reads: Tokens that are read behind the graft: an index, several, or a slice; None asks the
+            host at each call. For tokens that differ by sample see `reading`.
         residual: How the graft is wired; "none" as published. See `GraftConfig`.
-        form: "auto" computes only what is read; "dense" is the readable reference.
+        form: "auto" computes what is read in the quickest exact way; "dense" is the readable
+            reference. See `GraftConfig`.
+        read_token: Add a learnable token, read only that one from the block, and give its output
+            to every token: for heads that read all tokens.
         mapper_init: Initialisation of W1 and W2; None follows the host.
         final_norm: The LLM's final norm: "unit" (default), "pretrained" or "none".
         dtype: Storage of the frozen weights; None keeps the file's own.
@@ -106,9 +111,10 @@ def graft(
         llm=llm if isinstance(llm, str) else llm.provenance.source,
         layer=layer if isinstance(llm, str) else _own_layer(llm),
         at=at,
-        reads=reads,
+        reads=reads if isinstance(reads, str) else plain_reads(reads),
         residual=residual,
         form=form,
+        read_token=read_token,
         mapper_init=mapper_init,
         final_norm=final_norm or ("unit" if isinstance(llm, str) else llm.provenance.final_norm),
         dtype=_storage(llm, dtype),
@@ -124,7 +130,7 @@ def graft(
     for trained in (p for p in inserted.parameters() if p.requires_grad):
         trained.data = trained.data.to(device=device, dtype=like.dtype)
     inserted.train(model.training)
-    _attach(model, inserted, point, reads_apply=point.last or reads is not None)
+    _attach(model, inserted, point, host.point(at) is not None)
     return model
 
 
@@ -159,14 +165,18 @@ def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
     ]
 
 
-def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, reads_apply: bool) -> None:
+def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, known: bool) -> None:
+    """Hook the graft on; `known` where the host itself names the point, and so what follows it."""
     module = model.get_submodule(point.module)
+    reads_apply = point.when == "after" and (point.last or not known)
     if point.when == "before":
         module.register_forward_pre_hook(RunBefore(inserted), with_kwargs=True)
     else:
         module.register_forward_hook(RunAfter(inserted, reads_apply), with_kwargs=True)
+    inserted.read_state.applies = reads_apply
     if reads_apply:
-        model.register_forward_pre_hook(OpenReads(inserted.read_state, inserted.host, inserted.config.reads))
+        asked = inserted.host.reads if point.last else reads_everything
+        model.register_forward_pre_hook(OpenReads(inserted.read_state, asked, parse_reads(inserted.config.reads)))
         model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
     model.add_module(NAME, inserted)
 

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.block import Layer
-from lmgraft.contracts import Host, Reads, count_tokens, take_tokens
+from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_tokens
 from lmgraft.graft.config import GraftConfig
-from lmgraft.graft.forms.cache import FoldCache, Folds
-from lmgraft.graft.forms.plan import LayerPlan, Problem, choose
-from lmgraft.graft.forms.run import dense, make_folds, planned
+from lmgraft.graft.forms.approximation import Approximation
+from lmgraft.graft.forms.cache import FoldCache, Folds, packed
+from lmgraft.graft.forms.plan import choose, layer_problems, plans_for_tracing
+from lmgraft.graft.forms.problem import LayerPlan, Problem
+from lmgraft.graft.forms.run import dense, make_folds, mean_comes_early, planned
 from lmgraft.graft.reads import ReadState
 
 NAME = "graft"
 """Attribute of the host under which the graft lies, and prefix of its tensors in `state_dict()`."""
 
 _READABLE = LayerPlan()
-_TRACED_SHAPE = torch.Size((32, 197))
-"""While a compiler traces, sizes may be symbols: the plan is made for this batch and token count, once."""
 
 
 class GraftLayer(nn.Module):
@@ -60,21 +60,22 @@ class GraftLayer(nn.Module):
             nn.init.trunc_normal_(self.read_token, std=0.02)
         self.read_state = ReadState()
         self.fold_cache = FoldCache()
+        self.approximation = Approximation()
         self.baked: Folds | None = None
-        self._traced_plans = {
-            (reads_all, grad, ready): self._plans(
-                _TRACED_SHAPE, _TRACED_SHAPE[1] if reads_all else 1, grad, grad, ready, "cpu", 4
-            )
-            for reads_all in (False, True)
-            for grad in (False, True)
-            for ready in (False, True)
-        }
+        self._traced_plans = plans_for_tracing(block.config, len(block.layers), host.embed_dim, config.form)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
         """(B, T, V) -> (B, T, V), or (B, R, V) for `reads`; the dtype of `x` is kept.
 
         With a read token, the block is computed for that token alone, and every token gets its output.
+        Where only a mean is read, every token gets the mean: (B, T, V).
         """
+        if isinstance(reads, MeanOf):
+            if self.config.form == "dense" or self.read_token is not None:
+                reads = None
+            else:
+                out = self._residual(x, self._through_block(x, key_padding_mask, reads), reads)
+                return out.expand(-1, x.shape[1], -1)
         if self.read_token is None:
             out = self._through_block(x, key_padding_mask, reads)
         else:
@@ -84,48 +85,37 @@ class GraftLayer(nn.Module):
                 mask = torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)
             out = self._through_block(torch.cat([x, token], dim=1), mask, x.shape[1])
             out = out.expand(-1, count_tokens(x.shape[1], reads), -1)
-        if self.gate is not None:
-            out = self.gate * out
-        return take_tokens(x, reads) + out if self.config.residual in ("out", "gated") else out
+        return self._residual(x, out, reads)
 
     def plan(self, x: Tensor, reads: Reads = None) -> tuple[LayerPlan, ...]:
         """How each layer of the block would be computed for this input, as things stand now."""
-        trained = torch.is_grad_enabled() and self.mapper_in.weight.requires_grad
-        x_grad = torch.is_grad_enabled() and x.requires_grad
         if not self._folds_apply():
             return (_READABLE,) * len(self.block.layers)
-        ready = self.baked is not None or self._may_keep_folds()
         if torch.compiler.is_compiling():
-            return self._traced_plans[reads is None, trained or x_grad, self.baked is not None]
-        size = 2 if torch.is_autocast_enabled(x.device.type) else x.element_size()
-        reads_count = count_tokens(x.shape[1], reads)
-        return self._plans(x.shape, reads_count, x_grad, trained, ready, x.device.type, size)
+            read_all = reads is None or isinstance(reads, MeanOf)
+            grad = self._mapper_is_trained() or (torch.is_grad_enabled() and x.requires_grad)
+            return self._traced_plans[read_all, grad, self._constants() is not None]
+        return tuple(choose(problem, self.config.form) for problem in self.problems(x, reads))
 
-    def problems(
-        self, shape: torch.Size, reads: int, x_grad: bool, mapper_grad: bool, ready: bool, device: str, size: int
-    ) -> list[Problem]:
-        """The block's layers as the planner sees them."""
-        batch, tokens = shape[:2]
-        mapper_bias = getattr(self.mapper_in, "bias", None) is not None
-        last = len(self.block.layers) - 1
-        block_grad = torch.is_grad_enabled() and self._block_is_trained()
-        return [
-            Problem(
-                config=self.block.config,
-                batch=batch,
-                tokens=tokens,
-                reads=reads if i == last else tokens,
-                narrow=self.host.embed_dim + mapper_bias if i == 0 else None,
-                mapper_bias=mapper_bias and i == 0,
-                x_grad=x_grad or (i > 0 and (mapper_grad or block_grad)),
-                mapper_grad=mapper_grad and i == 0,
-                block_grad=block_grad,
-                folds_ready=ready and i == 0,
-                itemsize=size,
-                device=device,
-            )
-            for i in range(last + 1)
-        ]
+    def problems(self, x: Tensor, reads: Reads = None) -> list[Problem]:
+        """The block's layers as the planner sees them for this input, as things stand now."""
+        has_bias = getattr(self.mapper_in, "bias", None) is not None
+        whole = Problem(
+            config=self.block.config,
+            batch=x.shape[0],
+            tokens=x.shape[1],
+            reads=count_tokens(x.shape[1], reads),
+            narrow=x.shape[2] + has_bias,
+            mean_early=isinstance(reads, MeanOf) and mean_comes_early(self.block),
+            mapper_bias=has_bias,
+            x_grad=torch.is_grad_enabled() and x.requires_grad,
+            mapper_grad=self._mapper_is_trained(),
+            block_grad=torch.is_grad_enabled() and self._block_is_trained(),
+            folds_ready=self._constants() is not None or self._may_keep_folds(),
+            itemsize=2 if torch.is_autocast_enabled(x.device.type) else x.element_size(),
+            device=x.device.type,
+        )
+        return layer_problems(whole, len(self.block.layers))
 
     def train(self, mode: bool = True) -> GraftLayer:
         if mode != self.training:
@@ -139,35 +129,42 @@ class GraftLayer(nn.Module):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         self.fold_cache.clear()
+        self.approximation.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
+    def _residual(self, x: Tensor, out: Tensor, reads: Reads) -> Tensor:
+        if self.gate is not None:
+            out = self.gate * out
+        if self.config.residual not in ("out", "gated"):
+            return out
+        if isinstance(reads, MeanOf):
+            return take_tokens(x, reads.tokens).mean(1, keepdim=True) + out
+        return take_tokens(x, reads) + out
+
     def _through_block(self, x: Tensor, mask: Tensor | None, reads: Reads) -> Tensor:
+        plans = self.plan(x, reads)
+        tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)
+        block = self.approximation.block(self, self.block, x)
         if self.config.form == "dense":
-            y, h = dense(self.mapper_in, self.block, x, mask, reads)
+            y, h = dense(self.mapper_in, block, x, mask, tokens)
+        elif all(plan == _READABLE for plan in plans):
+            wide = self.mapper_in(x)
+            y, h = block(wide, mask, reads=tokens), take_tokens(wide, tokens)
+            y, h = (y.mean(1, keepdim=True), h.mean(1, keepdim=True)) if mean else (y, h)
         else:
-            plans = self.plan(x, reads)
-            if all(plan == _READABLE for plan in plans):
-                wide = self.mapper_in(x)
-                y, h = self.block(wide, mask, reads=reads), take_tokens(wide, reads)
-            else:
-                y, h = planned(self.mapper_in, self.block, x, mask, reads, plans, self._folds(plans[0]))
+            y, h = planned(self.mapper_in, block, x, mask, tokens, plans, self._folds(plans[0]), mean)
         if self.config.residual == "in":
             y = y + h
         out: Tensor = self.mapper_out(y).to(x.dtype)
         return out
 
-    def _plans(
-        self, shape: torch.Size, reads: int, x_grad: bool, mapper_grad: bool, ready: bool, device: str, size: int
-    ) -> tuple[LayerPlan, ...]:
-        problems = self.problems(shape, reads, x_grad, mapper_grad, ready, device, size)
-        return tuple(choose(problem, self.config.form) for problem in problems)
-
     def _folds(self, plan: LayerPlan) -> Folds | None:
         if plan.space == "wide":
             return None
         layer = self._first_layer()
-        if self.baked is not None:
-            return self.baked
+        constants = self._constants()
+        if constants is not None:
+            return constants
         if not self._may_keep_folds():
             return make_folds(self.mapper_in, layer, frozenset(plan.folds()))
         a, norm = layer.attention, layer.attention_norm
@@ -176,10 +173,15 @@ class GraftLayer(nn.Module):
         names = frozenset("qkv")
         return self.fold_cache.get(names, trained, everything, lambda: make_folds(self.mapper_in, layer, names))
 
+    def _constants(self) -> Folds | None:
+        """What `baked` made, unless a gradient is wanted that would have to pass through it."""
+        return None if self._mapper_is_trained() or self._block_is_trained() else self.baked
+
     def _may_keep_folds(self) -> bool:
-        if torch.compiler.is_compiling() or self._block_is_trained():
-            return False
-        return not (torch.is_grad_enabled() and any(p.requires_grad for p in self.mapper_in.parameters()))
+        return not (torch.compiler.is_compiling() or self._block_is_trained() or self._mapper_is_trained())
+
+    def _mapper_is_trained(self) -> bool:
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.mapper_in.parameters())
 
     def _block_is_trained(self) -> bool:
         return any(p.requires_grad for p in self.block.parameters())
@@ -202,14 +204,15 @@ class GraftLayer(nn.Module):
 def baked(model: nn.Module) -> Iterator[None]:
     """Inside, folds are constants: for exporting or compiling a model whose weights stay as they are.
 
-    Weights must not change inside, and gradients do not reach W1 through the folds.
+    Weights must not change inside. Where gradients are wanted of W1 or of the block, folds are made
+    anew as always: freeze W1 or use `torch.no_grad()`.
     """
     inserted = find_graft(model)
     if inserted is None or not inserted._folds_apply() or inserted.config.form == "dense":
         yield
         return
     with torch.no_grad():
-        inserted.baked = make_folds(inserted.mapper_in, inserted._first_layer(), frozenset("qkv"))
+        inserted.baked = packed(make_folds(inserted.mapper_in, inserted._first_layer(), frozenset("qkv")))
     try:
         yield
     finally:

@@ -19,8 +19,8 @@ Hooks are instances of module-level classes, so that a grafted model deep-copies
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +28,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import Host, Reads
+from lmgraft.contracts import Reads
+from lmgraft.errors import HostError
 
 _MOST_REMEMBERED = 256  # forwards whose backward is still to come
 
@@ -38,7 +39,7 @@ class _Frame:
     state: ReadState
     reads: Reads
     pinned: bool
-    """Opened by `reading_all_tokens`: calls inside must not narrow the reads."""
+    """Opened by `reading`: calls inside ask nobody."""
     parent: _Frame | None
 
 
@@ -48,17 +49,20 @@ _frames: ContextVar[_Frame | None] = ContextVar("lmgraft_reads", default=None)
 class ReadState:
     """What one graft keeps between hooks. Copies start empty: nothing in here outlives a call."""
 
-    def __init__(self) -> None:
+    def __init__(self, applies: bool = False) -> None:
+        self.applies = applies
+        """Whether nothing behind the graft needs tokens that are not read."""
         self.traced: Reads = None
-        self.pinned_depth = 0
+        self.pinned: tuple[Reads, ...] = ()
+        """What `reading` said, innermost last, for traces."""
         self._last: Reads = None
         self._remembered: OrderedDict[tuple[int, ...], Reads] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReadState:
-        return ReadState()
+        return ReadState(self.applies)
 
-    def __reduce__(self) -> tuple[type[ReadState], tuple[()]]:
-        return ReadState, ()
+    def __reduce__(self) -> tuple[type[ReadState], tuple[bool]]:
+        return ReadState, (self.applies,)
 
     def frame(self) -> _Frame | None:
         """The innermost frame that was opened for this graft."""
@@ -98,20 +102,23 @@ def _address(x: Tensor) -> tuple[int, ...]:
 
 
 class OpenReads:
-    """Forward pre-hook on the host: opens a frame with what is read, `reads` or what the host says."""
+    """Forward pre-hook on the host: opens a frame with what is read, `reads` or what `asked` says."""
 
-    def __init__(self, state: ReadState, host: Host, reads: Reads) -> None:
-        self.state, self.host, self.reads = state, host, reads
+    def __init__(self, state: ReadState, asked: Callable[[nn.Module], Reads], reads: Reads) -> None:
+        self.state, self.asked, self.reads = state, asked, reads
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
         state = self.state
-        asked = self.host.reads(model) if self.reads is None else self.reads
         if torch.compiler.is_compiling():
-            state.traced = None if state.pinned_depth else asked
+            state.traced = state.pinned[-1] if state.pinned else self._ask(model)
             return
         parent = state.frame()
         pinned = parent is not None and parent.pinned
-        _frames.set(_Frame(state, None if pinned else asked, pinned, _frames.get()))
+        reads = parent.reads if parent is not None and pinned else self._ask(model)
+        _frames.set(_Frame(state, reads, pinned, _frames.get()))
+
+    def _ask(self, model: nn.Module) -> Reads:
+        return self.asked(model) if self.reads is None else self.reads
 
 
 class CloseReads:
@@ -130,20 +137,40 @@ class CloseReads:
 
 
 @contextmanager
-def reading_all_tokens(model: nn.Module) -> Iterator[None]:
-    """Inside, `model(x)` computes the graft for every token, as `forward_features` always does.
+def reading(model: nn.Module, reads: Reads) -> Iterator[None]:
+    """Inside, `model(x)` computes the graft for the tokens `reads` and hands those on, (B, R, V).
 
-    For hooks and analyses that look at tokens which the head does not read. A model without a
-    graft is left alone. A compiled model is traced anew inside.
+    For tokens known only at the call, as the target agent of each scene: a long tensor (B, R) of
+    indices. What comes behind the graft must expect R tokens. A model without a graft is left
+    alone; a compiled one is traced anew inside.
+
+    Raises:
+        HostError: If `reads` is a tensor that holds no indices, or layers that need all tokens
+            follow the graft.
     """
+    if isinstance(reads, Tensor) and (reads.dtype not in (torch.int64, torch.int32) or reads.dim() not in (1, 2)):
+        raise HostError(
+            f"reads is a {reads.dtype} tensor of shape {tuple(reads.shape)}",
+            "give indices: a long tensor (R,) or (B, R)",
+        )
     states = [s for m in model.modules() if isinstance(s := getattr(m, "read_state", None), ReadState)]
+    if reads is not None and any(not state.applies for state in states):
+        raise HostError("layers behind the graft need every token", "graft at the tail to read some only")
     before = _frames.get()
     for state in states:
-        state.pinned_depth += 1
-        _frames.set(_Frame(state, None, True, _frames.get()))
+        state.pinned = (*state.pinned, reads)
+        _frames.set(_Frame(state, reads, True, _frames.get()))
     try:
         yield
     finally:
         _frames.set(before)
         for state in states:
-            state.pinned_depth -= 1
+            state.pinned = state.pinned[:-1]
+
+
+def reading_all_tokens(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, `model(x)` computes the graft for every token, as `forward_features` always does.
+
+    For hooks and analyses that look at tokens which the head does not read. See `reading`.
+    """
+    return reading(model, None)

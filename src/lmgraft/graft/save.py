@@ -40,8 +40,8 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
     Raises:
         HostError: If `model` is not grafted.
     """
-    model = _unwrapped(model)
-    inserted = _require_graft(model)
+    model = unwrapped(model)
+    inserted = require_graft(model)
     folder = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with records.atomic_path(folder / _TENSORS) as temporary:
@@ -86,9 +86,9 @@ def load_pretrained(
     was_plain = inserted is None
     if inserted is None:
         block = _recorded_block(record["block"], config, llm)
-        options = {k: getattr(config, k) for k in ("at", "reads", "residual", "form", "mapper_init")}
+        options = {k: getattr(config, k) for k in ("at", "reads", "residual", "form", "mapper_init", "read_token")}
         graft(model, block, **options, dtype=config.dtype, host_spec=record["host"]["spec"])
-        inserted = _require_graft(model)
+        inserted = require_graft(model)
         inserted.config = replace(config, llm=inserted.config.llm)
     else:
         verify_block(inserted.block, record["block"])
@@ -133,6 +133,7 @@ def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> N
         "at": place(own.at) == place(config.at),
         "reads": own.reads == config.reads,
         "residual": own.residual == config.residual,
+        "read_token": own.read_token == config.read_token,
     }
     differing = [
         f"{n}={getattr(own, n)!r} ({getattr(config, n)!r} when saved)" for n, equal in same.items() if not equal
@@ -237,7 +238,7 @@ def _build_host(folder: Path, host: Mapping[str, Any]) -> nn.Module:
     return built
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
     """The model inside the wrappers of torch.compile and DDP: tensors are saved under its own names."""
     while NAME not in model._modules:
         inner = model._modules.get("_orig_mod", model._modules.get("module"))
@@ -247,7 +248,7 @@ def _unwrapped(model: nn.Module) -> nn.Module:
     return model
 
 
-def _require_graft(model: nn.Module) -> GraftLayer:
+def require_graft(model: nn.Module) -> GraftLayer:
     inserted = find_graft(model)
     if inserted is None:
         raise HostError(f"this model has no {NAME!r}: it is not grafted", "call lmgraft.graft(model, ...) first")

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
+from pytorch_lightning import Callback, LightningModule
 from torch import nn
 
 from lmgraft import records
@@ -96,12 +97,13 @@ def train_run(
     return result
 
 
-def evaluate_run(run_dir: Path, overrides: list[str] | None = None) -> Result:
+def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: Sequence[Callback] = ()) -> Result:
     """Evaluate best.ckpt of a run folder on the test images again, from its own record.
 
     Args:
         run_dir: A folder made by `train_run`.
         overrides: Changes of the recipe, such as ["--data.root", "DIR"].
+        callbacks: Lightning callbacks of the test.
 
     Raises:
         RunError: If the folder is no finished run.
@@ -116,7 +118,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None) -> Result:
         best_val_accuracy=summary.val_accuracy,
         device=summary.device,
     )
-    return _evaluate(recipe, task, run_dir, cost, block_digest(task.model))
+    return _evaluate(recipe, task, run_dir, cost, block_digest(task.model), callbacks)
 
 
 def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
@@ -176,6 +178,7 @@ def build_model(recipe: Recipe) -> nn.Module:
             arm.block(block, recipe.seed),
             at=config.at,
             reads=config.reads,
+            read_token=config.read_token,
             residual=config.residual,
             form=config.form,
             mapper_init=config.mapper_init,
@@ -261,9 +264,16 @@ def _load_best(task: LightningModule, run_dir: Path, digest: str | None) -> None
         raise RunError(f"{file} does not fit the model of config.yaml: {error}", "do not edit config.yaml") from None
 
 
-def _evaluate(recipe: Recipe, task: Any, run_dir: Path, summary: FitSummary, digest: str | None) -> Result:
+def _evaluate(
+    recipe: Recipe,
+    task: Any,
+    run_dir: Path,
+    summary: FitSummary,
+    digest: str | None,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     _load_best(task, run_dir, digest)
-    metrics = evaluate(task, recipe.data, recipe.train)
+    metrics = evaluate(task, recipe.data, recipe.train, callbacks)
     total = len(recipe.data.split("test"))
     correct = round(metrics["test/accuracy"] * total)
     by_class = task.test_class_accuracy.compute()

@@ -17,7 +17,7 @@ from torch import Tensor
 COLORS = {"plain": "#5b6b7f", "llm": "#c2571a", "random_frozen": "#2f7d6b"}
 """One colour an arm, told apart also without red-green vision."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.spines.top": False,
@@ -29,11 +29,12 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "lmgraft",
 }
+"""Of every chart."""
 
 
 def curves_svg(curves: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> str:
     """Training loss and validation accuracy over steps, a line for each arm."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 3.2), layout="constrained")
         loss, accuracy = figure.subplots(1, 2)
         for arm, metrics in curves.items():
@@ -54,7 +55,7 @@ def curves_svg(curves: Mapping[str, Mapping[str, list[tuple[int, float]]]]) -> s
 
 def intervals_svg(values: Mapping[str, tuple[float, float, float]]) -> str:
     """A dot with its interval for each arm: (value, low, high)."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(9.2, 0.55 + 0.42 * len(values)), layout="constrained")
         axes = figure.subplots()
         for row, (arm, (value, low, high)) in enumerate(values.items()):

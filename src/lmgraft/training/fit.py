@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def fit(
 
 
 def evaluate(
-    task: LightningModule, data: LightningDataModule, config: TrainConfig, progress: Verbosity = "auto"
+    task: LightningModule, data: LightningDataModule, config: TrainConfig, callbacks: Sequence[Callback] = ()
 ) -> dict[str, float]:
     """Metrics of `task` on the test split."""
     with quiet():
@@ -150,6 +150,7 @@ def evaluate(
             use_distributed_sampler=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
+            callbacks=list(callbacks),
         )
         (metrics,) = trainer.test(task, datamodule=data, verbose=False)
     return {name: float(value) for name, value in metrics.items()}

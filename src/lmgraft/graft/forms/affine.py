@@ -97,7 +97,16 @@ def _wide(x: Tensor) -> Tensor:
 
 def _exact(x: Tensor) -> Tensor:
     """Where float32 products may be rounded to TF32 or bfloat16, in float64 instead."""
-    return x.double() if torch.get_float32_matmul_precision() != "highest" else x
+    return x.double() if _float32_is_rounded(x.device.type) else x
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # cannot be traced
+def _float32_is_rounded(device: str) -> bool:
+    backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
+    precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)
+    if precision is None:  # torch before 2.9
+        return torch.get_float32_matmul_precision() != "highest"
+    return precision not in ("none", "ieee")
 
 
 def _exactly(x: Tensor) -> torch.autocast:

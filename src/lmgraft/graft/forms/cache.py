@@ -79,31 +79,35 @@ class FoldCache:
             type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in trained
         ):
             return make()  # under a transform, a fake tensor, or an inference tensor
-        marks = tuple((id(t), t.data_ptr(), t.dtype, t.shape, _version(t)) for t in (*trained, *frozen))
-        values = (*trained, *(_sample(t) for t in frozen))
+        marks = tuple((id(t), t.data_ptr(), t.dtype, t.shape, version(t)) for t in (*trained, *frozen))
+        values = (*trained, *(sample(t) for t in frozen))
         kept = self._kept
-        if kept is not None and kept.marks == marks and names <= kept.names and _all_equal(kept.snapshots, values):
+        if kept is not None and kept.marks == marks and names <= kept.names and all_equal(kept.snapshots, values):
             return kept.folds
         with torch.inference_mode(False), torch.no_grad():
             snapshots = tuple(v.detach().clone() for v in values)
-            folds = _packed(make())
+            folds = packed(make())
         self._kept = _Kept(names, marks, snapshots, folds)
         return folds
 
 
-def _packed(folds: Folds) -> Folds:
-    packed = {name: Fold(f.weight.contiguous(), f.bias) for name, f in folds.projections.items()}
-    return Folds(folds.map, packed)
+def packed(folds: Folds) -> Folds:
+    """The same folds in memory of their own: fresh ones are views, and would keep what they were cut from."""
+    projections = {
+        name: Fold(f.weight.contiguous(), None if f.bias is None else f.bias.clone())
+        for name, f in folds.projections.items()
+    }
+    return Folds(folds.map, projections)
 
 
-def _version(tensor: Tensor) -> int:
+def version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _sample(tensor: Tensor) -> Tensor:
+def sample(tensor: Tensor) -> Tensor:
     flat = tensor.detach().reshape(-1)
     return flat[:: max(1, flat.numel() // _SAMPLE)]
 
 
-def _all_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
+def all_equal(a: Sequence[Tensor], b: Sequence[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))

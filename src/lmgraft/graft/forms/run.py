@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock
 from lmgraft.block.block import Layer
 from lmgraft.block.parts import Attention, Projection, see
-from lmgraft.contracts import Reads, take_tokens
+from lmgraft.contracts import Tokens, take_tokens
 from lmgraft.graft.forms.affine import Affine, Fold, affine, fold, narrow_tokens
 from lmgraft.graft.forms.attend import (
     absorbed_context,
@@ -30,10 +30,12 @@ from lmgraft.graft.forms.attend import (
     formed_scores,
 )
 from lmgraft.graft.forms.cache import Folds
-from lmgraft.graft.forms.plan import LayerPlan
+from lmgraft.graft.forms.problem import LayerPlan
 
 
-def dense(mapper: nn.Module, block: FrozenBlock, x: Tensor, mask: Tensor | None, reads: Reads) -> tuple[Tensor, Tensor]:
+def dense(
+    mapper: nn.Module, block: FrozenBlock, x: Tensor, mask: Tensor | None, reads: Tokens
+) -> tuple[Tensor, Tensor]:
     """As published: the whole block on every token; then the read ones are taken.
 
     Returns:
@@ -48,32 +50,44 @@ def planned(
     block: FrozenBlock,
     x: Tensor,
     mask: Tensor | None,
-    reads: Reads,
+    reads: Tokens,
     plans: Sequence[LayerPlan],
     folds: Folds | None,
+    mean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The same numbers by `plans`, one for each layer.
 
     Args:
         folds: What the first layer's plan needs, if it is narrow.
+        mean: Return the means over the read tokens, (B, 1, D), computed as early as that is exact.
     """
     first, *others = cast("list[Layer]", list(block.layers))
     visible, alone = see(mask)
     ends = [None] * len(others) + [reads]
+    early = mean and mean_comes_early(block)
+    means = [False] * len(others) + [early]
     if plans[0].space == "narrow":
         assert folds is not None
         linear = cast(nn.Linear, mapper)
         y = narrow_tokens(x, linear, folds.map)
         inputs = mapper(take_tokens(x, ends[0]))
-        h = _layer(first, plans[0], inputs, None, take_tokens(y, ends[0]), y, folds, visible, alone)
+        h = _layer(first, plans[0], inputs, None, take_tokens(y, ends[0]), y, folds, visible, alone, means[0])
     else:
         h = mapper(x)
         inputs = take_tokens(h, reads)
-        h = _wide_layer(first, plans[0], h, ends[0], visible, alone)
-    for layer, plan, end in zip(others, plans[1:], ends[1:], strict=True):
-        h = _wide_layer(layer, plan, h, end, visible, alone)
+        h = _wide_layer(first, plans[0], h, ends[0], visible, alone, means[0])
+    for layer, plan, end, last in zip(others, plans[1:], ends[1:], means[1:], strict=True):
+        h = _wide_layer(layer, plan, h, end, visible, alone, last)
     out: Tensor = block.final_norm(h)
-    return out, take_tokens(inputs, reads) if others and plans[0].space == "narrow" else inputs
+    inputs = take_tokens(inputs, reads) if others and plans[0].space == "narrow" else inputs
+    if not mean:
+        return out, inputs
+    return out if early else out.mean(1, keepdim=True), inputs.mean(1, keepdim=True)
+
+
+def mean_comes_early(block: FrozenBlock) -> bool:
+    """Whether a mean over the read tokens may be taken inside the last layer: no norm follows."""
+    return isinstance(block.final_norm, nn.Identity) and cast(Layer, block.layers[-1]).ends_linear
 
 
 def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
@@ -83,11 +97,11 @@ def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
 
 
 def _wide_layer(
-    layer: Layer, plan: LayerPlan, h: Tensor, reads: Reads, visible: Tensor | None, alone: Tensor | None
+    layer: Layer, plan: LayerPlan, h: Tensor, reads: Tokens, visible: Tensor | None, alone: Tensor | None, mean: bool
 ) -> Tensor:
     u = layer.attention_norm(h)
     read = take_tokens(u, reads)
-    return _layer(layer, plan, take_tokens(h, reads), read, read, u, None, visible, alone)
+    return _layer(layer, plan, take_tokens(h, reads), read, read, u, None, visible, alone, mean)
 
 
 def _layer(
@@ -100,6 +114,7 @@ def _layer(
     folds: Folds | None,
     visible: Tensor | None,
     alone: Tensor | None,
+    mean: bool,
 ) -> Tensor:
     """One layer from its read inputs h (B, R, D) and what attention sees of all, y (B, T, C).
 
@@ -117,7 +132,9 @@ def _layer(
     else:
         q = attention.q(u)
     context = _attend(attention, plan, attention.split_queries(q), y, folds, visible, h.dtype)
-    return layer.finish(h, u, attention.output(context, alone))
+    if mean and layer.parallel != "none":
+        context = context.mean(2, keepdim=True)
+    return layer.finish(h, u, attention.output(context, alone), mean)
 
 
 def _attend(

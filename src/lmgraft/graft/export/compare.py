@@ -1,0 +1,93 @@
+"""Does a program compute what the model computes? Inputs to try, and how far results lie apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from lmgraft.errors import ExportError
+
+TOLERANCE = 1e-4
+"""A program whose output differs more from the model's, ||a - b|| / ||b||, is not written."""
+
+Inputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """How one input came out."""
+
+    inputs: str
+    """"example", or "random" of the same mean and spread."""
+    batch: int
+    max_abs_error: float
+    relative_error: float
+    """||a - b|| / ||b||, of the worst output."""
+
+
+def compare(
+    run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, example: Inputs, dynamic_batch: bool
+) -> tuple[Check, ...]:
+    """`run` beside the eager `model`, on the example and on random inputs, of other batch sizes too.
+
+    Raises:
+        ExportError: If an output differs by more than `TOLERANCE`, or by shape.
+    """
+    given = len(example[0])
+    tried = [("example", example)]
+    for batch in sorted({1, 3, given} - {given}) if dynamic_batch else [given]:
+        tried.append(("random", tuple(_random_like(x, batch) for x in example)))
+    checks = tuple(_check(run, model, name, inputs) for name, inputs in tried)
+    # Written so that a NaN fails too.
+    failed = next((check for check in checks if not check.relative_error <= TOLERANCE), None)
+    if failed is not None:
+        raise ExportError(
+            f"the program's output differs from the model's by {failed.relative_error:.1e} "
+            f"({failed.inputs} input, batch {failed.batch}; at most {TOLERANCE:.0e} is accepted)",
+            "export in float32 (model.float()), and check that the model gives finite numbers; "
+            "without the check (check=False, --no-check) it is written as it is",
+        )
+    return checks
+
+
+def _check(run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, name: str, inputs: Inputs) -> Check:
+    with torch.no_grad():
+        expected = tensors_in(model(*inputs))
+    found = run(inputs)
+    shapes, wanted = [tuple(t.shape) for t in found], [tuple(t.shape) for t in expected]
+    if shapes != wanted:
+        raise ExportError(
+            f"the program gives outputs of shape {shapes}, the model {wanted} ({name} input, batch {len(inputs[0])})",
+            "export with a fixed batch (dynamic_batch=False)",
+        )
+    pairs = [(a.detach().cpu().double(), b.cpu().double()) for a, b in zip(found, expected, strict=True)]
+    return Check(
+        inputs=name,
+        batch=len(inputs[0]),
+        max_abs_error=max(float((a - b).abs().max()) for a, b in pairs),
+        relative_error=max(_relative(a, b) for a, b in pairs),
+    )
+
+
+def tensors_in(output: Any) -> list[Tensor]:
+    """The tensors of a model's output, in the order in which a program returns them."""
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm()) if not torch.equal(a, b) else 0.0
+
+
+def _random_like(x: Tensor, batch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(batch)
+    if not x.is_floating_point():  # indices or masks: rows of the example, which are sure to be in range
+        return x[torch.randint(len(x), (batch,), generator=generator).to(x.device)]
+    drawn = torch.randn(batch, *x.shape[1:], generator=generator)
+    wide = x.detach().float().cpu()
+    spread = float(wide.std(correction=0)) or 1.0
+    return (drawn * spread + wide.mean()).to(device=x.device, dtype=x.dtype)

@@ -1,0 +1,101 @@
+"""ONNX: writing a traced program, and running what was written.
+
+The only place that needs onnx, onnxscript and onnxruntime; they are imported when called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmgraft.errors import ExportError
+from lmgraft.graft.export.trace import Trace
+
+LARGEST_IN_ONE_FILE = 1_900_000_000
+"""Bytes of tensors. A protobuf message ends at 2 GiB; more goes into a second file beside it."""
+
+
+def require(check: bool) -> None:
+    """Make sure that what is needed is installed.
+
+    Raises:
+        ExportError: Naming what is missing.
+    """
+    for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            raise ExportError(
+                f"ONNX export needs the package {name!r}", 'install the extra: pip install "lmgraft[export]"'
+            ) from None
+
+
+def write(trace: Trace, path: Path, dynamic_batch: bool) -> int:
+    """Write `path`, and `<path>.data` beside it if the tensors are too large for one file.
+
+    Returns:
+        The opset version.
+    """
+    names = _numbered("input", len(trace.example))
+    # Of axes that are one size, one gets a name; the exporter warns of a second.
+    batch: Any = ({0: "batch"}, *({} for _ in names[1:])) if dynamic_batch else None
+    try:
+        written = torch.onnx.export(
+            trace.program, input_names=names, dynamo=True, verbose=False, optimize=True, dynamic_shapes=batch
+        )
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"torch.onnx cannot write this model: {lines[0]}",
+            "write torch.export's own format instead: export_torch, --format torch",
+        ) from error
+    assert written is not None
+    _name_outputs(written.model)
+    size = sum(trace.contents().values())
+    written.save(str(path), external_data=size > LARGEST_IN_ONE_FILE)
+    return int(written.model.opset_imports[""])
+
+
+def runner(path: Path) -> Callable[[tuple[Tensor, ...]], Sequence[Tensor]]:
+    """A function that runs the file with onnxruntime, on the CPU."""
+    import onnxruntime
+
+    quiet = onnxruntime.SessionOptions()
+    quiet.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(path), quiet, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise _cannot_run(error) from error
+
+    def run(inputs: tuple[Tensor, ...]) -> Sequence[Tensor]:
+        try:
+            arrays = {i.name: x.numpy(force=True) for i, x in zip(session.get_inputs(), inputs, strict=True)}
+            return [torch.from_numpy(array) for array in session.run(None, arrays)]
+        except Exception as error:
+            raise _cannot_run(error) from error
+
+    return run
+
+
+def _cannot_run(error: Exception) -> ExportError:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return ExportError(
+        f"onnxruntime cannot run what was written: {lines[0]}",
+        "export in float32: model.float(), and graft with dtype='float32'",
+    )
+
+
+def _name_outputs(model: Any) -> None:
+    for value, name in zip(model.graph.outputs, _numbered("output", len(model.graph.outputs)), strict=True):
+        value.name = name
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    return [name] if count == 1 else [f"{name}_{i}" for i in range(count)]

@@ -1,0 +1,129 @@
+"""From a grafted model to a traced program.
+
+A copy is traced, in eval mode and without gradients, so the model stays as it is and later
+training does not reach the program, whose folds would then belong to other mappers. Only frozen
+tensors of the block are shared. What is read is what the head reads now. Copies are exact: an
+approximation that was asked for is not exported.
+
+Where folds replace the block's own projections, nothing in the program uses those: they are
+taken out, as are stack traces, which name folders of this machine.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from lmgraft.errors import ExportError, LmgraftError
+from lmgraft.graft.layer import NAME, baked
+from lmgraft.graft.reads import reading
+from lmgraft.graft.save import require_graft, unwrapped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace:
+    """A program and what it was made from."""
+
+    program: ExportedProgram
+    model: nn.Module
+    """The copy that was traced: what the program is to equal."""
+    example: tuple[Tensor, ...]
+    left_out: dict[str, int]
+    """Tensors that the program does not use, by name in the model, and their bytes."""
+
+    def contents(self) -> dict[str, int]:
+        """Bytes of the program's tensors, by what they belong to."""
+        found = {"host": 0, "mappers": 0, "block": 0, "folds and constants": _bytes(self.program.constants)}
+        for name, tensor in self.program.state_dict.items():
+            own = "block" if name.startswith(f"{NAME}.block.") else "mappers"
+            found[own if name.startswith(f"{NAME}.") else "host"] += tensor.nbytes
+        return found
+
+
+def export_program(
+    model: nn.Module, example: Tensor | tuple[Tensor, ...], *, dynamic_batch: bool = True
+) -> ExportedProgram:
+    """Trace a grafted model with its folds as constants; see the module's text for what is in it.
+
+    Args:
+        model: Grafted; it stays as it is, whatever mode it is in.
+        example: Inputs of the model, with the batch on the first axis of each.
+        dynamic_batch: Whether the program takes batches of any size, or only of the example's.
+
+    Raises:
+        HostError: If `model` is not grafted.
+        ExportError: If it cannot be traced.
+    """
+    return trace(model, example, dynamic_batch).program
+
+
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch: bool) -> Trace:
+    """As `export_program`, with all that came of it."""
+    model = unwrapped(model)
+    pinned = require_graft(model).read_state.pinned
+    given = example if isinstance(example, tuple) else (example,)
+    # A traced size of one is a constant: with two, any number of samples will do, one as well.
+    inputs = tuple(torch.cat([x, x]) if dynamic_batch and len(x) == 1 else x for x in given)
+    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
+    twin = _frozen_copy(model)
+    with torch.no_grad(), reading(twin, pinned[-1]) if pinned else nullcontext(), baked(twin), _named_errors(model):
+        program = torch.export.export(twin, inputs, dynamic_shapes=shapes, strict=False)
+    left_out = _drop_unused(program)
+    _forget_where(program)
+    return Trace(program=program, model=twin, example=given, left_out=left_out)
+
+
+def _frozen_copy(model: nn.Module) -> nn.Module:
+    block = require_graft(model).block
+    shared = {id(p): p for p in block.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
+
+
+@contextmanager
+def _named_errors(model: nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except LmgraftError:
+        raise
+    except Exception as error:  # torch.export lets through whatever the traced code raises
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(
+            f"torch.export cannot trace this {type(model).__name__}: {lines[0]}",
+            "check that model(example) runs; if it does, try a fixed batch (dynamic_batch=False)",
+        ) from error
+
+
+def _drop_unused(program: ExportedProgram) -> dict[str, int]:
+    """Take tensors out that no operation uses."""
+    signature = program.graph_signature
+    unused = {n.name: n for n in program.graph.nodes if n.op == "placeholder" and not n.users}
+    written = set(signature.buffers_to_mutate.values())
+    specs = [s for s in signature.input_specs if s.target is not None and s.target not in written]
+    dropped: dict[str, int] = {}
+    for spec in (s for s in specs if s.arg.name in unused):
+        tensor = program.state_dict.pop(str(spec.target), None)
+        constant = program.constants.pop(str(spec.target), None)
+        dropped[str(spec.target)] = next((t.nbytes for t in (tensor, constant) if isinstance(t, Tensor)), 0)
+        signature.input_specs.remove(spec)
+        program.graph.erase_node(unused[spec.arg.name])
+    program.graph_module.recompile()
+    program.validate()  # type: ignore[no-untyped-call]
+    return dropped
+
+
+def _forget_where(program: ExportedProgram) -> None:
+    """Leave neither the example nor paths of this machine in the program."""
+    program.example_inputs = None
+    for graph in program.graph_module.modules():
+        for node in graph.graph.nodes if isinstance(graph, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)
+
+
+def _bytes(tensors: dict[str, object]) -> int:
+    return sum(tensor.nbytes for tensor in tensors.values() if isinstance(tensor, Tensor))

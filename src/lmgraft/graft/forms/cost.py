@@ -1,0 +1,176 @@
+"""What a plan costs: its matrix products one by one, with what their backward passes take.
+
+The counts are those of `torch.utils.flop_counter` on a real run. Arithmetic on integers: no
+tensors in here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmgraft.graft.forms.problem import LayerPlan, Problem, Side
+
+
+@dataclass(frozen=True)
+class Operation:
+    """A product (m, k) x (k, n), `count` times, and the gradients it passes on."""
+
+    name: str
+    count: int
+    m: int
+    k: int
+    n: int
+    gradients: int
+    """Factors that gradient flows to: one product each in the backward pass."""
+
+    @property
+    def multiply_adds(self) -> int:
+        return self.count * self.m * self.k * self.n * (1 + self.gradients)
+
+    def bytes_moved(self, itemsize: int) -> int:
+        """Every operand once for each product."""
+        one = self.m * self.k + self.k * self.n + self.m * self.n
+        return self.count * one * itemsize * (1 + self.gradients)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How fast a device multiplies and moves; only the ratio matters to the choice."""
+
+    multiply_adds: float
+    """Per second, float32."""
+    bytes: float
+    """Per second, as small products reach it: below the memory's own rate."""
+    launch: float
+    """Seconds for each product besides."""
+
+
+MACHINES = {
+    # Fitted to products of 1 to 1,024 rows with a 4096 x 11008 matrix on 2 cores with AVX-512.
+    "cpu": Machine(multiply_adds=90e9, bytes=12e9, launch=5e-6),
+    # From data sheets of 2020 to 2024, not measured here: 16-bit products, HBM.
+    "cuda": Machine(multiply_adds=150e12, bytes=1.5e12, launch=5e-6),
+}
+
+
+def seconds(plan: LayerPlan, problem: Problem) -> float:
+    """What the products of `plan` are expected to take."""
+    machine = MACHINES.get(problem.device, MACHINES["cuda"])
+    return sum(
+        op.multiply_adds / machine.multiply_adds
+        + op.bytes_moved(problem.itemsize) / machine.bytes
+        + (1 + op.gradients) * machine.launch
+        for op in operations(plan, problem)
+    )
+
+
+def operations(plan: LayerPlan, problem: Problem) -> list[Operation]:
+    """The matrix products of a layer, mapper included where it is the layer's own input."""
+    return _Count(plan, problem).operations
+
+
+class _Count:
+    """Walks the layer as `run.py` does; each step notes its product and whether gradient flows on."""
+
+    def __init__(self, plan: LayerPlan, problem: Problem) -> None:
+        self.operations: list[Operation] = []
+        self.plan, self.problem = plan, problem
+        config = problem.config
+        self.has_norm = config.norm_place in ("pre", "sandwich")
+        self.has_shift = self.has_norm and config.norm_bias
+        self.outputs = config.num_heads * config.head_dim
+        self.width = problem.narrow if plan.space == "narrow" and problem.narrow else config.dim
+        self.keys = config.num_kv_heads * config.head_dim
+        self.rows, self.all_rows = problem.batch * problem.reads, problem.batch * problem.tokens
+        self.last_rows = problem.batch if problem.mean_early else self.rows
+        self.block = problem.block_grad
+        self.norm = self.block and self.has_norm
+        h_grad = self.inputs()
+        self.folded = {name: self.fold(name) for name in plan.folds()}
+        mixed = self.attention(h_grad or self.norm)
+        self.rest(h_grad, mixed)
+
+    def product(self, name: str, m: int, k: int, n: int, left: bool, right: bool, count: int = 1) -> bool:
+        self.operations.append(Operation(name, count, m, k, n, left + right))
+        return left or right
+
+    def inputs(self) -> bool:
+        """Mapper and norm scales. Sets what y and the affine map pass on; returns what h does."""
+        p = self.problem
+        self.y = p.x_grad or self.norm
+        self.matrix = False
+        if p.narrow is None:
+            return p.x_grad
+        wide = self.plan.space == "wide"
+        mapped = self.product(
+            "mapper_in",
+            self.all_rows if wide else self.rows,
+            p.narrow - p.mapper_bias,
+            p.config.dim,
+            p.x_grad,
+            p.mapper_grad,
+        )
+        if wide:
+            self.y = mapped or self.norm
+            return mapped
+        self.y, self.matrix = p.x_grad, p.mapper_grad or self.norm
+        if self.has_norm:
+            if not p.folds_ready:
+                self.product("gram", p.narrow, p.config.dim, p.narrow, p.mapper_grad, p.mapper_grad)
+            self.y = self.product("norms", self.all_rows, p.narrow, p.narrow, p.x_grad, p.mapper_grad)
+        return mapped
+
+    def fold(self, name: str) -> bool:
+        if self.problem.folds_ready:
+            return False
+        out = self.outputs if name == "q" else self.keys
+        left = self.matrix or (self.block and self.has_shift)
+        return self.product(f"fold_{name}", self.width + self.has_shift, self.problem.config.dim, out, left, self.block)
+
+    def attention(self, u_grad: bool) -> bool:
+        p, plan = self.problem, self.plan
+        heads, tokens, reads, width = p.config.num_heads, p.tokens, p.reads, p.config.head_dim
+        if plan.query == "folded":
+            query = self.product("q", self.rows, self.width, self.outputs, self.y, self.folded["q"])
+        else:
+            query = self.product("q", self.rows, p.config.dim, self.outputs, u_grad, self.block)
+        if plan.key in ("formed", "folded"):
+            key = self.form("k", plan.key)
+            weights = self.product("scores", reads, width, tokens, query, key, p.batch * heads)
+        else:
+            absorbed = self.absorb("k", plan.key, query)
+            weights = self.product("scores", heads * reads, self.width, tokens, absorbed, self.y, p.batch)
+        if plan.value in ("formed", "folded"):
+            value = self.form("v", plan.value)
+            context = self.product("mix", reads, tokens, width, weights, value, p.batch * heads)
+        else:
+            mean = self.product("mix", heads * reads, tokens, self.width, weights, self.y, p.batch)
+            context = self.absorb("v", plan.value, mean)
+        rows = self.rows if p.config.parallel == "none" else self.last_rows
+        return self.product("o", rows, self.outputs, p.config.dim, context, self.block)
+
+    def form(self, name: str, side: Side) -> bool:
+        weight = self.folded[name] if side == "folded" else self.block
+        return self.product(name, self.all_rows, self.width, self.keys, self.y, weight)
+
+    def absorb(self, name: str, side: Side, flows: bool) -> bool:
+        """q^T W (A) for keys, (A) mean then W for values: the same products in the other order."""
+        config = self.problem.config
+        scored = self.rows * config.num_heads
+        through_map = self.plan.space == "narrow" and side == "absorbed"
+        inner = config.dim if through_map else self.width
+        weight = self.folded[name] if side == "absorbed_fold" else self.block
+        m, groups = scored // config.num_kv_heads, config.num_kv_heads
+        if name == "k":
+            flows = self.product("absorb_k", m, config.head_dim, inner, flows, weight, groups)
+            return self.product("map_k", scored, inner, self.width, flows, self.matrix) if through_map else flows
+        if through_map:
+            flows = self.product("map_v", scored, self.width, inner, flows, self.matrix)
+        return self.product("absorb_v", m, inner, config.head_dim, flows, weight, groups)
+
+    def rest(self, h_grad: bool, mixed: bool) -> None:
+        config = self.problem.config
+        flows = h_grad or self.block or (config.parallel == "none" and mixed)
+        for name in ("gate", "up") if config.mlp == "gated" else ("up",):
+            self.product(name, self.rows, config.dim, config.mlp_dim, flows, self.block)
+        self.product("down", self.last_rows, config.mlp_dim, config.dim, flows, self.block)

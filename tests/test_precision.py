@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lmgraft
-from lmgraft.block import widen
+from lmgraft.block import products
 from lmgraft.graft.forms import affine
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.graft.forms.run import dense
@@ -17,6 +17,7 @@ from test_forms import PLANS, TRAITS, by_plans, draw, exact, make_mapper, result
 from tiny import images, make_vit, random_block, relative_error
 
 HALVES = [torch.bfloat16, torch.float16]
+FORWARD_AD = pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own decompositions
 
 
 def assert_no_worse(found: dict[str, Tensor], reference: dict[str, Tensor], truth: dict[str, Tensor]) -> None:
@@ -100,7 +101,7 @@ class TestNarrowStorage:
 
     @pytest.fixture(autouse=True)
     def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(widen, "_PIECE", 100)
+        monkeypatch.setattr(products, "_PIECE", {"cpu": 100, "cuda": 100})
 
     @pytest.mark.parametrize("trait", ["llama", "opt", "olmo2", "olmo"])
     @pytest.mark.parametrize("dtype", HALVES)
@@ -117,9 +118,9 @@ class TestNarrowStorage:
     def test_gradients(self, transposed: bool) -> None:
         weight = draw(3, 7, 11).bfloat16()
         x = draw(3, 5, 11 if transposed else 7).requires_grad_()
-        assert widen._needs_pieces(x, weight)
-        assert torch.autograd.gradcheck(lambda x: widen.grouped(x, weight, transposed=transposed), (x,))
-        assert torch.autograd.gradgradcheck(lambda x: widen.grouped(x, weight, transposed=transposed), (x,))
+        assert products._is_narrow(x, weight)
+        assert torch.autograd.gradcheck(lambda x: products.grouped(x, weight, transposed=transposed), (x,))
+        assert torch.autograd.gradgradcheck(lambda x: products.grouped(x, weight, transposed=transposed), (x,))
 
     def test_no_widened_copy_is_kept(self) -> None:
         """What autograd saves of a 16-bit block is the block's own tensors."""
@@ -133,10 +134,55 @@ class TestNarrowStorage:
         assert len(matrices) == 7
         assert {t.data_ptr() for t in matrices} <= own
 
+    @FORWARD_AD
+    def test_forward_mode(self) -> None:
+        weight, x = draw(1, 7, 11).bfloat16(), draw(1, 5, 11)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x, torch.ones_like(x))
+            out = torch.autograd.forward_ad.unpack_dual(products.grouped(dual, weight, transposed=True))
+        assert relative_error(out.tangent, torch.ones_like(x) @ weight.double().transpose(1, 2)) < 1e-12
+
     def test_a_trained_block_is_widened_at_once(self) -> None:
         block = random_block().to(torch.bfloat16).requires_grad_(True)
         block(draw(1, 3, 32, dtype=torch.float32)).sum().backward()
         assert all(p.grad is not None for p in block.parameters())
+
+
+class TestFewRows:
+    """Few rows times a large matrix: another order of the product, the same numbers and gradients."""
+
+    @pytest.fixture(autouse=True)
+    def every_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(products, "_LARGE", 0)
+
+    @pytest.mark.parametrize("rows", [(1,), (2,), (31,), (32,), (2, 40), (256,), (257,), (0,), (3, 0)])
+    @pytest.mark.parametrize("bias", [False, True])
+    def test_equals_torch(self, rows: tuple[int, ...], bias: bool) -> None:
+        weight, shift = draw(6, 11), draw(6, seed=4) if bias else None
+        x, y = draw(*rows, 11).requires_grad_(), draw(*rows, 11).requires_grad_()
+        found, expected = products.linear(x, weight, shift), torch.nn.functional.linear(y, weight, shift)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        found.square().sum().backward()
+        expected.square().sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-12, atol=1e-12)
+
+    @FORWARD_AD
+    def test_every_derivative(self) -> None:
+        weight, x = draw(6, 11), draw(5, 11).requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: products.linear(x, weight), (x,), check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(lambda x: products.linear(x, weight), (x,))
+
+    def test_under_transforms(self) -> None:
+        weight, x = draw(6, 11), draw(4, 5, 11)
+        found = torch.func.vmap(lambda one: products.linear(one, weight))(x)
+        torch.testing.assert_close(found, x @ weight.T)
+        gradient = torch.func.grad(lambda x: products.linear(x, weight).square().sum())(x)
+        torch.testing.assert_close(gradient, 2 * x @ weight.T @ weight)
+
+    def test_a_block(self) -> None:
+        block, wide = random_block(), random_block().double()
+        x = draw(4, 6, 32, dtype=torch.float32)
+        assert relative_error(block(x), wide(x.double())) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", HALVES)

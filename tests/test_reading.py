@@ -100,6 +100,13 @@ class TestReading:
         with lmgraft.reading(model, (0, 5)):
             assert relative_error(model(images()), model(images())) < 1e-5  # the head takes the first
 
+    def test_features_are_of_every_token(self) -> None:
+        model = lmgraft.graft(make_vit(), random_block())
+        expected = model.forward_features(images())
+        with lmgraft.reading(model, 3):
+            assert torch.equal(model.forward_features(images()), expected)
+            assert model.forward_intermediates(images(), output_fmt="NLC")[0].shape[1] == 17
+
     def test_compiled(self, scenes: Tensor) -> None:
         model = make_agents()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

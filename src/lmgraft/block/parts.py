@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.widen import linear
+from lmgraft.block.products import linear
 
 
 class Norm(FrozenModule):

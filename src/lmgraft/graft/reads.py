@@ -39,7 +39,9 @@ class _Frame:
     state: ReadState
     reads: Reads
     pinned: bool
-    """Opened by `reading`: calls inside ask nobody."""
+    """`reading` said so: calls inside ask nobody."""
+    is_call: bool
+    """Opened by a call of the host, and not by `reading` itself."""
     parent: _Frame | None
 
 
@@ -78,7 +80,7 @@ class ReadState:
         frame = self.frame()
         if _in_backward() and (frame is None or frame.pinned):
             return self._remembered.get(_address(layer_input), self._last)
-        reads = None if frame is None else frame.reads
+        reads = frame.reads if frame is not None and frame.is_call else None
         self._remember(_address(layer_input), reads)
         return reads
 
@@ -115,7 +117,7 @@ class OpenReads:
         parent = state.frame()
         pinned = parent is not None and parent.pinned
         reads = parent.reads if parent is not None and pinned else self._ask(model)
-        _frames.set(_Frame(state, reads, pinned, _frames.get()))
+        _frames.set(_Frame(state, reads, pinned, True, _frames.get()))
 
     def _ask(self, model: nn.Module) -> Reads:
         return self.asked(model) if self.reads is None else self.reads
@@ -159,7 +161,7 @@ def reading(model: nn.Module, reads: Reads) -> Iterator[None]:
     before = _frames.get()
     for state in states:
         state.pinned = (*state.pinned, reads)
-        _frames.set(_Frame(state, reads, True, _frames.get()))
+        _frames.set(_Frame(state, reads, True, False, _frames.get()))
     try:
         yield
     finally:

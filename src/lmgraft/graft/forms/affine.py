@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.block.parts import Norm, Projection
-from lmgraft.block.widen import linear
+from lmgraft.block.products import linear
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.block.parts import Attention, Projection
-from lmgraft.block.widen import grouped
+from lmgraft.block.products import grouped
 from lmgraft.graft.forms.affine import Affine, Fold
 
 

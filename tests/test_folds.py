@@ -130,6 +130,19 @@ class TestKept:
         assert not is_kept(model)
         assert model.graft.mapper_in.weight.grad.norm() > 0
 
+    def test_not_in_training(self) -> None:
+        """W1 changes at every step: folds would be made for one call each."""
+        model = grafted().train()
+        with torch.no_grad():
+            model(images())
+        assert not is_kept(model)
+
+    def test_in_training_of_a_head(self) -> None:
+        model = grafted().requires_grad_(False)
+        model.head.requires_grad_(True)
+        model.train()(images()).sum().backward()
+        assert is_kept(model)
+
     def test_in_eval_mode_with_gradients(self, model: nn.Module) -> None:
         """Eval mode does not turn gradients off: W1 must get its whole gradient."""
         twin = dense_twin(model)
@@ -384,6 +397,24 @@ class TestWatchers:
         model.graft.mapper_in = mapper
         assert plan_of(model).space == "narrow"
         assert_fresh(model)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("form", ["auto", "folded", "absorbed"])
+def test_recomputed_in_backward(form: str, reentrant: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Activation checkpointing of the encoder, and of the graft behind its last layer."""
+    model, x = grafted(form, {"dtype": torch.float64}).double().train(), images(dtype=torch.float64)
+    model(x).square().sum().backward()
+    expected = {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    if reentrant:
+        monkeypatch.setattr("timm.models._manipulate.use_reentrant_ckpt", lambda: True)
+    model.set_grad_checkpointing()
+    seen = calls_of(model.graft.block.layers[0].mlp)
+    model(x.requires_grad_()).square().sum().backward()
+    assert len(seen) == 2
+    for name, grad in expected.items():
+        assert relative_error(model.get_parameter(name).grad, grad) < 1e-10, name
 
 
 class TestBaked:

@@ -174,7 +174,7 @@ def test_control_in_place_of_the_block(tiny_block: FrozenBlock) -> None:
 
 def build(seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return lmgraft.graft(make_vit(), random_block()).train()
+    return lmgraft.graft(make_vit(), random_block(dim=160)).train()  # wide enough to be folded
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:

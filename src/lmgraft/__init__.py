@@ -9,6 +9,7 @@ from lmgraft.block import BlockConfig, FrozenBlock, inspect_llm, load_block
 from lmgraft.graft import (
     GraftConfig,
     approximate,
+    baked,
     exact,
     graft,
     load_pretrained,
@@ -25,6 +26,7 @@ __all__ = [
     "FrozenBlock",
     "GraftConfig",
     "approximate",
+    "baked",
     "exact",
     "graft",
     "inspect_llm",

@@ -101,11 +101,11 @@ class _Product(torch.autograd.Function):
 
 
 def _in_best_order(x: Tensor, weight: Tensor, transposed: bool) -> Tensor:
-    """x W^T or x W for x (n, .); see benchmarks/README.md for the row counts."""
+    """x W^T or x W for x (n, .); the row counts are those of benchmarks/few_rows.py."""
     few = x.device.type == "cpu" and len(x) <= 256
     if transposed:
         return (weight @ x.T).T if few and len(x) > 1 else x @ weight.T
-    return (weight.T @ x.T).T if few and len(x) >= 32 else x @ weight
+    return (weight.T @ x.T).T if few and len(x) >= 16 else x @ weight
 
 
 def _piece(weight: Tensor) -> int:

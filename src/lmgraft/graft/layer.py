@@ -178,7 +178,10 @@ class GraftLayer(nn.Module):
         return None if self._mapper_is_trained() or self._block_is_trained() else self.baked
 
     def _may_keep_folds(self) -> bool:
-        return not (torch.compiler.is_compiling() or self._block_is_trained() or self._mapper_is_trained())
+        if torch.compiler.is_compiling() or self._block_is_trained() or self._mapper_is_trained():
+            return False
+        # In training W1 changes at every step, also where autograd is off for a while (reentrant checkpointing).
+        return not (self.training and any(p.requires_grad for p in self.mapper_in.parameters()))
 
     def _mapper_is_trained(self) -> bool:
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.mapper_in.parameters())

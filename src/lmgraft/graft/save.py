@@ -23,7 +23,7 @@ from lmgraft.errors import BlockError, CheckpointError, HostError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import graft, ungraft
-from lmgraft.graft.layer import NAME, GraftLayer, find_graft
+from lmgraft.graft.layer import NAME, GraftLayer, find_graft, require_graft
 from lmgraft.registry import FACTORIES, suggest
 
 _TENSORS, _RECORD, _FORMAT = "model.safetensors", "lmgraft.json", 1
@@ -246,13 +246,6 @@ def unwrapped(model: nn.Module) -> nn.Module:
             break
         model = inner
     return model
-
-
-def require_graft(model: nn.Module) -> GraftLayer:
-    inserted = find_graft(model)
-    if inserted is None:
-        raise HostError(f"this model has no {NAME!r}: it is not grafted", "call lmgraft.graft(model, ...) first")
-    return inserted
 
 
 def _class_path(model: nn.Module) -> str:

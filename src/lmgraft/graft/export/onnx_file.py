@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.errors import ExportError
-from lmgraft.graft.export.trace import Trace
+from lmgraft.graft.export.trace import Trace, first_line
 
 LARGEST_IN_ONE_FILE = 1_900_000_000
 """Bytes of tensors. A protobuf message ends at 2 GiB; more goes into a second file beside it."""
@@ -51,9 +51,8 @@ def write(trace: Trace, path: Path, dynamic_batch: bool) -> int:
             trace.program, input_names=names, dynamo=True, verbose=False, optimize=True, dynamic_shapes=batch
         )
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            f"torch.onnx cannot write this model: {lines[0]}",
+            f"torch.onnx cannot write this model: {first_line(error)}",
             "write torch.export's own format instead: export_torch, --format torch",
         ) from error
     assert written is not None
@@ -85,9 +84,8 @@ def runner(path: Path) -> Callable[[tuple[Tensor, ...]], Sequence[Tensor]]:
 
 
 def _cannot_run(error: Exception) -> ExportError:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
     return ExportError(
-        f"onnxruntime cannot run what was written: {lines[0]}",
+        f"onnxruntime cannot run what was written: {first_line(error)}",
         "export in float32: model.float(), and graft with dtype='float32'",
     )
 

@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lmgraft.errors import ExportError, LmgraftError
-from lmgraft.graft.layer import NAME, baked
+from lmgraft.graft.layer import NAME, baked, require_graft
 from lmgraft.graft.reads import reading
-from lmgraft.graft.save import require_graft, unwrapped
+from lmgraft.graft.save import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,11 +92,15 @@ def _named_errors(model: nn.Module) -> Iterator[None]:
     except LmgraftError:
         raise
     except Exception as error:  # torch.export lets through whatever the traced code raises
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise ExportError(
-            f"torch.export cannot trace this {type(model).__name__}: {lines[0]}",
+            f"torch.export cannot trace this {type(model).__name__}: {first_line(error)}",
             "check that model(example) runs; if it does, try a fixed batch (dynamic_batch=False)",
         ) from error
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in short."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _drop_unused(program: ExportedProgram) -> dict[str, int]:

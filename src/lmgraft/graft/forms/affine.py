@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmgraft.block.parts import Norm, Projection
+from lmgraft.block.parts import Norm, Projection, at_least_float32
 from lmgraft.block.products import linear
 
 
@@ -54,7 +54,7 @@ def affine(mapper: nn.Linear, norm: nn.Module) -> Affine:
     if not isinstance(norm, Norm):
         return Affine(weight, None, None, 0.0)
     with _exactly(weight):
-        wide = _wide(weight)
+        wide = at_least_float32(weight)
         if norm.kind == "layer":
             wide = wide - wide.mean(0, keepdim=True)
         gain = norm.gain(wide.dtype)
@@ -67,7 +67,7 @@ def affine(mapper: nn.Linear, norm: nn.Module) -> Affine:
 def narrow_tokens(x: Tensor, mapper: nn.Linear, map_: Affine) -> Tensor:
     """y (B, T, C), float32 or wider, of x (B, T, V)."""
     with _exactly(x):
-        y = _wide(x)
+        y = at_least_float32(x)
         if mapper.bias is not None:
             y = torch.cat([y, y.new_ones(*y.shape[:-1], 1)], dim=-1)
         if map_.gram is None:
@@ -89,10 +89,6 @@ def fold(map_: Affine, projection: Projection) -> Fold:
         bias = folded[-1] if bias is None else folded[-1] + bias.to(folded.dtype)
         folded = folded[:-1]
     return Fold(folded.T, bias)
-
-
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock
 from lmgraft.block.rounded import HalfProjection, Int8Projection, round_block
 from lmgraft.graft.forms.cache import all_equal, sample, version
+from lmgraft.graft.forms.run import is_watched
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,7 @@ def _may_round(graft: nn.Module, block: FrozenBlock, x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in graft.parameters())):
         return False
-    return not any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in block.modules()
-    )
+    return not any(is_watched(module) for module in block.modules())
 
 
 def _marks(block: FrozenBlock) -> tuple[Any, ...]:

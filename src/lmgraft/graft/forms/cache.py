@@ -39,7 +39,6 @@ class Folds:
 
 @dataclass(frozen=True)
 class _Kept:
-    names: frozenset[str]
     marks: tuple[Any, ...]
     snapshots: tuple[Tensor, ...]
     folds: Folds
@@ -62,7 +61,6 @@ class FoldCache:
 
     def get(
         self,
-        names: frozenset[str],
         trained: Sequence[Tensor],
         frozen: Sequence[Tensor],
         make: Callable[[], Folds],
@@ -70,10 +68,9 @@ class FoldCache:
         """The kept folds if they are those of today's tensors, else new ones.
 
         Args:
-            names: Projections needed.
             trained: Tensors in the folds that somebody may write at any time: compared in full.
             frozen: Tensors that only stray writes change: large ones are compared by a sample.
-            make: Computes the folds of `names`.
+            make: Computes the folds of every projection.
         """
         if torch._C._are_functorch_transforms_active() or any(
             type(t) not in (Tensor, nn.Parameter) or t.is_inference() for t in trained
@@ -82,12 +79,12 @@ class FoldCache:
         marks = tuple((id(t), t.data_ptr(), t.dtype, t.shape, version(t)) for t in (*trained, *frozen))
         values = (*trained, *(sample(t) for t in frozen))
         kept = self._kept
-        if kept is not None and kept.marks == marks and names <= kept.names and all_equal(kept.snapshots, values):
+        if kept is not None and kept.marks == marks and all_equal(kept.snapshots, values):
             return kept.folds
         with torch.inference_mode(False), torch.no_grad():
             snapshots = tuple(v.detach().clone() for v in values)
             folds = packed(make())
-        self._kept = _Kept(names, marks, snapshots, folds)
+        self._kept = _Kept(marks, snapshots, folds)
         return folds
 
 

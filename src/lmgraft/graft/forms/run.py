@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.block import Layer
-from lmgraft.block.parts import Attention, Projection, see
+from lmgraft.block.parts import Attention, Projection, at_least_float32, see
 from lmgraft.contracts import Tokens, take_tokens
 from lmgraft.graft.forms.affine import Affine, Fold, affine, fold, narrow_tokens
 from lmgraft.graft.forms.attend import (
@@ -88,6 +88,13 @@ def planned(
 def mean_comes_early(block: FrozenBlock) -> bool:
     """Whether a mean over the read tokens may be taken inside the last layer: no norm follows."""
     return isinstance(block.final_norm, nn.Identity) and cast(Layer, block.layers[-1]).ends_linear
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody's hook would miss a call of `module` that a form does not make."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
@@ -162,15 +169,11 @@ def _attend(
         v = attention.split_values(_through(value, y, dtype))
     if k is not None and v is not None:
         return attention.mix(q, k, v, visible)
-    if k is None:
-        wide = y if y.dtype == torch.float64 else y.float()
-        scores = absorbed_scores(attention, q, wide, key, key_map)
-    else:
-        scores = formed_scores(q, k)
+    wide = at_least_float32(y)
+    scores = absorbed_scores(attention, q, wide, key, key_map) if k is None else formed_scores(q, k)
     weights = attention.weights(scores, visible)
     if v is not None:
         return formed_context(weights, v)
-    wide = y if y.dtype == torch.float64 else y.float()
     return absorbed_context(attention, weights, wide, value, value_map, q.dtype)
 
 

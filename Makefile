@@ -12,7 +12,7 @@ help:  ## list the targets
 $(READY): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint requirements/constraints.txt --editable '.[image,export,dev]'
+		--constraint requirements/constraints.txt --editable '.[image,robustness,export,dev]'
 	touch $(READY)
 
 setup: $(READY)  ## make the virtual environment and install everything into it

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import lmgraft
@@ -428,7 +428,7 @@ class TestUnknownHosts:
             model(torch.randn(2, 5, 16))
 
     def test_convnet_is_refused(self, tiny_block: FrozenBlock) -> None:
-        resnet = timm.create_model("test_resnet", num_classes=3)
+        resnet = torchvision.models.resnet18(num_classes=3)
         with pytest.raises(HostError) as caught:
             lmgraft.graft(resnet, tiny_block)
         assert "ResNet is no backbone whose tokens lmgraft knows" in str(caught.value)
@@ -436,9 +436,13 @@ class TestUnknownHosts:
         assert "VisionTransformer" in caught.value.remedy
 
     def test_convnets_feature_maps_are_no_tokens(self, tiny_block: FrozenBlock) -> None:
-        resnet = lmgraft.graft(timm.create_model("test_resnet", num_classes=3), tiny_block, at="layer4")
-        with pytest.raises(HostError, match=r"the graft needs tokens \(B, T, "):
+        resnet = torchvision.models.resnet18(num_classes=3)
+        lmgraft.graft(resnet, tiny_block, at="layer4", host_spec={"embed_dim": 512})
+        with pytest.raises(
+            HostError, match=r"the graft needs tokens \(B, T, 512\), Sequential gave \(2, 512, 1, 1\)"
+        ) as caught:
             resnet(images())
+        assert "host_spec={'axes': 'NCHW'}" in caught.value.remedy
 
     def test_a_sequential_would_run_the_graft_itself(self, tiny_block: FrozenBlock) -> None:
         host = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 3))

@@ -72,6 +72,45 @@ def count_tokens(tokens: int, reads: Reads) -> int:
     return len(reads) if isinstance(reads, tuple) else reads.shape[-1]
 
 
+Axes = Literal["tokens", "NHWC", "NCHW", "any"]
+"""How tokens lie at a point: (B, T, V), or a map whose places are the tokens, row by row.
+
+any: (B, T, V), or whichever of the two maps has V at its place; a map that could be both is an error.
+"""
+
+
+def map_axes(x: Tensor, axes: Axes, width: int) -> Axes | None:
+    """How `x` lies: `axes` where it fits, what "any" turns out to be, or None where V is not at its place."""
+    fits: list[Axes] = []
+    if x.dim() == 3 and x.shape[2] == width:
+        fits = ["tokens"]
+    elif x.dim() == 4:
+        fits = [kind for kind, axis in (("NHWC", 3), ("NCHW", 1)) if x.shape[axis] == width]  # type: ignore[misc]
+    if axes == "any":
+        return fits[0] if len(fits) == 1 else None
+    return axes if axes in fits else None
+
+
+def to_tokens(x: Tensor, axes: Axes) -> Tensor:
+    """Tokens (B, T, V) of `x`, which lies as `map_axes` says."""
+    if axes == "NHWC":
+        return x.flatten(1, 2)
+    return x.flatten(2).transpose(1, 2) if axes == "NCHW" else x
+
+
+def from_tokens(tokens: Tensor, like: Tensor, axes: Axes) -> Tensor:
+    """The inverse of `to_tokens`: `tokens` as a map of the height and width of `like`.
+
+    Contiguous where `like` is: a convnet may `view` its maps.
+    """
+    if axes == "tokens":
+        return tokens
+    if axes == "NHWC":
+        return tokens.reshape(like.shape)
+    folded = tokens.transpose(1, 2).reshape(like.shape)
+    return folded.contiguous() if like.is_contiguous() else folded
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
     """How a host's tokens lie along T: prefix tokens first, then the grid, row by row."""
@@ -79,12 +118,12 @@ class TokenLayout:
     num_prefix_tokens: int = 0
     """Class, distillation and register tokens before the first patch token."""
     grid: tuple[int, ...] | None = None
-    """Sizes of the token grid, outermost first (rows, columns); None if unknown."""
+    """Sizes of the token grid, outermost first (rows, columns); None if unknown, and of maps, which have theirs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraftPoint:
-    """A place between two modules of the host where tokens (B, T, V) pass by."""
+    """A place between two modules of the host where tokens pass by."""
 
     module: str
     """Dotted path of the module at the point, as in `named_modules()`."""
@@ -92,6 +131,8 @@ class GraftPoint:
     """Whether the tokens are taken before or after that module."""
     last: bool = False
     """True where only the host's norm and head come after, so that reads apply."""
+    width: int | None = None
+    """V here; None where it is the host's `embed_dim`."""
 
 
 def reads_everything(model: nn.Module) -> Reads:
@@ -99,9 +140,30 @@ def reads_everything(model: nn.Module) -> Reads:
     return None
 
 
+def only_its_head(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """The answer of a host whose calls give what its head makes, and nothing else."""
+    return False
+
+
 def no_padding(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The answer of a host whose tokens are never padded."""
     return None
+
+
+def unseen_keys(mask: Tensor | None) -> Tensor | None:
+    """Padded tokens by an attention mask (..., T, T), bool (True = seen) or added to the scores.
+
+    Returns:
+        (B, T) bool, True for tokens that no query sees; (1, T) for a mask without samples; None without
+        a mask.
+    """
+    if mask is None:
+        return None
+    # Scores of -1e4 and less have no weight in any float format.
+    seen = (mask if mask.dtype == torch.bool else mask > -1e4).any(dim=-2)
+    while seen.dim() > 2:
+        seen = seen.any(dim=1)
+    return ~seen.reshape(-1, mask.shape[-1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,26 +174,46 @@ class Host:
     """
 
     embed_dim: int
-    """V, the width of the tokens at every point."""
+    """V, the width of the tokens at the tail; in a grafted model, at its point."""
     layers: tuple[str, ...]
-    """Dotted paths of the encoder layers, first to last."""
+    """Dotted paths of the encoder layers, first to last; of stages, where the encoder has those.
+
+    Of a stage that is an `nn.Sequential`, the path of its last child: gradient checkpointing may call
+    the children and pass the stage, and its hooks, by.
+    """
+    first: str | None = None
+    """Path of the module that the first layer starts with; None for the first layer itself."""
+    widths: tuple[int | None, ...] = ()
+    """V before the first layer and behind each one; None where unknown. Empty: `embed_dim` everywhere."""
+    axes: Axes = "tokens"
+    """How tokens lie at every point."""
     layout: TokenLayout = TokenLayout()
     mapper_init: Literal["trunc_normal", "default"] = "default"
     """How this host's own linear layers are initialised; the mappers follow it."""
     reads: Callable[[nn.Module], Reads] = reads_everything
     """Asked at every call: which tokens does the head read as the model stands now?"""
+    asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = only_its_head
+    """From a call of the model: does it also ask for tokens that the head does not read (hidden states)?"""
     padding_mask: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor | None] = no_padding
     """From a call of the module at the point: (B, T) bool, True = padded, or None."""
+    before_hooks: bool = False
+    """Whether hooks that lie at the point already are to see the graft's output: true of a host that
+    records its hidden states by hooks of its own."""
+    rest: Callable[[Any, Tensor], Any] | None = None
+    """From the tokens behind the tail point, all (B, T, V) or the read ones (B, R, V), to the model's
+    output; None where that is not known. Called with the model."""
 
     def point(self, at: str | int) -> GraftPoint | None:
         """The point that `at` names, or None when `at` is no name or index of a point."""
         depth = len(self.layers)
         if at == "head":
-            return GraftPoint(module=self.layers[0], when="before")
-        if at == "middle":
-            return GraftPoint(module=self.layers[depth // 2 - 1] if depth > 1 else self.layers[0])
-        index = depth - 1 if at == "tail" else at
-        if not isinstance(index, int) or not -depth <= index < depth:
+            width = self.widths[0] if self.widths else self.embed_dim
+            module = self.first or self.layers[0]
+            return None if width is None else GraftPoint(module=module, when="before", width=width)
+        if at in ("middle", "tail"):
+            index, last = (depth - 1, True) if at == "tail" else (max(depth // 2 - 1, 0), False)
+        elif isinstance(at, int) and -depth <= at < depth:
+            index, last = at % depth, at % depth == depth - 1
+        else:
             return None
-        index %= depth
-        return GraftPoint(module=self.layers[index], last=index == depth - 1)
+        return GraftPoint(module=self.layers[index], last=last, width=self.widths[index + 1] if self.widths else None)

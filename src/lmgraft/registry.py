@@ -54,14 +54,54 @@ def suggest(name: str, known: Iterable[str]) -> str:
     return f"Known: {', '.join(known)}." if len(known) <= 12 else ""
 
 
+_TIMM, _HF = "timm.models", "transformers.models"
+_HF_ADAPTER = "lmgraft.backbones.transformers_vit"
+
 HOSTS = Registry(
     "host adapter",
     {
-        "timm.models.vision_transformer.VisionTransformer": "lmgraft.backbones.timm_vit:describe",
-        "timm.models.deit.VisionTransformerDistilled": "lmgraft.backbones.timm_vit:describe_distilled",
+        f"{_TIMM}.vision_transformer.VisionTransformer": "lmgraft.backbones.timm_vit:describe",
+        f"{_TIMM}.deit.VisionTransformerDistilled": "lmgraft.backbones.timm_vit:describe_distilled",
+        f"{_TIMM}.eva.Eva": "lmgraft.backbones.timm_vit:describe_eva",
+        f"{_TIMM}.beit.Beit": "lmgraft.backbones.timm_vit:describe_beit",
+        f"{_TIMM}.swin_transformer.SwinTransformer": "lmgraft.backbones.timm_maps:describe_swin",
+        f"{_TIMM}.swin_transformer_v2.SwinTransformerV2": "lmgraft.backbones.timm_maps:describe_swin",
+        f"{_TIMM}.resnet.ResNet": "lmgraft.backbones.timm_maps:describe_resnet",
+        f"{_TIMM}.convnext.ConvNeXt": "lmgraft.backbones.timm_maps:describe_convnext",
+        f"{_TIMM}.efficientnet.EfficientNet": "lmgraft.backbones.timm_maps:describe_efficientnet",
+        "timm.*": "lmgraft.backbones.timm_maps:describe_any",
+        f"{_HF}.vit.modeling_vit.ViTModel": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.vit.modeling_vit.ViTForImageClassification": f"{_HF_ADAPTER}:describe_vit_classifier",
+        f"{_HF}.deit.modeling_deit.DeiTModel": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.deit.modeling_deit.DeiTForImageClassification": f"{_HF_ADAPTER}:describe_vit_classifier",
+        f"{_HF}.dinov2.modeling_dinov2.Dinov2Model": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.dinov2.modeling_dinov2.Dinov2ForImageClassification": f"{_HF_ADAPTER}:describe_dinov2_classifier",
+        f"{_HF}.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersModel": (
+            f"{_HF_ADAPTER}:describe"
+        ),
+        f"{_HF}.dinov2_with_registers.modeling_dinov2_with_registers.Dinov2WithRegistersForImageClassification": (
+            f"{_HF_ADAPTER}:describe_dinov2_classifier"
+        ),
+        f"{_HF}.dinov3_vit.modeling_dinov3_vit.DINOv3ViTModel": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.clip.modeling_clip.CLIPVisionModel": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.clip.modeling_clip.CLIPVisionModelWithProjection": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.clip.modeling_clip.CLIPForImageClassification": f"{_HF_ADAPTER}:describe_clip_classifier",
+        f"{_HF}.siglip.modeling_siglip.SiglipVisionModel": f"{_HF_ADAPTER}:describe",
+        f"{_HF}.siglip.modeling_siglip.SiglipForImageClassification": f"{_HF_ADAPTER}:describe",
+        "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
     },
 )
-"""Class path of a backbone -> the function that describes an instance of it as a `Host`."""
+"""Class path of a backbone -> the function that describes an instance of it as a `Host`.
 
-FACTORIES = Registry("model factory", {"timm": "lmgraft.backbones.timm_vit:create"})
+"package.*" stands for all classes of a package that have no row; its function may return None.
+"""
+
+FACTORIES = Registry(
+    "model factory",
+    {
+        "timm": "lmgraft.backbones.timm_vit:create",
+        "torchvision": "lmgraft.backbones.torchvision_vit:create",
+        "transformers": "lmgraft.backbones.transformers_create:create",
+    },
+)
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""

@@ -8,12 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from timm.data.distributed_sampler import RepeatAugSampler
 
 from lmgraft.checkpoint import cache
 from lmgraft.data import fashion_mnist, fetch
-from lmgraft.data.draws import permutation, uniforms
+from lmgraft.data.arrays import ImageArray, shift_and_flip
+from lmgraft.data.draws import permutation, seeds, uniforms
 from lmgraft.data.fashion_mnist import FashionMNIST
-from lmgraft.data.images import ImageArray, shift_and_flip
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
 from lmgraft.errors import DataError
 
@@ -39,6 +40,18 @@ def test_a_draw_depends_on_nothing_else(seed, epoch, index):
 
 
 @given(
+    seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 1000), index=st.integers(0, 2**31), repeat=st.integers(0, 3)
+)
+def test_seeds_depend_on_each_part_of_the_key_and_nothing_else(seed, epoch, index, repeat):
+    alone = seeds(seed, [epoch], [index], [repeat], 3)
+    together = seeds(seed, [5, epoch], [1, index], [0, repeat], 3)
+    assert np.array_equal(alone[0], together[1])
+    others = [(epoch + 1, index, repeat), (epoch, index + 1, repeat), (epoch, index, repeat + 1)]
+    drawn = [tuple(seeds(seed, *[[part] for part in key], 3)[0]) for key in [(epoch, index, repeat), *others]]
+    assert len(set(drawn)) == 4
+
+
+@given(
     size=st.integers(1, 60),
     batch=st.integers(1, 20),
     world=st.integers(1, 3),
@@ -59,6 +72,53 @@ def test_an_epoch_is_the_same_from_any_offset_and_each_sample_comes_once(size, b
     assert len(set(seen)) == len(seen)
     if not drop:
         assert sorted(d.sample for d in seen) == list(range(size))
+
+
+@given(
+    size=st.integers(1, 700),
+    batch=st.integers(1, 9),
+    world=st.integers(1, 4),
+    repeats=st.integers(1, 3),
+    seed=st.integers(0, 3),
+)
+def test_ranks_together_draw_the_batches_of_one_process(size, batch, world, repeats, seed):
+    def batches(batch_size, **options):
+        sampler = EpochSampler(size, batch_size, seed=seed, shuffle=True, drop_last=True, repeats=repeats, **options)
+        sampler.epoch = 2
+        return list(sampler)
+
+    ranks = [batches(batch, rank=rank, world=world) for rank in range(world)]
+    assert len({len(chunks) for chunks in ranks}) == 1
+    whole = batches(batch * world)
+    for parts, one in zip(zip(*ranks, strict=True), whole, strict=False):
+        assert sorted(draw for part in parts for draw in part) == sorted(one)
+    if size % world == 0 and size < 256:
+        assert len(whole) == len(ranks[0])
+
+
+@given(size=st.integers(1, 60), batch=st.integers(1, 8), world=st.integers(1, 5))
+def test_evaluation_shows_each_sample_once_and_no_rank_gets_an_empty_batch(size, batch, world):
+    ranks = [list(EpochSampler(size, batch, rank=rank, world=world)) for rank in range(world)]
+    assert sorted(draw.sample for chunks in ranks for chunk in chunks for draw in chunk) == list(range(size))
+    assert all(1 <= len(chunk) <= batch for chunks in ranks for chunk in chunks)
+    if batch > 1 and size >= world:
+        assert len({len(chunks) for chunks in ranks}) == 1
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 700, 1000])
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("repeats", [2, 3])
+def test_repeated_augmentation_is_timms_sampler_over_our_order(size, world, repeats, monkeypatch):
+    """DeiT's RASampler, which timm has: same counts, same images in the same order on every rank."""
+    monkeypatch.setattr(torch, "randperm", lambda n, **_: torch.from_numpy(permutation(5, 3, n)))
+    for rank in range(world):
+        theirs = RepeatAugSampler(range(size), num_replicas=world, rank=rank, num_repeats=repeats)
+        ours = EpochSampler(size, 1, seed=5, shuffle=True, drop_last=True, rank=rank, world=world, repeats=repeats)
+        ours.epoch = 3
+        drawn = [draw for (draw,) in ours]
+        assert len(ours) == len(theirs)
+        assert [draw.sample for draw in drawn] == list(theirs)
+        assert len(set(drawn)) == len(drawn) or world > size * repeats  # a repeat is another augmentation
 
 
 def test_the_order_changes_with_epoch_and_seed():
@@ -168,6 +228,17 @@ def test_a_missing_folder_file_or_wrong_checksum_is_named(tmp_path, fashion_root
 def test_sizes_that_do_not_fit(fashion_root, options, message):
     with pytest.raises(DataError, match=message):
         FashionMNIST(root=str(fashion_root), verify=False, **options).setup()
+
+
+def test_raw_test_images_prepared_are_the_test_batch(fashion_root):
+    data = FashionMNIST(root=str(fashion_root), verify=False, val_size=20, batch_size=10)
+    data.setup()
+    raw, (images, labels, _) = data.raw_test(), data.split("test").batch(range(5))
+    assert len(raw) == len(data.split("test"))
+    for i in range(5):
+        image, label = raw[i]
+        assert (image.mode, image.size, label) == ("L", (28, 28), int(labels[i]))
+        assert torch.equal(data.prepare(image), images[i])
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import yaml
 
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
-from lmgraft.recipes.recipe import find_recipe, parse_recipe
+from lmgraft.recipes.recipe import _laid_over, find_recipe, parse_recipe
 
 GOOD = find_recipe("image/fashion_vit")
 
@@ -96,3 +96,42 @@ def test_an_unknown_backbone_or_argument_is_named(make_recipe):
 
 def test_every_arm_asks_a_question():
     assert all(arm.question.endswith("?") for arm in ARMS.values())
+
+
+def test_a_recipe_may_extend_another(tmp_path):
+    child = tmp_path / "child.yaml"
+    child.write_text("extends: image/fashion_vit\nseed: 7\ndata: {init_args: {batch_size: 32}}\ntrain: {epochs: 1}\n")
+    recipe, base = load_recipe(str(child)), load_recipe("image/fashion_vit")
+    assert (recipe.seed, recipe.data.batch_size, recipe.train.epochs) == (7, 32, 1)
+    assert recipe.data.train_size == base.data.train_size
+    assert recipe.backbone == base.backbone
+    assert parse_recipe(recipe.yaml).yaml == recipe.yaml
+    part = tmp_path / "part.yaml"
+    part.write_text("seed: 9\ntrain: {save_every: 7}\n")
+    both = parse_recipe(f"extends: [{child}, {part}]\n")
+    assert (both.seed, both.train.epochs, both.train.save_every) == (9, 1, 7)
+    grandchild = f"extends: {child}\nbackbone: {{kwargs: {{depth: 2}}}}\n"
+    assert parse_recipe(grandchild).backbone.kwargs == base.backbone.kwargs | {"depth": 2}
+    assert parse_recipe(grandchild).seed == 7
+
+
+def test_another_class_does_not_inherit_arguments():
+    base = {"data": {"class_path": "A", "init_args": {"x": 1}}, "seed": 1}
+    assert _laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}) == {
+        "data": {"class_path": "B", "init_args": {"y": 2}},
+        "seed": 1,
+    }
+    assert _laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}})["data"]["init_args"] == {
+        "x": 1,
+        "y": 2,
+    }
+
+
+def test_a_circle_and_an_unknown_base_are_named(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(f"extends: {two}\n")
+    two.write_text(f"extends: {one}\n")
+    with pytest.raises(RecipeError, match="circle"):
+        load_recipe(str(one))
+    with pytest.raises(RecipeError, match="image/fashion_vit"):
+        parse_recipe("extends: image/fasion_vit\n")

@@ -1,63 +1,34 @@
 """Training runs: resuming is exact, arms share their draws, what is frozen stays frozen."""
 
 import math
-from contextlib import contextmanager
+import re
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
+from lasting import HARD, InterruptAfter, InterruptError, assert_same_run, final_state, watched_by
 from pytorch_lightning import Callback
+from timm.data.mixup import Mixup
 
 from lmgraft import records
-from lmgraft.errors import BlockError, RunError
+from lmgraft.analysis.curves import read_curves
+from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.loader import Fault
+from lmgraft.errors import BlockError, RecipeError, RunError
 from lmgraft.recipes import build_model, evaluate_run, load_trained, read_result, train_run
-from lmgraft.training import fit as fit_module
-from lmgraft.training.checkpoints import read_checkpoint
-from lmgraft.training.fit import checkpoint_path
+from lmgraft.tasks.image import ImageClassification
+from lmgraft.training.callbacks import PlainProgress
+from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
+from lmgraft.training.schedule import make_schedule
 
 STEPS = 8  # two epochs of four
-
-
-class InterruptError(Exception):
-    """Stands in for a killed process: nothing after it runs."""
-
-
-class InterruptAfter(Callback):
-    def __init__(self, steps):
-        self.left = steps
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if self.left == 0:
-            raise InterruptError
-        self.left -= 1
-
-
-@contextmanager
-def watched_by(callback):
-    """Inside, every fit has one callback more."""
-    original = fit_module._progress
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(fit_module, "_progress", lambda *a: [*original(*a), callback])
-        yield callback
 
 
 def interrupt(recipe, run_dir, after, **options):
     """Train, and be killed before step `after` + 1."""
     with watched_by(InterruptAfter(after)), pytest.raises(InterruptError):
         train_run(recipe, run_dir, progress="none", **options)
-
-
-def final_state(run_dir):
-    content = read_checkpoint(checkpoint_path(run_dir, "last"))
-    return content["state_dict"], content["optimizer_states"][0]["state"]
-
-
-def assert_same(left, right):
-    assert left.keys() == right.keys()
-    for key in left:
-        if isinstance(left[key], dict):
-            assert_same(left[key], right[key])
-        else:
-            assert torch.equal(left[key], right[key]), key
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +45,45 @@ def test_resume_after_any_step_is_bit_equal(make_recipe, tmp_path, whole, steps)
     with watched_by(InterruptAfter(STEPS)) as rest:
         result = train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
     assert rest.left == steps  # it went on, and did not start again
-    for mine, theirs in zip(final_state(tmp_path / "run"), final_state(whole), strict=True):
-        assert_same(mine, theirs)
-    expected = read_result(whole)
     assert result.steps == STEPS
-    for name in ("accuracy", "class_accuracy", "val_accuracy", "steps"):
-        assert getattr(result, name) == getattr(expected, name)
+    assert_same_run(tmp_path / "run", whole)
 
 
-def test_resume_with_two_interruptions_and_gradient_accumulation(make_recipe, tmp_path):
-    options = ("--train.accumulate", "2", "--train.save_every", "1")
-    train_run(make_recipe(*options), tmp_path / "whole", progress="none")
-    for steps in (3, 3):
-        interrupt(make_recipe(*options), tmp_path / "run", steps, resume=True)
+@pytest.fixture(scope="module")
+def hard(tmp_path_factory):
+    return tmp_path_factory.mktemp("hard") / "run"
+
+
+@pytest.mark.parametrize("batches", [1, 2, 3, 5, 6, 7])
+def test_resume_with_accumulation_running_mean_and_rates_by_epoch(make_recipe, tmp_path, hard, batches):
+    """After odd batches the step is half done: last.ckpt is from before it."""
+    options = (*HARD, "--train.save_every", "1")
+    if not hard.exists():
+        train_run(make_recipe(*options), hard, progress="none")
+        assert final_state(hard)["mean"]
+    interrupt(make_recipe(*options), tmp_path / "run", batches)
+    interrupt(make_recipe(*options), tmp_path / "run", 1, resume=True)
     train_run(make_recipe(*options), tmp_path / "run", resume=True, progress="none")
-    for mine, theirs in zip(final_state(tmp_path / "run"), final_state(tmp_path / "whole"), strict=True):
-        assert_same(mine, theirs)
+    assert_same_run(tmp_path / "run", hard)
+
+
+@pytest.mark.parametrize(
+    "hook", ["on_validation_start", "on_validation_batch_end", "on_train_epoch_end", "on_train_end"]
+)
+def test_resume_after_an_end_behind_the_last_batch(make_recipe, tmp_path, whole, hook):
+    """The epoch is validated again: its weights may be the best."""
+
+    def end(self, trainer, *_):
+        if trainer.current_epoch == 1 or hook == "on_train_end":
+            raise InterruptError
+
+    watch = type("End", (Callback,), {hook: end})()
+    if not whole.exists():
+        train_run(make_recipe(), whole, progress="none")
+    with watched_by(watch), pytest.raises(InterruptError):
+        train_run(make_recipe(), tmp_path / "run", progress="none")
+    train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
+    assert_same_run(tmp_path / "run", whole)
 
 
 def test_arms_share_initial_weights_order_and_draws(make_recipe, tmp_path):
@@ -167,8 +161,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe, tmp_path):
     assert not (tmp_path / "run" / "result.json").exists()
 
 
-def test_a_damaged_checkpoint_is_named(make_recipe, tmp_path):
-    interrupt(make_recipe(), tmp_path / "run", 5)
+def test_a_damaged_checkpoint_is_named_where_there_is_no_other(make_recipe, tmp_path):
+    interrupt(make_recipe(), tmp_path / "run", 1)
     last = checkpoint_path(tmp_path / "run", "last")
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.raises(RunError, match=r"last\.ckpt is cut short"):
@@ -202,21 +196,6 @@ def test_an_instantiator_named_by_a_checkpoint_is_not_called(make_recipe, tmp_pa
     assert not called
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(make_recipe, tmp_path, monkeypatch):
-    train_run(make_recipe("--train.epochs", "1"), tmp_path / "run", progress="none")
-    last = checkpoint_path(tmp_path / "run", "last")
-    before = last.read_bytes()
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(OSError, match="No space"):
-        fit_module.AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, last)
-    assert last.read_bytes() == before
-    assert not list(last.parent.glob(".*"))
-
-
 def test_leftovers_of_a_kill_are_swept(make_recipe, tmp_path):
     interrupt(make_recipe(), tmp_path / "run", 5)
     leftover = tmp_path / "run" / "checkpoints" / ".last.ckpt.abc.tmp"
@@ -234,3 +213,119 @@ def test_the_record_says_what_a_repetition_needs(make_recipe, tmp_path):
     assert record["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["trained_params"] > 0
     assert record["frozen_params"] > 0
+    assert record["selection"] == "val"
+    assert record["seeds"] == {"weights": 3, "order_and_augmentation": 3, "steps": 3}
+    assert len(record["commands"]) == 1
+    train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
+    assert len(records.read_json(tmp_path / "run" / "run.json")["commands"]) == 2
+
+
+def test_the_table_of_epochs(make_recipe, tmp_path):
+    options = ("--task.init_args.mixup=0", "--task.init_args.cutmix=0", "--train.accumulate=2", "--train.log_every=1")
+    result = train_run(make_recipe(*options), tmp_path / "run", progress="none")
+    rows = records.read_json(tmp_path / "run" / "metrics.json")
+    logged = [read_curves(tmp_path / "run")[name] for name in ("train/loss", "val/accuracy", "val/top5")]
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert [row["val/accuracy"] for row in rows] == pytest.approx([value for _, value in logged[1]])
+    assert [row["val/top5"] for row in rows] == pytest.approx([value for _, value in logged[2]])
+    assert max(row["val/accuracy"] for row in rows) == result.val_accuracy
+    assert result.top5 >= result.accuracy
+    config = make_recipe(*options).optim
+    schedule = make_schedule(torch.optim.SGD([torch.zeros(1)], lr=config.lr), 4, config, epochs=2)
+    assert [row["learning_rate"] for row in rows] == [config.lr * schedule.lr_lambdas[0](step) for step in (1, 3)]
+    for row in rows:
+        assert row["seconds"] > 0
+        assert row["images_per_second"] == pytest.approx(96 / row["seconds"])
+        assert math.isclose(row["train/loss"], 2.3, abs_tol=0.3)  # of whole batches, though two make a step
+
+
+def test_files_that_could_not_be_read_are_in_result_and_table(make_recipe, tmp_path):
+    recipe = make_recipe()
+    recipe.data.max_corrupt = 1
+    with pytest.warns(CorruptImageWarning):
+        recipe.data.report("train", [Fault("a/b.jpg", "cut short")])
+    result = train_run(recipe, tmp_path / "run", progress="none")
+    assert result.faults == read_result(tmp_path / "run").faults == [{"file": "a/b.jpg", "reason": "cut short"}]
+    assert [row["unreadable_files"] for row in records.read_json(tmp_path / "run" / "metrics.json")] == [1, 1]
+    assert evaluate_run(tmp_path / "run").faults == result.faults
+
+
+def test_a_result_of_an_earlier_version_is_read(make_recipe, tmp_path):
+    result = train_run(make_recipe("--train.epochs=1"), tmp_path / "run", progress="none")
+    file = tmp_path / "run" / "result.json"
+    values = records.read_json(file)
+    for name in ("top5", "selection", "faults", "retries"):
+        del values[name]
+    records.write_json(file, values)
+    assert read_result(tmp_path / "run").accuracy == result.accuracy
+    records.write_json(file, values | {"unknown": 1})
+    with pytest.raises(RunError, match="does not hold a result of this version"):
+        read_result(tmp_path / "run")
+
+
+def test_lines_say_images_a_second(make_recipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(PlainProgress.__init__, "__defaults__", (0.0,))
+    train_run(make_recipe(), tmp_path / "run", progress="plain")
+    assert re.search(r"\[llm\] step 3/8, loss \d\.\d+, \d+ images/s, about \d+ s left", capsys.readouterr().err)
+
+
+def test_the_rate_follows_the_images_of_a_step(make_recipe, tmp_path):
+    options = ("--train.accumulate=2", "--optim.lr_per=512", "--optim.schedule=epoch", "--optim.warmup_epochs=0")
+    train_run(make_recipe(*options), tmp_path / "run", progress="none")
+    rows = records.read_json(tmp_path / "run" / "metrics.json")
+    assert [row["learning_rate"] for row in rows] == pytest.approx([0.003 * 48 / 512] * 2, rel=1e-12)
+
+
+class Logits(torch.nn.Module):
+    """Images (B, 1, 1, C) are the logits."""
+
+    def forward(self, images):
+        return images.flatten(1)
+
+
+def make_task(classes=8, **options):
+    return ImageClassification(Logits(), classes, None, None, **options)
+
+
+def test_top_5_is_counted_where_there_are_more_classes():
+    task = make_task()
+    task.log = Mock()
+    logits, labels = torch.randn(40, 8), torch.randint(8, (40,))
+    task.validation_step((logits.view(40, 1, 1, 8), labels, labels), 0)
+    expected = (logits.topk(5).indices == labels[:, None]).any(1).float().mean()
+    assert task.val_top5.compute() == pytest.approx(expected.item())
+    assert task.val_loss.compute() == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item())
+    assert make_task(classes=5).val_top5 is None
+
+
+def test_mixing_is_timm_s():
+    options = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 0.7, "switch_prob": 0.3, "mixup_mode": "elem"}
+    task = make_task(**options, label_smoothing=0.1)
+    oracle = Mixup(0.8, 1.0, prob=0.7, switch_prob=0.3, mode="elem", label_smoothing=0.1, num_classes=8)
+    images, labels = torch.randn(6, 1, 4, 2), torch.arange(6)
+    mixed = []
+    for mix in (task._mix, oracle):
+        np.random.seed(0)
+        mixed.append(mix(images.clone(), labels))
+    assert torch.equal(mixed[0][0], mixed[1][0])
+    assert torch.equal(mixed[0][1], mixed[1][1])
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("--task.init_args.mixup_prob=1.5", r"task\.mixup_prob"),
+        ("--task.init_args.switch_prob=-1", r"task\.switch_prob"),
+        ("--data.batch_size=25", r"data\.batch_size=25 is odd"),
+        ("--optim.warmup_epochs=2", r"optim\.warmup_epochs=2 .* train\.epochs=2"),
+        ("--train.ema=1", r"train\.ema"),
+        ("--train.evaluate_ema=true", r"train\.evaluate_ema"),
+        ("--train.clip_grad=0", r"train\.clip_grad"),
+        ("--train.num_nodes=0", r"train\.num_nodes"),
+    ],
+)
+def test_a_mistake_is_found_before_the_first_step(make_recipe, tmp_path, override, key):
+    with pytest.raises(RecipeError, match=key):
+        train_run(make_recipe(override), tmp_path / "run", progress="none")
+    assert not (tmp_path / "run").exists()

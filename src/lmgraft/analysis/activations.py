@@ -76,11 +76,16 @@ def _stage_module(model: nn.Module, stage: Stage, last_layer: str) -> tuple[nn.M
         if stage != "encoder":
             raise HostError(f"stage {stage!r} exists behind a graft only", "graft the model, or use 'encoder'")
         return model.get_submodule(last_layer), "out"
-    last = inserted.block.layers[-1]
+    if not len(inserted.block.layers):
+        if stage in ("attention", "feed_forward"):
+            raise HostError(f"stage {stage!r} exists in a transformer block only", "use mapper_in or mapper_out")
+        last: nn.Module = nn.Identity()
+    else:
+        last = inserted.block.layers[-1]
     modules: dict[Stage, tuple[nn.Module, Literal["in", "out"]]] = {
         "encoder": (inserted.mapper_in, "in"),
         "mapper_in": (inserted.mapper_in, "out"),
-        "attention": (last.get_submodule("mlp_norm"), "in"),
+        "attention": (getattr(last, "mlp_norm", last), "in"),
         "feed_forward": (inserted.block.final_norm, "in"),
         "mapper_out": (inserted.mapper_out, "out"),
     }

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer and its family, described as hosts; and timm's factory.
+"""timm's VisionTransformer, EVA (with DINOv3) and BEiT described as hosts; and timm's factory.
 
 Imported on demand through the tables in `lmgraft.registry`; knows timm, not the graft.
 """
@@ -8,11 +8,14 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+from timm.models.beit import Beit
 from timm.models.deit import VisionTransformerDistilled
+from timm.models.eva import Eva
 from timm.models.vision_transformer import VisionTransformer
-from torch import nn
+from torch import Tensor, nn
 
-from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout
+from lmgraft.backbones.own_path import TIMM_PATH, is_own
+from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout, unseen_keys
 from lmgraft.errors import HostError
 
 
@@ -36,50 +39,79 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 def describe(model: VisionTransformer) -> Host:
     """A plain VisionTransformer: class token first unless it has none, head by global_pool."""
-    return Host(
-        embed_dim=model.embed_dim,
-        layers=tuple(f"blocks.{i}" for i in range(len(model.blocks))),
-        layout=TokenLayout(num_prefix_tokens=model.num_prefix_tokens, grid=tuple(model.patch_embed.grid_size)),
-        mapper_init="trunc_normal",
-        reads=reads_of_pooling,
-    )
+    return _blocks_of(model, VisionTransformer, reads_of_pooling)
 
 
 def describe_distilled(model: VisionTransformerDistilled) -> Host:
     """DeiT's distilled variant: class and distillation token first, both read."""
-    plain = describe(model)
+    return _blocks_of(model, VisionTransformerDistilled, reads_of_distilled)
+
+
+def describe_eva(model: Eva) -> Host:
+    """EVA, EVA-02, and timm's DINOv3: rotary positions reach the layers as `rope=`, which the graft ignores."""
+    return _blocks_of(model, Eva, reads_of_eva)
+
+
+def describe_beit(model: Beit) -> Host:
+    """BEiT: always a class token; relative positions reach the layers as `shared_rel_pos_bias=`."""
+    return _blocks_of(model, Beit, reads_of_beit)
+
+
+def _blocks_of(model: Any, cls: type[Any], reads: Any) -> Host:
+    grid = model.patch_embed.grid_size
+    own = is_own(model, cls, ("forward", "forward_features"))
     return Host(
-        embed_dim=plain.embed_dim,
-        layers=plain.layers,
-        layout=plain.layout,
-        mapper_init=plain.mapper_init,
-        reads=reads_of_distilled,
+        embed_dim=model.embed_dim,
+        layers=tuple(f"blocks.{i}" for i in range(len(model.blocks))),
+        layout=TokenLayout(num_prefix_tokens=model.num_prefix_tokens, grid=None if grid is None else tuple(grid)),
+        mapper_init="trunc_normal",
+        reads=reads,
+        padding_mask=padding_of_mask,
+        rest=norm_and_head if own else None,
     )
 
 
-_HEAD_PATH = ("forward", "forward_features", "forward_head", "pool")
+def norm_and_head(model: Any, tokens: Tensor) -> Any:
+    """What timm's `forward` does behind the last encoder layer."""
+    return model.forward_head(model.norm(tokens))
 
 
-def _head_is(model: nn.Module, cls: type[Any]) -> bool:
-    """Whether the way from tokens to logits is `cls`'s own, not a subclass's or an instance's."""
-    for name in _HEAD_PATH:
-        if getattr(type(model), name) is not getattr(cls, name) or name in model.__dict__:
-            return False
-    return True
+def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Tokens that nobody may attend to under timm's `attn_mask=`."""
+    return unseen_keys(kwargs.get("attn_mask"))
+
+
+_HEAD_PATH = (*TIMM_PATH, "pool")
 
 
 def reads_of_pooling(model: Any) -> Reads:
     """The class token under `global_pool="token"`; the mean of the patch tokens where the head averages
     before its own norm; anything else may read every token."""
-    if not _head_is(model, VisionTransformer) or model.attn_pool is not None:
+    if not is_own(model, VisionTransformer, _HEAD_PATH) or model.attn_pool is not None:
         return None
-    if model.global_pool == "token":
-        return 0
-    if model.global_pool == "avg" and isinstance(model.norm, nn.Identity):
-        return MeanOf(slice(0 if model.pool_include_prefix else model.num_prefix_tokens, None))
-    return None
+    return _by_pool(model, 0 if model.pool_include_prefix else model.num_prefix_tokens)
 
 
 def reads_of_distilled(model: nn.Module) -> Reads:
     """Class and distillation token, whatever global_pool says: that head ignores it."""
-    return (0, 1) if _head_is(model, VisionTransformerDistilled) else None
+    return (0, 1) if is_own(model, VisionTransformerDistilled, _HEAD_PATH) else None
+
+
+def reads_of_eva(model: Any) -> Reads:
+    """As `reads_of_pooling`; prefix tokens are never part of the mean."""
+    if not is_own(model, Eva, _HEAD_PATH) or model.attn_pool is not None:
+        return None
+    return _by_pool(model, model.num_prefix_tokens)
+
+
+def reads_of_beit(model: Any) -> Reads:
+    """As `reads_of_pooling`; the head's pooling lies in `forward_head`."""
+    return _by_pool(model, model.num_prefix_tokens) if is_own(model, Beit, TIMM_PATH) else None
+
+
+def _by_pool(model: Any, first: int) -> Reads:
+    if model.global_pool == "token":
+        return 0
+    if model.global_pool == "avg" and isinstance(model.norm, nn.Identity):
+        return MeanOf(slice(first, None))
+    return None

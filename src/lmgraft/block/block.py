@@ -44,10 +44,12 @@ class Provenance:
     licence: str | None = None
     control: Mapping[str, Any] | None = None
     """How the pretrained weights were replaced, for a control; None for pretrained weights."""
+    trained: Mapping[str, Any] | None = None
+    """What of the block is trained on from these values, and how (`trained.py`); None where all is frozen."""
     tensors: Mapping[str, str] = field(default_factory=dict)
     """SHA-256 of each tensor's values, by canonical name."""
     digest: str = ""
-    """SHA-256 over the block's config, final norm and tensors: its identity."""
+    """SHA-256 over the block's config, final norm and tensors, before any training: its identity."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"layers": list(self.layers), "file_dtypes": list(self.file_dtypes)}
@@ -174,11 +176,7 @@ class FrozenBlock(FrozenModule):
         Returns:
             (B, T, D), or (B, R, D) for `reads`: equal to those rows of the full output.
         """
-        if x.shape[-1] != self.config.dim or x.dim() != 3:
-            raise BlockError(
-                f"the block takes (B, T, {self.config.dim}), got {tuple(x.shape)}",
-                "map your tokens to the block's width first, as graft() does",
-            )
+        check_input(x, self.config.dim)
         *before, last = self.layers
         for layer in before:
             x = layer(x, key_padding_mask)
@@ -193,13 +191,28 @@ class FrozenBlock(FrozenModule):
         return self
 
     def tensors(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
-        """Canonical tensors of each layer, and the final norm's own if it has any."""
-        layers = [{n: p.detach() for n, p in layer.named_parameters()} for layer in self.layers]
+        """Canonical tensors of each layer, and the final norm's own if it has any; without LoRA's part."""
+        canonical = self.config.tensor_shapes()
+        layers = [{n: p.detach() for n, p in layer.named_parameters() if n in canonical} for layer in self.layers]
         return layers, {n: p.detach() for n, p in self.final_norm.named_parameters()} or None
 
     def extra_repr(self) -> str:
         p = self.provenance
-        return f"{p.source}, layers={p.layers}, final_norm={p.final_norm}, digest={p.digest[:12]}"
+        trained = f", trained={p.trained['kind']}" if p.trained else ""
+        return f"{p.source}, layers={p.layers}, final_norm={p.final_norm}, digest={p.digest[:12]}{trained}"
+
+
+def check_input(x: Tensor, dim: int) -> None:
+    """Refuse what is not (B, T, D).
+
+    Raises:
+        BlockError: Naming the shape.
+    """
+    if x.shape[-1] != dim or x.dim() != 3:
+        raise BlockError(
+            f"the block takes (B, T, {dim}), got {tuple(x.shape)}",
+            "map your tokens to the block's width first, as graft() does",
+        )
 
 
 def _check_tensors(

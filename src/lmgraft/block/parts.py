@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.products import linear
+from lmgraft.block.products import grouped, linear
 
 
 class Norm(FrozenModule):
@@ -64,6 +64,14 @@ class Projection(FrozenModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    def without_bias(self, x: Tensor) -> Tensor:
+        """x W^T."""
+        return linear(x, self.weight)
+
+    def by_group(self, x: Tensor, groups: int, *, transposed: bool) -> Tensor:
+        """x W_g^T (transposed) or x W_g for each of `groups` equal parts of the rows of W: x (G, n, .)."""
+        return grouped(x, self.weight.view(groups, -1, self.weight.shape[1]), transposed=transposed)
 
 
 class Attention(FrozenModule):

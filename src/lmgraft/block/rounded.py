@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lmgraft.block.block import FrozenBlock
+from lmgraft.block.lora import LoraProjection
 from lmgraft.block.parts import Projection
 from lmgraft.errors import ApproximationError
 
@@ -44,11 +45,13 @@ def round_block(block: FrozenBlock, mode: str) -> FrozenBlock:
     with torch.inference_mode(False), torch.no_grad():
         shared = {id(p): Parameter(p.data, requires_grad=False) for p in block.parameters()}
         twin: FrozenBlock = copy.deepcopy(block, dict(shared))
-    kind = Int8Projection if mode == "int8" else HalfProjection
+    kind: type[HalfProjection | Int8Projection] = Int8Projection if mode == "int8" else HalfProjection
     for parent in list(twin.modules()):
         for name, child in list(parent.named_children()):
             if type(child) is Projection:
                 setattr(parent, name, kind(child))
+            elif type(child) is LoraProjection:
+                setattr(parent, name, RoundedLora(child, kind))
     return twin
 
 
@@ -101,6 +104,20 @@ class Int8Projection(Projection):
     def added_memory(self) -> int:
         """Bytes of rounded weights and their scales beside the exact ones."""
         return 0 if self._rounded is None else self.weight.numel() + 4 * self.weight.shape[0]
+
+
+class RoundedLora(LoraProjection):
+    """A LoRA projection whose frozen part is rounded; its low-rank part is computed as it is."""
+
+    def __init__(self, exact: LoraProjection, kind: type[HalfProjection | Int8Projection]) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias, self.scale = exact.weight, exact.bias, exact.scale
+        self.lora_a, self.lora_b = exact.lora_a, exact.lora_b
+        self.rounded = kind(exact)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.rounded(x)
+        return out + self._low_rank(x)
 
 
 def pack(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,6 +18,7 @@ COMMANDS = {
     "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
     "train": "train a recipe in a run folder, or go on with an interrupted run",
     "evaluate": "test metrics of a run's best checkpoint",
+    "check-data": "find unreadable images, missing classes and duplicates before a training does",
     "export": "write a trained model as ONNX or for torch.export.load, and compare it with the model",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
     "bench": "what a frozen block costs in time and memory; --explain: which form a model takes and why",
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[list[str]], int]:
     try:
-        command: Callable[[list[str]], int] = import_module(f"lmgraft.cli.{name}").run
+        command: Callable[[list[str]], int] = import_module(f"lmgraft.cli.{name.replace('-', '_')}").run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lmgraft"):
             raise

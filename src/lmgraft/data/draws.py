@@ -19,16 +19,34 @@ def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return x ^ (x >> np.uint64(31))
 
 
+def _hashed(seed: int, *words: npt.ArrayLike) -> npt.NDArray[np.uint64]:
+    """One word for each row of `words`, which are broadcast; shape (B,)."""
+    columns = np.broadcast_arrays(*(np.asarray(word, np.uint64) for word in words))
+    state = np.full(columns[0].shape, np.uint64(seed % (1 << 64)))
+    for word in columns:
+        state = _mix(state + _GOLDEN) ^ word
+    return state
+
+
+def _bits(state: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]:
+    """`count` words for each state, shape (B, count)."""
+    steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
+    return _mix(_mix(state + _GOLDEN)[:, None] + steps)
+
+
 def uniforms(seed: int, epochs: npt.ArrayLike, indices: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
     """`count` uniform numbers in [0, 1) for each (epoch, index), shape (B, count)."""
-    epoch, index = np.broadcast_arrays(np.asarray(epochs, np.uint64), np.asarray(indices, np.uint64))
-    state = np.full(epoch.shape, np.uint64(seed % (1 << 64)))
     with np.errstate(over="ignore"):
-        for word in (epoch, index):
-            state = _mix(state + _GOLDEN) ^ word
-        steps = np.arange(1, count + 1, dtype=np.uint64) * _GOLDEN
-        bits = _mix(_mix(state + _GOLDEN)[:, None] + steps)
+        bits = _bits(_hashed(seed, epochs, indices), count)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def seeds(
+    seed: int, epochs: npt.ArrayLike, indices: npt.ArrayLike, repeats: npt.ArrayLike, count: int
+) -> npt.NDArray[np.uint64]:
+    """`count` seeds for generators for each (epoch, index, repeat), shape (B, count)."""
+    with np.errstate(over="ignore"):
+        return _bits(_hashed(seed, epochs, indices, repeats), count)
 
 
 def permutation(seed: int, epoch: int, size: int) -> npt.NDArray[np.int64]:

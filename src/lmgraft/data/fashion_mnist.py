@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmgraft.data.arrays import ImageArrays
 from lmgraft.data.fetch import fetch_fashion_mnist
-from lmgraft.data.images import ImageData
 from lmgraft.errors import DataError
 
 FILES = {
@@ -28,13 +28,13 @@ FILES = {
 """File -> SHA-256 of its unpacked content, which every mirror and packaging shares."""
 
 
-class FashionMNIST(ImageData):
+class FashionMNIST(ImageArrays):
     """Fashion-MNIST from a folder, the system's copy, lmgraft's cache or the network, in this order.
 
     Args:
         root: Folder with the four idx files, gzipped or not; None finds or fetches them.
         verify: Check the files' SHA-256. Turn it off for files of the same format of your own.
-        options: See `ImageData`.
+        options: See `ImageArrays`.
     """
 
     name = "fashion_mnist"

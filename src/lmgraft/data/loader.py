@@ -10,9 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lmgraft.data.draws import permutation
+
+REPEAT_ROUND = 256
+"""An epoch of repeated augmentation is cut to a multiple of this many samples, as DeiT and timm do."""
 
 
 class Draw(NamedTuple):
@@ -20,10 +24,30 @@ class Draw(NamedTuple):
 
     epoch: int
     sample: int
+    repeat: int = 0
+
+
+class Fault(NamedTuple):
+    """A file that could not be read as an image, and why."""
+
+    file: str
+    reason: str
+
+
+class Reported(NamedTuple):
+    """A batch, and the files that could not be read while it was made."""
+
+    images: Tensor
+    labels: Tensor
+    sources: Tensor
+    faults: tuple[Fault, ...]
 
 
 class EpochSampler(Sampler[list[Draw]]):
     """Batches of `Draw`s of one epoch, in an order that depends on (seed, epoch) alone.
+
+    The k-th batches of all ranks together are the k-th batch of one process with `world` times the
+    batch size.
 
     Args:
         size: Samples in the data set.
@@ -32,6 +56,10 @@ class EpochSampler(Sampler[list[Draw]]):
         shuffle: Whether to permute; evaluation does not.
         drop_last: Whether to drop an incomplete last batch.
         rank, world: Which of how many processes this is; each takes every `world`-th sample.
+        repeats: Repeated augmentation (Hoffer et al., arXiv 1901.09335): each sample comes so often in
+            a row, and the epoch is cut to the data set's size, rounded down to a multiple of 256, so
+            that it shows about one in `repeats` of the images. Data sets below 256 keep their size.
+            This is DeiT's RASampler, which timm has too.
     """
 
     def __init__(
@@ -44,33 +72,55 @@ class EpochSampler(Sampler[list[Draw]]):
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
+        repeats: int = 1,
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.repeats = rank, world, repeats
         self.epoch, self.start = 0, 0
+
+    def samples_of(self, rank: int) -> int:
+        """Samples of an epoch that fall to `rank`."""
+        if self.repeats > 1 and self.size >= REPEAT_ROUND:
+            return self.size // REPEAT_ROUND * REPEAT_ROUND // self.world
+        if self.repeats > 1:
+            return -(-self.size // self.world)
+        if self.drop_last:
+            return self.size // self.world
+        return len(range(rank, self.size, self.world))
 
     def __len__(self) -> int:
         """Batches of a whole epoch, whatever `start` is."""
-        mine = self.size // self.world if self.drop_last else -(-self.size // self.world)
-        return mine // self.batch_size if self.drop_last else -(-mine // self.batch_size)
+        if self.drop_last:
+            return self.samples_of(self.rank) // self.batch_size
+        # As many as the first rank's, so that no rank waits for another; but no empty batch.
+        return min(-(-self.samples_of(0) // self.batch_size), self.samples_of(self.rank))
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = permutation(self.seed, self.epoch, self.size) if self.shuffle else np.arange(self.size)
-        mine = order[self.rank :: self.world]
-        for batch in range(self.start, len(self)):
-            chosen = mine[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [Draw(self.epoch, int(i)) for i in chosen]
+        mine, batches = self.samples_of(self.rank), len(self)
+        for batch in range(self.start, batches):
+            first, last = (min(k * self.batch_size, mine - batches + k) for k in (batch, batch + 1))
+            if self.drop_last:
+                first, last = batch * self.batch_size, (batch + 1) * self.batch_size
+            yield [self._draw(order, self.rank + self.world * k) for k in range(first, last)]
+
+    def _draw(self, order: np.ndarray[Any, Any], position: int) -> Draw:
+        # With more ranks than samples DeiT's sampler begins again, hence the modulus.
+        sample, repeat = divmod(position % (self.size * self.repeats), self.repeats)
+        return Draw(self.epoch, int(order[sample]), repeat)
 
 
 class EpochLoader(DataLoader[Any]):
     """A DataLoader over an `EpochSampler` that starts where the trainer stands.
 
     Args:
-        dataset: Takes a list of `Draw`s in `__getitems__` and returns a whole batch.
+        dataset: Takes a list of `Draw`s in `__getitems__` and returns a whole batch, or a `Reported` one.
         sampler: What to draw.
         progress: Returns (epoch, batches of it done); called when iteration begins.
-        num_workers: Worker processes.
+        report: Told, in this process, of the files that could not be read.
+        num_workers: Worker processes; they stay from epoch to epoch.
+        pin_memory: Whether batches go to page-locked memory, from which copies to a GPU are quick.
     """
 
     def __init__(
@@ -79,20 +129,31 @@ class EpochLoader(DataLoader[Any]):
         sampler: EpochSampler,
         *,
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
+        report: Callable[[tuple[Fault, ...]], None] | None = None,
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
         super().__init__(
-            dataset, batch_sampler=sampler, collate_fn=_as_it_is, num_workers=num_workers, pin_memory=pin_memory
+            dataset,
+            batch_sampler=sampler,
+            collate_fn=_as_it_is,
+            num_workers=num_workers,
+            pin_memory=pin_memory,
+            persistent_workers=num_workers > 0,
         )
-        self._progress = progress
+        self._progress, self._report = progress, report
 
     def __iter__(self) -> Any:
         # A generator: its body runs at the first batch, when the trainer's loops are restored.
         sampler = self.batch_sampler
         assert isinstance(sampler, EpochSampler)
         sampler.epoch, sampler.start = self._progress()
-        yield from super().__iter__()
+        for batch in super().__iter__():
+            if isinstance(batch, Reported):
+                if self._report is not None:
+                    self._report(batch.faults)
+                batch = tuple(batch[:3])
+            yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -99,6 +99,8 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
     inserted = require_graft(model)
     if mode not in MODES:
         raise ApproximationError(f"mode {mode!r} is not known", suggest(str(mode), MODES))
+    if not inserted.block.layers:
+        raise ApproximationError("this graft holds no block whose products could be rounded", "leave it exact")
     device = next(inserted.block.parameters()).device
     if mode == "auto":
         mode = "int8" if device.type == "cpu" else "16bit"

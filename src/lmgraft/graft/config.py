@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.block.config import FinalNorm
+from lmgraft.block.trained import TrainBlock, check_training
 from lmgraft.contracts import MeanOf, Reads, Tokens
 from lmgraft.errors import HostError
 
@@ -24,6 +25,7 @@ class GraftConfig:
 
     Raises:
         HostError: If a value is none of those listed.
+        BlockError: If one of `train_block` and `lora_*` is not.
     """
 
     llm: str = "smollm2-135m"
@@ -52,6 +54,20 @@ class GraftConfig:
     """Initialisation of W1 and W2; by default the host's own convention."""
     final_norm: FinalNorm = "unit"
     """The LLM's final norm after the block: unit gain (as published), pretrained gain, or none."""
+    train_block: TrainBlock = "none"
+    """What of the block is trained.
+
+    none      nothing: frozen, as published
+    all       every tensor of it: fine-tuning
+    norms     the gains and shifts of its norms
+    lora      a low-rank addition to each projection; the block itself stays frozen
+    """
+    lora_rank: int = 8
+    """Rank of what LoRA adds."""
+    lora_alpha: float = 16.0
+    """The addition is multiplied by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] | None = None
+    """Projections that LoRA adds to, of q, k, v, o, gate, up, down; by default all that the block has."""
     dtype: str | None = None
     """Storage of the frozen weights; by default the file's own, float32 if quantised."""
     revision: str | None = None
@@ -68,7 +84,7 @@ class GraftConfig:
             raise HostError(
                 f"mapper_init={self.mapper_init!r} is not known", f"one of {', '.join(get_args(MapperInit))}"
             )
-
+        check_training(self.train_block, self.lora_rank, self.lora_alpha, self.lora_targets)
         parse_reads(self.reads)
 
     def to_dict(self) -> dict[str, Any]:

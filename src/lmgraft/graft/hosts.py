@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 from torch import nn
 
-from lmgraft.contracts import GraftPoint, Host
+from lmgraft.contracts import Axes, GraftPoint, Host
 from lmgraft.errors import HostError
 from lmgraft.registry import HOSTS
 
 
 def find_host(model: nn.Module) -> Host | None:
-    """The description of `model` by the adapter of its class or nearest base class."""
-    for cls in type(model).__mro__:
-        path = f"{cls.__module__}.{cls.__qualname__}"
-        if path in HOSTS:
-            host: Host = HOSTS.load(path)(model)
+    """The description of `model` by the adapter of its class or nearest base class.
+
+    A row "package.*" stands for every class of a package; its adapter may not know a model.
+    """
+    paths = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+    packages = [f"{path.split('.')[0]}.*" for path in paths]
+    for name in [*paths, *packages]:
+        if name in HOSTS:
+            host: Host | None = HOSTS.load(name)(model)
             return host
     return None
 
 
 def locate(model: nn.Module, at: str | int, host_spec: Mapping[str, Any] | None) -> tuple[Host, GraftPoint]:
-    """The host and the point that `at` names, or one made for a dotted module path.
+    """The host as it is at the point that `at` names, and that point; or those made for a dotted module path.
 
     Raises:
         HostError: If the model is not known and `at` is no module of it, or its width is unknown.
@@ -31,25 +36,43 @@ def locate(model: nn.Module, at: str | int, host_spec: Mapping[str, Any] | None)
     host = find_host(model)
     point = None if host is None else host.point(at)
     if host is not None and point is not None:
-        return host, point
-    if isinstance(at, str) and at in dict(model.named_modules()):
-        host = host or Host(embed_dim=_width(model, host_spec), layers=(at,))
-        return host, GraftPoint(module=at)
+        return host if point.width is None else replace(host, embed_dim=point.width), point
+    # "head" is a place of a known host, also where it has none: not its module of that name.
+    if isinstance(at, str) and at in dict(model.named_modules()) and (host is None or at != "head"):
+        return _by_path(model, at, host, host_spec or {}), GraftPoint(module=at)
     if host is None:
         raise HostError(
             f"{type(model).__module__}.{type(model).__qualname__} is no backbone whose tokens lmgraft knows",
-            "name a module whose output is tokens (B, T, d) with at='dotted.path'; known backbones: "
-            + ", ".join(HOSTS.names()),
+            "name a module whose output is tokens (B, T, d) or a map with at='dotted.path'; known backbones: "
+            + _known(),
         )
+    words = "'tail', 'middle', 'head'" if host.point("head") else "'tail', 'middle'"
     raise HostError(
         f"at={at!r} is no place in {type(model).__qualname__}",
-        f"'tail', 'middle', 'head', 0 to {len(host.layers) - 1}, or a path as in model.named_modules()",
+        f"{words}, 0 to {len(host.layers) - 1}, or a path as in model.named_modules()",
     )
 
 
-def _width(model: nn.Module, host_spec: Mapping[str, Any] | None) -> int:
+def _known() -> str:
+    """Rows of the table by their package: "timm: Beit, ..., most others; transformers: ..."."""
+    classes: dict[str, list[str]] = {}
+    for name in sorted(HOSTS.names(), key=lambda name: name.endswith("*")):
+        classes.setdefault(name.split(".")[0], []).append(name.rpartition(".")[2])
+    return "; ".join(f"{package}: {', '.join(names)}".replace("*", "most others") for package, names in classes.items())
+
+
+def _by_path(model: nn.Module, at: str, host: Host | None, host_spec: Mapping[str, Any]) -> Host:
+    axes = host_spec.get("axes", "tokens" if host is None else host.axes)
+    if axes not in get_args(Axes):
+        raise HostError(f"host_spec axes={axes!r} is not known", f"one of {', '.join(get_args(Axes))}")
+    if host is None:
+        return Host(embed_dim=_width(model, host_spec), layers=(at,), axes=axes)
+    return replace(host, embed_dim=host_spec.get("embed_dim", host.embed_dim), axes=axes)
+
+
+def _width(model: nn.Module, host_spec: Mapping[str, Any]) -> int:
     candidates = [
-        (host_spec or {}).get("embed_dim"),
+        host_spec.get("embed_dim"),
         getattr(model, "embed_dim", None),
         getattr(model, "num_features", None),
         getattr(getattr(model, "config", None), "hidden_size", None),

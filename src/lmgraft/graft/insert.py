@@ -8,7 +8,7 @@ intermediate is the encoder's output behind the graft.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,17 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
 from lmgraft.block.load import place, storage
-from lmgraft.contracts import GraftPoint, Reads, reads_everything
+from lmgraft.block.trained import TrainBlock
+from lmgraft.contracts import (
+    Axes,
+    GraftPoint,
+    MeanOf,
+    Reads,
+    from_tokens,
+    map_axes,
+    reads_everything,
+    to_tokens,
+)
 from lmgraft.errors import HostError
 from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual, parse_reads, plain_reads
 from lmgraft.graft.hosts import locate
@@ -28,28 +38,38 @@ from lmgraft.graft.reads import CloseReads, OpenReads
 class RunAfter:
     """Forward hook on the module at the graft point: its output goes through the graft."""
 
-    def __init__(self, graft: GraftLayer, last: bool) -> None:
-        self.graft, self.last = graft, last
+    def __init__(self, graft: GraftLayer, last: bool, axes: Axes = "tokens") -> None:
+        self.graft, self.last, self.axes = graft, last, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        tokens, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        _check_tokens(tokens, self.graft, module)
+        found, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        if rest and self.axes == "any":
+            raise HostError(
+                f"{type(module).__name__} gives more than tokens, which would pass the graft by",
+                "choose another place with at=, or say how its first output lies: host_spec={'axes': 'tokens'}",
+            )
+        found, axes = _checked(found, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
-        reads = self.graft.read_state.current(_first_tensor(args, tokens)) if self.last else None
-        out = self.graft(tokens, mask, reads=reads)
+        reads = self.graft.read_state.current(_first_tensor(args, kwargs, found)) if self.last else None
+        if axes != "tokens" and reads is not None and not isinstance(reads, MeanOf):
+            raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: MeanOf()")
+        out = from_tokens(self.graft(to_tokens(found, axes), mask, reads=reads), found, axes)
         return out if rest is None else (out, *rest)
 
 
 class RunBefore:
     """Forward pre-hook on the module at the graft point: its first input goes through the graft."""
 
-    def __init__(self, graft: GraftLayer) -> None:
-        self.graft = graft
+    def __init__(self, graft: GraftLayer, axes: Axes = "tokens") -> None:
+        self.graft, self.axes = graft, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        _check_tokens(args[0] if args else None, self.graft, module)
+        name = None if args else next((n for n, value in kwargs.items() if isinstance(value, Tensor)), None)
+        given = args[0] if args else kwargs.get(name or "")
+        found, axes = _checked(given, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
-        return (self.graft(args[0], mask), *args[1:]), kwargs
+        out = from_tokens(self.graft(to_tokens(found, axes), mask), found, axes)
+        return ((out, *args[1:]), kwargs) if name is None else (args, kwargs | {name: out})
 
 
 def graft(
@@ -62,6 +82,10 @@ def graft(
     residual: Residual = "none",
     form: Form = "auto",
     read_token: bool = False,
+    train_block: TrainBlock = "none",
+    lora_rank: int = 8,
+    lora_alpha: float = 16.0,
+    lora_targets: Sequence[str] | None = None,
     mapper_init: MapperInit | None = None,
     final_norm: FinalNorm | None = None,
     dtype: torch.dtype | str | None = None,
@@ -72,8 +96,8 @@ def graft(
     """Put a frozen LLM block into `model`, in place, as one more encoder layer.
 
     Args:
-        model: A backbone lmgraft knows (any timm VisionTransformer), or any module with `at`
-            naming a submodule whose output is (B, T, d) tokens.
+        model: A backbone lmgraft knows (docs/hosts.md), or any module with `at` naming a submodule
+            whose output is (B, T, d) tokens or a map.
         llm: A source for `load_block`, or a block.
         layer: Layer of the LLM; negative counts from the end.
         at: "tail" (behind the last encoder layer, before the encoder's norm), "middle", "head",
@@ -85,14 +109,19 @@ def graft(
             reference. See `GraftConfig`.
         read_token: Add a learnable token, read only that one from the block, and give its output
             to every token: for heads that read all tokens.
+        train_block: Train "all" of the block, its "norms", or low-rank additions to its projections
+            ("lora") too; "none" is the published frozen block. A block that was given is left alone.
+        lora_rank: Rank of those additions.
+        lora_alpha: They are multiplied by lora_alpha / lora_rank.
+        lora_targets: Projections, of q, k, v, o, gate, up, down; None for all.
         mapper_init: Initialisation of W1 and W2; None follows the host.
         final_norm: The LLM's final norm: "unit" (default), "pretrained" or "none".
         dtype: Storage of the frozen weights; None keeps the file's own.
         device: Where the graft lies; None follows the host.
         revision: Revision of a Hub source.
         host_spec: Recorded by `save_pretrained` to rebuild the host without it at hand:
-            {"factory": "timm", "name": ..., "kwargs": {...}}; and {"embed_dim": d} where the
-            width of an unknown host cannot be found out.
+            {"factory": "timm", "name": ..., "kwargs": {...}}; and for a dotted path {"embed_dim": d}
+            where the width cannot be found out, {"axes": "NHWC"} or "NCHW" where it gives a map.
 
     Returns:
         `model` itself, grafted.
@@ -115,6 +144,10 @@ def graft(
         residual=residual,
         form=form,
         read_token=read_token,
+        train_block=train_block,
+        lora_rank=lora_rank,
+        lora_alpha=lora_alpha,
+        lora_targets=tuple(lora_targets) if lora_targets is not None else None,
         mapper_init=mapper_init,
         final_norm=final_norm or ("unit" if isinstance(llm, str) else llm.provenance.final_norm),
         dtype=_storage(llm, dtype),
@@ -123,6 +156,8 @@ def graft(
     host, point = locate(model, at, host_spec)
     if reads is not None and host.point(at) is not None and not point.last:
         raise HostError(f"reads={reads!r} with at={at!r}", "later encoder layers read every token: leave reads out")
+    if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(parse_reads(config.reads), MeanOf):
+        raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: leave reads out, or MeanOf()")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = device or like.device
     block = _block(llm, layer, config, device, final_norm, revision)
@@ -169,14 +204,17 @@ def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, known: bo
     """Hook the graft on; `known` where the host itself names the point, and so what follows it."""
     module = model.get_submodule(point.module)
     reads_apply = point.when == "after" and (point.last or not known)
+    host, state = inserted.host, inserted.read_state
     if point.when == "before":
-        module.register_forward_pre_hook(RunBefore(inserted), with_kwargs=True)
+        module.register_forward_pre_hook(RunBefore(inserted, host.axes), with_kwargs=True)
     else:
-        module.register_forward_hook(RunAfter(inserted, reads_apply), with_kwargs=True)
-    inserted.read_state.applies = reads_apply
+        run = RunAfter(inserted, reads_apply, host.axes)
+        module.register_forward_hook(run, with_kwargs=True, prepend=host.before_hooks)
+    state.applies = reads_apply
     if reads_apply:
-        asked = inserted.host.reads if point.last else reads_everything
-        model.register_forward_pre_hook(OpenReads(inserted.read_state, asked, parse_reads(inserted.config.reads)))
+        asked = host.reads if point.last else reads_everything
+        asking = OpenReads(state, asked, parse_reads(inserted.config.reads), host.asks_all)
+        model.register_forward_pre_hook(asking, with_kwargs=True)
         model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
     model.add_module(NAME, inserted)
 
@@ -212,15 +250,28 @@ def _own_layer(block: FrozenBlock) -> int | tuple[int, ...]:
     return layers[0] if len(layers) == 1 else layers
 
 
-def _first_tensor(args: tuple[Any, ...], default: Tensor) -> Tensor:
-    return next((a for a in args if isinstance(a, Tensor)), default)
+def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:
+    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), default)
 
 
-def _check_tokens(tokens: Any, inserted: GraftLayer, module: nn.Module) -> None:
+def _checked(found: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
+    """`found` and how it lies; what is not as it should be is refused."""
     width = inserted.host.embed_dim
-    if not isinstance(tokens, Tensor) or tokens.dim() != 3 or tokens.shape[-1] != width:
-        got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
+    lies = map_axes(found, axes, width) if isinstance(found, Tensor) else None
+    if lies is None:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        wanted = _SHAPES[axes].format(width=width)
         raise HostError(
-            f"at {inserted.config.at!r} the graft needs tokens (B, T, {width}), {type(module).__name__} gave {got}",
-            "choose another place with at=, or the right width with host_spec={'embed_dim': d}",
+            f"at {inserted.config.at!r} the graft needs {wanted}, {type(module).__name__} gave {got}",
+            "choose another place with at=, or the right width with host_spec={'embed_dim': d}, "
+            "or for a map host_spec={'axes': 'NCHW'} or 'NHWC'",
         )
+    return found, lies
+
+
+_SHAPES: dict[Axes, str] = {
+    "tokens": "tokens (B, T, {width})",
+    "NHWC": "a map (B, H, W, {width})",
+    "NCHW": "a map (B, {width}, H, W)",
+    "any": "tokens (B, T, {width}) or a map {width} wide",
+}

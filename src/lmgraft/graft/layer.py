@@ -24,6 +24,7 @@ from lmgraft.graft.forms.plan import choose, layer_problems, plans_for_tracing
 from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, is_watched, make_folds, mean_comes_early, planned
 from lmgraft.graft.reads import ReadState
+from lmgraft.graft.trained import prepared, trained_parts
 
 NAME = "graft"
 """Attribute of the host under which the graft lies, and prefix of its tensors in `state_dict()`."""
@@ -35,7 +36,11 @@ class GraftLayer(nn.Module):
     """W2 · block(W1 x), with the residual that the config asks for.
 
     Trained: `mapper_in.weight` (D, V), `mapper_out.weight` (V, D), `gate` when gated, and
-    `read_token` (V,) where the config asks for one. Frozen: everything in `block`.
+    `read_token` (V,) where the config asks for one. Frozen: everything in `block`, unless
+    `train_block` says otherwise: then `block` is a copy of the one that was given.
+
+    Raises:
+        BlockError: If the block is trained in another way than the config asks for.
     """
 
     def __init__(
@@ -59,6 +64,8 @@ class GraftLayer(nn.Module):
         self.read_token = nn.Parameter(torch.empty(host.embed_dim)) if config.read_token else None
         if self.read_token is not None:
             nn.init.trunc_normal_(self.read_token, std=0.02)
+        # Last, since LoRA draws: whatever of the block is trained, the mappers start alike.
+        self.block, self.config = prepared(block, config)
         self.read_state = ReadState()
         self.fold_cache = FoldCache()
         self.approximation = Approximation()
@@ -111,7 +118,7 @@ class GraftLayer(nn.Module):
             mapper_bias=has_bias,
             x_grad=torch.is_grad_enabled() and x.requires_grad,
             mapper_grad=self._mapper_is_trained(),
-            block_grad=torch.is_grad_enabled() and self._block_is_trained(),
+            **trained_parts(self.block),
             folds_ready=self._constants() is not None or self._may_keep_folds(),
             itemsize=2 if torch.is_autocast_enabled(x.device.type) else x.element_size(),
             device=x.device.type,
@@ -146,7 +153,11 @@ class GraftLayer(nn.Module):
         tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)
         block = self.approximation.block(self, self.block, x)
         plans = () if self.config.form == "dense" else self.plan(x, reads)
-        if not plans:
+        if not self.block.layers and self.config.form != "dense":
+            h = self.mapper_in(take_tokens(x, tokens))  # nothing mixes tokens: the others are not needed
+            y = block(h)
+            y, h = (y.mean(1, keepdim=True), h.mean(1, keepdim=True)) if mean else (y, h)
+        elif not plans:
             y, h = dense(self.mapper_in, block, x, mask, tokens)
         elif all(plan == _READABLE for plan in plans):
             wide = self.mapper_in(x)
@@ -169,9 +180,10 @@ class GraftLayer(nn.Module):
         if not self._may_keep_folds():
             return make_folds(self.mapper_in, layer, frozenset(plan.folds()))
         a, norm = layer.attention, layer.attention_norm
-        everything = [tensor for projection in (a.q, a.k, a.v) for tensor in projection.parameters()]
-        trained = [*self.mapper_in.parameters(), *norm.parameters()]
-        return self.fold_cache.get(trained, everything, lambda: make_folds(self.mapper_in, layer, frozenset("qkv")))
+        own = [tensor for projection in (a.q, a.k, a.v) for tensor in projection.parameters()]
+        trained = [*self.mapper_in.parameters(), *norm.parameters(), *(p for p in own if p.requires_grad)]
+        frozen = [p for p in own if not p.requires_grad]
+        return self.fold_cache.get(trained, frozen, lambda: make_folds(self.mapper_in, layer, frozenset("qkv")))
 
     def _constants(self) -> Folds | None:
         """What `baked` made, unless a gradient is wanted that would have to pass through it."""
@@ -180,18 +192,26 @@ class GraftLayer(nn.Module):
     def _may_keep_folds(self) -> bool:
         if torch.compiler.is_compiling() or self._block_is_trained() or self._mapper_is_trained():
             return False
+        attention = self._first_layer().attention
+        if any(p.weight.requires_grad for p in (attention.q, attention.k, attention.v)):
+            return False  # too large to be compared in full, and whoever trains may write any of it
         # In training W1 changes at every step, also where autograd is off for a while (reentrant checkpointing).
-        return not (self.training and any(p.requires_grad for p in self.mapper_in.parameters()))
+        return not (self.training and any(p.requires_grad for p in (*self.mapper_in.parameters(), *self._in_folds())))
+
+    def _in_folds(self) -> Iterator[nn.Parameter]:
+        layer = self._first_layer()
+        for module in (layer.attention_norm, layer.attention.q, layer.attention.k, layer.attention.v):
+            yield from module.parameters()
 
     def _mapper_is_trained(self) -> bool:
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.mapper_in.parameters())
 
     def _block_is_trained(self) -> bool:
-        return any(p.requires_grad for p in self.block.parameters())
+        return torch.is_grad_enabled() and any(p.requires_grad for p in self.block.parameters())
 
     def _folds_apply(self) -> bool:
         """Whether W1 is linear and nobody watches a module that planned forms do not call."""
-        if type(self.mapper_in) is not nn.Linear:
+        if type(self.mapper_in) is not nn.Linear or not self.block.layers:
             return False
         passed_by = [self.mapper_in, self.block]
         for layer in self.block.layers:

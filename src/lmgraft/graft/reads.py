@@ -22,13 +22,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import Reads
+from lmgraft.contracts import Reads, only_its_head
 from lmgraft.errors import HostError
 
 _MOST_REMEMBERED = 256  # forwards whose backward is still to come
@@ -43,6 +43,8 @@ class _Frame:
     is_call: bool
     """Opened by a call of the host, and not by `reading` itself."""
     parent: _Frame | None
+    ran: list[bool] = field(default_factory=list)
+    """Not empty once the graft has run inside."""
 
 
 _frames: ContextVar[_Frame | None] = ContextVar("lmgraft_reads", default=None)
@@ -81,6 +83,8 @@ class ReadState:
         if _in_backward() and (frame is None or frame.pinned):
             return self._remembered.get(_address(layer_input), self._last)
         reads = frame.reads if frame is not None and frame.is_call else None
+        if frame is not None and frame.is_call:
+            frame.ran.append(True)
         self._remember(_address(layer_input), reads)
         return reads
 
@@ -104,27 +108,42 @@ def _address(x: Tensor) -> tuple[int, ...]:
 
 
 class OpenReads:
-    """Forward pre-hook on the host: opens a frame with what is read, `reads` or what `asked` says."""
+    """Forward pre-hook on the host, with keyword arguments: opens a frame with what is read.
 
-    def __init__(self, state: ReadState, asked: Callable[[nn.Module], Reads], reads: Reads) -> None:
-        self.state, self.asked, self.reads = state, asked, reads
+    That is `reads`, or all tokens where `asks_all` says so of the call, or what `asked` says.
+    """
 
-    def __call__(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+    def __init__(
+        self,
+        state: ReadState,
+        asked: Callable[[nn.Module], Reads],
+        reads: Reads,
+        asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = only_its_head,
+    ) -> None:
+        self.state, self.asked, self.reads, self.asks_all = state, asked, reads, asks_all
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self.state
         if torch.compiler.is_compiling():
-            state.traced = state.pinned[-1] if state.pinned else self._ask(model)
+            state.traced = state.pinned[-1] if state.pinned else self._ask(model, args, kwargs)
             return
         parent = state.frame()
         pinned = parent is not None and parent.pinned
-        reads = parent.reads if parent is not None and pinned else self._ask(model)
+        reads = parent.reads if parent is not None and pinned else self._ask(model, args, kwargs)
         _frames.set(_Frame(state, reads, pinned, True, _frames.get()))
 
-    def _ask(self, model: nn.Module) -> Reads:
-        return self.asked(model) if self.reads is None else self.reads
+    def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
+        if self.reads is not None:
+            return self.reads
+        return None if self.asks_all(model, args, kwargs) else self.asked(model)
 
 
 class CloseReads:
-    """Always-called forward hook on the host: closes the frame."""
+    """Always-called forward hook on the host: closes the frame.
+
+    Raises:
+        HostError: If the call did not run the graft: the model passed the module at the point by.
+    """
 
     def __init__(self, state: ReadState) -> None:
         self.state = state
@@ -134,8 +153,14 @@ class CloseReads:
             self.state.traced = None
             return
         frame = self.state.frame()
-        if frame is not None:
-            _frames.set(frame.parent)
+        if frame is None:
+            return
+        _frames.set(frame.parent)
+        if not frame.ran and output is not None:  # after an error there is none
+            raise HostError(
+                f"this call of {type(model).__qualname__} passed the graft by",
+                "gradient checkpointing may call the children of a stage only: graft at the last child, by its path",
+            )
 
 
 @contextmanager

@@ -3,7 +3,8 @@
     out/model.safetensors   host and mappers, tens of MB
     out/lmgraft.json        graft config, the block's provenance and digest, how to build the host
 
-The block itself is not saved: loading fetches it again and refuses one of another digest.
+The block itself is not saved: loading fetches it again and refuses one of another digest. Where more
+than the mappers was trained (`train_block`), those tensors of the block are saved, and laid over it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ _NEEDED: dict[str, set[str]] = {
     "block": {"source", "revision", "layers", "final_norm", "control", "tensors", "digest"},
     "host": {"class", "spec"},
 }
+
+
+_WIRING = ("at", "reads", "residual", "read_token", "train_block", "lora_rank", "lora_alpha", "lora_targets")
+"""Choices without which saved tensors would not fit, or would compute something else."""
 
 
 def save_pretrained(model: nn.Module, path: str | Path) -> Path:
@@ -86,7 +91,7 @@ def load_pretrained(
     was_plain = inserted is None
     if inserted is None:
         block = _recorded_block(record["block"], config, llm)
-        options = {k: getattr(config, k) for k in ("at", "reads", "residual", "form", "mapper_init", "read_token")}
+        options = {name: getattr(config, name) for name in ("form", "mapper_init", *_WIRING)}
         graft(model, block, **options, dtype=config.dtype, host_spec=record["host"]["spec"])
         inserted = require_graft(model)
         inserted.config = replace(config, llm=inserted.config.llm)
@@ -129,12 +134,10 @@ def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> N
         return at if point is None else (point.module, point.when)
 
     own = inserted.config
-    same = {
-        "at": place(own.at) == place(config.at),
-        "reads": own.reads == config.reads,
-        "residual": own.residual == config.residual,
-        "read_token": own.read_token == config.read_token,
-    }
+    same = {name: getattr(own, name) == getattr(config, name) for name in _WIRING}
+    same["at"] = place(own.at) == place(config.at)
+    if own.train_block == config.train_block != "lora":
+        same = {name: equal for name, equal in same.items() if not name.startswith("lora_")}
     differing = [
         f"{n}={getattr(own, n)!r} ({getattr(config, n)!r} when saved)" for n, equal in same.items() if not equal
     ]

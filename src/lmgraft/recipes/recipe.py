@@ -10,6 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 from pytorch_lightning import LightningModule
 
@@ -19,12 +20,13 @@ from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
 from lmgraft.registry import load_object, suggest
 from lmgraft.tasks.image import ImageClassification
+from lmgraft.training.features import FeatureConfig
 from lmgraft.training.fit import TrainConfig
 from lmgraft.training.optim import OptimConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-ArmName = Literal["plain", "llm", "random_frozen"]
+ArmName = Literal["plain", "llm", "random_frozen", "random_trained", "llm_finetuned", "llm_lora", "mlp", "linear"]
 _GIVEN_AT_RUN_TIME = {"model", "num_classes", "optimizer", "schedule"}
 _SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
 
@@ -54,6 +56,7 @@ class Recipe:
     task_options: dict[str, Any]
     optim: OptimConfig
     train: TrainConfig
+    features: FeatureConfig
     yaml: str
     """The resolved recipe, all defaults filled in."""
 
@@ -79,18 +82,19 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     )
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(TrainConfig, "train")
+    parser.add_class_arguments(FeatureConfig, "features")
     return parser
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with lmgraft."""
+    """Names of the recipes that come with lmgraft; a file whose name begins with _ is a part of others."""
     root = resources.files("lmgraft.recipes")
     return sorted(
         f"{family.name}/{file.name.removesuffix('.yaml')}"
         for family in root.iterdir()
         if family.is_dir()
         for file in family.iterdir()
-        if file.name.endswith(".yaml")
+        if file.name.endswith(".yaml") and not file.name.startswith("_")
     )
 
 
@@ -106,10 +110,59 @@ def find_recipe(name: str) -> str:
             return path.read_text(encoding="utf-8")
         except OSError as error:
             raise RecipeError(f"recipe {name} cannot be read: {error.strerror}", "check the path") from None
-    known = list_recipes()
-    if name not in known:
-        raise RecipeError(f"there is no recipe {name!r}", f"{suggest(name, known)} Or give a path that ends in .yaml.")
-    return resources.files("lmgraft.recipes").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    file = resources.files("lmgraft.recipes").joinpath(f"{name}.yaml")
+    if ".." in name or not file.is_file():
+        raise RecipeError(
+            f"there is no recipe {name!r}", f"{suggest(name, list_recipes())} Or give a path that ends in .yaml."
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def compose(text: str, where: str = "recipe") -> str:
+    """The YAML text with the recipe it `extends`, or several, laid under it, key by key.
+
+    Where `class_path` changes, the base's `init_args` are dropped: they are another class's.
+
+    Raises:
+        RecipeError: If a base is unknown, or recipes extend each other in a circle.
+    """
+    content = _mapping(text)
+    if content is None or "extends" not in content:
+        return text
+    text = yaml.safe_dump(_on_bases(content, (where,)), sort_keys=False)
+    return text
+
+
+def _on_bases(content: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    wanted = content.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for name in wanted if isinstance(wanted, list) else [str(wanted)]:
+        if name in names:
+            raise RecipeError(f"recipes extend each other in a circle: {' -> '.join([*names, name])}")
+        base = _mapping(find_recipe(name))
+        if base is None:
+            raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
+        merged = _laid_over(merged, _on_bases(base, (*names, name)))
+    return _laid_over(merged, content)
+
+
+def _mapping(text: str) -> dict[str, Any] | None:
+    """None where the text is no mapping: the parser then says what is wrong with it."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    if "class_path" in top and top["class_path"] != base.get("class_path"):
+        merged.pop("init_args", None)
+    for key, value in top.items():
+        below = merged.get(key)
+        merged[key] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -130,7 +183,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     parser = recipe_parser()
     arguments = [_long_form(argument) for argument in overrides]
     try:
-        from_file = parser.parse_string(text, defaults=True)
+        from_file = parser.parse_string(compose(text, where), defaults=True)
         config = parser.parse_args(arguments, namespace=from_file) if arguments else from_file
         plain = parser.dump(config, skip_unset=False)
         built = parser.instantiate(config)
@@ -163,6 +216,7 @@ def _recipe(built: Namespace, text: str) -> Recipe:
         task_options=dict(task.get("init_args") or {}),
         optim=built.optim,
         train=built.train,
+        features=built.features,
         yaml=text,
     )
 

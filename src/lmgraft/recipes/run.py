@@ -1,15 +1,18 @@
 """A recipe and a run folder: train, resume, evaluate, and write down what is needed to repeat it.
 
 <run>/config.yaml   the resolved recipe
-<run>/run.json      versions, commit, data fingerprint, block provenance, parameter counts
+<run>/run.json      versions, commit, seeds, command lines, data fingerprint, block provenance, parameter counts
+<run>/retries.json  restarts at a lower learning rate, where there were any
 <run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
 <run>/result.json   test metrics of best.ckpt and what training cost; written last
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from contextlib import nullcontext
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,18 +20,34 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lmgraft import records
 from lmgraft.block import load_block
+from lmgraft.checkpoint.cache import lock
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft, graft, save_pretrained
 from lmgraft.recipes.arms import ARMS
+from lmgraft.recipes.features import network, use_stored_tokens, wrap
 from lmgraft.recipes.recipe import Recipe, parse_recipe
+from lmgraft.recipes.record import (
+    check_repeats,
+    count_params,
+    make_record,
+    plan_retry,
+    read_retries,
+    write_record,
+    write_retries,
+)
 from lmgraft.registry import FACTORIES
 from lmgraft.training.callbacks import check_block
-from lmgraft.training.checkpoints import read_checkpoint
-from lmgraft.training.fit import FitSummary, Verbosity, checkpoint_path, evaluate, fit
-from lmgraft.training.optim import make_optimizer, make_schedule
+from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
+from lmgraft.training.ema import load_mean
+from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank, several_processes
+from lmgraft.training.optim import make_optimizer
+from lmgraft.training.schedule import check_warmup, make_schedule
+from lmgraft.training.stopping import NotFiniteError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +71,14 @@ class Result:
     frozen_params: int
     block_digest: str | None
     device: str
+    top5: float | None = None
+    """Accuracy of the five highest logits, where there are more than five classes."""
+    selection: str = "val"
+    """Which images chose the epoch: held-out ones ("val"), or the test images as the paper did."""
+    faults: list[dict[str, str]] = field(default_factory=list)
+    """Files that could not be read as images, and why."""
+    retries: list[dict[str, Any]] = field(default_factory=list)
+    """Restarts at a lower learning rate after a loss that was not finite."""
 
 
 def train_run(
@@ -61,38 +88,74 @@ def train_run(
     resume: bool = False,
     label: str | None = None,
     progress: Verbosity = "auto",
+    retries: int = 0,
+    repeats: Path | None = None,
+    allow_difference: bool = False,
 ) -> Result:
     """Train a recipe in `run_dir`, evaluate its best epoch on the test images, write result.json.
+
+    With several processes, all but the first end when training is done (SystemExit with status 0);
+    the first one evaluates and returns.
 
     Args:
         recipe: What to train.
         run_dir: A new folder, or with `resume` that of an interrupted run of the same recipe.
         label: Shown before progress lines; the arm's name by default.
         progress: See `lmgraft.training.fit.fit`.
+        retries: How often in all to restart from the last good checkpoint, at a fifth of the learning
+            rate, after a loss that is not finite.
+        repeats: Run folder that this run repeats; its data and block must be the same.
+        allow_difference: Only warn where they are not.
 
     Raises:
-        RunError: If the folder is in use, or holds a run of another recipe.
+        RunError: If the folder is in use, or holds a run of another recipe; see also `fit`.
         LmgraftError: If data, block or backbone cannot be had; before any training.
     """
-    _claim(recipe, run_dir, resume)
-    task = _prepare(recipe)
-    digest = block_digest(task.model)
-    records.write_text(run_dir / "config.yaml", recipe.yaml)
-    records.write_json(run_dir / "run.json", _record(recipe, task.model))
-    summary = fit(
-        task,
-        recipe.data,
-        run_dir,
-        recipe.train,
-        seed=recipe.seed,
-        block_digest=digest,
-        label=label or recipe.arm,
-        resume=resume,
-        progress=progress,
-    )
-    result = _evaluate(recipe, task, run_dir, summary, digest)
+    first = rank() == 0
+    if first:
+        _claim(recipe, run_dir, resume)
+    history = read_retries(run_dir) if resume else []
+    task, features = _prepare(recipe, history)
+    digest = block_digest(network(task))
+    record = make_record(recipe, network(task)) | ({} if features is None else {"features": features})
+    if repeats is not None:
+        check_repeats(record, repeats, allow_difference)
+    if first:
+        records.write_text(run_dir / "config.yaml", recipe.yaml)
+        write_record(run_dir, record)
+    while True:
+        try:
+            summary = fit(
+                task,
+                recipe.data,
+                run_dir,
+                recipe.train,
+                seed=recipe.seed,
+                block_digest=digest,
+                label=label or recipe.arm,
+                resume=resume,
+                progress=progress,
+            )
+            break
+        except NotFiniteError as error:
+            if len(history) >= retries:
+                raise
+            history.append(plan_retry(run_dir, error, len(history) + 1))
+        if first:
+            write_retries(run_dir, history)
+            warnings.warn(
+                f"{history[-1]['reason']}; restart {len(history)} of {retries} from step {history[-1]['from_step']} "
+                "with a fifth of the learning rate",
+                RunWarning,
+                stacklevel=2,
+            )
+        task, resume = _build_task(recipe, history), True
+    end_other_processes()
+    if recipe.train.strategy == "fsdp":
+        task = _build_task(recipe)  # the trained one is in shards
+    result = replace(_evaluate(recipe, task, run_dir, summary, digest), retries=history)
     if digest is not None:
-        save_pretrained(task.model, run_dir / "model")
+        save_pretrained(network(task), run_dir / "model")
     records.write_json(run_dir / "result.json", asdict(result))
     return result
 
@@ -110,7 +173,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
     """
     recipe = read_run(run_dir, overrides)
     summary = read_result(run_dir)
-    task = _prepare(recipe)
+    task, _ = _prepare(recipe)
     cost = FitSummary(
         seconds=summary.seconds,
         peak_memory=summary.peak_memory,
@@ -118,7 +181,8 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
         best_val_accuracy=summary.val_accuracy,
         device=summary.device,
     )
-    return _evaluate(recipe, task, run_dir, cost, block_digest(task.model), callbacks)
+    result = _evaluate(recipe, task, run_dir, cost, block_digest(network(task)), callbacks)
+    return replace(result, faults=summary.faults, retries=summary.retries)
 
 
 def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
@@ -143,19 +207,19 @@ def read_result(run_dir: Path) -> Result:
     if not file.exists():
         raise RunError(f"{run_dir} is not finished: it has no result.json", "go on with lmgraft train --resume")
     values = records.read_json(file)
-    expected = {field.name for field in fields(Result)}
-    if not isinstance(values, dict) or set(values) != expected:
+    known = {f.name for f in fields(Result)}
+    needed = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
+    if not isinstance(values, dict) or not needed <= set(values) <= known:
         raise RunError(f"{file} does not hold a result of this version", "delete it and evaluate the run again")
     return Result(**values)
 
 
-def load_trained(run_dir: Path) -> tuple[Recipe, nn.Module]:
+def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
-    recipe = read_run(run_dir)
+    recipe = read_run(run_dir, list(overrides))
     task = _build_task(recipe)
-    _load_best(task, run_dir, block_digest(task.model))
-    model: nn.Module = task.model.eval()
-    return recipe, model
+    _load_best(recipe, task, run_dir, block_digest(network(task)))
+    return recipe, network(task).eval()
 
 
 def build_model(recipe: Recipe) -> nn.Module:
@@ -182,6 +246,10 @@ def build_model(recipe: Recipe) -> nn.Module:
             residual=config.residual,
             form=config.form,
             mapper_init=config.mapper_init,
+            train_block=config.train_block if arm.train_block is None else arm.train_block,
+            lora_rank=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            lora_targets=config.lora_targets,
             host_spec={
                 "factory": recipe.backbone.factory,
                 "name": recipe.backbone.name,
@@ -190,22 +258,47 @@ def build_model(recipe: Recipe) -> nn.Module:
         )
 
 
-def _prepare(recipe: Recipe) -> Any:
-    """Data checked and loaded, and the task around the model: all that can fail before training."""
+def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = ()) -> tuple[Any, dict[str, Any] | None]:
+    """Data checked and loaded, and the task around the model: all that can fail before training.
+
+    Where the encoder is frozen too, its tokens take the place of images; what they cost comes second.
+    """
+    check_warmup(recipe.optim, recipe.train.epochs)
     recipe.data.seed = recipe.seed
-    recipe.data.prepare_data()
+    with lock("prepare-data") if several_processes() else nullcontext():
+        recipe.data.prepare_data()  # one process after the other: the first fetches, the others find
     recipe.data.setup()
-    return _build_task(recipe)
+    task = _build_task(recipe, retries)
+    if hasattr(task, "check_batch_size"):
+        task.check_batch_size(recipe.data.batch_size)
+    return task, use_stored_tokens(recipe, task)
 
 
-def _build_task(recipe: Recipe) -> Any:
-    return recipe.task_class(
+def _build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = ()) -> Any:
+    task = recipe.task_class(
         build_model(recipe),
         recipe.data.num_classes,
-        partial(make_optimizer, config=recipe.optim),
-        partial(make_schedule, config=recipe.optim),
+        partial(_optimizer, recipe),
+        partial(_schedule, recipe, [retry["from_step"] for retry in retries]),
         **recipe.task_options,
     )
+    wrap(recipe, task)
+    return task
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    return make_optimizer(model, recipe.optim.for_batch(_images_per_step(recipe)))
+
+
+def _schedule(recipe: Recipe, cuts: list[int], optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    config = recipe.optim.for_batch(_images_per_step(recipe))
+    return make_schedule(optimizer, total_steps, config, epochs=recipe.train.epochs, cuts=cuts)
+
+
+def _images_per_step(recipe: Recipe) -> int:
+    """Over all processes and accumulated batches; 1 process before there is a trainer."""
+    trainer = recipe.data.trainer
+    return recipe.data.batch_size * recipe.train.accumulate * (1 if trainer is None else trainer.world_size)
 
 
 def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
@@ -228,33 +321,13 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
         )
 
 
-def _record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    inserted = find_graft(model)
-    trained, frozen = count_params(model)
-    return {
-        "arm": recipe.arm,
-        "seed": recipe.seed,
-        "data": recipe.data.fingerprint(),
-        "block": inserted.block.provenance.to_dict() if inserted is not None else None,
-        "trained_params": trained,
-        "frozen_params": frozen,
-        "environment": records.environment(),
-    }
-
-
 def block_digest(model: nn.Module) -> str | None:
     """The identity of the model's block; None where nothing is grafted."""
     inserted = find_graft(model)
     return None if inserted is None else inserted.block.provenance.digest
 
 
-def count_params(model: nn.Module) -> tuple[int, int]:
-    """Trained and frozen parameters."""
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trained, sum(p.numel() for p in model.parameters()) - trained
-
-
-def _load_best(task: LightningModule, run_dir: Path, digest: str | None) -> None:
+def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path, digest: str | None) -> None:
     file = checkpoint_path(run_dir, "best")
     checkpoint = read_checkpoint(file)
     check_block(checkpoint, digest)
@@ -262,6 +335,8 @@ def _load_best(task: LightningModule, run_dir: Path, digest: str | None) -> None
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         raise RunError(f"{file} does not fit the model of config.yaml: {error}", "do not edit config.yaml") from None
+    if recipe.train.evaluate_ema:
+        load_mean(task, checkpoint)
 
 
 def _evaluate(
@@ -272,7 +347,7 @@ def _evaluate(
     digest: str | None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    _load_best(task, run_dir, digest)
+    _load_best(recipe, task, run_dir, digest)
     metrics = evaluate(task, recipe.data, recipe.train, callbacks)
     total = len(recipe.data.split("test"))
     correct = round(metrics["test/accuracy"] * total)
@@ -294,4 +369,7 @@ def _evaluate(
         frozen_params=frozen,
         block_digest=digest,
         device=summary.device,
+        top5=metrics.get("test/top5"),
+        selection=getattr(recipe.data, "selection", "val"),
+        faults=[fault._asdict() for fault in getattr(recipe.data, "faults", ())],
     )

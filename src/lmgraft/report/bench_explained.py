@@ -39,7 +39,13 @@ def _layer(layer: LayerExplained, number: int, count: int, explained: Explanatio
 
 def _posed(p: Problem) -> str:
     c = p.config
-    flows = {"the tokens": p.x_grad, "W1": p.mapper_grad, "the block": p.block_grad}
+    flows = {
+        "the tokens": p.x_grad,
+        "W1": p.mapper_grad,
+        "the block": p.block_grad,
+        "its norms": p.norm_grad,
+        "low-rank parts": p.lora_grad,
+    }
     gradients = ", ".join(name for name, does in flows.items() if does)
     narrow = f"tokens {p.narrow} wide" if p.narrow is not None else "its input is no linear image of the tokens"
     folds = "lie ready" if p.folds_ready else "would be made in every step"

@@ -14,7 +14,16 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-COLORS = {"plain": "#5b6b7f", "llm": "#c2571a", "random_frozen": "#2f7d6b"}
+COLORS = {
+    "plain": "#5b6b7f",
+    "llm": "#c2571a",
+    "random_frozen": "#2f7d6b",
+    "random_trained": "#7fb2a3",
+    "llm_finetuned": "#7a3510",
+    "llm_lora": "#e39a6a",
+    "mlp": "#6a4c93",
+    "linear": "#a89bc4",
+}
 """One colour an arm, told apart also without red-green vision."""
 
 STYLE: Any = {

@@ -19,7 +19,8 @@ from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
 from lmgraft.block import FrozenBlock, load_block
-from lmgraft.data.images import ImageArray, ImageData
+from lmgraft.data.arrays import ImageArray
+from lmgraft.data.images import ImageData
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run
@@ -160,6 +161,8 @@ def _look(out: Path, data: ImageData) -> tuple[list[Sample], list[MappedImage]]:
     """The first test images, unselected: predictions of all arms, maps of plain and llm."""
     models = {arm: load_trained(out / arm)[1] for arm in QUICKSTART_ARMS}
     test, names = data.split("test"), data.class_names
+    if not isinstance(test, ImageArray):
+        raise RunError("the quickstart's page shows images that fit into memory", "use lmgraft train for this recipe")
     count = min(_NUM_SAMPLES, len(test))
     images, labels, _ = test.batch(range(count))
     chosen = {arm: model(images).softmax(-1).max(-1) for arm, model in models.items()}

@@ -1,4 +1,4 @@
-"""What watches a run: seeds of steps, the block's identity, time and memory, non-finite losses."""
+"""What watches a run: seeds of steps, the block's identity, time and memory, progress."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lmgraft.errors import BlockError, RunError
+from lmgraft.errors import BlockError
 
 
 class SeedSteps(Callback):
@@ -100,48 +100,38 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class StopWhenNotFinite(Callback):
-    """Stops at the first loss that is NaN or infinite; the last checkpoint is from before it."""
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if not torch.isfinite(outputs["loss"]):
-            lr = trainer.optimizers[0].param_groups[0]["lr"]
-            raise RunError(
-                f"the loss became {outputs['loss'].item()} in epoch {trainer.current_epoch}, step {batch_idx} "
-                f"(learning rate {lr:.2g})",
-                "lower optim.lr or raise optim.warmup; the last checkpoint holds the weights from before",
-            )
-
-
 class PlainProgress(Callback):
     """A line now and then, for logs and terminals without a cursor."""
 
     def __init__(self, label: str, every: float = 10.0) -> None:
         self.label, self.every = label, every
-        self._last, self._started, self._first_step = 0.0, 0.0, 0
+        self._last, self._started, self._first_step, self._images = 0.0, 0.0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._last = time.monotonic()
-        self._first_step = trainer.global_step
+        self._first_step, self._images = trainer.global_step, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
+        self._images += len(batch[1]) * trainer.world_size
         if now - self._last < self.every:
             return
-        self._last = now
+        rate = self._images / (now - self._last)
+        self._last, self._images = now, 0
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         left = (now - self._started) / max(1, step - self._first_step) * (total - step)
-        self._say(f"step {step}/{total}, loss {outputs['loss'].item():.3f}, about {left:.0f} s left")
+        loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning divides it
+        self._say(trainer, f"step {step}/{total}, loss {loss:.3f}, {rate:.0f} images/s, about {left:.0f} s left")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accuracy = trainer.callback_metrics.get("val/accuracy")
         if accuracy is not None:
-            self._say(f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val accuracy {accuracy:.4f}")
+            self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val accuracy {accuracy:.4f}")
 
-    def _say(self, text: str) -> None:
+    def _say(self, trainer: Trainer, text: str) -> None:
+        if not trainer.is_global_zero:
+            return
         sys.stderr.write(f"[{self.label}] {text}\n")
         sys.stderr.flush()

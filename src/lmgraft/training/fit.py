@@ -1,13 +1,15 @@
 """One training run in a run folder: the Trainer, its checkpoints and logs, and resuming.
 
-<run>/checkpoints/last.ckpt   every few steps and at each epoch's end
+<run>/checkpoints/last.ckpt   every few steps and at each epoch's end; previous.ckpt is the one before
 <run>/checkpoints/best.ckpt   best on the held-out validation split
 <run>/logs/csv/version_N/     metrics of the N-th launch; TensorBoard beside it
+<run>/metrics.json            a row for each epoch
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,14 +19,21 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import LightningDataModule, LightningModule, Trainer
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from lmgraft import records
 from lmgraft.errors import RecipeError
-from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, Stopwatch, StopWhenNotFinite
-from lmgraft.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, Stopwatch
+from lmgraft.training.checkpoints import newest_whole, set_damaged_aside
+from lmgraft.training.ema import KeepEma
+from lmgraft.training.logs import CurveLog, EpochTable, RowLog
+from lmgraft.training.saving import KeepCheckpoints, TolerantIO
+from lmgraft.training.schedule import ExactRates
+from lmgraft.training.stopping import StopOnSignal, StopWhenNotFinite
+from lmgraft.training.strategy import make_plugins, make_strategy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,20 +47,40 @@ class TrainConfig:
     accelerator: str = "auto"
     """cpu, gpu, ... as Lightning names them."""
     devices: str | int = "auto"
-    """How many devices."""
+    """How many devices on this machine; each has data.batch_size images a step."""
+    num_nodes: int = 1
+    """How many machines."""
+    strategy: str = "auto"
+    """auto (ddp where there are several devices), ddp, fsdp (torch's fully_shard), or any of Lightning's."""
+    compile: bool = False
+    """Compile the model by torch.compile; the first steps take longer."""
+    deterministic: bool = False
+    """Use deterministic kernels where there are such, on a GPU; slower. On a CPU runs repeat anyway."""
     accumulate: int = 1
     """Batches whose gradients are added up before a step."""
     clip_grad: float | None = None
     """Largest gradient norm; None does not clip."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, saved in checkpoints (DeiT: 0.99996); None keeps none."""
+    evaluate_ema: bool = False
+    """Validate, choose and test the running mean; by default, as in the paper, the weights themselves."""
     save_every: int = 50
     """Steps between saves of last.ckpt."""
     log_every: int = 10
     """Steps between logged losses."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "save_every", "log_every"):
+        for name in ("epochs", "accumulate", "num_nodes", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}={getattr(self, name)} must be at least 1")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise RecipeError(f"train.clip_grad={self.clip_grad} must be positive", "leave it out for no clipping")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise RecipeError(f"train.ema={self.ema} is a decay between 0 and 1", "DeiT has 0.99996")
+        if self.evaluate_ema and self.ema is None:
+            raise RecipeError("train.evaluate_ema needs a running mean", "give train.ema, for instance 0.99996")
+        if self.ema is not None and self.strategy == "fsdp":
+            raise RecipeError("train.ema does not work with train.strategy=fsdp", "leave out one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +94,7 @@ class FitSummary:
     device: str
 
 
-MONITOR = "val/accuracy"
 Verbosity = Literal["auto", "plain", "none"]
-
-
-def checkpoint_path(run_dir: Path, which: Literal["last", "best"]) -> Path:
-    return run_dir / "checkpoints" / f"{which}.ckpt"
 
 
 def fit(
@@ -95,18 +119,23 @@ def fit(
         progress: A bar on a terminal and lines elsewhere; `plain` always lines; or `none`.
 
     Raises:
-        RunError: If the loss stops being finite, or last.ckpt cannot be read.
+        NotFiniteError: If the loss stops being finite.
+        InterruptedRunError: If a signal asked the run to stop; last.ckpt is written.
+        RunError: If no checkpoint can be read, or the best weights could not be written.
     """
-    last = checkpoint_path(run_dir, "last")
-    start_from = last if resume and last.exists() else None
-    if start_from is not None:
-        read_checkpoint(start_from)  # a damaged file is reported before anything is set up
+    start_from = newest_whole(run_dir) if resume else None  # a damaged file is reported before anything is set up
     run_dir.mkdir(parents=True, exist_ok=True)
-    if last.parent.exists():
-        records.sweep_temporaries(last.parent)
-    watch = Stopwatch()
-    best, *savers = _checkpoint_callbacks(run_dir, config)
-    callbacks: list[Callback] = [SeedSteps(seed), StopWhenNotFinite(), watch, KeepBlockIdentity(block_digest)]
+    watch, table, io = Stopwatch(), EpochTable(run_dir), TolerantIO()
+    keeper = KeepCheckpoints(run_dir, config.save_every, io)
+    if rank() == 0 and keeper.last.parent.exists():
+        records.sweep_temporaries(keeper.last.parent)
+        if start_from is not None:
+            set_damaged_aside(run_dir, start_from)
+    if config.compile:
+        task.model.compile()  # type: ignore[union-attr] # in place: names in checkpoints stay
+    callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(), watch]
+    callbacks += [table, KeepBlockIdentity(block_digest)]
+    callbacks += [] if config.ema is None else [KeepEma(config.ema, config.evaluate_ema)]
     with quiet():
         trainer = Trainer(
             default_root_dir=run_dir,
@@ -114,26 +143,64 @@ def fit(
             precision=_precision(config),
             accelerator=config.accelerator,
             devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=make_strategy(config.strategy, task),
+            deterministic="warn" if config.deterministic else None,
             accumulate_grad_batches=config.accumulate,
             gradient_clip_val=config.clip_grad,
             log_every_n_steps=config.log_every,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the sampler splits by rank itself
-            callbacks=[*callbacks, *_progress(label, progress), best, *savers],
-            logger=_loggers(run_dir),
-            plugins=[AtomicCheckpointIO()],
+            # Last those that may end the run: the others have then seen the step.
+            callbacks=[*callbacks, *_progress(label, progress), StopOnSignal(keeper.save_last), keeper],
+            logger=[RowLog(run_dir / "logs"), CurveLog(run_dir / "logs")],
+            plugins=[io, *make_plugins()],
             enable_model_summary=False,
             enable_progress_bar=_bar_wanted(progress),
         )
-        trainer.fit(task, datamodule=data, ckpt_path=start_from, weights_only=True)
-    score = best.best_model_score
+        _check_processes(trainer)
+        try:
+            trainer.fit(task, datamodule=data, ckpt_path=start_from, weights_only=True)
+        except SystemExit as error:
+            if isinstance(error.__context__, KeyboardInterrupt):
+                raise KeyboardInterrupt from None  # Lightning makes an exit of it
+            raise
     return FitSummary(
         seconds=watch.seconds,
         peak_memory=watch.peak_memory,
         steps=trainer.global_step,
-        best_val_accuracy=float("nan") if score is None else float(score),
+        best_val_accuracy=keeper.best_score,
         device=str(trainer.strategy.root_device),
     )
+
+
+def _check_processes(trainer: Trainer) -> None:
+    started = int(os.environ.get("WORLD_SIZE") or 1)
+    if started != 1 and trainer.world_size == 1:
+        raise RecipeError(
+            f"{started} processes were started, but train.devices and train.num_nodes make one of it",
+            f"give --train.devices, the processes of one machine (torchrun's --nproc_per_node), of {started} in all",
+        )
+
+
+def rank() -> int:
+    """Which of all processes this is, as torchrun, SLURM or Lightning's launcher tell it."""
+    return int(getattr(rank_zero_only, "rank", 0) or 0)
+
+
+def several_processes() -> bool:
+    """Whether this is one of several processes that torchrun, SLURM or Lightning's launcher started."""
+    return any(int(os.environ.get(name) or 1) > 1 for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
+def end_other_processes() -> None:
+    """Leave the process group; all processes but the first end here, as what follows is done once."""
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    dist.barrier()
+    dist.destroy_process_group()
+    if rank() != 0:
+        raise SystemExit(0)
 
 
 def evaluate(
@@ -163,24 +230,6 @@ def _precision(config: TrainConfig) -> Any:
     return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
 
 
-def _checkpoint_callbacks(run_dir: Path, config: TrainConfig) -> tuple[ModelCheckpoint, ...]:
-    folder = run_dir / "checkpoints"
-    shared: dict[str, Any] = {"dirpath": folder, "save_top_k": 1, "enable_version_counter": False}
-    return (
-        ModelCheckpoint(filename="best", monitor=MONITOR, mode="max", save_on_train_epoch_end=False, **shared),
-        ModelCheckpoint(filename="last", monitor=None, every_n_train_steps=config.save_every, **shared),
-        ModelCheckpoint(filename="last", monitor=None, every_n_epochs=1, save_on_train_epoch_end=True, **shared),
-    )
-
-
-def _loggers(run_dir: Path) -> list[Any]:
-    logs = run_dir / "logs"
-    return [
-        CSVLogger(logs, name="csv", flush_logs_every_n_steps=1),
-        TensorBoardLogger(logs, name="tensorboard", version=""),
-    ]
-
-
 def _bar_wanted(progress: Verbosity) -> bool:
     return progress == "auto" and sys.stderr.isatty()
 
@@ -203,6 +252,7 @@ def quiet() -> Iterator[None]:
             r".*your dataloader is not resumable.*",  # EpochLoader asks the trainer where it stands
             r".*Checkpoint directory .* exists and is not empty.*",  # resuming
             r".*logging interval.*",  # tiny runs
+            r"Grad strides do not match bucket view strides.*",  # DDP, convolutions of one channel
             r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",  # between Lightning and torch
         ):
             warnings.filterwarnings("ignore", message=message)

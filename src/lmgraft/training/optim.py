@@ -1,17 +1,16 @@
-"""AdamW in parameter groups, and a cosine schedule with warm-up."""
+"""AdamW in parameter groups; the learning rate that a batch size is meant for."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from lmgraft.errors import RecipeError
+from lmgraft.graft import find_graft
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,29 +18,60 @@ class OptimConfig:
     """AdamW and its schedule."""
 
     lr: float = 1e-3
-    """Peak learning rate, for the batch size as given: it is not scaled."""
+    """Peak learning rate; for the batch size as given, unless lr_per says otherwise."""
+    lr_per: int | None = None
+    """Batch size that lr is meant for: lr is multiplied by the images of one step (batch size times
+    processes times train.accumulate) / lr_per. DeiT: lr 5e-4 per 512."""
     weight_decay: float = 0.05
     """Decoupled weight decay; none on vectors, biases and what the model's no_weight_decay() names."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
     """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    schedule: Literal["step", "epoch"] = "step"
+    """step: a rate for each step, warm-up from lr / warm-up steps. epoch: DeiT's, one rate for each
+    epoch, warm-up from warmup_lr, epochs 0 and 1 alike."""
     warmup: float = 0.05
     """Share of all steps in which the rate rises linearly to its peak."""
+    warmup_epochs: int | None = None
+    """The same in epochs; wins over warmup."""
+    warmup_lr: float = 1e-6
+    """Rate at the beginning of the warm-up, where the schedule is by epoch; not multiplied by lr_per's factor."""
     min_lr: float = 1e-5
-    """Learning rate at the end of the cosine."""
+    """Learning rate at the end of the cosine; not multiplied by lr_per's factor."""
     layer_decay: float | None = None
     """Factor by which each earlier encoder layer learns slower; None for one rate."""
+    mapper_lr: float = 1.0
+    """Factor on the rate of the graft's mappers, whatever else applies (the paper's METER runs: 10)."""
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise RecipeError(f"optim.lr={self.lr} must be positive")
+        for name in ("lr", "eps", "mapper_lr"):
+            if getattr(self, name) <= 0:
+                raise RecipeError(f"optim.{name}={getattr(self, name)} must be positive")
+        for name in ("warmup_lr", "min_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"optim.{name}={getattr(self, name)} must not be negative")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"optim.warmup={self.warmup} is a share of all steps, from 0 to below 1")
+        if self.warmup_epochs is not None and self.warmup_epochs < 0:
+            raise RecipeError(f"optim.warmup_epochs={self.warmup_epochs} must not be negative")
+        if self.lr_per is not None and self.lr_per < 1:
+            raise RecipeError(f"optim.lr_per={self.lr_per} is a batch size, at least 1")
+
+    def for_batch(self, images: int) -> OptimConfig:
+        """With the peak rate that a step of so many images, over all processes, takes; lr_per is spent."""
+        if self.lr_per is None:
+            return self
+        return replace(self, lr=self.lr * images / self.lr_per, lr_per=None)
 
 
 def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over what is trained; frozen tensors are in no group."""
+    """AdamW over what is trained; frozen tensors are in no group.
+
+    Groups keep their factor on the rate as `lr_scale` where it is not 1 for all.
+    """
     exempt: Any = getattr(model, "no_weight_decay", set)()
     if config.layer_decay is None:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
@@ -49,20 +79,26 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         groups = param_groups_layer_decay(
             model, config.weight_decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
         )
-        for group in groups:
+    if config.mapper_lr != 1:
+        groups = _mappers_apart(model, groups, config.mapper_lr)
+    for group in groups:
+        if "lr_scale" in group:
             group["lr"] = config.lr * group["lr_scale"]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2))
+    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, total_steps: int, config: OptimConfig) -> LambdaLR:
-    """Linear warm-up, then a cosine from `lr` to `min_lr`; a function of the step alone."""
-    warmup = max(1, round(config.warmup * total_steps))
-    floor = config.min_lr / config.lr
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-
-    return LambdaLR(optimizer, factor)
+def _mappers_apart(model: nn.Module, groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
+    inserted = find_graft(model)
+    if inserted is None:
+        return groups  # the plain arm of a recipe with mappers
+    mappers = {id(p) for mapper in (inserted.mapper_in, inserted.mapper_out) for p in mapper.parameters()}
+    split = []
+    for group in groups:
+        scale = group.get("lr_scale", 1.0)
+        inside = [p for p in group["params"] if id(p) in mappers]
+        outside = [p for p in group["params"] if id(p) not in mappers]
+        if outside:
+            split.append(group | {"params": outside})
+        if inside:
+            split.append(group | {"params": inside, "lr_scale": scale * factor})
+    return split

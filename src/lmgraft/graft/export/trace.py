@@ -5,6 +5,8 @@ training does not reach the program, whose folds would then belong to other mapp
 tensors of the block are shared. What is read is what the head reads now. Copies are exact: an
 approximation that was asked for is not exported.
 
+What LoRA added is merged into the weights of the copy, except where those are stored narrower.
+
 Where folds replace the block's own projections, nothing in the program uses those: they are
 taken out, as are stack traces, which name folders of this machine.
 """
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from lmgraft.block.lora import merge_lora
 from lmgraft.errors import ExportError, LmgraftError
 from lmgraft.graft.layer import NAME, baked, require_graft
 from lmgraft.graft.reads import reading
@@ -82,7 +85,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
 def _frozen_copy(model: nn.Module) -> nn.Module:
     block = require_graft(model).block
     shared = {id(p): p for p in block.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
+    twin = copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
+    merge_lora(require_graft(twin).block)
+    return twin
 
 
 @contextmanager

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.block.parts import Norm, Projection, at_least_float32
-from lmgraft.block.products import linear
+from lmgraft.block.products import grouped
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class Fold:
     """W A (P, C)."""
     bias: Tensor | None
     """W b + c (P,)."""
+
+    def by_group(self, x: Tensor, groups: int, *, transposed: bool) -> Tensor:
+        """As `Projection.by_group`."""
+        return grouped(x, self.weight.view(groups, -1, self.weight.shape[1]), transposed=transposed)
 
 
 def affine(mapper: nn.Linear, norm: nn.Module) -> Affine:
@@ -83,7 +87,7 @@ def fold(map_: Affine, projection: Projection) -> Fold:
     rows = map_.matrix.T
     if map_.shift is not None:
         rows = torch.cat([rows, map_.shift.to(rows.dtype).unsqueeze(0)])
-    folded = linear(rows, projection.weight)
+    folded = projection.without_bias(rows)
     bias: Tensor | None = projection.bias
     if map_.shift is not None:
         bias = folded[-1] if bias is None else folded[-1] + bias.to(folded.dtype)

@@ -18,12 +18,17 @@ import torch
 from torch import Tensor
 
 from lmgraft.block.parts import Attention, Projection
-from lmgraft.block.products import grouped
 from lmgraft.graft.forms.affine import Affine, Fold
 
 
 def constant_key_matters(attention: Attention) -> bool:
-    """Whether a term common to all keys changes anything: nonlinear functions follow it."""
+    """Whether a term common to all keys changes anything: nonlinear functions follow it.
+
+    A bias that is trained is kept as well: its gradient is zero, and DDP waits for it.
+    """
+    bias = attention.k.bias
+    if bias is not None and bias.requires_grad and torch.is_grad_enabled():
+        return True
     return attention.softcap is not None or attention.clip is not None or attention.qk_norm != "none"
 
 
@@ -40,8 +45,7 @@ def absorbed_scores(
     """
     batch, heads, reads, width = q.shape
     q = _by_group(q, attention.num_kv_heads)
-    weight = key.weight.view(attention.num_kv_heads, width, -1)
-    absorbed = grouped(q, weight, transposed=False)
+    absorbed = key.by_group(q, attention.num_kv_heads, transposed=False)
     constant = None
     if constant_key_matters(attention):
         if map_ is not None and map_.shift is not None:
@@ -73,7 +77,7 @@ def absorbed_context(
         if map_.shift is not None:
             mean = mean + map_.shift.to(mean.dtype)
     width = attention.head_dim
-    context = grouped(mean, value.weight.view(attention.num_kv_heads, width, -1), transposed=True)
+    context = value.by_group(mean, attention.num_kv_heads, transposed=True)
     if value.bias is not None:
         context = context + value.bias.view(-1, 1, width).to(context.dtype)
     return _by_sample(context, batch, heads, reads)

@@ -83,8 +83,9 @@ class _Count:
         self.keys = config.num_kv_heads * config.head_dim
         self.rows, self.all_rows = problem.batch * problem.reads, problem.batch * problem.tokens
         self.last_rows = problem.batch if problem.mean_early else self.rows
-        self.block = problem.block_grad
-        self.norm = self.block and self.has_norm
+        self.block, self.norms = problem.block_grad, problem.block_grad or problem.norm_grad
+        self.norm = self.norms and self.has_norm
+        self.qk_norm = self.norms and config.qk_norm != "none"
         h_grad = self.inputs()
         self.folded = {name: self.fold(name) for name in plan.folds()}
         mixed = self.attention(h_grad or self.norm)
@@ -93,6 +94,15 @@ class _Count:
     def product(self, name: str, m: int, k: int, n: int, left: bool, right: bool, count: int = 1) -> bool:
         self.operations.append(Operation(name, count, m, k, n, left + right))
         return left or right
+
+    def project(self, name: str, m: int, k: int, n: int, left: bool) -> bool:
+        """A product with a projection of the block, its low-rank part with it."""
+        flows = self.product(name, m, k, n, left, self.block)
+        if name.removeprefix("fold_") not in self.problem.lora:
+            return flows
+        rank, trained = self.problem.lora_rank, self.problem.lora_grad
+        low = self.product(f"{name}_a", m, k, rank, left, trained)
+        return self.product(f"{name}_b", m, rank, n, low, trained) or flows
 
     def inputs(self) -> bool:
         """Mapper and norm scales. Sets what y and the affine map pass on; returns what h does."""
@@ -124,8 +134,8 @@ class _Count:
         if self.problem.folds_ready:
             return False
         out = self.outputs if name == "q" else self.keys
-        left = self.matrix or (self.block and self.has_shift)
-        return self.product(f"fold_{name}", self.width + self.has_shift, self.problem.config.dim, out, left, self.block)
+        left = self.matrix or (self.norms and self.has_shift)
+        return self.project(f"fold_{name}", self.width + self.has_shift, self.problem.config.dim, out, left)
 
     def attention(self, u_grad: bool) -> bool:
         p, plan = self.problem, self.plan
@@ -133,9 +143,10 @@ class _Count:
         if plan.query == "folded":
             query = self.product("q", self.rows, self.width, self.outputs, self.y, self.folded["q"])
         else:
-            query = self.product("q", self.rows, p.config.dim, self.outputs, u_grad, self.block)
+            query = self.project("q", self.rows, p.config.dim, self.outputs, u_grad)
+        query = query or self.qk_norm
         if plan.key in ("formed", "folded"):
-            key = self.form("k", plan.key)
+            key = self.form("k", plan.key) or self.qk_norm
             weights = self.product("scores", reads, width, tokens, query, key, p.batch * heads)
         else:
             absorbed = self.absorb("k", plan.key, query)
@@ -147,11 +158,12 @@ class _Count:
             mean = self.product("mix", heads * reads, tokens, self.width, weights, self.y, p.batch)
             context = self.absorb("v", plan.value, mean)
         rows = self.rows if p.config.parallel == "none" else self.last_rows
-        return self.product("o", rows, self.outputs, p.config.dim, context, self.block)
+        return self.project("o", rows, self.outputs, p.config.dim, context)
 
     def form(self, name: str, side: Side) -> bool:
-        weight = self.folded[name] if side == "folded" else self.block
-        return self.product(name, self.all_rows, self.width, self.keys, self.y, weight)
+        if side == "folded":
+            return self.product(name, self.all_rows, self.width, self.keys, self.y, self.folded[name])
+        return self.project(name, self.all_rows, self.width, self.keys, self.y)
 
     def absorb(self, name: str, side: Side, flows: bool) -> bool:
         """q^T W (A) for keys, (A) mean then W for values: the same products in the other order."""
@@ -159,18 +171,32 @@ class _Count:
         scored = self.rows * config.num_heads
         through_map = self.plan.space == "narrow" and side == "absorbed"
         inner = config.dim if through_map else self.width
-        weight = self.folded[name] if side == "absorbed_fold" else self.block
-        m, groups = scored // config.num_kv_heads, config.num_kv_heads
         if name == "k":
-            flows = self.product("absorb_k", m, config.head_dim, inner, flows, weight, groups)
+            flows = self.grouped(name, side, config.head_dim, inner, flows)
             return self.product("map_k", scored, inner, self.width, flows, self.matrix) if through_map else flows
         if through_map:
             flows = self.product("map_v", scored, self.width, inner, flows, self.matrix)
-        return self.product("absorb_v", m, inner, config.head_dim, flows, weight, groups)
+        return self.grouped(name, side, inner, config.head_dim, flows)
+
+    def grouped(self, name: str, side: Side, k: int, n: int, flows: bool) -> bool:
+        """A product with the rows of each key/value head, its low-rank part with it."""
+        p, groups = self.problem, self.problem.config.num_kv_heads
+        scored = self.rows * p.config.num_heads
+        weight = self.folded[name] if side == "absorbed_fold" else self.block
+        out = self.product(f"absorb_{name}", scored // groups, k, n, flows, weight, groups)
+        if side == "absorbed_fold" or name not in p.lora:
+            return out
+        if name == "k":
+            low = self.product("absorb_k_b", scored // groups, k, p.lora_rank, flows, p.lora_grad, groups)
+            return self.product("absorb_k_a", scored, p.lora_rank, n, low, p.lora_grad) or out
+        low = self.product("absorb_v_a", scored, k, p.lora_rank, flows, p.lora_grad)
+        return self.product("absorb_v_b", scored // groups, p.lora_rank, n, low, p.lora_grad, groups) or out
 
     def rest(self, h_grad: bool, mixed: bool) -> None:
         config = self.problem.config
-        flows = h_grad or self.block or (config.parallel == "none" and mixed)
-        for name in ("gate", "up") if config.mlp == "gated" else ("up",):
-            self.product(name, self.rows, config.dim, config.mlp_dim, flows, self.block)
-        self.product("down", self.last_rows, config.mlp_dim, config.dim, flows, self.block)
+        flows = h_grad or self.norms or (config.parallel == "none" and mixed)
+        inner = [
+            self.project(name, self.rows, config.dim, config.mlp_dim, flows)
+            for name in (("gate", "up") if config.mlp == "gated" else ("up",))
+        ]
+        self.project("down", self.last_rows, config.mlp_dim, config.dim, any(inner))

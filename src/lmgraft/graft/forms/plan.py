@@ -32,7 +32,7 @@ def choose(problem: Problem, form: str = "auto") -> LayerPlan:
 
 def layer_problems(whole: Problem, layers: int) -> list[Problem]:
     """One problem for each of `layers` layers: the first is mapped to, the last is read from."""
-    flows = whole.x_grad or whole.mapper_grad or whole.block_grad
+    flows = whole.x_grad or whole.mapper_grad or whole.block_grad or whole.norm_grad or whole.lora_grad
     found = []
     for index in range(layers):
         one = whole

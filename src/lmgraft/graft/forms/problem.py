@@ -55,6 +55,14 @@ class Problem:
     """Whether gradient flows to the layer's input."""
     mapper_grad: bool = False
     block_grad: bool = False
+    """Whether gradient is wanted of every tensor of the block."""
+    norm_grad: bool = False
+    """Whether it is wanted of the norms alone."""
+    lora: tuple[str, ...] = ()
+    """Projections with a low-rank part: of q, k, v, o, gate, up, down."""
+    lora_rank: int = 0
+    lora_grad: bool = False
+    """Whether gradient is wanted of the low-rank parts."""
     folds_ready: bool = False
     """Folds lie in the cache: they cost nothing."""
     itemsize: int = 4

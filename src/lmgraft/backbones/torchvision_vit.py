@@ -1,0 +1,68 @@
+"""torchvision's VisionTransformer described as a host; and torchvision's factory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.vision_transformer import Encoder, VisionTransformer
+
+from lmgraft.backbones.own_path import is_own
+from lmgraft.contracts import Host, Reads, TokenLayout
+from lmgraft.errors import HostError
+
+
+def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """`torchvision.models.get_model` in timm's words: `num_classes`, `img_size`, `in_chans`, `pretrained`.
+
+    A pretrained model of another number of classes gets a new head, if it is a VisionTransformer.
+
+    Raises:
+        HostError: If torchvision knows no such model or refuses the arguments.
+    """
+    options = dict(kwargs)
+    if options.pop("in_chans", 3) != 3:
+        raise HostError(f"torchvision's {name!r} takes images of 3 channels", "use a timm or transformers backbone")
+    if name not in torchvision.models.list_models(module=torchvision.models):
+        near = [n for n in torchvision.models.list_models(module=torchvision.models) if n.startswith(name[:3])]
+        raise HostError(f"torchvision has no classifier {name!r}", f"for instance {', '.join(near)}" if near else "")
+    pretrained, classes = options.pop("pretrained", False), options.pop("num_classes", 1000)
+    if name.startswith("vit_"):
+        options["image_size"] = options.pop("img_size", 224)
+    else:
+        options.pop("img_size", None)
+    options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
+    try:
+        model: nn.Module = torchvision.models.get_model(name, **options)
+    except (TypeError, ValueError) as error:
+        raise HostError(f"torchvision refused {name!r}: {error}", "check backbone.kwargs") from None
+    if pretrained and classes != 1000:
+        if not isinstance(model, VisionTransformer):
+            raise HostError(f"the pretrained {name!r} has 1000 classes, not {classes}", "use a ViT, or timm")
+        model.heads.head = nn.Linear(model.heads.head.in_features, classes)
+    return model
+
+
+def describe(model: VisionTransformer) -> Host:
+    """Class token first, and the head reads nothing else."""
+    side = model.image_size // model.patch_size
+    own = is_own(model, VisionTransformer, ("forward",)) and is_own(model.encoder, Encoder, ("forward",))
+    return Host(
+        embed_dim=model.hidden_dim,
+        layers=tuple(f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()),
+        layout=TokenLayout(num_prefix_tokens=1, grid=(side, side)),
+        reads=reads_class_token,
+        rest=norm_and_head if own else None,
+    )
+
+
+def reads_class_token(model: Any) -> Reads:
+    """Token 0, as `forward` is written."""
+    own = is_own(model, VisionTransformer, ("forward",)) and is_own(model.encoder, Encoder, ("forward",))
+    return 0 if own else None
+
+
+def norm_and_head(model: Any, tokens: Tensor) -> Any:
+    """What `forward` does behind the last encoder layer."""
+    return model.heads(model.encoder.ln(tokens)[:, 0])

@@ -1,0 +1,85 @@
+"""The images of one split, read from files and augmented one by one."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from lmgraft.data.draws import seeds
+from lmgraft.data.images import ImageSet
+from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.pipeline import Pipeline, batch_memory
+from lmgraft.data.tables import UNREADABLE, ImageTable, decode
+from lmgraft.data.transforms import Preprocess, kept_generators, seed_generators
+
+
+class ImageFileSet(ImageSet):
+    """Some images of a table.
+
+    Args:
+        table: All images of the source.
+        index: Which of them, in order.
+        transform: What happens to each image.
+        preprocess: Size and channels of what it returns.
+        seed: Of the augmentation.
+        training: Whether the transform draws random numbers, and an unreadable image is replaced by the next
+            readable one. Otherwise a blank one, the mean colour, stands for it, so that labels and positions
+            stay what they are.
+        tries: Unreadable files in a row after which a blank image is given in training too: the run
+            is about to stop.
+    """
+
+    def __init__(
+        self,
+        table: ImageTable,
+        index: npt.NDArray[np.int64],
+        transform: Pipeline,
+        preprocess: Preprocess,
+        *,
+        seed: int = 0,
+        training: bool = False,
+        tries: int = 10,
+    ) -> None:
+        self.table, self.transform, self.preprocess = table, transform, preprocess
+        self.indices = torch.from_numpy(np.asarray(index, np.int64))
+        self.labels = torch.from_numpy(table.labels[index])
+        self.seed, self.training, self.tries = seed, training, tries
+
+    def __getitems__(self, draws: list[Draw]) -> Reported:
+        faults: list[Fault] = []
+        out = batch_memory(len(draws), self.preprocess.shape)
+        shown = torch.tensor([draw.sample for draw in draws], dtype=torch.int64)
+        epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
+        words = seeds(self.seed, epochs, self.indices[shown].numpy(), repeats, 3)
+        with kept_generators() if self.training else nullcontext():
+            for place, draw in enumerate(draws):
+                shown[place], image = self._readable(draw.sample, faults)
+                if self.training:
+                    seed_generators(words[place])
+                if image is None:
+                    out[place].zero_()
+                else:
+                    self.transform.into(image, out[place])
+        return Reported(out, self.labels[shown], self.indices[shown], tuple(faults))
+
+    def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | None]:
+        for step in range(min(self.tries, len(self)) if self.training else 1):
+            candidate = (sample + step) % len(self)
+            source = int(self.indices[candidate])
+            try:
+                return candidate, decode(self.table.files, source, self.preprocess.mode)
+            except UNREADABLE as error:
+                faults.append(Fault(self.table.place(source), reason(error)))
+        return sample, None
+
+
+def reason(error: BaseException) -> str:
+    """Why a file is not readable, in few words."""
+    said = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
+    if isinstance(error, UnidentifiedImageError) or not said:
+        return f"not an image ({type(error).__name__})"
+    return said[0]

@@ -1,0 +1,99 @@
+"""Data sets that other libraries hold: Hugging Face's `datasets` and torchvision's, through timm."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from timm.data import create_dataset
+from timm.data.readers import create_reader
+
+from lmgraft.data.tables import Found
+from lmgraft.errors import DataError
+
+
+@dataclass(frozen=True)
+class ReaderFiles:
+    """Images of one of timm's map-style readers."""
+
+    reader: Any
+
+    def open(self, index: int) -> Image.Image:
+        with self.reader[index][0] as stream:
+            return Image.open(io.BytesIO(stream.read()))
+
+
+@dataclass(frozen=True)
+class TorchFiles:
+    """Images of one of torchvision's data sets."""
+
+    dataset: Any
+
+    def open(self, index: int) -> Image.Image:
+        image: Image.Image = self.dataset[index][0]
+        return image
+
+
+def find_hfds(name: str, root: str | None, split: str, input_key: str, target_key: str) -> Found:
+    """Images of a Hugging Face data set that lies in memory-mapped tables, so that any row can be read.
+
+    Args:
+        name: `hfds/` and its name on the Hub, or a local folder.
+        root: Folder of the downloads; the user's cache by default.
+        split: As the data set calls it.
+        input_key, target_key: Columns of the image and of its class.
+
+    Raises:
+        DataError: If `datasets` is not installed, or the data set cannot be had.
+    """
+    if find_spec("datasets") is None:
+        raise DataError(f"data.dataset={name} needs the package datasets", "pip install datasets")
+    try:
+        reader = create_reader(name, root=root, split=split, input_key=input_key, target_key=target_key)
+        labels = list(reader.dataset[target_key])
+    except (OSError, ValueError, KeyError, ConnectionError) as error:
+        raise DataError(
+            f"data.dataset={name}, split {split}: {str(error).splitlines()[0]}",
+            "check the name, data.train_split and data.test_split, and the columns "
+            f"data.input_key={input_key}, data.target_key={target_key}",
+        ) from None
+    feature = getattr(reader.dataset.features[target_key], "names", None)
+    classes = None if feature is None else tuple(str(name) for name in feature)
+    return _found(name, split, labels, ReaderFiles(reader), classes)
+
+
+def find_torch(name: str, root: str, split: str) -> Found:
+    """Images of a torchvision data set, such as torch/cifar10.
+
+    Raises:
+        DataError: If torchvision does not know it, or its files are not in `root`.
+    """
+    try:
+        dataset = create_dataset(name, root=root, split="train" if split == "train" else "val")
+    except (AssertionError, OSError, RuntimeError, ValueError) as error:
+        raise DataError(
+            f"data.dataset={name}, split {split}: {str(error).splitlines()[0]}",
+            "torchvision's data sets have to lie in data.root; timm's create_dataset lists their names",
+        ) from None
+    labels = getattr(dataset, "targets", None)
+    if labels is None:
+        raise DataError(f"data.dataset={name}: it has no list of labels", "use the folder of its images as data.root")
+    classes = getattr(dataset, "classes", None)
+    return _found(name, split, [int(label) for label in labels], TorchFiles(dataset), classes and tuple(classes))
+
+
+def _found(name: str, split: str, labels: list[Any], files: Any, classes: tuple[str, ...] | None) -> Found:
+    if not labels:
+        raise DataError(f"data.dataset={name}, split {split}: it is empty")
+    return Found(
+        where=f"{name} ({split})",
+        names=[str(row) for row in range(len(labels))],
+        labels=[str(label) for label in labels],
+        sizes=np.full(len(labels), -1, np.int64),
+        files=files,
+        classes=classes,
+    )

@@ -1,0 +1,72 @@
+"""Which images are for training, which choose the epoch, and which test: what a data set has, and what is held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from lmgraft.data.checks import check_table
+from lmgraft.data.classes import ClassList, ClassMap, number_classes
+from lmgraft.data.holdout import Index, hold_out
+from lmgraft.data.layouts import Layout, find_splits
+from lmgraft.data.tables import ImageTable, as_names
+from lmgraft.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Train, val and test: which images of which table."""
+
+    class_names: tuple[str, ...]
+    tables: dict[str, ImageTable]
+    index: dict[str, Index]
+    selection: Literal["val", "test"]
+
+
+def make_splits(
+    layout: Layout,
+    classes: ClassList,
+    class_map: ClassMap,
+    *,
+    val_size: int | float,
+    test_size: int | float,
+    max_empty: int,
+    max_empty_test: int,
+) -> Splits:
+    """Find and check the images, and hold out what the data set has no split for.
+
+    Args:
+        val_size, test_size: See `hold_out`; a `val_size` of 0 lets the test images choose the epoch.
+        max_empty, max_empty_test: Files of zero bytes above which the data are refused.
+
+    Raises:
+        DataError: If something is missing or does not agree.
+    """
+    found = find_splits(layout)
+    names, numbers = number_classes(found, classes, class_map, layout.root)
+    tables = {
+        split: ImageTable(
+            where=part.where, names=as_names(part.names), labels=numbers[split], sizes=part.sizes, files=part.files
+        )
+        for split, part in found.items()
+    }
+    if "test" not in tables and "val" in tables:
+        tables["test"] = tables.pop("val")
+    for split, table in tables.items():
+        check_table(table, limit=max_empty_test if split == "test" else max_empty)
+    index = {split: np.flatnonzero(table.labels >= 0) for split, table in tables.items()}
+    wanted = {
+        split: size for split, size in {"test": test_size, "val": val_size}.items() if split not in tables and size
+    }
+    train, used = tables["train"], index["train"]
+    parts = hold_out(train.names[used], train.labels[used], wanted, names, train.where)
+    index |= {split: used[part] for split, part in parts.items()}
+    tables |= dict.fromkeys(wanted, train)
+    if "test" not in tables:
+        raise DataError(f"{train.where} has no test images", "make data.test_size more than 0")
+    selection: Literal["val", "test"] = "val" if "val" in tables else "test"
+    tables.setdefault("val", tables["test"])
+    index.setdefault("val", index["test"])
+    return Splits(class_names=names, tables=tables, index=index, selection=selection)

@@ -1,0 +1,142 @@
+"""Where the images of a split lie and what they show, small enough for millions of files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError,
+    struct.error, zlib.error, Image.DecompressionBombError,
+)  # fmt: skip
+"""What PIL and the file system raise for a file that is no whole image."""
+
+Names = npt.NDArray[np.bytes_]
+
+
+class Files(Protocol):
+    """Random access to images; it has to survive pickling and forking, so it holds no open file."""
+
+    def open(self, index: int) -> Image.Image:
+        """The image, not yet decoded; `with` closes its file.
+
+        Raises:
+            UNREADABLE: One of these, if it is none.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The images of one split as they were found, before their classes are numbered."""
+
+    where: str
+    """What an error calls it: a folder or file."""
+    names: Sequence[str]
+    """Each image's name, relative to the source and independent of where that lies."""
+    labels: Sequence[str]
+    """Each image's class, or its number as digits."""
+    sizes: npt.NDArray[np.int64]
+    """Bytes of each image; -1 where that is not known."""
+    files: Files
+    classes: tuple[str, ...] | None = None
+    """All classes in the order of their numbers, where the source itself says so."""
+    folders: bool = False
+    """Whether classes are folders: every split has to have all of them then."""
+    empty: tuple[str, ...] = ()
+    """Class folders without an image."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTable:
+    """The images of one split with numbered classes.
+
+    Strings lie in one array: a list of a million would be copied into every worker, piece by piece,
+    as reference counts are written.
+    """
+
+    where: str
+    names: Names
+    labels: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+    files: Files
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return os.fsdecode(bytes(self.names[index]))
+
+    def place(self, index: int) -> str:
+        """Where an image lies, for messages."""
+        name = self.name(index)
+        return os.path.join(self.where, name) if os.path.isdir(self.where) else f"{self.where}: {name}"
+
+    def digest(self) -> str:
+        """SHA-256 of all names, sizes and labels; contents are not read."""
+        digest = hashlib.sha256()
+        for column in (self.names, self.sizes, self.labels):
+            digest.update(f"{column.dtype.str}{column.shape}".encode())
+            digest.update(np.ascontiguousarray(column).tobytes())
+        return digest.hexdigest()
+
+
+def as_names(names: Sequence[str]) -> Names:
+    """Strings as one array of bytes."""
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+@dataclass(frozen=True)
+class FolderFiles:
+    """Image files below `root`."""
+
+    root: str
+    names: Names
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(os.path.join(self.root, os.fsdecode(bytes(self.names[index]))))
+
+
+@dataclass(frozen=True)
+class FileRanges:
+    """Images that are stretches of larger files."""
+
+    paths: tuple[str, ...]
+    which: npt.NDArray[np.int32]
+    offsets: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
+
+    def open(self, index: int) -> Image.Image:
+        return Image.open(io.BytesIO(read_range(self.paths[self.which[index]], self.offsets[index], self.sizes[index])))
+
+
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """`size` bytes of a file from `offset` on; opened anew, since forked workers would share a position."""
+    with open(path, "rb", buffering=0) as file:
+        file.seek(int(offset))
+        content = file.read(int(size))
+    if len(content) < size:
+        raise EOFError(f"{path} ends before byte {offset + size}")
+    return content
+
+
+def decode(files: Files, index: int, mode: str) -> Image.Image:
+    """The image, whole, in this mode.
+
+    Raises:
+        UNREADABLE: If it is no whole image.
+    """
+    with files.open(index) as image:
+        if image.mode != mode:
+            return image.convert(mode)
+        image.load()  # convert() would copy
+        return image

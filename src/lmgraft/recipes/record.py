@@ -1,0 +1,128 @@
+"""run.json: what is needed to repeat a run, and whether a repetition has it.
+
+retries.json, beside it, holds the restarts at a lower learning rate.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lmgraft import records
+from lmgraft.errors import RunError
+from lmgraft.graft import find_graft
+from lmgraft.recipes.recipe import Recipe
+from lmgraft.training.checkpoints import RunWarning, newest_whole, read_checkpoint
+from lmgraft.training.schedule import CUT
+from lmgraft.training.stopping import NotFiniteError
+
+
+def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Everything but the recipe itself: data, block, seeds, environment, command line."""
+    inserted = find_graft(model)
+    trained, frozen = count_params(model)
+    return {
+        "arm": recipe.arm,
+        "seed": recipe.seed,
+        "seeds": {"weights": recipe.seed, "order_and_augmentation": recipe.data.seed, "steps": recipe.seed},
+        "data": recipe.data.fingerprint(),
+        "selection": getattr(recipe.data, "selection", "val"),
+        "block": inserted.block.provenance.to_dict() if inserted is not None else None,
+        "trained_params": trained,
+        "frozen_params": frozen,
+        "environment": records.environment(),
+        "commands": [list(sys.argv)],
+    }
+
+
+def write_record(run_dir: Path, record: dict[str, Any]) -> None:
+    """Write run.json; the command lines of earlier launches of this run stay in it."""
+    file = run_dir / "run.json"
+    earlier = records.read_json(file).get("commands", []) if file.exists() else []
+    records.write_json(file, record | {"commands": [*earlier, *record["commands"]]})
+
+
+def count_params(model: nn.Module) -> tuple[int, int]:
+    """Trained and frozen parameters."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trained, sum(p.numel() for p in model.parameters()) - trained
+
+
+def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool) -> None:
+    """Compare a run that is about to start with the run folder that it repeats.
+
+    Other versions or another commit are a warning, other data or another block an error.
+
+    Args:
+        record: As `make_record` gives it.
+        original: The run folder.
+        allow_difference: Make the error a warning too.
+
+    Raises:
+        RunError: If data or block differ.
+    """
+    file = original / "run.json"
+    theirs = records.read_json(file)
+    here, there = record["environment"], theirs.get("environment", {})
+    versions = there.get("versions", {})
+    slight = [f"{n} {versions.get(n)} there, {v} here" for n, v in here["versions"].items() if versions.get(n) != v]
+    slight += [
+        f"{name} {there.get(name)} there, {here[name]} here"
+        for name in ("python", "git_commit")
+        if there.get(name) != here[name]
+    ]
+    blocks = [(r.get("block") or {}).get("digest") for r in (theirs, record)]
+    grave = [] if blocks[0] == blocks[1] else [f"the block: digest {_short(blocks[0])} there, {_short(blocks[1])} here"]
+    data = theirs.get("data", {})
+    grave += [
+        f"the data: {key} is {data.get(key)!r} there, {record['data'].get(key)!r} here"
+        for key in sorted(data.keys() | record["data"].keys())
+        if _plain(data.get(key)) != _plain(record["data"].get(key))
+    ]
+    if grave and not allow_difference:
+        raise RunError(
+            f"this is no repetition of {original}; different is {'; '.join(grave[:4])}",
+            "give the same data and block, or add --allow-difference",
+        )
+    if slight or grave:
+        warnings.warn(f"not as it was in {file}: {'; '.join([*grave, *slight])}", RunWarning, stacklevel=2)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value))
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else digest[:12]
+
+
+def read_retries(run_dir: Path) -> list[dict[str, Any]]:
+    """The restarts of a run at a lower learning rate so far."""
+    file = run_dir / "retries.json"
+    return list(records.read_json(file)["retries"]) if file.exists() else []
+
+
+def plan_retry(run_dir: Path, error: NotFiniteError, number: int) -> dict[str, Any]:
+    """The entry of a restart from the last good checkpoint, at `CUT` times the rate from there on."""
+    path = newest_whole(run_dir)
+    return {
+        "number": number,
+        "reason": error.message,
+        "epoch": error.epoch,
+        "step_in_epoch": error.step,
+        "learning_rate": error.learning_rate,
+        "images": list(error.samples),
+        "from_step": 0 if path is None else int(read_checkpoint(path)["global_step"]),
+        "factor": CUT,
+    }
+
+
+def write_retries(run_dir: Path, retries: list[dict[str, Any]]) -> None:
+    """Write retries.json."""
+    records.write_json(run_dir / "retries.json", {"retries": retries})

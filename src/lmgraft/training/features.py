@@ -1,0 +1,199 @@
+"""Training on stored tokens of a frozen encoder: it runs once, mappers and head run many times.
+
+Knows the graft and the host's description, no data set and no task.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmgraft.checkpoint.digest import json_digest
+from lmgraft.contracts import map_axes, to_tokens
+from lmgraft.data.features import FeatureSet, Storage, Stored, store_features
+from lmgraft.data.images import Batch, ImageSet
+from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.errors import RecipeError
+from lmgraft.graft import find_graft
+from lmgraft.graft.hosts import locate
+
+_HEADS = ("get_classifier", "classifier", "heads", "head", "fc")
+_PER_CALL = 64  # images the encoder sees at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureConfig:
+    """Whether the encoder is frozen too, and its tokens are computed once into a cache on disk."""
+
+    cached: bool = False
+    """Freeze the encoder; train mappers and head on its stored tokens."""
+    dtype: Storage = "float16"
+    """Of the stored tokens; float32 for bit-equal training with and without the cache."""
+    views: int = 1
+    """Augmented views of each training image to store; 1 stores the image as evaluation sees it."""
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise RecipeError(f"features.views={self.views} must be at least 1")
+
+
+class OnTokens(nn.Module):
+    """A model from the tokens of its last encoder layer on: (B, T, V) -> logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._host, self._point = _tail(model)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        inserted = find_graft(self.model)
+        if inserted is not None:
+            tokens = inserted(tokens, reads=self._host.reads(self.model))
+        assert self._host.rest is not None
+        out: Tensor = self._host.rest(self.model, tokens)
+        return out
+
+
+def freeze_encoder(model: nn.Module) -> nn.Module:
+    """Leave only the graft's own tensors and the classifier trainable; returns `model`.
+
+    Raises:
+        RecipeError: If the classifier cannot be told.
+    """
+    head, inserted = _head(model), find_graft(model)
+    trained = {id(p) for p in head.parameters()}
+    if inserted is not None:
+        trained |= {id(p) for p in inserted.parameters() if p.requires_grad}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trained)
+    return model
+
+
+def encode(model: nn.Module, images: Tensor) -> Tensor:
+    """Tokens (B, T, V) behind the last encoder layer, before any graft; what follows is not run."""
+    host, point = _tail(model)
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        tokens = output[0] if isinstance(output, tuple) else output
+        axes = map_axes(tokens, host.axes, host.embed_dim)
+        assert axes is not None, "the graft would have refused it"
+        caught.append(to_tokens(tokens, axes))
+        raise _Caught
+
+    handle = model.get_submodule(point.module).register_forward_hook(catch, prepend=True)
+    try:
+        with torch.no_grad():
+            model(images)
+    except _Caught:
+        pass  # the tokens are in `caught`
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+class _Caught(Exception):  # noqa: N818 - not an error: it ends the forward pass
+    pass
+
+
+def store_split(
+    model: nn.Module,
+    images: ImageSet,
+    *,
+    views: int,
+    dtype: Storage,
+    identity: dict[str, Any],
+    device: torch.device,
+    threads: int = 1,
+    report: Callable[[Sequence[Fault]], None] = lambda _: None,
+) -> tuple[FeatureSet, list[Stored]]:
+    """The tokens of one split, all its views, from the cache or computed now.
+
+    Args:
+        images: Draw (epoch v, sample) is view v of a sample.
+        identity: Names data, transform and split.
+        threads: How many batches are read at a time.
+        report: Called with files that could not be read.
+    """
+    model.eval().to(device)
+    shape = (len(images), *encode(model, images.batch([0])[0].to(device)).shape[1:])
+    stored = []
+    for view in range(views):
+
+        def read(first: int, stop: int, view: int = view) -> Batch | Reported:
+            return images.__getitems__([Draw(view, sample) for sample in range(first, stop)])
+
+        def compute(first: int, stop: int, read: Callable[[int, int], Batch | Reported] = read) -> Batch:
+            starts = range(first, stop, _PER_CALL)
+            parts: list[Batch] = []
+            with ThreadPoolExecutor(threads) as pool:
+                for batch in pool.map(lambda start: read(start, min(start + _PER_CALL, stop)), starts):
+                    if isinstance(batch, Reported):
+                        report(batch.faults)
+                    tokens = encode(model, batch[0].to(device)).cpu().to(getattr(torch, dtype))
+                    parts.append((tokens, batch[1], batch[2]))
+            tokens, labels, sources = (torch.cat(part) for part in zip(*parts, strict=True))
+            return tokens, labels, sources
+
+        named = identity | {"view": view, "encoder": encoder_digest(model)}
+        stored.append(store_features(named, shape, dtype, compute, _say(identity["split"])))
+    return FeatureSet(stored), stored
+
+
+def encoder_digest(model: nn.Module) -> str:
+    """Identity of everything but the graft and the classifier: names, shapes and values."""
+    head = {id(p) for p in _head(model).parameters()}
+    inserted = find_graft(model)
+    apart = head | ({id(p) for p in inserted.parameters()} if inserted is not None else set())
+    digests = {}
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if id(tensor) not in apart:
+            values = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            digests[name] = [list(tensor.shape), hashlib.sha256(values.data).hexdigest()]
+    return json_digest({"class": type(model).__qualname__, "tensors": digests})
+
+
+def _tail(model: nn.Module) -> tuple[Any, Any]:
+    inserted = find_graft(model)
+    if inserted is None:
+        host, point = locate(model, "tail", None)
+    else:
+        host, point = inserted.host, locate(model, inserted.config.at, inserted.host_spec)[1]
+    if not point.last or host.rest is None:
+        raise RecipeError(
+            f"features.cached needs a graft at the tail of a host whose head lmgraft can run by itself; "
+            f"{type(model).__name__} at {getattr(point, 'module', '?')} is none",
+            "leave features.cached out, or see docs/hosts.md",
+        )
+    return host, point
+
+
+def _head(model: nn.Module) -> nn.Module:
+    for name in _HEADS:
+        found = getattr(model, name, None)
+        found = found() if name == "get_classifier" and callable(found) else found
+        if isinstance(found, nn.Module) and any(True for _ in found.parameters()):
+            return found
+    raise RecipeError(
+        f"{type(model).__name__} has no classifier with weights", "features.cached trains mappers and the classifier"
+    )
+
+
+def _say(split: str) -> Callable[[int, int, float], None]:
+    last = [time.monotonic()]
+
+    def say(done: int, total: int, seconds: float) -> None:
+        if time.monotonic() - last[0] > 5 or done == total:
+            last[0] = time.monotonic()
+            rate = done / max(seconds, 1e-9)
+            sys.stderr.write(f"[features] {split}: {done}/{total} images, {rate:.0f} a second\n")
+
+    return say

@@ -1,0 +1,172 @@
+"""Every kind of host at a size of milliseconds, seeded, with heads that are not zero. Not a test file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor, nn
+from torchvision.models import VisionTransformer
+
+from lmgraft.contracts import MeanOf, Reads
+from tiny import make_vit, randomise_
+
+PATCHES = {"img_size": 32, "patch_size": 8, "num_classes": 7}
+VIT = PATCHES | {"embed_dim": 48, "depth": 3, "num_heads": 3}
+SWIN = {"img_size": (32, 48), "patch_size": 4, "window_size": 4, "embed_dim": 16, "depths": (1, 2), "num_heads": (1, 2)}
+HF = {
+    "hidden_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+    "image_size": 32,
+    "patch_size": 8,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A host and what its adapter should say."""
+
+    make: Callable[[], nn.Module]
+    reads: Reads = None
+    prefix: int = 1
+    """Class and register tokens, before the patches of a grid or a map."""
+    grid: tuple[int, int] = (4, 4)
+    size: tuple[int, int] = (32, 32)
+    """Height and width of images: not square where the host allows it, to notice rows taken for columns."""
+    axes: str = "tokens"
+    width: int = 48
+    layers: int = 3
+    rest: bool = True
+    timm: bool = True
+
+    @property
+    def tokens(self) -> int:
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+def hf(name: str, classifier: bool = True, **options: Any) -> nn.Module:
+    """One of transformers' models by the name of its class, from a config alone."""
+    import transformers
+
+    kind = name.replace("Vision", "").split("Model")[0].split("For")[0]
+    if kind in ("CLIP", "Siglip"):
+        projection = {"projection_dim": 24} if kind == "CLIP" else {}
+        config = getattr(transformers, f"{kind}VisionConfig")(**HF, **projection, **options)
+        if classifier:
+            config = getattr(transformers, f"{kind}Config")(vision_config=config.to_dict(), num_labels=7)
+    else:
+        config = getattr(transformers, f"{kind}Config")(**(HF | options), **({"num_labels": 7} if classifier else {}))
+    model: nn.Module = getattr(transformers, name)(config)
+    return model
+
+
+def _eva(**options: Any) -> Eva:
+    return Eva(**(VIT | {"use_abs_pos_emb": False, "use_rot_pos_emb": True} | options))
+
+
+def _dinov3(**options: Any) -> nn.Module:
+    model: nn.Module = timm.create_model("vit_small_patch16_dinov3", **(VIT | {"num_heads": 3} | options))
+    return model
+
+
+def _resnet(**options: Any) -> ResNet:
+    return ResNet(BasicBlock, (1, 1, 1, 2), channels=(16, 16, 24, 48), num_classes=7, **options)
+
+
+def _convnext(**options: Any) -> ConvNeXt:
+    return ConvNeXt(depths=(1, 1, 1, 2), dims=(8, 16, 24, 48), num_classes=7, **options)
+
+
+def _efficientnet() -> nn.Module:
+    model: nn.Module = timm.create_model("test_efficientnet", num_classes=7)
+    return model
+
+
+def _torchvision() -> VisionTransformer:
+    return VisionTransformer(
+        image_size=32, patch_size=8, num_layers=3, num_heads=3, hidden_dim=48, mlp_dim=96, num_classes=7
+    )
+
+
+NO_TIMM = {"timm": False, "rest": False}
+MAP = {"axes": "NCHW", "prefix": 0, "layers": 4, "grid": (2, 3), "size": (64, 96)}
+NHWC = {"axes": "NHWC", "prefix": 0, "layers": 2, "width": 32, "grid": (4, 6), "size": (32, 48)}
+ROWS: dict[str, Row] = {
+    "vit": Row(make=make_vit, reads=0),
+    "vit_clip": Row(make=lambda: make_vit("vit_base_patch32_clip_224"), reads=0),
+    "vit_registers_avg": Row(
+        make=lambda: make_vit(reg_tokens=4, global_pool="avg"), reads=MeanOf(slice(5, None)), prefix=5
+    ),
+    "vit_dinov2": Row(make=lambda: make_vit("vit_small_patch14_reg4_dinov2"), reads=0, prefix=5),
+    "vit_siglip": Row(make=lambda: make_vit("vit_base_patch16_siglip_224"), prefix=0),
+    "deit_distilled": Row(make=lambda: make_vit("deit_tiny_distilled_patch16_224"), reads=(0, 1), prefix=2),
+    "eva_avg": Row(make=_eva, reads=MeanOf(slice(1, None))),
+    "eva_token": Row(make=lambda: _eva(global_pool="token"), reads=0),
+    "eva_norm_avg": Row(make=lambda: _eva(use_fc_norm=False)),
+    "eva_mixed_rope": Row(make=lambda: _eva(rope_type="mixed", embed_dim=48), reads=MeanOf(slice(1, None))),
+    "eva_map": Row(make=lambda: _eva(global_pool="map")),
+    "dinov3": Row(make=_dinov3, prefix=5),
+    "dinov3_token": Row(make=lambda: _dinov3(global_pool="token"), reads=0, prefix=5),
+    "beit_avg": Row(make=lambda: Beit(**VIT, use_rel_pos_bias=True), reads=MeanOf(slice(1, None))),
+    "beit_token": Row(
+        make=lambda: Beit(**VIT, use_shared_rel_pos_bias=True, global_pool="token", init_values=0.5), reads=0
+    ),
+    "beit_norm_avg": Row(make=lambda: Beit(**VIT, use_fc_norm=False)),
+    "swin": Row(make=lambda: SwinTransformer(**SWIN, num_classes=7), **NHWC),
+    "swin_v2": Row(make=lambda: SwinTransformerV2(**SWIN, num_classes=7), **NHWC),
+    "resnet": Row(make=_resnet, reads=MeanOf(), **MAP),
+    "resnet_max": Row(make=lambda: _resnet(global_pool="max"), **MAP),
+    "convnext": Row(make=_convnext, reads=MeanOf(), **MAP),
+    "convnext_mlp": Row(make=lambda: _convnext(head_hidden_size=20), reads=MeanOf(), **MAP),
+    "convnext_norm_first": Row(make=lambda: _convnext(head_norm_first=True), **MAP),
+    "efficientnet": Row(make=_efficientnet, **(MAP | {"width": 64, "layers": 5})),
+    "torchvision": Row(make=_torchvision, reads=0, timm=False),
+    "hf_vit": Row(make=lambda: hf("ViTModel", False), **NO_TIMM),
+    "hf_vit_classifier": Row(make=lambda: hf("ViTForImageClassification"), reads=0, timm=False),
+    "hf_deit": Row(make=lambda: hf("DeiTModel", False), prefix=2, **NO_TIMM),
+    "hf_deit_classifier": Row(make=lambda: hf("DeiTForImageClassification"), reads=0, prefix=2, timm=False),
+    "hf_dinov2": Row(make=lambda: hf("Dinov2Model", False), **NO_TIMM),
+    "hf_dinov2_classifier": Row(make=lambda: hf("Dinov2ForImageClassification"), timm=False),
+    "hf_dinov2_registers": Row(make=lambda: hf("Dinov2WithRegistersModel", False), prefix=5, **NO_TIMM),
+    "hf_registers_classifier": Row(make=lambda: hf("Dinov2WithRegistersForImageClassification"), prefix=5, timm=False),
+    "hf_dinov3": Row(make=lambda: hf("DINOv3ViTModel", False, num_register_tokens=4), prefix=5, **NO_TIMM),
+    "hf_siglip": Row(make=lambda: hf("SiglipVisionModel", False), prefix=0, **NO_TIMM),
+    "hf_siglip_classifier": Row(make=lambda: hf("SiglipForImageClassification"), prefix=0, **NO_TIMM),
+    "hf_clip": Row(make=lambda: hf("CLIPVisionModel", False), **NO_TIMM),
+    "hf_clip_projection": Row(make=lambda: hf("CLIPVisionModelWithProjection", False), **NO_TIMM),
+    "hf_clip_classifier": Row(make=lambda: hf("CLIPForImageClassification"), reads=MeanOf(slice(1, None)), timm=False),
+}
+
+
+def make_host(name: str) -> nn.Module:
+    """The host of a row in eval mode, its weights and running statistics random."""
+    torch.manual_seed(5)
+    model = randomise_(ROWS[name].make(), seed=5)
+    generator = torch.Generator().manual_seed(6)
+    for key, buffer in model.named_buffers():
+        if key.endswith(("running_mean", "running_var")):
+            noise = torch.rand(buffer.shape, generator=generator)
+            buffer.copy_(noise if key.endswith("mean") else 0.5 + noise)
+    return model.eval()
+
+
+def pictures(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Images (B, 3, H, W) of a row's size."""
+    return torch.randn(batch, 3, *ROWS[name].size, generator=torch.Generator().manual_seed(11)).to(dtype)
+
+
+def tensors_of(output: Any) -> list[Tensor]:
+    """Floating tensors of a model's output, whatever its kind."""
+    leaves = torch.utils._pytree.tree_leaves(dict(output) if hasattr(output, "to_tuple") else output)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]

@@ -17,7 +17,7 @@ from lmgraft.registry import suggest
 COMMANDS = {
     "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
     "train": "train a recipe in a run folder, or go on with an interrupted run",
-    "evaluate": "test metrics of a run's best checkpoint",
+    "evaluate": "test metrics of a run's best checkpoint, or its robustness: corruptions, ImageNet-C, -A, -R, ...",
     "check-data": "find unreadable images, missing classes and duplicates before a training does",
     "export": "write a trained model as ONNX or for torch.export.load, and compare it with the model",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
@@ -40,7 +40,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked.
+    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked. 130, 143: `train`
+    was asked to stop by Ctrl-C or SIGTERM, and has saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import signal
 import sys
+import textwrap
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -116,7 +117,7 @@ def _help() -> str:
 Train a recipe. The run folder gets its resolved config, logs (CSV, TensorBoard, metrics.json), the
 best, the last and the previous checkpoint, and the result on the test images.
 
-  RECIPE              a name or a path to a .yaml file; known: {", ".join(list_recipes())}
+  RECIPE              a name below or a path to a .yaml file
   --out DIR           the run folder (default: runs/<recipe>_<arm>_seed<seed>)
   --resume            go on with an interrupted run from its last checkpoint; the result is the same
   --auto-lr-retry N   after a loss that is not finite, go on from the last good checkpoint with a fifth
@@ -124,6 +125,9 @@ best, the last and the previous checkpoint, and the result on the test images.
   --from-run DIR      train again what DIR/config.yaml says (default --out: DIR_repeat). Other versions
                       are a warning, other data or another block an error
   --allow-difference  with --from-run: only warn about other data or another block
+
+recipes (each also as NAME_debug, which takes a minute):
+{_wrapped(name for name in list_recipes() if not name.endswith("_debug"))}
 
 examples:
   lmgraft train image/fashion_vit --out runs/fashion
@@ -144,6 +148,10 @@ Every key of a recipe is an option; --llm and --layer are short for --graft.llm 
 """
     body = recipe_parser().format_help()
     return head + body[body.index("\n\n") :] + _of_the_data()
+
+
+def _wrapped(names: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(names), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _of_the_data() -> str:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import colorsys
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -28,16 +28,20 @@ from lmgraft.data.image_files import ImageFiles
 from lmgraft.data.imagenet_sets import subset, wnids
 
 _DONE = "complete.json"
+Suite = Literal["c", "a", "r", "sketch"]
+SUITES: tuple[Suite, ...] = ("c", "a", "r", "sketch")
 
 
-def write_toy_imagenet(root: Path, *, train: int = 2, size: int = 64, suites: bool = True, seed: int = 0) -> Path:
+def write_toy_imagenet(
+    root: Path, *, train: int = 2, size: int = 64, suites: Collection[Suite] = SUITES, seed: int = 0
+) -> Path:
     """Write the tree, unless a whole one of these settings is there.
 
     Args:
         root: A folder for it.
         train: Training images a class; validation has one.
         size: Pixels a side.
-        suites: Whether to write -C, -A, -R and -Sketch beside it.
+        suites: Which robustness sets to write beside it.
         seed: Of the noise in the images.
     """
     settings = {"train": train, "size": size, "seed": seed}
@@ -50,9 +54,11 @@ def write_toy_imagenet(root: Path, *, train: int = 2, size: int = 64, suites: bo
                     name = f"ILSVRC2012_val_{label + 1:08d}" if split == "val" else f"{wnid}_{number}"
                     _save(root / "imagenet" / split / wnid / f"{name}.JPEG", draw(label, size, rng))
         records.write_json(root / "imagenet" / _DONE, settings)
-    if suites and not _is_done(root / "imagenet-c", settings):
-        _write_suites(root, names, size, rng)
-        records.write_json(root / "imagenet-c" / _DONE, settings)
+    for suite in suites:
+        folder = root / f"imagenet-{suite}"
+        if not _is_done(folder, settings):
+            _write_suite(folder, suite, size, np.random.default_rng(seed))
+            records.write_json(folder / _DONE, settings)
     return root
 
 
@@ -70,28 +76,30 @@ def draw(label: int, size: int, rng: np.random.Generator, noise: float = 12.0) -
     return (image + rng.normal(0, noise, image.shape)).clip(0, 255).astype(np.uint8)
 
 
-def _write_suites(root: Path, names: Sequence[str], size: int, rng: np.random.Generator) -> None:
-    labels = {wnid: label for label, wnid in enumerate(names)}
-    for which in ("a", "r"):
-        for wnid in subset(which):
-            _save(root / f"imagenet-{which}" / wnid / "0.JPEG", draw(labels[wnid], size, rng, noise=40.0))
-    for wnid in names:
-        grey = draw(labels[wnid], size, rng).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
-        _save(root / "imagenet-sketch" / wnid / "sketch_0.JPEG", grey)
-    for severity, wnid, image in _noisy(names, rng):
-        first = root / "imagenet-c" / next(iter(CORRUPTIONS)) / str(severity) / wnid / "0.JPEG"
-        _save(first, image)
-        for corruption in list(CORRUPTIONS)[1:]:  # the same noise under every name: a layout, not a corruption
-            twin = root / "imagenet-c" / corruption / str(severity) / wnid / "0.JPEG"
-            twin.parent.mkdir(parents=True, exist_ok=True)
-            twin.unlink(missing_ok=True)
-            os.link(first, twin)
+def _write_suite(folder: Path, suite: Suite, size: int, rng: np.random.Generator) -> None:
+    labels = {wnid: label for label, wnid in enumerate(wnids())}
+    if suite == "sketch":
+        for wnid, label in labels.items():
+            grey = draw(label, size, rng).mean(-1, keepdims=True).repeat(3, -1).astype(np.uint8)
+            _save(folder / wnid / "sketch_0.JPEG", grey)
+    elif suite == "c":
+        _write_corrupted(folder, labels, rng)
+    else:
+        for wnid in subset(suite):
+            _save(folder / wnid / "0.JPEG", draw(labels[wnid], size, rng, noise=40.0))
 
 
-def _noisy(names: Sequence[str], rng: np.random.Generator) -> Iterator[tuple[int, str, npt.NDArray[np.uint8]]]:
+def _write_corrupted(folder: Path, labels: Mapping[str, int], rng: np.random.Generator) -> None:
+    original, *others = CORRUPTIONS
     for severity in range(1, 6):
-        for label, wnid in enumerate(names):
-            yield severity, wnid, draw(label, 224, rng, noise=25.0 * severity)  # -C's files are 224 pixels
+        for wnid, label in labels.items():
+            first = folder / original / str(severity) / wnid / "0.JPEG"
+            _save(first, draw(label, 224, rng, noise=25.0 * severity))  # -C's files are of 224 pixels
+            for corruption in others:  # the same noise under every name: a layout, not a corruption
+                twin = folder / corruption / str(severity) / wnid / "0.JPEG"
+                twin.parent.mkdir(parents=True, exist_ok=True)
+                twin.unlink(missing_ok=True)
+                os.link(first, twin)
 
 
 def _save(file: Path, image: npt.NDArray[np.uint8]) -> None:
@@ -114,5 +122,5 @@ class ToyImageNet(ImageFiles):
         super().__init__(root=str(self.tree / "imagenet"), **options)
 
     def prepare_data(self) -> None:
-        write_toy_imagenet(self.tree, suites=False)
+        write_toy_imagenet(self.tree, suites=())
         super().prepare_data()

@@ -80,7 +80,7 @@ def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool
     grave = [] if blocks[0] == blocks[1] else [f"the block: digest {_short(blocks[0])} there, {_short(blocks[1])} here"]
     data = theirs.get("data", {})
     grave += [
-        f"the data: {key} is {data.get(key)!r} there, {record['data'].get(key)!r} here"
+        f"the data: {key} is {_brief(data.get(key))} there, {_brief(record['data'].get(key))} here"
         for key in sorted(data.keys() | record["data"].keys())
         if _plain(data.get(key)) != _plain(record["data"].get(key))
     ]
@@ -96,6 +96,11 @@ def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool
 def _plain(value: Any) -> Any:
     """As it comes back from JSON."""
     return json.loads(json.dumps(value))
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _short(digest: str | None) -> str:

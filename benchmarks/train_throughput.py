@@ -27,6 +27,7 @@ from timm.data import auto_augment
 from lmgraft.data.transforms import _posterize
 
 AS_TIMM = "--as-timm"
+TIMM = {"timm": [], "timm without its prefetcher": ["--no-prefetcher"]}
 RECIPE = """
 arm: plain
 backbone: {{name: {model}, kwargs: {{drop_path_rate: 0.1}}}}
@@ -61,15 +62,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "images"
         write_images(root, options.batch * options.steps)
-        pairs = []
+        rounds: list[dict[str, float]] = []
         for number in range(options.rounds):
-            ours = run_lmgraft(root, Path(folder) / f"ours_{number}", options)
-            theirs = run_timm(root, Path(folder) / f"theirs_{number}", options)
-            pairs.append((statistics.median(ours), statistics.median(theirs)))
-            print(f"round {number + 1}: lmgraft {pairs[-1][0]:.2f}, timm {pairs[-1][1]:.2f} images/s, "
-                  f"ratio {pairs[-1][0] / pairs[-1][1]:.3f}", flush=True)  # fmt: skip
-    ratios = sorted(ours / theirs for ours, theirs in pairs)
-    print(f"lmgraft over timm: median {statistics.median(ratios):.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
+            rates = {"lmgraft": run_lmgraft(root, Path(folder) / f"ours_{number}", options)}
+            for name, flags in TIMM.items():
+                out = Path(folder) / f"theirs_{number}_{len(rates)}"
+                rates[name] = run_timm(root, out, options, flags)
+            rounds.append({name: statistics.median(values) for name, values in rates.items()})
+            shown = ", ".join(f"{name} {rate:.2f}" for name, rate in rounds[-1].items())
+            print(f"round {number + 1}: {shown} images/s", flush=True)
+    for name in TIMM:
+        ratios = sorted(rates["lmgraft"] / rates[name] for rates in rounds)
+        middle = statistics.median(ratios)
+        print(f"lmgraft over {name}: median {middle:.3f}, from {ratios[0]:.3f} to {ratios[-1]:.3f}")
 
 
 def write_images(root: Path, count: int) -> None:
@@ -90,16 +95,16 @@ def run_lmgraft(root: Path, out: Path, options: argparse.Namespace) -> list[floa
     return [row["images_per_second"] for row in json.loads((out / "metrics.json").read_text())][1:]
 
 
-def run_timm(root: Path, out: Path, options: argparse.Namespace) -> list[float]:
+def run_timm(root: Path, out: Path, options: argparse.Namespace, more: list[str]) -> list[float]:
     flags = f"""
         --data-dir {root} --train-split train --val-split val --output {out} --device cpu
         --model {options.model} --num-classes 2 --img-size {options.size} --drop-path 0.1
-        --batch-size {options.batch} --validation-batch-size 8 --workers {options.workers} --no-prefetcher
+        --batch-size {options.batch} --validation-batch-size 8 --workers {options.workers}
         --opt adamw --weight-decay 0.05 --lr 5e-4 --warmup-epochs 0 --epochs {options.epochs} --log-interval 1
         --scale 0.08 1.0 --aa rand-m9-mstd0.5-inc1 --color-jitter 0.4 --reprob 0.25 --train-interpolation bicubic
         --mixup 0.8 --cutmix 1.0 --smoothing 0.1
     """
-    said = call([sys.executable, __file__, AS_TIMM, str(options.timm_train), *flags.split()])
+    said = call([sys.executable, __file__, AS_TIMM, str(options.timm_train), *flags.split(), *more])
     rates: dict[int, float] = {}
     for epoch, rate in re.findall(r"Train: (\d+) \[.*?Time: .*?\([\d.]+s, +([\d.]+)/s\)", said):
         rates[int(epoch)] = float(rate)  # the last line of an epoch has its mean

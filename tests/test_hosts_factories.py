@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import urllib.error
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.errors
 import pytest
+import safetensors
+import timm
 import torch
 import torchvision
 from torch import nn
 
 import lmgraft
+from lmgraft.checkpoint.hub_http import network_errors
 from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
 from lmgraft.registry import FACTORIES
@@ -32,6 +38,91 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     model: Any = randomise_(hf(request.param), seed=2)
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"
+
+
+RESPONSE: Any = SimpleNamespace(headers={}, request=None, status_code=503)
+FAILURES: dict[str, Any] = {
+    "not_cached": lambda: huggingface_hub.errors.LocalEntryNotFoundError("the reason\nmore of it"),
+    "offline": lambda: huggingface_hub.errors.OfflineModeIsEnabled("the reason"),
+    "refused": lambda: huggingface_hub.errors.HfHubHTTPError("the reason\n\nmore of it", response=RESPONSE),
+    "connection": lambda: network_errors()[-1]("the reason"),
+    "name_lookup": lambda: urllib.error.URLError("the reason"),
+    "file": lambda: OSError("the reason"),
+    "no_weights": lambda: RuntimeError("the reason"),
+    "value": lambda: ValueError("the reason"),
+    "damaged": lambda: safetensors.SafetensorError("the reason"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+class TestWithoutTheHub:
+    """Each library fails in its own ways; one line says what and why, another what to do."""
+
+    def _check(self, factory: str, name: Any) -> HostError:
+        with pytest.raises(HostError) as caught:
+            create(factory, name, pretrained=True, **SIZE)
+        message = caught.value.message
+        assert str(name) in message
+        assert "the reason" in message
+        assert "more of it" not in message
+        assert "\n" not in message
+        assert "--backbone.kwargs.pretrained false" in caught.value.remedy
+        return caught.value
+
+    def test_timm(self, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Where timm itself asks the Hub: `create_model` passes on what that raises."""
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise FAILURES[failure]()
+
+        monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", fail)
+        error = self._check("timm", "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+        assert "image/photos_scratch" in error.remedy
+        monkeypatch.setattr(timm, "create_model", fail)
+        self._check("timm", "vit_tiny_patch16_224.augreg_in21k_ft_in1k")
+
+    def test_torchvision(self, failure: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise FAILURES[failure]()
+
+        monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
+        if failure == "value":  # torchvision's word for arguments
+            with pytest.raises(HostError, match="torchvision refused 'squeezenet1_1': the reason"):
+                create("torchvision", "squeezenet1_1", pretrained=True)
+        else:
+            self._check("torchvision", "squeezenet1_1")
+
+    def test_transformers(self, failure: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        from transformers import AutoConfig, AutoModelForImageClassification
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise FAILURES[failure]()
+
+        monkeypatch.setattr(AutoModelForImageClassification, "from_pretrained", fail)
+        self._check("transformers", folder)
+        monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+        if failure not in ("no_weights", "damaged"):  # a config is fetched: there are no weights to say so of
+            with pytest.raises(HostError, match=r"gives no image classifier .*the reason") as caught:
+                create("transformers", folder, **SIZE)
+            assert "config.json" in caught.value.remedy
+
+
+def test_a_wrong_argument_is_not_taken_for_a_missing_hub() -> None:
+    with pytest.raises(HostError, match="refused its arguments") as caught:
+        create("timm", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=True, no_such=1)
+    assert caught.value.remedy == "check backbone.kwargs"
+
+
+def test_a_file_of_one_s_own(tmp_path: Path) -> None:
+    """What the remedy says: timm reads it in place of the Hub's."""
+    small = {"embed_dim": 24, "depth": 1, "num_heads": 2, "img_size": 32}
+    kept = create("timm", "vit_tiny_patch16_224", num_classes=1000, **small)
+    torch.save(kept.state_dict(), tmp_path / "weights.pth")
+    given = {"file": str(tmp_path / "weights.pth")}
+    model = create(
+        "timm", "vit_tiny_patch16_224", pretrained=True, pretrained_cfg_overlay=given, num_classes=3, **small
+    )
+    assert torch.equal(model.blocks[0].attn.qkv.weight, kept.blocks[0].attn.qkv.weight)
 
 
 class TestTransformers:

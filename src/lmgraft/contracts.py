@@ -183,6 +183,12 @@ class Host:
     """
     first: str | None = None
     """Path of the module that the first layer starts with; None for the first layer itself."""
+    stem: tuple[str, ...] = ()
+    """Dotted paths of the modules and parameters before the first layer; empty where they are unknown, or
+    where the model groups its parameters itself (timm's `group_matcher`)."""
+    undecayed: tuple[str, ...] = ()
+    """Names of parameters that weight decay is not meant for: class tokens, positions. Empty where the model
+    says so itself (timm's `no_weight_decay`)."""
     widths: tuple[int | None, ...] = ()
     """V before the first layer and behind each one; None where unknown. Empty: `embed_dim` everywhere."""
     axes: Axes = "tokens"

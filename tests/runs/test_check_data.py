@@ -4,11 +4,12 @@ import json
 import os
 
 import pytest
-from image_trees import WNIDS, encoded, picture, write_folder, write_shards
+from image_trees import WNIDS, encoded, picture, write_folder, write_shards, write_tar
 
 from lmgraft.cli.main import main
 from lmgraft.data import verify
 from lmgraft.data.image_files import ImageFiles
+from lmgraft.data.imagenet_sets import wnids
 from lmgraft.data.layouts import find_splits
 from lmgraft.errors import DataError
 
@@ -48,6 +49,7 @@ def test_every_fault_is_named(tmp_path, capsys, workers):
         "note: train: 1 images made PIL warn or have several frames",
         "What to do: copy or fetch the 3 unreadable files again",
         "found.json lists them",
+        "give --data.max_corrupt 2 --data.max_corrupt_test 1.",
     ):
         assert line in out
     assert "[train] 213 of 213 images" in err
@@ -69,6 +71,21 @@ def test_a_good_folder_of_ones_own(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "All images can be read" in out
     assert "unreadable:" not in out
+
+
+def test_one_class_files_of_other_types_and_other_totals_are_said(tmp_path, capsys):
+    root = write_folder(tmp_path / "cats", {"": 4}, classes=("cat",))
+    (root / "cat" / "1.heic").write_bytes(b"x")
+    (root / "cat" / "broken.jpg").write_bytes(b"x")
+    assert main(["check-data", str(root), "--workers", "0", "--json", str(tmp_path / "found.json")]) == 1
+    out = capsys.readouterr().out
+    assert "cats has one class only: cat" in out
+    assert f"note: {root}: 1 files of other types are ignored: .heic 1" in out
+    assert "--data.max_corrupt 1 --data.max_corrupt_test 1." in out  # which will be held out is not known here
+    assert json.loads((tmp_path / "found.json").read_text())["splits"]["train"]["ignored"] == {".heic": 1}
+    write_tar(tmp_path / "train.tar", {f"{name}/{name}_1.JPEG": b"x" for name in wnids()})
+    main(["check-data", str(tmp_path / "train.tar"), "--classes", "imagenet", "--workers", "0"])
+    assert "train.tar has 1,000 images; ImageNet's training split has 1,281,167" in capsys.readouterr().out
 
 
 def test_classes_that_do_not_agree_are_wrong_but_images_are_looked_at_all_the_same(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Data: draws without a state, batches from any offset, augmentation, and files that are not right."""
 
 import gzip
+import shutil
 import subprocess
 
 import numpy as np
@@ -228,6 +229,21 @@ def test_a_missing_folder_file_or_wrong_checksum_is_named(tmp_path, fashion_root
 def test_sizes_that_do_not_fit(fashion_root, options, message):
     with pytest.raises(DataError, match=message):
         FashionMNIST(root=str(fashion_root), verify=False, **options).setup()
+
+
+def test_files_of_ones_own_are_told_apart(fashion_root, tmp_path):
+    def fingerprint(root):
+        data = FashionMNIST(str(root), verify=False, val_size=20, batch_size=10)
+        data.setup()
+        return data.fingerprint()
+
+    own = shutil.copytree(fashion_root, tmp_path / "own")
+    assert fingerprint(own) == fingerprint(fashion_root)  # wherever they lie
+    for name in ("train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"):
+        before, content = fingerprint(own), bytearray(gzip.decompress((own / name).read_bytes()))
+        content[-1] ^= 1
+        (own / name).write_bytes(gzip.compress(bytes(content)))
+        assert fingerprint(own) != before
 
 
 def test_raw_test_images_prepared_are_the_test_batch(fashion_root):

@@ -19,11 +19,13 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import lmgraft
 from lmgraft import records
-from lmgraft.data.loader import EpochSampler
+from lmgraft.data.fashion_mnist import FashionMNIST
+from lmgraft.data.images import ImageData
+from lmgraft.data.loader import EpochSampler, Fault
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import read_result, train_run
 from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
-from lmgraft.training.fit import TrainConfig
+from lmgraft.training.fit import TrainConfig, processes
 from lmgraft.training.strategy import make_plugins
 
 ONE = (
@@ -224,6 +226,83 @@ def test_processes_that_would_train_each_for_itself_are_refused(make_recipe, tmp
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(RecipeError, match=r"train\.devices"):
         train_run(make_recipe(), tmp_path / "run", progress="none")
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, (4, 2)),
+        ({"devices": 4}, (4, 2)),
+        ({"devices": "4", "num_nodes": 2}, (4, 2)),
+        ({"devices": 8}, "torchrun started 4 processes on this machine, but train.devices is 8"),
+        ({"num_nodes": 3}, "torchrun has 2 machines, but train.num_nodes is 3"),
+    ],
+)
+def test_processes_are_torchrun_s(monkeypatch, options, found):
+    for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    if isinstance(found, tuple):
+        assert processes(TrainConfig(**options)) == found
+        return
+    with pytest.raises(RecipeError, match=found):
+        processes(TrainConfig(**options))
+
+
+def test_without_torchrun_processes_are_the_recipe_s(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # Lightning's own launcher sets such too
+    assert processes(TrainConfig(devices=3, num_nodes=5)) == (3, 5)
+
+
+class MeetFaults(Callback):
+    """This process meets unreadable files in epoch 1."""
+
+    def __init__(self, names):
+        self.faults = [Fault(name, "cut short") for name in names]
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.datamodule.report("train", self.faults)
+
+
+def meeting_faults(arguments, rank, port, limit, names):
+    ImageData.max_corrupt = limit
+    with watched_by(MeetFaults(names)):
+        as_torchrun_does(arguments, rank, port)
+
+
+@pytest.mark.slow
+def test_unreadable_files_of_all_processes_are_counted(two_recipe, tmp_path):
+    """Under torchrun, without --train.devices."""
+    run, port = tmp_path / "run", free_port()
+    arguments = ["train", str(two_recipe), "--train.devices=auto", "--train.epochs=3", "--out", str(run)]
+    met = (["b.jpg"], ["a.jpg", "b.jpg"])
+    both = [forkserver().Process(target=meeting_faults, args=(arguments, r, port, 2, met[r])) for r in (0, 1)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 0
+    rows = records.read_json(run / "metrics.json")
+    assert [row["unreadable_files"] for row in rows] == [0, 2, 2]
+    assert {fault["file"] for fault in read_result(run).faults} == {"a.jpg", "b.jpg"}
+    kept = read_checkpoint(checkpoint_path(run, "last"))[FashionMNIST.__qualname__]
+    assert kept["unreadable"]["train"].keys() == {"a.jpg", "b.jpg"}
+
+
+@pytest.mark.slow
+def test_unreadable_files_of_all_processes_beyond_the_limit_end_all(two_recipe, tmp_path):
+    """Each process meets one file, which alone it may."""
+    run, port = tmp_path / "run", free_port()
+    arguments = ["train", str(two_recipe), "--train.devices=auto", "--out", str(run)]
+    both = [
+        forkserver().Process(target=meeting_faults, args=(arguments, rank, port, 1, [f"{rank}.jpg"])) for rank in (0, 1)
+    ]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join()
+        assert process.exitcode == 2
+    assert read_checkpoint(checkpoint_path(run, "last"))["epoch"] == 1
 
 
 def test_slurm_s_signals_are_ours(monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from lmgraft.data import features
 from lmgraft.data.features import FeatureSet, store_features
-from lmgraft.data.loader import Draw
+from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import DataError
 
 SHAPE = (25, 3, 4)
@@ -102,6 +102,49 @@ def test_the_record_says_what_it_is_of():
     assert record["identity"] == {"of": "x"}
     assert record["shape"] == list(SHAPE)
     assert not (stored.folder / "progress.json").exists()
+
+
+class Unreadable(Encoder):
+    """Of each chunk the first file cannot be read, and of the first chunk another."""
+
+    def __call__(self, first, stop):
+        faults = [Fault(f"{first}.jpg", "broken"), *([Fault("3.jpg", "empty")] if first == 0 else [])]
+        return Reported(*super().__call__(first, stop), tuple(faults))
+
+
+def test_unreadable_files_are_reported_again_from_the_cache():
+    def faults_of(encoder, *, limit=99):
+        met = []
+
+        def report(faults):
+            met.extend(fault.file for fault in faults)
+            if len(met) > limit:
+                raise DataError("too many")
+
+        store_features({"of": "x"}, SHAPE, "float16", encoder, report=report)
+        return met
+
+    with pytest.raises(KeyboardInterrupt):
+        faults_of(Unreadable(fail_at=20))
+    encoder = Unreadable()
+    assert faults_of(encoder) == ["0.jpg", "3.jpg", "10.jpg", "20.jpg"]
+    assert encoder.asked == [(20, 25)]
+    nothing = Unreadable(fail_at=0)
+    assert faults_of(nothing) == ["0.jpg", "3.jpg", "10.jpg", "20.jpg"]
+    assert nothing.asked == []
+    with pytest.raises(DataError, match="too many"):
+        faults_of(nothing, limit=3)
+
+
+def test_a_chunk_beyond_the_limit_is_not_kept():
+    def report(faults):
+        raise DataError("too many")
+
+    with pytest.raises(DataError, match="too many"):
+        store_features({"of": "x"}, SHAPE, "float16", Unreadable(), report=report)
+    encoder = Unreadable()
+    store_features({"of": "x"}, SHAPE, "float16", encoder)
+    assert encoder.asked[0] == (0, 10)
 
 
 def test_no_room_is_said_before_anything_is_computed(monkeypatch):

@@ -2,15 +2,19 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from image_trees import write_folder
 
 import lmgraft
-from lmgraft.errors import RecipeError
+from lmgraft.data.images import CorruptImageWarning
+from lmgraft.errors import DataError, RecipeError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, evaluate_run, load_trained, train_run
+from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.training.features import OnTokens, encode, encoder_digest, freeze_encoder
 
 CACHED = ("--features.cached", "true", "--features.dtype", "float32", "--data.pad", "0", "--data.flip", "false")
@@ -117,6 +121,41 @@ def test_views_are_drawn_and_taken_in_turn(make_recipe, tmp_path):
     images = recipe.data.split("train")
     assert len(images.views) == 2
     assert not (images.views[0] == images.views[1]).all()
+
+
+FILES = """
+seed: 3
+arm: plain
+backbone: {{name: test_vit, kwargs: {{img_size: 32}}}}
+data:
+  class_path: lmgraft.data.image_files.ImageFiles
+  init_args: {{root: {root}, img_size: 32, val_size: 3, batch_size: 6, eval_batch_size: 4, num_workers: 0}}
+task: {{class_path: lmgraft.tasks.image.ImageClassification, init_args: {{mixup: 0, cutmix: 0}}}}
+train: {{epochs: 1, accelerator: cpu}}
+features: {{cached: true}}
+"""
+
+
+def test_unreadable_images_are_replaced_named_and_counted_with_and_without_the_cache(tmp_path):
+    root = write_folder(tmp_path / "photos", {"train": 8, "val": 2})
+    recipe = parse_recipe(FILES.format(root=root), [])
+    recipe.data.setup()
+    bad = recipe.data.split("train").table.place(int(recipe.data.split("train").indices[4]))
+    Path(bad).write_bytes(Path(bad).read_bytes()[:300])
+    results = []
+    for name in ("first", "again"):
+        recipe = parse_recipe(FILES.format(root=root), [])
+        with pytest.warns(CorruptImageWarning, match="next readable image is shown instead") as caught:
+            results.append(train_run(recipe, tmp_path / name, progress="none"))
+        assert len(caught) == 1
+        assert [fault.file for fault in recipe.data.faults] == [bad]
+        train = recipe.data.split("train")
+        assert train.indices[4] == train.indices[5]
+        assert torch.equal(train.batch([4])[0], train.batch([5])[0])
+    costs = [json.loads((tmp_path / name / "run.json").read_text())["features"] for name in ("first", "again")]
+    assert [cost["computed"] for cost in costs] == [30, 0]
+    with pytest.raises(DataError, match=r"data\.max_corrupt is 0"):
+        train_run(parse_recipe(FILES.format(root=root), ["--data.max_corrupt", "0"]), tmp_path / "strict")
 
 
 @pytest.mark.parametrize(

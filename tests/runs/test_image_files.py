@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import os
+import shutil
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +18,9 @@ from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
 from lmgraft.data.holdout import hold_out, name_hashes
 from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.tables import as_names
+from lmgraft.data.imagenet_sets import IMAGES, wnids
+from lmgraft.data.layouts import find_splits
+from lmgraft.data.tables import ImageTable, as_names
 from lmgraft.data.tars import members
 from lmgraft.data.transforms import Augment
 from lmgraft.errors import DataError
@@ -156,6 +160,20 @@ def test_hugging_face_data_sets(tmp_path):
     assert data.class_names == tuple(names)
     assert data.split("test").labels.tolist() == [0, 1, 2]
     assert np.array_equal(np.asarray(data.raw_test()[2][0]), np.asarray(create_from(encoded(2))))
+    # Told apart by the images' sizes, wherever they lie; rows that name files, by the set's own fingerprint.
+    assert data.split("test").table.sizes.tolist() == [len(encoded(i)) for i in range(3)]
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    again = image_files(tmp_path / "cache", dataset=f"hfds/{copy}", test_split="test", val_size=3)
+    assert again.fingerprint()["sha256"] == data.fingerprint()["sha256"]
+    for i in range(3):
+        (tmp_path / f"{i}.jpg").write_bytes(encoded(i))
+    rows = [{"image": {"bytes": None, "path": str(tmp_path / f"{i}.jpg")}, "label": i} for i in range(3)]
+    parquet.write_table(
+        arrow.Table.from_pylist(rows, schema=features.arrow_schema), copy / "test-00000-of-00001.parquet"
+    )
+    named = find_splits(replace(again.layout, root=str(tmp_path / "other")))["test"]
+    assert named.sizes.tolist() == [-1, -1, -1]
+    assert named.contents
 
 
 def test_a_hugging_face_data_set_without_the_package_says_what_to_install(monkeypatch):
@@ -438,6 +456,69 @@ def test_nothing_there(tmp_path):
     (tmp_path / "file.zip").write_bytes(b"")
     with pytest.raises(DataError, match=r"is a file"):
         image_files(tmp_path / "file.zip")
+
+
+def test_one_class_only_is_refused(tmp_path):
+    root = write_folder(tmp_path / "cats", {"": 9}, classes=("cat",))
+    with pytest.raises(DataError, match=r"cats has one class only: cat\n.*two at least"):
+        image_files(root)
+    with pytest.raises(DataError, match="one class only: cat"):
+        image_files(root, class_map={"cat": 0})
+    (root / "dog").mkdir()
+    with pytest.raises(DataError, match="1 class folders without an image: dog"):
+        image_files(root)
+
+
+def test_files_of_other_types_are_counted_and_said_once(tmp_path, capsys):
+    root = write_folder(tmp_path / "photos", {"": 20}, classes=("cat", "dog"))
+    (root / "readme.md").write_text("about")
+    (root / "cat" / "._cat_0.JPEG").write_bytes(b"macOS")
+    (root / "cat" / ".DS_Store").write_bytes(b"macOS")
+    (root / "cat" / "a.txt").write_text("one in forty")
+    data = image_files(root)
+    assert len(data.split("train").table) == 40
+    assert find_splits(data.layout)["train"].ignored == {".txt": 1}
+    assert capsys.readouterr().err == ""
+    for name in ("a.HEIC", "b.heic", "c"):
+        (root / "dog" / name).write_bytes(b"x")
+    for _ in range(2):
+        image_files(root)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"note: {root}: 4 files of other types are ignored: .heic 2, no extension 1, .txt 1"
+    (tmp_path / "phone" / "cat").mkdir(parents=True)
+    (tmp_path / "phone" / "cat" / "1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no images .* but files of other types: \.heic 1"):
+        image_files(tmp_path / "phone")
+    write_tar(
+        tmp_path / "x.tar",
+        {f"{n}/{i}.jpg": encoded(i) for n in "ab" for i in range(9)} | {"a/._1.jpg": b"x", "a/b.avif": b"x"},
+    )
+    found = find_splits(image_files(tmp_path / "x.tar").layout)["train"]
+    assert len(found.names) == 18
+    assert found.ignored == {".avif": 1}
+
+
+def test_imagenet_of_another_size_is_said_and_taken(tmp_path, capsys, monkeypatch):
+    train = {f"{name}/{name}_1.JPEG": b"x" for name in wnids()}
+    write_tar(tmp_path / "train.tar", train)
+    write_tar(tmp_path / "val.tar", train)
+    data = ImageFiles(root=str(tmp_path), classes="imagenet", val_size=0)
+    for _ in range(2):
+        data.splits()
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {tmp_path}/train.tar has 1,000 images; ImageNet's training split has 1,281,167",
+        f"note: {tmp_path}/val.tar has 1,000 images; ImageNet's validation split has 50,000",
+    ]
+    monkeypatch.setitem(IMAGES, "imagenet_train", 1000)
+    monkeypatch.setitem(IMAGES, "imagenet", 1000)
+    assert ImageFiles(root=str(tmp_path), classes="imagenet", val_size=0).splits().notices == ()
+
+
+def test_tables_without_file_sizes_are_told_apart_by_what_the_source_says():
+    row = {"where": "x", "names": as_names(["0"]), "labels": np.zeros(1, np.int64), "sizes": -np.ones(1, np.int64)}
+    one, other, plain = (ImageTable(**row, files=None, contents=contents) for contents in ("a", "b", ""))
+    assert len({table.digest() for table in (one, other, plain)}) == 3
+    assert one.digest() == ImageTable(**row, files=None, contents="a").digest()
 
 
 def test_files_of_zero_bytes_are_named_before_training(tmp_path):

@@ -348,6 +348,20 @@ def test_a_mistake_in_a_transform_is_no_unreadable_file(tree):
     assert ValueError in UNREADABLE
 
 
+def test_an_unreadable_training_image_as_evaluation_sees_it_is_the_next_one(tree, tmp_path):
+    root = shutil.copytree(tree, tmp_path / "copy")
+    data = image_files(root, augment=DEIT, val_size=0, max_corrupt_test=1)
+    cut(root / "train" / shown(data, "train")[7])
+    cut(root / "val" / shown(data, "test")[4])
+    still = data.still("train").__getitems__([Draw(0, 7), Draw(0, 8)])
+    assert still.sources.tolist() == [8, 8]
+    assert torch.equal(*still.images)
+    assert [fault.file for fault in still.faults] == [data.split("train").table.place(7)]
+    blank = data.still("test").__getitems__([Draw(0, 4)])
+    assert blank.sources.tolist() == [4]
+    assert not blank.images.any()
+
+
 def test_training_images_as_evaluation_sees_them(tree):
     data = image_files(tree, augment=DEIT, val_size=0)
     still = data.still("train")

@@ -27,7 +27,7 @@ def test_deits_settings(name):
     assert recipe.task_options == mixing | {"label_smoothing": 0.1}
     assert recipe.backbone.kwargs == {"drop_path_rate": 0.1}
     optim = recipe.optim
-    rate = 1e-4 if name.endswith("opt_125m") else 5e-4
+    rate = 1e-4 if name.endswith(("opt_125m", "opt_350m")) else 5e-4
     assert optim.for_batch(1024).lr == pytest.approx(2 * rate)
     assert (optim.schedule, optim.warmup_epochs, optim.warmup_lr, optim.min_lr) == ("epoch", 20, 1e-6, 1e-5)
     assert (optim.weight_decay, optim.beta1, optim.beta2, optim.eps) == (0.05, 0.9, 0.999, 1e-8)

@@ -10,14 +10,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_trees import WNIDS, write_folder
 from lasting import InterruptAfter, InterruptError, assert_same, assert_same_run, final_state, watched_by
 from pytorch_lightning import Callback
 
 from lmgraft import records
 from lmgraft.cli.main import main
 from lmgraft.cli.train import _one_line_warnings, _take_retries
+from lmgraft.data.images import CorruptImageWarning
 from lmgraft.errors import RunError
 from lmgraft.recipes import build_model, load_trained, read_result, train_run
+from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.training.checkpoints import AtomicCheckpointIO, RunWarning, checkpoint_path, newest_whole, read_checkpoint
 from lmgraft.training.schedule import CUT, make_schedule
 from lmgraft.training.stopping import InterruptedRunError, NotFiniteError
@@ -249,9 +252,51 @@ def test_a_loss_that_is_not_finite_is_described(make_recipe, tmp_path):
     error = caught.value
     assert (error.epoch, error.step) == (1, 1)
     assert error.samples == tuple(watch.batches[-1])
-    assert error.learning_rate > 0
+    assert error.learning_rate == expected_rates(make_recipe(), [])[5]
     assert f"images {error.samples[0]}, {error.samples[1]}" in error.message
     assert read_checkpoint(checkpoint_path(tmp_path / "run", "last"))["global_step"] == 5
+
+
+def test_the_rate_of_the_loss_that_is_not_finite_is_the_recipe_s_peak_rate(make_recipe, tmp_path):
+    """Not that of the first layer, which layer_decay makes smaller, nor that of the step after."""
+    recipe = make_recipe("--optim.layer_decay=0.5", "--optim.warmup=0.9")
+    with watched_by(Poison(5)), pytest.raises(NotFiniteError) as caught:
+        train_run(recipe, tmp_path / "run", progress="none")
+    assert caught.value.learning_rate == pytest.approx(expected_rates(recipe, [])[5], rel=1e-12)
+
+
+FILES = """
+arm: plain
+backbone: {{name: vit_tiny_patch16_224, kwargs: {{embed_dim: 24, depth: 1, num_heads: 2}}}}
+data:
+  class_path: lmgraft.data.image_files.ImageFiles
+  init_args: {{root: {root}, img_size: 32, batch_size: 4, eval_batch_size: 8, num_workers: 0, val_size: 2}}
+train: {{epochs: 1, save_every: 1, log_every: 1, accelerator: cpu}}
+"""
+
+
+def test_the_files_of_a_loss_that_is_not_finite_are_named(tmp_path):
+    root = write_folder(tmp_path / "tree", {"train": 6, "test": 2})
+    recipe = parse_recipe(FILES.format(root=root))
+    with watched_by(Poison(1)) as watch, pytest.raises(NotFiniteError) as caught:
+        train_run(recipe, tmp_path / "run", progress="none")
+    table = recipe.data.split("train").table
+    assert caught.value.files == tuple(table.name(source) for source in watch.batches[-1])
+    assert ": " + ", ".join(caught.value.files[:3]) + ", ...)" in caught.value.message
+
+
+def test_a_corrupt_test_image_found_after_training_is_allowed_on_resuming(tmp_path, capsys):
+    root = write_folder(tmp_path / "tree", {"train": 6, "test": 2})
+    file = root / "test" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG"
+    file.write_bytes(file.read_bytes()[:200])
+    recipe, run = tmp_path / "files.yaml", tmp_path / "run"
+    recipe.write_text(FILES.format(root=root))
+    command = ["train", str(recipe), "--out", str(run)]
+    assert main(command) == 2
+    assert "data.max_corrupt_test is 0" in capsys.readouterr().err
+    with pytest.warns(CorruptImageWarning), watched_by(InterruptAfter(0)):  # no step is taken any more
+        assert main([*command, "--resume", "--data.max_corrupt_test", "1"]) == 0
+    assert len(read_result(run).faults) == 1
 
 
 class PoisonBehind(Callback):
@@ -443,6 +488,16 @@ def test_a_repetition_with_other_versions_is_a_warning(make_recipe, tmp_path, un
         assert repeat(capsys, uninterrupted, tmp_path / "again", "--train.epochs", "1")[0] == 0
 
 
+def test_a_repetition_restarts_as_often_as_the_original(make_recipe, tmp_path, capsys):
+    with watched_by(Poison(5)), pytest.warns(RunWarning, match="restart 1 of 2"):
+        train_run(make_recipe(), tmp_path / "run", progress="none", retries=2)
+    with watched_by(Poison(5)), pytest.warns(RunWarning, match="restart 1 of 1"):
+        assert repeat(capsys, tmp_path / "run", tmp_path / "again")[0] == 0
+    assert_same_run(tmp_path / "again", tmp_path / "run")
+    with watched_by(Poison(5)):
+        assert repeat(capsys, tmp_path / "run", tmp_path / "none", "--auto-lr-retry=0")[0] == 2
+
+
 def test_warnings_of_a_run_are_one_line():
     usual = warnings.formatwarning
     with _one_line_warnings():
@@ -453,7 +508,7 @@ def test_warnings_of_a_run_are_one_line():
 
 @pytest.mark.parametrize(
     ("arguments", "retries"),
-    [(["--auto-lr-retry"], 3), (["--auto-lr-retry", "5"], 5), (["--auto-lr-retry=1", "--seed", "2"], 1), ([], 0)],
+    [(["--auto-lr-retry"], 3), (["--auto-lr-retry", "5"], 5), (["--auto-lr-retry=1", "--seed", "2"], 1), ([], None)],
 )
 def test_the_number_of_retries(arguments, retries):
     assert _take_retries(arguments) == retries

@@ -14,7 +14,7 @@ GOOD = find_recipe("image/fashion_vit")
 def test_every_recipe_is_valid_and_its_header_says_what_to_expect(name):
     load_recipe(name)
     header = find_recipe(name)
-    for word in ("Command:", "Hardware:", "Time:", "Expected:"):
+    for word in ("Source:", "Command:", "Hardware:", "Time:", "Expected:"):
         assert word in header
 
 

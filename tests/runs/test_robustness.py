@@ -19,10 +19,11 @@ from lmgraft.analysis.robustness import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, Cou
 from lmgraft.cli.main import main
 from lmgraft.data import imagenet_sets
 from lmgraft.data.corruptions import CORRUPTIONS, corrupt
+from lmgraft.data.fashion_mnist import FashionMNIST
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained, train_run
 from lmgraft.report.robustness import markdown, to_dict, write_report
-from lmgraft.studies import robustness
+from lmgraft.studies import robustness, robustness_checkpoint
 from lmgraft.studies.robustness import RobustnessConfig, Subject, evaluate_cells, evaluate_robustness
 from lmgraft.studies.robustness_cells import Cell, corruption_cells, crop_transform, set_cells, spread
 from lmgraft.training.fit import TrainConfig
@@ -179,6 +180,49 @@ def test_done_cells_are_kept_unless_weights_or_conditions_changed(tmp_path):
     assert [d.asked for d in sets.values()] == [6, 6, 6]
 
 
+def test_cells_shown_by_another_transform_are_counted_again(tmp_path, run_dir, monkeypatch):
+    dataset = Counting(6)
+    cells = [Cell(key="clean", dataset=dataset, size=6)]
+    asked = []
+    for crop_pct in (0.875, 0.875, 1.0):
+        dataset.asked = 0
+        shown = subject(tmp_path, shown={"crop_pct": crop_pct, "img_size": (224, 224)})
+        evaluate_cells(shown, cells, RobustnessConfig(workers=0), [], robustness.silent)
+        asked.append(dataset.asked)
+    assert asked == [6, 0, 6]
+    said = []
+    config = RobustnessConfig(corruptions=("contrast",), workers=0, limit=4)
+    for mean in (FashionMNIST.mean, FashionMNIST.mean, (0.9,)):
+        monkeypatch.setattr(FashionMNIST, "mean", mean)
+        evaluate_robustness([run_dir], config, say=said.append)
+    assert [line for line in said if "done before" in line] == [f"run: 6 cells, {n} done before" for n in (0, 6, 0)]
+
+
+def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path, published, monkeypatch):  # noqa: F811
+    file = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_vit").state_dict(), file)
+    seen = []
+    monkeypatch.setattr(robustness_checkpoint, "evaluate_cells", lambda subject, *_: seen.append(subject.shown))
+    config = RobustnessConfig(suite="imagenet-robustness", places={"imagenet_a": published / "ImageNet-A"})
+    robustness_checkpoint.evaluate_checkpoint("timm:test_vit", file, tmp_path, config)
+    assert seen[0] == timm.data.resolve_model_data_config(timm.create_model("test_vit")) | {"model": "timm:test_vit"}
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "model.module."])
+def test_what_a_state_dict_was_wrapped_in_is_taken_off(tmp_path, prefix):
+    state = {"model.weight": torch.ones(2), "head.bias": torch.zeros(1)}  # a module may itself be called model
+    torch.save({"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "a.ckpt")
+    assert robustness_checkpoint._read(tmp_path / "a.ckpt").keys() == state.keys()
+
+
+def test_the_best_checkpoint_of_a_plain_arm_is_a_state_dict_of_its_model(tmp_path, make_recipe):
+    train_run(make_recipe("--train.epochs", "1", "--arm", "plain"), tmp_path / "plain", progress="none")
+    _, model = load_trained(tmp_path / "plain")
+    state = robustness_checkpoint._read(tmp_path / "plain" / "checkpoints" / "best.ckpt")
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
 def test_models_of_other_classes_are_refused():
     names = imagenet_sets.wnids()
     for given, message in (
@@ -257,9 +301,20 @@ def test_report_of_two_runs(tmp_path):
             label=label, suite="corruptions", cells=cells, summary=robustness.summed(cells), notes=("said",)
         )
 
-    results = [made("plain", 0), made("llm", 10)]
+    results = [made("plain", 0), replace(made("llm", 10), limit=100)]
     written = write_report(results, tmp_path)
-    assert [path.name for path in written] == ["robustness.md", "robustness.png", "robustness.svg"]
+    numbers, page, png, svg = sorted(written, key=lambda path: path.suffix)
+    assert [p.name for p in (page, png, svg)] == ["robustness.md", "robustness.png", "robustness.svg"]
+    assert numbers.name == "robustness_report.json"  # robustness.json is what is counted, and must stay
+    content = json.loads(numbers.read_text())
+    assert content == json.loads(json.dumps([to_dict(result) for result in results]))
+    assert [one["limit"] for one in content] == [None, 100]
+    assert content[1]["summary"]["mean"] == pytest.approx(0.45)
+    assert content[1]["summary"]["mce"] is None
+    assert content[1]["cells"]["corruptions/fog/2"]["accuracy"] == pytest.approx(
+        results[1].cells["corruptions/fog/2"].accuracy
+    )
+    assert content[1]["notes"] == ["said"]
     text = markdown(results)
     assert "| top-1 accuracy | plain | llm |" in text
     assert "| clean | 90.00 (82.56 to 94.48) |" in text
@@ -267,9 +322,9 @@ def test_report_of_two_runs(tmp_path):
     assert "| corruptions, mean of 15 | 55.00 | 45.00 |" in text
     assert "mCE" not in text
     assert text.count("said") == 1
-    with Image.open(written[1]) as figure:
+    with Image.open(png) as figure:
         assert figure.size[0] > 1000
-    assert ">gaussian noise</text>" in re.sub(r"\s*\n\s*", "", written[2].read_text())
+    assert ">gaussian noise</text>" in re.sub(r"\s*\n\s*", "", svg.read_text())
     assert to_dict(results[0])["cells"]["clean"]["interval"] == pytest.approx([0.8256, 0.9448], abs=1e-4)
 
 
@@ -289,6 +344,7 @@ def test_the_command_on_a_run(capsys, run_dir, frost_folder, tmp_path):
     assert "10/11 corruptions/gaussian_noise/4" in err
     assert (run_dir / "robustness.md").exists()
     assert (run_dir / "robustness.png").exists()
+    assert json.loads((run_dir / "robustness_report.json").read_text())[0]["limit"] == 10
     status, out, err = call(capsys, "evaluate", run_dir, run_dir, *options, "--json", "--out", tmp_path / "both")
     assert "11 done before" in err
     both = json.loads(out)

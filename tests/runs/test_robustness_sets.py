@@ -9,7 +9,7 @@ from PIL import Image
 from lmgraft.data import imagenet_sets as sets
 from lmgraft.data.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError
-from lmgraft.studies.robustness_sets import SETS, find_sets
+from lmgraft.studies.robustness_sets import SETS, find_sets, other_totals
 
 
 def tree(root, folders, picture, name="a.JPEG"):
@@ -148,6 +148,17 @@ def test_sets_are_found_by_usual_names(published, tmp_path):
     assert [one.name for one in some.sets] == ["imagenet_r", "imagenet_a"]
     assert len(some.left_out) == 5
     assert any("ImageNet-C is left out: no imagenet-c below" in sentence for sentence in some.left_out)
+
+
+def test_sets_of_other_sizes_than_published_are_said(published, monkeypatch):
+    found = find_sets(published).sets
+    said = other_totals(found)
+    assert "ImageNet-A has 200 images, as published 7,500: not the whole set" in said
+    assert "ImageNet-C has 1,000 images in 75 of its cells, as published 50,000 each: not the whole set" in said
+    assert len(said) == 6  # all but ReaL, which follows from ImageNet's
+    monkeypatch.setitem(sets.IMAGES, "imagenet_a", 200)
+    monkeypatch.setitem(sets.IMAGES, "imagenet_c", 1000)
+    assert len(other_totals(found)) == 4
 
 
 def test_absent_sets_that_were_named_are_errors(published, tmp_path):

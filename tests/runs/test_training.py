@@ -11,15 +11,20 @@ from lasting import HARD, InterruptAfter, InterruptError, assert_same_run, final
 from pytorch_lightning import Callback
 from timm.data.mixup import Mixup
 
+import lmgraft
 from lmgraft import records
 from lmgraft.analysis.curves import read_curves
 from lmgraft.data.images import CorruptImageWarning
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError, RecipeError, RunError
 from lmgraft.recipes import build_model, evaluate_run, load_trained, read_result, train_run
+from lmgraft.recipes.run import read_run
+from lmgraft.registry import FACTORIES
 from lmgraft.tasks.image import ImageClassification
 from lmgraft.training.callbacks import PlainProgress
-from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
+from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
+from lmgraft.training.features import encoder_digest
+from lmgraft.training.fit import TrainConfig, _precision
 from lmgraft.training.schedule import make_schedule
 
 STEPS = 8  # two epochs of four
@@ -151,7 +156,7 @@ def test_a_used_folder_is_not_overwritten(make_recipe, tmp_path):
     train_run(make_recipe("--train.epochs", "1"), tmp_path / "run", progress="none")
     with pytest.raises(RunError, match="--resume"):
         train_run(make_recipe(), tmp_path / "run", progress="none")
-    with pytest.raises(RunError, match="epochs: 2"):
+    with pytest.raises(RunError, match=r"different now: train\.epochs is 2, was 1"):
         train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
 
 
@@ -215,9 +220,82 @@ def test_the_record_says_what_a_repetition_needs(make_recipe, tmp_path):
     assert record["frozen_params"] > 0
     assert record["selection"] == "val"
     assert record["seeds"] == {"weights": 3, "order_and_augmentation": 3, "steps": 3}
-    assert len(record["commands"]) == 1
+    assert record["encoder"] == {"pretrained": False, "digest": encoder_digest(build_model(make_recipe()))}
+    (launch,) = record["launches"]
+    assert launch == {"command": record["command"], "environment": record["environment"]}
     train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
-    assert len(records.read_json(tmp_path / "run" / "run.json")["commands"]) == 2
+    assert records.read_json(tmp_path / "run" / "run.json")["launches"] == [launch, launch]
+
+
+def test_resuming_with_other_data_or_another_block_is_refused(make_recipe, tmp_path):
+    run = tmp_path / "run"
+    interrupt(make_recipe(), run, 1)
+    file = run / "run.json"
+    whole = records.read_json(file)
+    for part, changed in (
+        ("the data: sha256", {"data": whole["data"] | {"sha256": "other"}}),
+        ("the block: digest", {"block": whole["block"] | {"digest": "other"}}),
+    ):
+        records.write_json(file, whole | changed)
+        with pytest.raises(RunError, match=f"trained otherwise; different is {part}"):
+            train_run(make_recipe(), run, resume=True, progress="none")
+        assert records.read_json(file) == whole | changed
+    there = whole["environment"] | {"python": "2.7"}
+    records.write_json(file, whole | {"environment": there, "commands": [["old"]]})
+    with pytest.warns(RunWarning, match=r"python 2\.7 there"):
+        train_run(make_recipe(), run, resume=True, progress="none")
+    assert len(records.read_json(file)["launches"]) == 2
+
+
+def test_what_does_not_change_training_may_be_changed_on_resuming(make_recipe, tmp_path, fashion_root):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    interrupt(make_recipe(), run, 1)
+    moved.symlink_to(fashion_root)
+    free = (f"--data.root={moved}", "--data.eval_batch_size=7", "--train.log_every=2", "--train.save_every=3")
+    with pytest.raises(RunError, match=r"different now: optim\.lr is 0\.1, was 0\.003"):
+        train_run(make_recipe(*free, "--optim.lr=0.1"), run, resume=True, progress="none")
+    result = train_run(make_recipe(*free), run, resume=True, progress="none")
+    assert result.steps == STEPS
+    assert read_run(run).data.eval_batch_size == 7
+
+
+class StrangeWeights:
+    """timm's factory, whose pretrained weights are made up; counts how often they were fetched."""
+
+    def __init__(self, patched):
+        self.fetched, self.value = 0, 0.5
+        self.original = FACTORIES.load("timm")
+        patched.setitem(FACTORIES._rows, "timm", "test_training:_strange")
+        patched.setitem(globals(), "_strange", self.make)
+
+    def make(self, name, arguments):
+        model = self.original(name, arguments | {"pretrained": False})
+        if arguments.get("pretrained"):
+            self.fetched += 1
+            with torch.no_grad():
+                model.pos_embed.fill_(self.value)
+        return model
+
+
+@pytest.mark.parametrize("options", [(), ("--features.cached=true", "--data.pad=0", "--data.flip=false")])
+def test_pretrained_weights_are_not_fetched_to_be_overwritten(make_recipe, tmp_path, monkeypatch, options):
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    options = (*options, "--backbone.kwargs.pretrained=true", "--task.mixup=0", "--task.cutmix=0")
+    weights = StrangeWeights(monkeypatch)
+    result = train_run(make_recipe(*options), tmp_path / "run", progress="none")
+    assert weights.fetched == 1
+    assert evaluate_run(tmp_path / "run") == result
+    _, trained = load_trained(tmp_path / "run")
+    assert weights.fetched == 1
+    loaded = lmgraft.load_pretrained(tmp_path / "run" / "model")
+    images = torch.randn(2, 1, 28, 28)
+    with torch.no_grad():
+        assert torch.equal(loaded(images), trained.eval()(images))
+    assert weights.fetched == 1
+    assert records.read_json(tmp_path / "run" / "run.json")["encoder"]["pretrained"]
+    weights.value = 0.6
+    with pytest.raises(RunError, match=r"no repetition .*the encoder's initial weights"):
+        train_run(make_recipe(*options), tmp_path / "again", repeats=tmp_path / "run", progress="none")
 
 
 def test_the_table_of_epochs(make_recipe, tmp_path):
@@ -329,3 +407,21 @@ def test_a_mistake_is_found_before_the_first_step(make_recipe, tmp_path, overrid
     with pytest.raises(RecipeError, match=key):
         train_run(make_recipe(override), tmp_path / "run", progress="none")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "bf16", "options", "expected"),
+    [
+        (False, False, {}, "32-true"),
+        (True, True, {}, "bf16-mixed"),
+        (True, False, {}, "16-mixed"),
+        (True, False, {"strategy": "fsdp"}, "32-true"),
+        (True, False, {"accelerator": "cpu"}, "32-true"),
+        (True, False, {"precision": "bf16-true"}, "bf16-true"),
+    ],
+)
+def test_precision_follows_the_device(monkeypatch, gpu, bf16, options, expected):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    # Older GPUs emulate bfloat16, slowly: that does not count.
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
+    assert _precision(TrainConfig(**options)) == expected

@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lmgraft.backbones.own_path import TIMM_PATH, is_own
+from lmgraft.backbones.refusals import in_words
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout, unseen_keys
 from lmgraft.errors import HostError
 
@@ -23,11 +24,23 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """`timm.create_model`, with an error that names near misses.
 
     Raises:
-        HostError: If timm knows no such model or refuses the arguments.
+        HostError: If timm knows no such model or refuses the arguments; if pretrained weights cannot be
+            fetched or do not fit.
     """
     if not timm.is_model(name.split(".")[0]):
         near = timm.list_models(f"*{name.split('.')[0].split('_')[0]}*")[:6]
         raise HostError(f"timm has no model {name!r}", f"for instance {', '.join(near)}" if near else "")
+    if not kwargs.get("pretrained"):
+        return _made(name, kwargs)
+    remedy = (
+        "--backbone.kwargs.pretrained false trains from scratch (recipe image/photos_scratch); a file of your own "
+        "is read with pretrained_cfg_overlay: {file: PATH} in backbone.kwargs"
+    )
+    with in_words(f"no pretrained weights of timm's {name!r}", remedy, pretrained=True):
+        return _made(name, kwargs)
+
+
+def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         model: nn.Module = timm.create_model(name, **kwargs)
     except TypeError as error:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import Encoder, VisionTransformer
 
 from lmgraft.backbones.own_path import is_own
+from lmgraft.backbones.refusals import in_words
 from lmgraft.contracts import Host, Reads, TokenLayout
 from lmgraft.errors import HostError
 
@@ -19,7 +20,8 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     A pretrained model of another number of classes gets a new head, if it is a VisionTransformer.
 
     Raises:
-        HostError: If torchvision knows no such model or refuses the arguments.
+        HostError: If torchvision knows no such model or refuses the arguments; if pretrained weights
+            cannot be fetched or do not fit.
     """
     options = dict(kwargs)
     if options.pop("in_chans", 3) != 3:
@@ -33,14 +35,27 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     else:
         options.pop("img_size", None)
     options |= {"weights": "DEFAULT"} if pretrained else {"num_classes": classes}
-    try:
-        model: nn.Module = torchvision.models.get_model(name, **options)
-    except (TypeError, ValueError) as error:
-        raise HostError(f"torchvision refused {name!r}: {error}", "check backbone.kwargs") from None
+    if pretrained:
+        remedy = (
+            "--backbone.kwargs.pretrained false trains from scratch; a file of your own is found in "
+            "hub/checkpoints under the folder that TORCH_HOME names"
+        )
+        with in_words(f"no pretrained weights of torchvision's {name!r}", remedy, pretrained=True):
+            model = _made(name, options)
+    else:
+        model = _made(name, options)
     if pretrained and classes != 1000:
         if not isinstance(model, VisionTransformer):
             raise HostError(f"the pretrained {name!r} has 1000 classes, not {classes}", "use a ViT, or timm")
         model.heads.head = nn.Linear(model.heads.head.in_features, classes)
+    return model
+
+
+def _made(name: str, options: dict[str, Any]) -> nn.Module:
+    try:
+        model: nn.Module = torchvision.models.get_model(name, **options)
+    except (TypeError, ValueError) as error:
+        raise HostError(f"torchvision refused {name!r}: {error}", "check backbone.kwargs") from None
     return model
 
 
@@ -51,6 +66,8 @@ def describe(model: VisionTransformer) -> Host:
     return Host(
         embed_dim=model.hidden_dim,
         layers=tuple(f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()),
+        stem=("conv_proj", "class_token", "encoder.pos_embedding"),
+        undecayed=("class_token", "encoder.pos_embedding"),
         layout=TokenLayout(num_prefix_tokens=1, grid=(side, side)),
         reads=reads_class_token,
         rest=norm_and_head if own else None,

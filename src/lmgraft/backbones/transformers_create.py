@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from fnmatch import fnmatch
 from typing import Any
 
 from torch import nn
 
+from lmgraft.backbones.refusals import in_words
 from lmgraft.errors import HostError
 
 _FIELDS = {"img_size": "image_size", "in_chans": "num_channels"}
@@ -15,9 +15,19 @@ _FIELDS = {"img_size": "image_size", "in_chans": "num_channels"}
 _TAKES_ANY_SIZE = ("dinov2", "dinov2_with_registers")
 """`model_type`s whose positions fit themselves to the image."""
 
+_UNUSED = {
+    "PreTrainedModel": ("*.mask_token",),
+    "CLIPForImageClassification": ("vision_model.post_layernorm.*", "vision_model.vision_model.post_layernorm.*"),
+    "SiglipForImageClassification": ("vision_model.head.*", "vision_model.vision_model.head.*"),
+}
+"""Class -> parameters, in one version of transformers or another, whose outputs no classifier asks for: tokens
+for masked patches, and norm or pooling of what only `pooler_output` holds."""
+
 
 def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """An image classifier by its Hub name or folder, in training mode. Code from the Hub is never run.
+
+    What a classifier never uses does not require gradients.
 
     Args:
         name: As for `from_pretrained`: a Hub repository, or a folder with a `config.json`.
@@ -35,14 +45,21 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     options = dict(kwargs)
     pretrained = options.pop("pretrained", False)
     source = {"revision": options.pop("revision", None), "trust_remote_code": False}
-    with _explained(name):
+    what = f"transformers gives no image classifier {name!r}"
+    remedy = "check backbone.name: a repository that can be reached, or a folder with config.json"
+    with in_words(what, remedy, pretrained=False):
         config = AutoConfig.from_pretrained(name, **source)
     _fit(config, options, name, pretrained)
-    with _explained(name):
+    if pretrained:
+        remedy = (
+            "--backbone.kwargs.pretrained false trains from scratch by the config alone; backbone.name may be "
+            "a folder with config.json and the weights"
+        )
+    with in_words(what, remedy, pretrained):
         if not pretrained:
             make: Any = AutoModelForImageClassification.from_config
             model: nn.Module = make(config, trust_remote_code=False)
-            return model.train()
+            return _without_unused(model).train()
         # A classifier of another size is drawn anew; other weights that do not fit are refused below.
         model, info = AutoModelForImageClassification.from_pretrained(
             name, config=config, ignore_mismatched_sizes=True, output_loading_info=True, **source
@@ -55,7 +72,17 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
             f"{name!r} lacks weights of {type(model).__qualname__}: {', '.join(absent[:3])}",
             "check backbone.name and backbone.kwargs",
         )
-    return model.train()
+    return _without_unused(model).train()
+
+
+def _without_unused(model: nn.Module) -> nn.Module:
+    """`model`, with what its `forward` never uses frozen: DDP waits for every gradient."""
+    kinds = [cls.__name__ for cls in type(model).__mro__]
+    patterns = [pattern for kind, names in _UNUSED.items() if kind in kinds for pattern in names]
+    for name, parameter in model.named_parameters():
+        if any(fnmatch(name, pattern) for pattern in patterns):
+            parameter.requires_grad = False
+    return model
 
 
 def _fit(config: Any, options: dict[str, Any], name: str, pretrained: bool) -> None:
@@ -78,12 +105,3 @@ def _fit(config: Any, options: dict[str, Any], name: str, pretrained: bool) -> N
             )
         elif field not in _FIELDS.values():
             setattr(vision, field, value)
-
-
-@contextmanager
-def _explained(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise HostError(f"transformers gives no image classifier {name!r}: {first}", "check backbone.name") from None

@@ -22,6 +22,10 @@ _ENCODERS = ("vision_model", "vit", "deit", "dinov2", "dinov2_with_registers")
 """Where the encoder lies in a model that wraps one; an encoder is a module with `embeddings`."""
 _PREFIX = ("cls_token", "class_embedding", "distillation_token")
 """Single tokens before the patches, as attributes of `embeddings`."""
+_UNDECAYED = (*_PREFIX, "register_tokens", "mask_token", "position_embedding")
+"""Beginnings of the names in `embeddings` that timm's lists exempt from weight decay."""
+_STEM = ("embeddings", "pre_layrnorm")
+"""What lies before the first layer in an encoder; spelt so by CLIP."""
 _LAYERS = ("layers", "encoder.layers", "encoder.layer", "model.layer", "layer")
 """Where the layers lie in an encoder, in one version of transformers or another."""
 
@@ -36,9 +40,13 @@ def describe(model: nn.Module) -> Host:
         )
     config: Any = encoder.config
     count = len(_module(encoder, layers))
+    prefix = f"{path}." if path else ""
+    tokens = [name for name, _ in encoder.embeddings.named_parameters() if name.startswith(_UNDECAYED)]
     return Host(
         embed_dim=config.hidden_size,
-        layers=tuple(".".join(part for part in (path, layers, str(i)) if part) for i in range(count)),
+        layers=tuple(f"{prefix}{layers}.{i}" for i in range(count)),
+        stem=tuple(prefix + name for name in _STEM if hasattr(encoder, name)),
+        undecayed=tuple(f"{prefix}embeddings.{name}" for name in tokens),
         layout=TokenLayout(
             num_prefix_tokens=sum(hasattr(encoder.embeddings, name) for name in _PREFIX)
             + getattr(config, "num_register_tokens", 0),

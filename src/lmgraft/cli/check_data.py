@@ -162,6 +162,17 @@ def _class_table(findings: DataFindings) -> Table:
     return table
 
 
+def _limits(findings: DataFindings) -> str:
+    """The options under which training goes on; where the test images are held out, any of the files may be one."""
+    bad = {split: len(pictures.faults) for split, pictures in findings.seen.items()}
+    test = next((split for split in ("test", "val") if split in bad), None)
+    limits = {
+        "max_corrupt": sum(count for split, count in bad.items() if split != test),
+        "max_corrupt_test": sum(bad.values()) if test is None else bad[test],
+    }
+    return " ".join(f"--data.{key} {count}" for key, count in limits.items() if count)
+
+
 def _advice(findings: DataFindings, json_file: str | None) -> str:
     if not findings.is_wrong:
         return "All images can be read. What to do: train."
@@ -173,6 +184,6 @@ def _advice(findings: DataFindings, json_file: str | None) -> str:
         where = f"{json_file} lists them" if json_file else "--json FILE lists all of them"
         steps.append(
             f"copy or fetch the {bad:,} unreadable files again, or remove them ({where}); to train all the same, give "
-            f"--data.max_corrupt {bad}"
+            + _limits(findings)
         )
     return "What to do: " + "; ".join(steps) + "."

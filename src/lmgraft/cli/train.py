@@ -16,6 +16,7 @@ from lmgraft.data.images import CorruptImageWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import list_recipes, load_recipe, recipe_parser, train_run
 from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.record import read_retries
 from lmgraft.recipes.run import read_run
 from lmgraft.training.checkpoints import RunWarning
 from lmgraft.training.fit import rank
@@ -32,6 +33,8 @@ def run(argv: list[str]) -> int:
     out, original = take_option(arguments, "--out"), take_option(arguments, "--from-run")
     resume, allow_difference = take_flag(arguments, "--resume"), take_flag(arguments, "--allow-difference")
     retries = _take_retries(arguments)
+    if retries is None:
+        retries = 0 if original is None else len(read_retries(Path(original)))
     if original is None:
         name, recipe = _named(arguments)
         run_dir = Path(out or f"runs/{name.removesuffix('.yaml').replace('/', '_')}_{recipe.arm}_seed{recipe.seed}")
@@ -80,8 +83,8 @@ def _named(arguments: list[str]) -> tuple[str, Recipe]:
     return name, load_recipe(name, overrides)
 
 
-def _take_retries(arguments: list[str]) -> int:
-    """`--auto-lr-retry`, `--auto-lr-retry N` or `--auto-lr-retry=N`; 3 without a number, 0 without the option."""
+def _take_retries(arguments: list[str]) -> int | None:
+    """`--auto-lr-retry`, `--auto-lr-retry N` or `--auto-lr-retry=N`; 3 without a number, None without the option."""
     option = "--auto-lr-retry"
     if option in arguments:
         following = arguments.index(option) + 1
@@ -90,7 +93,7 @@ def _take_retries(arguments: list[str]) -> int:
     value = take_option(arguments, option)
     if value is not None and not value.isdigit():
         raise RecipeError(f"{option}={value} is no number of retries", f"{option} or {option}=5")
-    return int(value or 0)
+    return None if value is None else int(value)
 
 
 @contextmanager
@@ -119,12 +122,15 @@ best, the last and the previous checkpoint, and the result on the test images.
 
   RECIPE              a name below or a path to a .yaml file
   --out DIR           the run folder (default: runs/<recipe>_<arm>_seed<seed>)
-  --resume            go on with an interrupted run from its last checkpoint; the result is the same
+  --resume            go on with an interrupted run from its last checkpoint; the result is the same. Data and
+                      block must be what they were; how many corrupt files there may be, workers, the size of
+                      evaluation batches, how often it logs and saves, and where the data lie may differ
   --auto-lr-retry N   after a loss that is not finite, go on from the last good checkpoint with a fifth
                       of the learning rate, up to N times (3 without a number); see retries.json
-  --from-run DIR      train again what DIR/config.yaml says (default --out: DIR_repeat). Other versions
-                      are a warning, other data or another block an error
-  --allow-difference  with --from-run: only warn about other data or another block
+  --from-run DIR      train again what DIR/config.yaml says (default --out: DIR_repeat), with as many
+                      restarts as it had. Other versions are a warning; other data, another block or
+                      other pretrained weights an error
+  --allow-difference  with --from-run: only warn about them
 
 recipes (each also as NAME_debug, which takes a minute):
 {_wrapped(name for name in list_recipes() if not name.endswith("_debug"))}
@@ -137,7 +143,7 @@ examples:
   lmgraft train my_recipe.yaml --data.root DIR
   lmgraft train --from-run runs/fashion --out runs/fashion_again
   lmgraft train image/fashion_vit --train.devices 2 --train.strategy ddp
-  torchrun --nproc_per_node 4 -m lmgraft train image/fashion_vit --train.devices 4
+  torchrun --nproc_per_node 4 -m lmgraft train image/fashion_vit
   lmgraft train image/fashion_vit --optim.lr 5e-4 --optim.lr_per 512 --optim.schedule epoch \\
       --optim.warmup_epochs 20 --train.epochs 300 --train.ema 0.99996
 

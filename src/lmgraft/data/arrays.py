@@ -163,7 +163,8 @@ class ImageArrays(ImageData):
         return ImageArray(images.images, images.labels, images.indices, mean=self.mean, std=self.std)
 
     def transform_record(self) -> dict[str, Any]:
-        return {"mean": list(self.mean), "std": list(self.std), "pad": self.pad, "flip": self.flip}
+        preprocess = {"mean": list(self.mean), "std": list(self.std), "img_size": list(self.img_size)}
+        return {"preprocess": preprocess, "pad": self.pad, "flip": self.flip}
 
     def raw_test(self) -> RawArrays:
         test = self._sets["test"]

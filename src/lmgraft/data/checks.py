@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
-from lmgraft.data.folders import listed
-from lmgraft.data.tables import ImageTable
+from lmgraft.data.folders import counted, listed
+from lmgraft.data.imagenet_sets import IMAGES, wnids
+from lmgraft.data.tables import Found, ImageTable
 from lmgraft.errors import DataError
 
 
@@ -18,6 +21,38 @@ def check_sizes(**sizes: float) -> None:
     for key, size in sizes.items():
         if size < 0 or (size > 1 and size != int(size)):
             raise DataError(f"data.{key}={size}", "give a share such as 0.1, a number of images, or 0")
+
+
+_IGNORED = 0.03
+"""Share of files of other types that is worth a notice in training."""
+
+
+def ignored_files(found: Found) -> str | None:
+    """Which files of a split are no images by their names; None if there are none."""
+    if not found.ignored:
+        return None
+    count = sum(found.ignored.values())
+    return f"{found.where}: {count:,} files of other types are ignored: {counted(found.ignored)}"
+
+
+def other_totals(found: Mapping[str, Found], class_names: Sequence[str]) -> list[str]:
+    """Splits of ImageNet's classes that have not as many images as ImageNet's."""
+    if tuple(class_names) != wnids():
+        return []
+    return [
+        f"{part.where} has {len(part.names):,} images; ImageNet's {name} has {IMAGES[key]:,}"
+        for split, part in found.items()
+        for name, key in [
+            ("training split", "imagenet_train") if split == "train" else ("validation split", "imagenet")
+        ]
+        if len(part.names) != IMAGES[key]
+    ]
+
+
+def notices(found: Mapping[str, Found], class_names: Sequence[str]) -> tuple[str, ...]:
+    """What a training says of its data once, though it stops nothing."""
+    many = [part for part in found.values() if sum(part.ignored.values()) > _IGNORED * len(part.names)]
+    return (*(said for part in many if (said := ignored_files(part))), *other_totals(found, class_names))
 
 
 def check_table(table: ImageTable, limit: int) -> None:

@@ -86,7 +86,7 @@ def number_classes(
     if class_map is not None:
         mapping = _mapping(class_map, root)
         numbers = {name: _numbers(found, mapping) for name, found in splits.items()}
-        names = _names_of(mapping)
+        names = _at_least_two(_names_of(mapping), splits["train"])
         for name, found in splits.items():
             lacking = [names[k] for k in np.setdiff1d(np.arange(len(names)), numbers[name])]
             if len(lacking) == len(names) or (lacking and (found.folders or name == "train")):
@@ -106,7 +106,19 @@ def number_classes(
         mapping = {str(number): number for number in range(len(names))}  # a table of numbers with a list of names
     for found in splits.values():
         _check(found, names, mapping, "data.classes" if listed_names else train.where, found.folders or found is train)
+    _at_least_two(names, train)  # last: an empty folder is the better reason
     return names, {name: _numbers(found, mapping) for name, found in splits.items()}
+
+
+def _at_least_two(names: tuple[str, ...], train: Found) -> tuple[str, ...]:
+    if len(names) < 2:
+        raise DataError(
+            f"{train.where} has one class only: {listed(list(names))}",
+            "there must be two at least, each a folder or a label of its own"
+            if not train.folders
+            else "put the images of each class into a folder of its own below it; there must be two at least",
+        )
+    return names
 
 
 def _numbers(found: Found, mapping: Mapping[str, int]) -> npt.NDArray[np.int64]:

@@ -49,6 +49,7 @@ class FashionMNIST(ImageArrays):
     def __init__(self, root: str | None = None, verify: bool = True, **options: Any) -> None:
         super().__init__(**options)
         self.root, self.verify = root, verify
+        self._digests: dict[str, str] = {}
 
     def prepare_data(self) -> None:
         """Find or fetch the files; one process does this."""
@@ -95,7 +96,8 @@ class FashionMNIST(ImageArrays):
             ) from None
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise DataError(f"{file} is cut short or damaged ({error})", "delete it and fetch it again") from None
-        if self.verify and (found := hashlib.sha256(content).hexdigest()) != FILES[name]:
+        self._digests[name] = found = hashlib.sha256(content).hexdigest()
+        if self.verify and found != FILES[name]:
             raise DataError(
                 f"{file} is not Fashion-MNIST's: unpacked SHA-256 {found[:16]}..., expected {FILES[name][:16]}...",
                 "delete it and fetch it again; for files of your own set data.verify: false",
@@ -103,8 +105,9 @@ class FashionMNIST(ImageArrays):
         return _parse_idx(content, num_dims, file)
 
     def fingerprint(self) -> dict[str, Any]:
+        """Digests of the files that were read, or with `verify` of those that there must be."""
         sizes = {name: len(images) for name, images in self._sets.items()}
-        return {"name": self.name, "sha256": FILES if self.verify else None, "sizes": sizes}
+        return {"name": self.name, "sha256": FILES if self.verify else dict(self._digests), "sizes": sizes}
 
 
 def _parse_idx(content: bytes, num_dims: int, file: Path) -> Tensor:

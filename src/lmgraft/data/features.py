@@ -2,8 +2,9 @@
 
 <cache>/features/<key>/tokens.bin      (N, T, V) numbers, sample by sample
 <cache>/features/<key>/labels.bin      (N, 2) int64: label, position in the source
-<cache>/features/<key>/features.json   what they are of, shape, dtype, SHA-256 of each chunk; written last
-<cache>/features/<key>/progress.json   the digests so far, while they are being computed
+<cache>/features/<key>/features.json   what they are of, shape, dtype; SHA-256 of each chunk and the files that could
+                                       not be read for it; written last
+<cache>/features/<key>/progress.json   digests and unreadable files so far, while tokens are being computed
 
 The key is a digest of the identity: data, encoder and transform. This room does not know the
 encoder: it asks for the tokens of a range of samples.
@@ -23,19 +24,20 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import cache_dir, lock
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.data.images import Batch, ImageSet
-from lmgraft.data.loader import Draw
+from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import DataError
 
 Storage = Literal["float32", "float16"]
-Compute = Callable[[int, int], tuple[Tensor, Tensor, Tensor]]
-"""(first, stop) -> tokens (stop - first, T, V), labels and positions in the source of these samples."""
+Compute = Callable[[int, int], Batch | Reported]
+"""(first, stop) -> tokens (stop - first, T, V), labels and positions in the source of these samples; with the files
+that could not be read, where there can be such."""
 
+_FORMAT = 2  # 1 did not keep which files could not be read
 _CHUNK = 512  # samples hashed and written at a time: what is lost when the process is killed
 _CHECKED_WHOLE = 8 << 30  # bytes; of longer files every k-th chunk is checked
 _SPOT_CHECKS = 64
@@ -61,22 +63,27 @@ def store_features(
     dtype: Storage,
     compute: Compute,
     say: Callable[[int, int, float], None] = lambda *_: None,
+    report: Callable[[Sequence[Fault]], None] = lambda _: None,
 ) -> Stored:
     """The tokens of `identity`, from the cache as far as they are there and whole.
 
     Killed, it goes on at the chunk where it stopped. A chunk whose digest is wrong is computed
-    again, with a line that says so.
+    again, with a line that says so. Files that could not be read are reported each time, also
+    where their chunks are there already.
 
     Args:
         identity: Plain data that names data, encoder and transform.
         shape: (N, T, V).
         compute: Tokens of a range of samples.
         say: Called with samples done, of how many, and seconds so far.
+        report: Called with files that could not be read, before their chunk is kept: what it raises ends this.
 
     Raises:
         DataError: If there is no room for them.
     """
-    whole = {"identity": dict(identity), "shape": list(shape), "dtype": dtype, "chunk": _CHUNK}
+    whole = {
+        "format": _FORMAT, "identity": dict(identity), "shape": list(shape), "dtype": dtype, "chunk": _CHUNK,
+    }  # fmt: skip
     key = json_digest(whole)[:32]
     folder = cache_dir() / "features" / key
     file, record, progress = folder / "tokens.bin", folder / "features.json", folder / "progress.json"
@@ -85,9 +92,9 @@ def store_features(
     with lock(f"features-{key}"):
         folder.mkdir(parents=True, exist_ok=True)
         complete = record.exists()
-        digests = _read_digests(record if complete else progress)
+        digests, faults = _read_chunks(record if complete else progress)
         if not (_has_size(file, size) and _has_size(aside, aside_size)):
-            digests, complete = {}, False
+            digests, faults, complete = {}, {}, False
             _make_room(file, size)
             _make_room(aside, aside_size)
         tokens = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
@@ -95,22 +102,29 @@ def store_features(
         missing = [s for s in range(0, shape[0], _CHUNK) if not _is_whole(tokens, labels, s, digests)]
         if complete and missing:
             sys.stderr.write(f"{file}: {len(missing)} chunks are damaged and are computed again\n")
+        for start in range(0, shape[0], _CHUNK):
+            if start not in missing and str(start) in faults:
+                report([Fault(*fault) for fault in faults[str(start)]])
         started = time.perf_counter()
         for done, start in enumerate(missing):
             stop = min(start + _CHUNK, shape[0])
-            values, *numbers = compute(start, stop)
+            values, labels_, sources, *unreadable = compute(start, stop)
             if tuple(values.shape) != (stop - start, *shape[1:]):
                 raise DataError(f"tokens {tuple(values.shape)} of samples {start} to {stop}, expected {shape[1:]} each")
+            faults.pop(str(start), None)
+            if unreadable and unreadable[0]:
+                report(unreadable[0])
+                faults[str(start)] = [list(fault) for fault in unreadable[0]]
             tokens[start:stop] = values.numpy()
-            labels[start:stop] = torch.stack(numbers, 1).numpy()
+            labels[start:stop] = torch.stack([labels_, sources], 1).numpy()
             tokens.flush()
             labels.flush()
             digests[str(start)] = _digest(tokens[start:stop], labels[start:stop])
-            records.write_json(progress, digests)
+            records.write_json(progress, {"digests": digests, "faults": faults})
             say(sum(min(_CHUNK, shape[0] - s) for s in missing[: done + 1]), shape[0], time.perf_counter() - started)
         seconds = time.perf_counter() - started if missing else 0.0
         if missing or not complete:
-            records.write_json(record, whole | {"digests": digests})
+            records.write_json(record, whole | {"digests": digests, "faults": faults})
         progress.unlink(missing_ok=True)
     return Stored(
         tokens=np.memmap(file, dtype=dtype, mode="r", shape=shape),
@@ -121,12 +135,12 @@ def store_features(
     )
 
 
-def _read_digests(path: Path) -> dict[str, str]:
+def _read_chunks(path: Path) -> tuple[dict[str, str], dict[str, list[list[str]]]]:
+    """By first sample: a chunk's digest, and the unreadable files met in it."""
     if not path.exists():
-        return {}
+        return {}, {}
     content = records.read_json(path)
-    digests: dict[str, str] = content.get("digests", content)
-    return digests
+    return content["digests"], content["faults"]
 
 
 def _has_size(file: Path, size: int) -> bool:

@@ -26,10 +26,10 @@ class ImageFileSet(ImageSet):
         transform: What happens to each image.
         preprocess: Size and channels of what it returns.
         seed: Of the augmentation.
-        training: Whether the transform draws random numbers, and an unreadable image is replaced by the next
-            readable one. Otherwise a blank one, the mean colour, stands for it, so that labels and positions
-            stay what they are.
-        tries: Unreadable files in a row after which a blank image is given in training too: the run
+        draws: Whether the transform draws random numbers.
+        replace: Whether an unreadable image is replaced by the next readable one, as in training. Otherwise
+            a blank one, the mean colour, stands for it, so that labels and positions stay what they are.
+        tries: Unreadable files in a row after which a blank image is given with `replace` too: the run
             is about to stop.
     """
 
@@ -41,13 +41,14 @@ class ImageFileSet(ImageSet):
         preprocess: Preprocess,
         *,
         seed: int = 0,
-        training: bool = False,
+        draws: bool = False,
+        replace: bool = False,
         tries: int = 10,
     ) -> None:
         self.table, self.transform, self.preprocess = table, transform, preprocess
         self.indices = torch.from_numpy(np.asarray(index, np.int64))
         self.labels = torch.from_numpy(table.labels[index])
-        self.seed, self.training, self.tries = seed, training, tries
+        self.seed, self.draws, self.replace, self.tries = seed, draws, replace, tries
 
     def __getitems__(self, draws: list[Draw]) -> Reported:
         faults: list[Fault] = []
@@ -55,10 +56,10 @@ class ImageFileSet(ImageSet):
         shown = torch.tensor([draw.sample for draw in draws], dtype=torch.int64)
         epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
         words = seeds(self.seed, epochs, self.indices[shown].numpy(), repeats, 3)
-        with kept_generators() if self.training else nullcontext():
+        with kept_generators() if self.draws else nullcontext():
             for place, draw in enumerate(draws):
                 shown[place], image = self._readable(draw.sample, faults)
-                if self.training:
+                if self.draws:
                     seed_generators(words[place])
                 if image is None:
                     out[place].zero_()
@@ -67,7 +68,7 @@ class ImageFileSet(ImageSet):
         return Reported(out, self.labels[shown], self.indices[shown], tuple(faults))
 
     def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | None]:
-        for step in range(min(self.tries, len(self)) if self.training else 1):
+        for step in range(min(self.tries, len(self)) if self.replace else 1):
             candidate = (sample + step) % len(self)
             source = int(self.indices[candidate])
             try:

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmgraft.data.checks import ignored_files, other_totals
 from lmgraft.data.classes import number_classes
 from lmgraft.data.image_files import ImageFiles
 from lmgraft.data.layouts import find_splits
@@ -28,6 +29,8 @@ class DataFindings:
     found: dict[str, Found] = field(default_factory=dict)
     seen: dict[str, Pictures] = field(default_factory=dict)
     twins: list[Twins] = field(default_factory=list)
+    totals: list[str] = field(default_factory=list)
+    """Splits of ImageNet that have not as many images as ImageNet's."""
 
     @property
     def is_wrong(self) -> bool:
@@ -39,7 +42,7 @@ class DataFindings:
 
     def remarks(self) -> list[str]:
         """What is odd but stops nothing."""
-        said = []
+        said = [*self.totals, *(line for found in self.found.values() if (line := ignored_files(found)))]
         for split, pictures in self.seen.items():
             short, long = pictures.readable().min(1), pictures.readable().max(1)
             by_kind = {
@@ -71,6 +74,7 @@ class DataFindings:
                     "classes": dict(sorted(self.counts(split).items())),
                     "unreadable": [fault._asdict() for fault in pictures.faults],
                     "odd": [note._asdict() for note in pictures.notes],
+                    "ignored": dict(self.found[split].ignored),
                     "modes": dict(pictures.modes.most_common()),
                     "median_size": pictures.median_size(),
                 }
@@ -94,7 +98,8 @@ def check(data: ImageFiles, workers: int, progress: Callable[[str, int], Abstrac
     findings = DataFindings()
     try:
         findings.found = find_splits(data.layout)
-        number_classes(findings.found, data.classes, data.class_map, data.root)
+        names, _ = number_classes(findings.found, data.classes, data.class_map, data.root)
+        findings.totals = other_totals(findings.found, names)
     except DataError as error:
         findings.problems.append(str(error))
     for split, found in findings.found.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from timm.data.readers.reader_image_folder import find_images_and_targets
 from timm.utils.misc import natural_key
 
 from lmgraft.data.tables import FolderFiles, Found, as_names
@@ -21,8 +22,8 @@ _STATS = 2000  # files whose sizes are asked for in one task
 def find_in_folder(root: Path) -> Found:
     """Images below `root`; the folder an image lies in is its class.
 
-    timm's reader, with more file types, and with ties of its order settled (1.jpg, 01.jpg), which
-    would otherwise be the file system's.
+    As timm's reader, with more file types, and with ties of its order settled (1.jpg, 01.jpg), which
+    would otherwise be the file system's. Files of other types are counted.
 
     Raises:
         DataError: If the folder cannot be read or holds no image in a class folder.
@@ -31,13 +32,16 @@ def find_in_folder(root: Path) -> Found:
         below = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
     except OSError as error:
         raise DataError(f"{root} cannot be read: {error.strerror}", "check data.root") from None
-    found, numbers = find_images_and_targets(str(root), types=EXTENSIONS, sort=False)
-    classes = {number: name for name, number in numbers.items()}
-    start = len(os.path.join(root, ""))
-    rows = sorted(
-        ((path[start:].replace(os.sep, "/"), classes[number]) for path, number in found),
-        key=lambda row: (natural_key(row[0]), row[0]),
-    )
+    rows: list[tuple[str, str]] = []
+    ignored: Counter[str] = Counter()
+    for folder, _, files in os.walk(root, followlinks=True):
+        inner = "" if folder == str(root) else os.path.relpath(folder, root).replace(os.sep, "/")
+        for name in files:
+            if is_image(name):
+                rows.append((f"{inner}/{name}" if inner else name, os.path.basename(inner)))
+            elif inner and not name.startswith("."):
+                ignored[extension(name)] += 1
+    rows.sort(key=lambda row: (natural_key(row[0]), row[0]))
     loose = [name for name, _ in rows if "/" not in name]
     if loose:
         raise DataError(
@@ -46,7 +50,7 @@ def find_in_folder(root: Path) -> Found:
         )
     if not rows:
         raise DataError(
-            f"{root} holds no images ({', '.join(EXTENSIONS)}) in class folders",
+            f"{root} holds no images ({', '.join(EXTENSIONS)}) in class folders{_but(ignored)}",
             "data.root is a folder of class folders, or of train and val folders with class folders in them",
         )
     filled = {name.split("/", 1)[0] for name, _ in rows}
@@ -59,7 +63,31 @@ def find_in_folder(root: Path) -> Found:
         files=FolderFiles(str(root), as_names(names)),
         folders=True,
         empty=tuple(name for name in below if name not in filled),
+        ignored=most_first(ignored),
     )
+
+
+def _but(ignored: Counter[str]) -> str:
+    return f", but files of other types: {counted(most_first(ignored))}" if ignored else ""
+
+
+def is_image(name: str) -> bool:
+    """Whether a file is taken as an image, by its name; those that macOS lays beside a file, ._NAME, are not."""
+    return extension(name) in EXTENSIONS and not name.startswith("._")
+
+
+def extension(name: str) -> str:
+    """In small letters, with its dot; "" if there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def most_first(ignored: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0])))
+
+
+def counted(ignored: Mapping[str, int]) -> str:
+    """Extensions with how many files have them."""
+    return listed([f"{ending or 'no extension'} {count:,}" for ending, count in ignored.items()])
 
 
 def file_sizes(root: Path, names: list[str]) -> npt.NDArray[np.int64]:

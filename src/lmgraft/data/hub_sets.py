@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import create_reader
@@ -55,6 +57,7 @@ def find_hfds(name: str, root: str | None, split: str, input_key: str, target_ke
     try:
         reader = create_reader(name, root=root, split=split, input_key=input_key, target_key=target_key)
         labels = list(reader.dataset[target_key])
+        sizes = _sizes(reader.dataset, input_key)
     except (OSError, ValueError, KeyError, ConnectionError) as error:
         raise DataError(
             f"data.dataset={name}, split {split}: {str(error).splitlines()[0]}",
@@ -63,7 +66,24 @@ def find_hfds(name: str, root: str | None, split: str, input_key: str, target_ke
         ) from None
     feature = getattr(reader.dataset.features[target_key], "names", None)
     classes = None if feature is None else tuple(str(name) for name in feature)
-    return _found(name, split, labels, ReaderFiles(reader), classes)
+    found = _found(name, split, labels, ReaderFiles(reader), classes)
+    if sizes is None:  # its own fingerprint, of which there is no public name, changes with the place as well
+        return replace(found, contents=str(getattr(reader.dataset, "_fingerprint", "")))
+    return replace(found, sizes=sizes)
+
+
+def _sizes(dataset: Any, key: str) -> npt.NDArray[np.int64] | None:
+    """Bytes of each image, which the table knows without being read; None where rows name files, or are reordered."""
+    kind = dataset.data.schema.field(key).type
+    if getattr(dataset, "_indices", None) is not None or "bytes" not in {part.name for part in _fields(kind)}:
+        return None
+    compute = import_module("pyarrow.compute")
+    lengths = compute.binary_length(compute.struct_field(dataset.data.column(key), "bytes"))
+    return None if lengths.null_count else np.asarray(lengths.to_numpy(), np.int64)
+
+
+def _fields(kind: Any) -> list[Any]:
+    return [kind.field(number) for number in range(kind.num_fields)]
 
 
 def find_torch(name: str, root: str, split: str) -> Found:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import asdict
+from functools import cache
 from typing import Any, Literal
 
 import timm
@@ -156,6 +158,8 @@ class ImageFiles(ImageData):
                 max_empty_test=self.max_corrupt_test,
             )
             self.selection = self._splits.selection
+            for sentence in self._splits.notices:
+                _say_once(f"note: {sentence}\n")
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:
@@ -179,7 +183,8 @@ class ImageFiles(ImageData):
             self._train_transform if augmented else self._eval_transform,
             self.preprocess,
             seed=self.seed,
-            training=augmented,
+            draws=augmented,
+            replace=split == "train",
             tries=self.max_corrupt + 1,
         )
 
@@ -209,6 +214,11 @@ class ImageFiles(ImageData):
     def prepare(self, image: Image.Image) -> Tensor:
         mode = self.preprocess.mode
         return self._eval_transform(image if image.mode == mode else image.convert(mode))
+
+
+@cache
+def _say_once(text: str) -> None:
+    sys.stderr.write(text)  # a process makes a recipe's data several times
 
 
 def _cpus() -> int:

@@ -27,6 +27,16 @@ from lmgraft.data.corruptions import CORRUPTIONS, SEVERITIES
 from lmgraft.errors import DataError
 
 NUM_CLASSES = 1000
+IMAGES = {
+    "imagenet_train": 1_281_167,
+    "imagenet": 50_000,
+    "imagenet_c": 50_000,
+    "imagenet_v2": 10_000,
+    "imagenet_sketch": 50_889,
+    "imagenet_r": 30_000,
+    "imagenet_a": 7_500,
+}
+"""Images of each set as published; of ImageNet-C for each corruption and severity."""
 _ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".webp", ".ppm")
 _SHOWN = 5  # folders that an error names
 

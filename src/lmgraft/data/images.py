@@ -126,11 +126,17 @@ class ImageData(LightningDataModule, ABC):
 
     @abstractmethod
     def still(self, name: SplitName) -> ImageSet:
-        """The images of a split as evaluation sees them, also those of "train"."""
+        """The images of a split as evaluation sees them, also those of "train".
+
+        In "train" the next readable image stands for one that cannot be read, as in training.
+        """
 
     @abstractmethod
     def transform_record(self) -> dict[str, Any]:
-        """What identifies the transforms, as plain data; not the seed of their draws."""
+        """What identifies the transforms, as plain data; not the seed of their draws.
+
+        "preprocess" is of evaluation's, the rest of training's.
+        """
 
     def split(self, name: SplitName) -> ImageSet:
         """The images of "train", "val" or "test", after `setup`."""

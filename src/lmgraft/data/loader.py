@@ -6,7 +6,12 @@ keeps no position of its own that could go stale.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,6 +119,9 @@ class EpochSampler(Sampler[list[Draw]]):
 class EpochLoader(DataLoader[Any]):
     """A DataLoader over an `EpochSampler` that starts where the trainer stands.
 
+    Signals to the whole process group, as Ctrl-C and SLURM send them, are for the main process to
+    answer: workers outlast them, so that it can still take its step and save.
+
     Args:
         dataset: Takes a list of `Draw`s in `__getitems__` and returns a whole batch, or a `Reported` one.
         sampler: What to draw.
@@ -138,6 +146,7 @@ class EpochLoader(DataLoader[Any]):
             batch_sampler=sampler,
             collate_fn=_as_it_is,
             num_workers=num_workers,
+            worker_init_fn=_outlast_signals,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
         )
@@ -148,7 +157,9 @@ class EpochLoader(DataLoader[Any]):
         sampler = self.batch_sampler
         assert isinstance(sampler, EpochSampler)
         sampler.epoch, sampler.start = self._progress()
-        for batch in super().__iter__():
+        with _held(_FOR_MAIN if self.num_workers else set()):
+            batches = super().__iter__()  # starts the workers
+        for batch in batches:
             if isinstance(batch, Reported):
                 if self._report is not None:
                     self._report(batch.faults)
@@ -158,3 +169,34 @@ class EpochLoader(DataLoader[Any]):
 
 def _as_it_is(batch: Any) -> Any:
     return batch
+
+
+_FOR_MAIN = {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1}
+
+
+@contextmanager
+def _held(signals: set[signal.Signals]) -> Iterator[None]:
+    """Inside, these signals wait, also in processes that are started: none meets a worker that is not ready."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _outlast_signals(worker: int) -> None:
+    """In a worker: pass over what asks the run to stop; SIGTERM counts only from the main process, which ends it so."""
+    for signum in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    main = multiprocessing.parent_process()
+    heard = _FOR_MAIN
+    if main is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+        threading.Thread(target=_end_by, args=(main.pid,), daemon=True).start()
+        heard = _FOR_MAIN - {signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+
+def _end_by(main: int | None) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)

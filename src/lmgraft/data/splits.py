@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from lmgraft.data.checks import check_table
+from lmgraft.data.checks import check_table, notices
 from lmgraft.data.classes import ClassList, ClassMap, number_classes
 from lmgraft.data.holdout import Index, hold_out
 from lmgraft.data.layouts import Layout, find_splits
@@ -23,6 +23,8 @@ class Splits:
     tables: dict[str, ImageTable]
     index: dict[str, Index]
     selection: Literal["val", "test"]
+    notices: tuple[str, ...] = ()
+    """What is odd but stops nothing."""
 
 
 def make_splits(
@@ -48,7 +50,12 @@ def make_splits(
     names, numbers = number_classes(found, classes, class_map, layout.root)
     tables = {
         split: ImageTable(
-            where=part.where, names=as_names(part.names), labels=numbers[split], sizes=part.sizes, files=part.files
+            where=part.where,
+            names=as_names(part.names),
+            labels=numbers[split],
+            sizes=part.sizes,
+            files=part.files,
+            contents=part.contents,
         )
         for split, part in found.items()
     }
@@ -69,4 +76,4 @@ def make_splits(
     selection: Literal["val", "test"] = "val" if "val" in tables else "test"
     tables.setdefault("val", tables["test"])
     index.setdefault("val", index["test"])
-    return Splits(class_names=names, tables=tables, index=index, selection=selection)
+    return Splits(class_names=names, tables=tables, index=index, selection=selection, notices=notices(found, names))

@@ -7,8 +7,8 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -54,6 +54,10 @@ class Found:
     """Whether classes are folders: every split has to have all of them then."""
     empty: tuple[str, ...] = ()
     """Class folders without an image."""
+    ignored: Mapping[str, int] = field(default_factory=dict)
+    """Extension -> how many files of this type were passed over, most first."""
+    contents: str = ""
+    """What the source itself knows its contents by, where sizes of files are not known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +73,7 @@ class ImageTable:
     labels: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
     files: Files
+    contents: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -82,8 +87,8 @@ class ImageTable:
         return os.path.join(self.where, name) if os.path.isdir(self.where) else f"{self.where}: {name}"
 
     def digest(self) -> str:
-        """SHA-256 of all names, sizes and labels; contents are not read."""
-        digest = hashlib.sha256()
+        """SHA-256 of all names, sizes and labels, and of what the source knows its contents by; they are not read."""
+        digest = hashlib.sha256(self.contents.encode())
         for column in (self.names, self.sizes, self.labels):
             digest.update(f"{column.dtype.str}{column.shape}".encode())
             digest.update(np.ascontiguousarray(column).tobytes())

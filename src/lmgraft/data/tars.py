@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from timm.utils.misc import natural_key
 
-from lmgraft.data.folders import EXTENSIONS, listed
+from lmgraft.data.folders import EXTENSIONS, extension, is_image, listed, most_first
 from lmgraft.data.tables import FileRanges, Found, read_range
 from lmgraft.errors import DataError
 
@@ -78,12 +79,15 @@ def find_in_tars(root: Path) -> Found:
     single = root.is_file()
     paths = [root] if single else sorted(root.glob("*.tar"))
     rows = []
+    ignored: Counter[str] = Counter()
     for path in paths:
         outer = "" if single else path.stem
         for member in members(path):
-            if os.path.splitext(member.name)[1].lower() in EXTENSIONS:
+            if is_image(member.name):
                 folder = os.path.join(outer, member.folder).strip("/")
                 rows.append((f"{folder}/{member.name}", os.path.basename(folder), member))
+            elif not member.name.startswith("."):
+                ignored[extension(member.name)] += 1
     if not rows:
         raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})", "members are named <class>/<file>")
     loose = [name for name, label, _ in rows if label in ("", ".")]
@@ -91,7 +95,7 @@ def find_in_tars(root: Path) -> Found:
         raise DataError(f"{root} holds images outside of any class folder: {listed(loose)}")
     rows.sort(key=lambda row: (natural_key(row[0]), row[0]))
     found = _found(str(root), [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    return replace(found, folders=True)
+    return replace(found, folders=True, ignored=most_first(ignored))
 
 
 def _found(where: str, names: list[str], labels: list[str], where_in: list[Member]) -> Found:

@@ -14,10 +14,11 @@ from typing import Any
 from torch import nn
 
 from lmgraft import records
-from lmgraft.errors import RunError
+from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes.recipe import Recipe
 from lmgraft.training.checkpoints import RunWarning, newest_whole, read_checkpoint
+from lmgraft.training.features import encoder_digest
 from lmgraft.training.schedule import CUT
 from lmgraft.training.stopping import NotFiniteError
 
@@ -35,16 +36,31 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "block": inserted.block.provenance.to_dict() if inserted is not None else None,
         "trained_params": trained,
         "frozen_params": frozen,
+        "encoder": {"pretrained": is_pretrained(recipe), "digest": _encoder_digest(model)},
         "environment": records.environment(),
-        "commands": [list(sys.argv)],
+        "command": list(sys.argv),
     }
 
 
+def is_pretrained(recipe: Recipe) -> bool:
+    """Whether the encoder begins with weights from elsewhere."""
+    return bool(recipe.backbone.kwargs.get("pretrained"))
+
+
+def _encoder_digest(model: nn.Module) -> str | None:
+    try:
+        return encoder_digest(model)
+    except RecipeError:
+        return None  # a host whose classifier cannot be told from the rest
+
+
 def write_record(run_dir: Path, record: dict[str, Any]) -> None:
-    """Write run.json; the command lines of earlier launches of this run stay in it."""
+    """Write run.json: this launch's environment and command, and under `launches` those of all launches so far."""
     file = run_dir / "run.json"
-    earlier = records.read_json(file).get("commands", []) if file.exists() else []
-    records.write_json(file, record | {"commands": [*earlier, *record["commands"]]})
+    before = records.read_json(file) if file.exists() else {}
+    earlier = before.get("launches") or [{"command": command} for command in before.get("commands", ())]
+    launch = {"command": record["command"], "environment": record["environment"]}
+    records.write_json(file, record | {"launches": [*earlier, launch]})
 
 
 def count_params(model: nn.Module) -> tuple[int, int]:
@@ -56,7 +72,7 @@ def count_params(model: nn.Module) -> tuple[int, int]:
 def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool) -> None:
     """Compare a run that is about to start with the run folder that it repeats.
 
-    Other versions or another commit are a warning, other data or another block an error.
+    Other versions or another commit are a warning; other data, another block or other pretrained weights an error.
 
     Args:
         record: As `make_record` gives it.
@@ -64,10 +80,42 @@ def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool
         allow_difference: Make the error a warning too.
 
     Raises:
-        RunError: If data or block differ.
+        RunError: If there is such a difference.
     """
     file = original / "run.json"
-    theirs = records.read_json(file)
+    grave, slight = _differences(record, records.read_json(file))
+    if grave and not allow_difference:
+        raise RunError(
+            f"this is no repetition of {original}; different is {'; '.join(grave[:4])}",
+            "give the same data and block, or add --allow-difference",
+        )
+    if slight or grave:
+        warnings.warn(f"not as it was in {file}: {'; '.join([*grave, *slight])}", RunWarning, stacklevel=2)
+
+
+def check_resumes(record: dict[str, Any], run_dir: Path) -> None:
+    """Compare a launch that goes on with a run with the launch before; without one there is nothing to compare.
+
+    Other versions or another commit are a warning.
+
+    Raises:
+        RunError: If data, block or pretrained weights differ.
+    """
+    file = run_dir / "run.json"
+    if not file.exists():
+        return
+    grave, slight = _differences(record, records.read_json(file))
+    if grave:
+        raise RunError(
+            f"{run_dir} was trained otherwise; different is {'; '.join(grave[:4])}",
+            "give the data and the block it was started with, or choose another --out",
+        )
+    if slight:
+        warnings.warn(f"not as it was in {file}: {'; '.join(slight)}", RunWarning, stacklevel=2)
+
+
+def _differences(record: dict[str, Any], theirs: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What is different in another record: what makes it another run, and what may change its numbers."""
     here, there = record["environment"], theirs.get("environment", {})
     versions = there.get("versions", {})
     slight = [f"{n} {versions.get(n)} there, {v} here" for n, v in here["versions"].items() if versions.get(n) != v]
@@ -84,13 +132,22 @@ def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool
         for key in sorted(data.keys() | record["data"].keys())
         if _plain(data.get(key)) != _plain(record["data"].get(key))
     ]
-    if grave and not allow_difference:
-        raise RunError(
-            f"this is no repetition of {original}; different is {'; '.join(grave[:4])}",
-            "give the same data and block, or add --allow-difference",
-        )
-    if slight or grave:
-        warnings.warn(f"not as it was in {file}: {'; '.join([*grave, *slight])}", RunWarning, stacklevel=2)
+    encoders = [(r.get("encoder") or {}).get("digest") for r in (theirs, record)]
+    if encoders[0] != encoders[1] and None not in encoders:
+        said = f"the encoder's initial weights: digest {_short(encoders[0])} there, {_short(encoders[1])} here"
+        (grave if record["encoder"]["pretrained"] else slight).append(said)  # random ones follow seed and versions
+    return grave, slight
+
+
+def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:
+    """Dotted keys that differ in two nested mappings, each with both values."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return [] if before == now else [f"{key} is {_brief(now)}, was {_brief(before)}"]
+    return [
+        line
+        for name in dict.fromkeys([*now, *before])
+        for line in changed_keys(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+    ]
 
 
 def _plain(value: Any) -> Any:
@@ -123,6 +180,7 @@ def plan_retry(run_dir: Path, error: NotFiniteError, number: int) -> dict[str, A
         "step_in_epoch": error.step,
         "learning_rate": error.learning_rate,
         "images": list(error.samples),
+        "files": list(error.files),
         "from_step": 0 if path is None else int(read_checkpoint(path)["global_step"]),
         "factor": CUT,
     }

@@ -1,7 +1,7 @@
 """A recipe and a run folder: train, resume, evaluate, and write down what is needed to repeat it.
 
 <run>/config.yaml   the resolved recipe
-<run>/run.json      versions, commit, seeds, command lines, data fingerprint, block provenance, parameter counts
+<run>/run.json      versions, commit, seeds, launches, data fingerprint, block and encoder, parameter counts
 <run>/retries.json  restarts at a lower learning rate, where there were any
 <run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
 <run>/result.json   test metrics of best.ckpt and what training cost; written last
@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from pytorch_lightning import Callback, LightningModule
 from torch import nn
 from torch.optim import Optimizer
@@ -32,8 +34,11 @@ from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.features import network, use_stored_tokens, wrap
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 from lmgraft.recipes.record import (
+    changed_keys,
     check_repeats,
+    check_resumes,
     count_params,
+    is_pretrained,
     make_record,
     plan_retry,
     read_retries,
@@ -108,18 +113,23 @@ def train_run(
         allow_difference: Only warn where they are not.
 
     Raises:
-        RunError: If the folder is in use, or holds a run of another recipe; see also `fit`.
+        RunError: If the folder is in use, or holds a run of another recipe, data or block; see also `fit`.
         LmgraftError: If data, block or backbone cannot be had; before any training.
     """
     first = rank() == 0
     if first:
         _claim(recipe, run_dir, resume)
     history = read_retries(run_dir) if resume else []
-    task, features = _prepare(recipe, history)
+    task = _prepare(recipe, history)
     digest = block_digest(network(task))
-    record = make_record(recipe, network(task)) | ({} if features is None else {"features": features})
+    record = make_record(recipe, network(task))
     if repeats is not None:
         check_repeats(record, repeats, allow_difference)
+    if resume:
+        check_resumes(record, run_dir)
+    features = use_stored_tokens(recipe, task)
+    if features is not None:
+        record["features"] = features
     if first:
         records.write_text(run_dir / "config.yaml", recipe.yaml)
         write_record(run_dir, record)
@@ -152,8 +162,9 @@ def train_run(
         task, resume = _build_task(recipe, history), True
     end_other_processes()
     if recipe.train.strategy == "fsdp":
-        task = _build_task(recipe)  # the trained one is in shards
-    result = replace(_evaluate(recipe, task, run_dir, summary, digest), retries=history)
+        task = _build_task(recipe, initial=False)  # the trained one is in shards
+    _load_best(recipe, task, run_dir)
+    result = replace(_evaluate(recipe, task, summary, digest), retries=history)
     if digest is not None:
         save_pretrained(network(task), run_dir / "model")
     records.write_json(run_dir / "result.json", asdict(result))
@@ -173,7 +184,8 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
     """
     recipe = read_run(run_dir, overrides)
     summary = read_result(run_dir)
-    task, _ = _prepare(recipe)
+    task = _prepare(recipe, trained=run_dir)
+    use_stored_tokens(recipe, task)
     cost = FitSummary(
         seconds=summary.seconds,
         peak_memory=summary.peak_memory,
@@ -181,7 +193,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
         best_val_accuracy=summary.val_accuracy,
         device=summary.device,
     )
-    result = _evaluate(recipe, task, run_dir, cost, block_digest(network(task)), callbacks)
+    result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
     return replace(result, faults=summary.faults, retries=summary.retries)
 
 
@@ -217,20 +229,26 @@ def read_result(run_dir: Path) -> Result:
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
     recipe = read_run(run_dir, list(overrides))
-    task = _build_task(recipe)
-    _load_best(recipe, task, run_dir, block_digest(network(task)))
+    task = _build_task(recipe, initial=False)
+    _load_best(recipe, task, run_dir)
     return recipe, network(task).eval()
 
 
-def build_model(recipe: Recipe) -> nn.Module:
-    """The arm's model with its initial weights: shared tensors are equal in all arms of a seed."""
+def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
+    """The arm's model with its initial weights: shared tensors are equal in all arms of a seed.
+
+    Args:
+        initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
+    """
     data, config = recipe.data, recipe.graft
     arguments = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": data.img_size}
+    arguments |= recipe.backbone.kwargs
+    rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
     arm = ARMS[recipe.arm]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         factory = FACTORIES.load(recipe.backbone.factory)
-        model: nn.Module = factory(recipe.backbone.name, arguments | recipe.backbone.kwargs)
+        model: nn.Module = factory(recipe.backbone.name, arguments if initial else rebuilt)
         if arm.block is None:
             return model
         block = load_block(
@@ -250,33 +268,32 @@ def build_model(recipe: Recipe) -> nn.Module:
             lora_rank=config.lora_rank,
             lora_alpha=config.lora_alpha,
             lora_targets=config.lora_targets,
-            host_spec={
-                "factory": recipe.backbone.factory,
-                "name": recipe.backbone.name,
-                "kwargs": arguments | recipe.backbone.kwargs,
-            },
+            host_spec={"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt},
         )
 
 
-def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = ()) -> tuple[Any, dict[str, Any] | None]:
+def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Any:
     """Data checked and loaded, and the task around the model: all that can fail before training.
 
-    Where the encoder is frozen too, its tokens take the place of images; what they cost comes second.
+    Args:
+        trained: The run folder whose best weights the model gets instead of initial ones.
     """
     check_warmup(recipe.optim, recipe.train.epochs)
     recipe.data.seed = recipe.seed
     with lock("prepare-data") if several_processes() else nullcontext():
         recipe.data.prepare_data()  # one process after the other: the first fetches, the others find
     recipe.data.setup()
-    task = _build_task(recipe, retries)
+    task = _build_task(recipe, retries, initial=trained is None)
+    if trained is not None:
+        _load_best(recipe, task, trained)
     if hasattr(task, "check_batch_size"):
         task.check_batch_size(recipe.data.batch_size)
-    return task, use_stored_tokens(recipe, task)
+    return task
 
 
-def _build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = ()) -> Any:
+def _build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: bool = True) -> Any:
     task = recipe.task_class(
-        build_model(recipe),
+        build_model(recipe, initial),
         recipe.data.num_classes,
         partial(_optimizer, recipe),
         partial(_schedule, recipe, [retry["from_step"] for retry in retries]),
@@ -312,13 +329,19 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
         if (run_dir / "checkpoints").exists():
             raise RunError(f"{run_dir} has checkpoints but no config.yaml", "choose another --out")
         return  # killed before anything was written
-    before, now = config.read_text(encoding="utf-8").splitlines(), recipe.yaml.splitlines()
-    if before != now:
-        changed = [f"{line.strip()}" for line in now if line not in before] or ["(lines were removed)"]
+    before, now = (yaml.safe_load(text) for text in (config.read_text(encoding="utf-8"), recipe.yaml))
+    changed = [line for line in changed_keys(before, now) if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
+    if changed:
         raise RunError(
             f"{run_dir} holds a run of another recipe; different now: {'; '.join(changed[:6])}",
             "resume with the settings it was started with, or choose another --out",
         )
+
+
+_MAY_CHANGE = re.compile(
+    r"data\.init_args\.(max_corrupt\w*|num_workers|eval_batch_size|root|csv)|train\.(log_every|save_every)"
+)
+"""Keys that do not change what is trained; that the data are the same, wherever they lie, their fingerprint tells."""
 
 
 def block_digest(model: nn.Module) -> str | None:
@@ -327,10 +350,10 @@ def block_digest(model: nn.Module) -> str | None:
     return None if inserted is None else inserted.block.provenance.digest
 
 
-def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path, digest: str | None) -> None:
+def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path) -> None:
     file = checkpoint_path(run_dir, "best")
     checkpoint = read_checkpoint(file)
-    check_block(checkpoint, digest)
+    check_block(checkpoint, block_digest(network(task)))
     try:
         task.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
@@ -342,12 +365,10 @@ def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path, digest: str
 def _evaluate(
     recipe: Recipe,
     task: Any,
-    run_dir: Path,
     summary: FitSummary,
     digest: str | None,
     callbacks: Sequence[Callback] = (),
 ) -> Result:
-    _load_best(recipe, task, run_dir, digest)
     metrics = evaluate(task, recipe.data, recipe.train, callbacks)
     total = len(recipe.data.split("test"))
     correct = round(metrics["test/accuracy"] * total)

@@ -105,7 +105,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def to_dict(result: Robustness) -> dict[str, Any]:
-    """For JSON: counts, accuracies, intervals and the summary."""
+    """For JSON: counts, accuracies, intervals, the summary with mCE, the limit and the notes."""
     cells = {
         key: asdict(count) | {"accuracy": count.accuracy, "interval": list(count.interval())}
         for key, count in result.cells.items()
@@ -114,6 +114,7 @@ def to_dict(result: Robustness) -> dict[str, Any]:
     return {
         "label": result.label,
         "suite": result.suite,
+        "limit": result.limit,
         "notes": list(result.notes),
         "summary": summary,
         "cells": cells,
@@ -121,8 +122,10 @@ def to_dict(result: Robustness) -> dict[str, Any]:
 
 
 def write_report(results: Sequence[Robustness], out: Path) -> list[Path]:
-    """Write page and figure of one suite into `out`; returns the files."""
+    """Write page, figure and numbers of one suite into `out`; returns the files."""
     name = NAMES[results[0].suite]
     page = out / f"{name}.md"
     records.write_text(page, markdown(results))
-    return [page, *write_figure(results, out, name)]
+    numbers = out / f"{name}_report.json"  # robustness.json is the record of what is counted
+    records.write_json(numbers, [to_dict(result) for result in results])
+    return [page, numbers, *write_figure(results, out, name)]

@@ -39,7 +39,7 @@ from lmgraft.studies.robustness_cells import (
     needed_pictures,
     set_cells,
 )
-from lmgraft.studies.robustness_sets import find_sets
+from lmgraft.studies.robustness_sets import find_sets, other_totals
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.fit import TrainConfig, evaluate
 
@@ -92,6 +92,8 @@ class Robustness:
     """Of the corruptions, where there are such."""
     notes: tuple[str, ...]
     """What a reader must know."""
+    limit: int | None = None
+    """Images a cell, where not all were shown."""
     images: str = ""
     """SHA-256 of which images were shown and under which conditions; equal where models can be compared."""
 
@@ -111,6 +113,8 @@ class Subject:
     """SHA-256 of the weight file."""
     record: Path
     """The robustness.json."""
+    shown: Mapping[str, Any] = field(default_factory=dict)
+    """What identifies `prepare` and `crop`, as plain data."""
 
 
 Say = Callable[[str], None]
@@ -153,6 +157,7 @@ def evaluate_robustness(
             train=recipe.train,
             weights=file_digest(checkpoint_path(run_dir, "best")),
             record=run_dir / FILE,
+            shown=data.transform_record()["preprocess"],
         )
         cells, notes = make_cells(subject, data)
         results.append(evaluate_cells(subject, cells, config, notes, say))
@@ -190,7 +195,8 @@ def plan_cells(config: RobustnessConfig, say: Say) -> Callable[[Subject, Any], t
 
     say("Published sets: looking for them and checking their folders")
     found = find_sets(config.suite_root, config.places, config.sets)
-    for sentence in found.left_out:
+    totals = other_totals(found.sets)
+    for sentence in (*found.left_out, *totals):
         say(f"  {sentence}")
 
     def published(subject: Subject, data: Any) -> tuple[list[Cell], list[str]]:
@@ -199,7 +205,7 @@ def plan_cells(config: RobustnessConfig, say: Say) -> Callable[[Subject, Any], t
         notes = [f"ImageNet-C's crop of {SIZE} pixels was resized to {width} x {height}, {NOT_COMPARABLE}"]
         return (
             set_cells(found.sets, subject.prepare, subject.crop, config.limit),
-            [*found.left_out, *(notes if resized else [])],
+            [*found.left_out, *totals, *(notes if resized else [])],
         )
 
     return published
@@ -230,7 +236,11 @@ def evaluate_cells(
 ) -> Robustness:
     """Count every cell that the record does not hold yet, and sum up."""
     kept = _read_record(subject, say)
-    how = {"precision": subject.train.precision, "evaluate_ema": subject.train.evaluate_ema}
+    how = {
+        "precision": subject.train.precision,
+        "evaluate_ema": subject.train.evaluate_ema,
+        "transform": digest(subject.shown),
+    }
     conditions = {cell.key: dict(cell.conditions) | how for cell in cells}
     todo = [cell for cell in cells if kept.get(cell.key, {}).get("conditions") != conditions[cell.key]]
     say(f"{subject.label}: {len(cells)} cells, {len(cells) - len(todo)} done before")
@@ -252,6 +262,7 @@ def evaluate_cells(
         cells=counts,
         summary=summed(counts),
         notes=(*notes, *limited),
+        limit=config.limit,
         images=digest([[cell.key, dict(cell.conditions)] for cell in cells]),
     )
 

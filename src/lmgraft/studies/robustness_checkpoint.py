@@ -27,6 +27,8 @@ from lmgraft.studies.robustness_cells import crop_transform
 from lmgraft.training.fit import TrainConfig
 
 _WRAPPED = ("state_dict", "model", "module", "model_ema", "state_dict_ema")
+_PREFIXES = ("model.", "module.", "model.")
+"""Each is taken off where every name has it; Lightning's comes outside of DataParallel's or inside."""
 _BATCH = 64
 
 
@@ -60,6 +62,7 @@ def evaluate_checkpoint(
         train=TrainConfig(),
         weights=file_digest(checkpoint),
         record=out / FILE,
+        shown=shown["data"] | {"model": model},
     )
     cells, notes = plan_cells(config, say)(subject, None)
     return evaluate_cells(subject, cells, config, notes, say)
@@ -77,6 +80,7 @@ def _build(model: str) -> tuple[nn.Module, dict[str, Any]]:
     built = timm.create_model(name, pretrained=False)
     data = resolve_model_data_config(built)
     return built, {
+        "data": data,
         "prepare": create_transform(**data, is_training=False),
         "crop": crop_transform(data["mean"], data["std"], data["input_size"][1:]),
         "in_chans": data["input_size"][0],
@@ -116,4 +120,12 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
             break
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise CheckpointError(f"{checkpoint} holds no state dict", "save model.state_dict()")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
+    return _unwrapped({str(key): value for key, value in content.items()})
+
+
+def _unwrapped(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the names of what the model was wrapped in: DataParallel's "module.", Lightning's "model."."""
+    for prefix in _PREFIXES:
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    return state

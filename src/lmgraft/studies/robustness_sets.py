@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmgraft.data import imagenet_sets as sets
-from lmgraft.data.imagenet_sets import PublishedSet
+from lmgraft.data.imagenet_sets import IMAGES, PublishedSet
 from lmgraft.errors import DataError
 
 
@@ -102,6 +102,24 @@ def find_sets(
             "give their common folder with --suite-root DIR, or single ones with --imagenet-c DIR and the like",
         )
     return FoundSets(tuple(gathered), tuple(left_out))
+
+
+def other_totals(found: Sequence[PublishedSet]) -> list[str]:
+    """A sentence for each set that has not as many images as were published."""
+    wrong: dict[str, list[PublishedSet]] = {}
+    for one in found:
+        key = one.name.partition("/")[0]
+        if key in IMAGES and len(one) != IMAGES[key]:
+            wrong.setdefault(key, []).append(one)
+    return [_other_total(key, ones) for key, ones in wrong.items()]
+
+
+def _other_total(key: str, ones: Sequence[PublishedSet]) -> str:
+    counts = sorted({len(one) for one in ones})
+    found = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    where = f" in {len(ones)} of its cells" if key == "imagenet_c" else ""
+    each = " each" if where else ""
+    return f"{SETS[key].title} has {found} images{where}, as published {IMAGES[key]:,}{each}: not the whole set"
 
 
 def _with_real_labels(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,10 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lmgraft.data.images import CorruptImageWarning, ImageData
+from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError
+from lmgraft.training.stopping import gathered
 
 
 class SeedSteps(Callback):
@@ -57,6 +61,23 @@ def check_block(checkpoint: Mapping[str, Any], digest: str | None) -> None:
             f"the checkpoint was trained with block {str(recorded)[:12]}, this run has {str(digest)[:12]}",
             "give the same llm, layer and arm as before, or start a new run folder",
         )
+
+
+class ShareFaults(Callback):
+    """At an epoch's end every process knows the unreadable files that any met, and the limit counts them all.
+
+    Comes before what writes checkpoints and tables.
+    """
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if trainer.world_size == 1 or not isinstance(data, ImageData):
+            return
+        for state in gathered(trainer, data.state_dict()):
+            for split, met in state.get("unreadable", {}).items():
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", CorruptImageWarning)  # who met them has said so
+                    data.report(split, [Fault(*fault) for fault in met.items()])
 
 
 class Stopwatch(Callback):

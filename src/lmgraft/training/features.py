@@ -121,7 +121,7 @@ def store_split(
         images: Draw (epoch v, sample) is view v of a sample.
         identity: Names data, transform and split.
         threads: How many batches are read at a time.
-        report: Called with files that could not be read.
+        report: Called with files that could not be read, now or when the tokens were computed.
     """
     model.eval().to(device)
     shape = (len(images), *encode(model, images.batch([0])[0].to(device)).shape[1:])
@@ -131,20 +131,21 @@ def store_split(
         def read(first: int, stop: int, view: int = view) -> Batch | Reported:
             return images.__getitems__([Draw(view, sample) for sample in range(first, stop)])
 
-        def compute(first: int, stop: int, read: Callable[[int, int], Batch | Reported] = read) -> Batch:
+        def compute(first: int, stop: int, read: Callable[[int, int], Batch | Reported] = read) -> Reported:
             starts = range(first, stop, _PER_CALL)
             parts: list[Batch] = []
+            faults: list[Fault] = []
             with ThreadPoolExecutor(threads) as pool:
                 for batch in pool.map(lambda start: read(start, min(start + _PER_CALL, stop)), starts):
                     if isinstance(batch, Reported):
-                        report(batch.faults)
+                        faults += batch.faults
                     tokens = encode(model, batch[0].to(device)).cpu().to(getattr(torch, dtype))
                     parts.append((tokens, batch[1], batch[2]))
             tokens, labels, sources = (torch.cat(part) for part in zip(*parts, strict=True))
-            return tokens, labels, sources
+            return Reported(tokens, labels, sources, tuple(dict.fromkeys(faults)))
 
         named = identity | {"view": view, "encoder": encoder_digest(model)}
-        stored.append(store_features(named, shape, dtype, compute, _say(identity["split"])))
+        stored.append(store_features(named, shape, dtype, compute, _say(identity["split"]), report))
     return FeatureSet(stored), stored
 
 

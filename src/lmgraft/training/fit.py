@@ -26,7 +26,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from lmgraft import records
 from lmgraft.errors import RecipeError
-from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, Stopwatch
+from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, ShareFaults, Stopwatch
 from lmgraft.training.checkpoints import newest_whole, set_damaged_aside
 from lmgraft.training.ema import KeepEma
 from lmgraft.training.logs import CurveLog, EpochTable, RowLog
@@ -43,13 +43,14 @@ class TrainConfig:
     epochs: int = 3
     """Passes over the training images."""
     precision: str = "auto"
-    """auto: bfloat16 mixed where the device has it, else float32; or any Lightning precision."""
+    """auto: on a GPU bfloat16 mixed where it has that, else float16 mixed; on a CPU float32. Or any of Lightning's."""
     accelerator: str = "auto"
     """cpu, gpu, ... as Lightning names them."""
     devices: str | int = "auto"
-    """How many devices on this machine; each has data.batch_size images a step."""
+    """How many devices on this machine; each has data.batch_size images a step. auto: all, under torchrun
+    as many as it started processes."""
     num_nodes: int = 1
-    """How many machines."""
+    """How many machines; under torchrun as many as it has."""
     strategy: str = "auto"
     """auto (ddp where there are several devices), ddp, fsdp (torch's fully_shard), or any of Lightning's."""
     compile: bool = False
@@ -123,6 +124,7 @@ def fit(
         InterruptedRunError: If a signal asked the run to stop; last.ckpt is written.
         RunError: If no checkpoint can be read, or the best weights could not be written.
     """
+    devices, nodes = processes(config)
     start_from = newest_whole(run_dir) if resume else None  # a damaged file is reported before anything is set up
     run_dir.mkdir(parents=True, exist_ok=True)
     watch, table, io = Stopwatch(), EpochTable(run_dir), TolerantIO()
@@ -134,7 +136,7 @@ def fit(
     if config.compile:
         task.model.compile()  # type: ignore[union-attr] # in place: names in checkpoints stay
     callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(), watch]
-    callbacks += [table, KeepBlockIdentity(block_digest)]
+    callbacks += [ShareFaults(), table, KeepBlockIdentity(block_digest)]
     callbacks += [] if config.ema is None else [KeepEma(config.ema, config.evaluate_ema)]
     with quiet():
         trainer = Trainer(
@@ -142,8 +144,8 @@ def fit(
             max_epochs=config.epochs,
             precision=_precision(config),
             accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.num_nodes,
+            devices=devices,
+            num_nodes=nodes,
             strategy=make_strategy(config.strategy, task),
             deterministic="warn" if config.deterministic else None,
             accumulate_grad_batches=config.accumulate,
@@ -172,6 +174,25 @@ def fit(
         best_val_accuracy=keeper.best_score,
         device=str(trainer.strategy.root_device),
     )
+
+
+def processes(config: TrainConfig) -> tuple[str | int, int]:
+    """Devices of a machine, and machines: those of the recipe, or where it leaves them open those of torchrun.
+
+    Raises:
+        RecipeError: If the recipe says another number than torchrun.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return config.devices, config.num_nodes
+    local, nodes = (int(os.environ.get(name) or 1) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    remedy = "leave the option out, or give torchrun the same number"
+    if str(config.devices) not in ("auto", str(local)):
+        raise RecipeError(
+            f"torchrun started {local} processes on this machine, but train.devices is {config.devices}", remedy
+        )
+    if config.num_nodes not in (1, nodes):
+        raise RecipeError(f"torchrun has {nodes} machines, but train.num_nodes is {config.num_nodes}", remedy)
+    return local, nodes
 
 
 def _check_processes(trainer: Trainer) -> None:
@@ -226,8 +247,11 @@ def evaluate(
 def _precision(config: TrainConfig) -> Any:
     if config.precision != "auto":
         return config.precision
-    on_gpu = config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
+    if config.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+        return "32-true"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16-mixed"
+    return "32-true" if config.strategy == "fsdp" else "16-mixed"  # with shards there is no loss scaling
 
 
 def _bar_wanted(progress: Verbosity) -> bool:

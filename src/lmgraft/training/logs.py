@@ -19,6 +19,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from lmgraft import records
 from lmgraft.training.checkpoints import RunWarning
+from lmgraft.training.schedule import base_rate
 
 
 class _Once:
@@ -136,8 +137,7 @@ class EpochTable(Callback):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        group = optimizer.param_groups[0]
-        self._rate = group["lr"] / group.get("lr_scale", 1.0)
+        self._rate = base_rate(optimizer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -9,8 +10,10 @@ import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
+from lmgraft.contracts import Host
 from lmgraft.errors import RecipeError
 from lmgraft.graft import find_graft
+from lmgraft.graft.hosts import find_host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +26,8 @@ class OptimConfig:
     """Batch size that lr is meant for: lr is multiplied by the images of one step (batch size times
     processes times train.accumulate) / lr_per. DeiT: lr 5e-4 per 512."""
     weight_decay: float = 0.05
-    """Decoupled weight decay; none on vectors, biases and what the model's no_weight_decay() names."""
+    """Decoupled weight decay; none on vectors, biases, class tokens and positions: what the model's
+    no_weight_decay() or its host names."""
     beta1: float = 0.9
     """Decay of the first moment."""
     beta2: float = 0.999
@@ -42,7 +46,8 @@ class OptimConfig:
     min_lr: float = 1e-5
     """Learning rate at the end of the cosine; not multiplied by lr_per's factor."""
     layer_decay: float | None = None
-    """Factor by which each earlier encoder layer learns slower; None for one rate."""
+    """Factor by which each earlier encoder layer learns slower: the head and the graft at the full rate, the
+    last layer at the factor, the embeddings slowest. timm's models group themselves. None for one rate."""
     mapper_lr: float = 1.0
     """Factor on the rate of the graft's mappers, whatever else applies (the paper's METER runs: 10)."""
 
@@ -71,13 +76,18 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over what is trained; frozen tensors are in no group.
 
     Groups keep their factor on the rate as `lr_scale` where it is not 1 for all.
+
+    Raises:
+        RecipeError: If layer_decay is given and the model's layers are not known.
     """
-    exempt: Any = getattr(model, "no_weight_decay", set)()
+    host = None if hasattr(model, "no_weight_decay") else find_host(model)
+    exempt: Any = getattr(model, "no_weight_decay", lambda: () if host is None else host.undecayed)()
     if config.layer_decay is None:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
     else:
+        layered: Any = _with_layers(model, config.layer_decay)
         groups = param_groups_layer_decay(
-            model, config.weight_decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
+            layered, config.weight_decay, no_weight_decay_list=exempt, layer_decay=config.layer_decay
         )
     if config.mapper_lr != 1:
         groups = _mappers_apart(model, groups, config.mapper_lr)
@@ -85,6 +95,36 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         if "lr_scale" in group:
             group["lr"] = config.lr * group["lr_scale"]
     return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), eps=config.eps)
+
+
+def _with_layers(model: nn.Module, layer_decay: float) -> Any:
+    """What timm's grouping by layers asks: the model itself if it can say, or the host's layers."""
+    if hasattr(model, "group_matcher") or hasattr(model, "pretrained_cfg"):
+        return model
+    host = find_host(model)
+    if host is None or not host.stem:
+        raise RecipeError(
+            f"optim.layer_decay={layer_decay}: the layers of {type(model).__qualname__} are not known",
+            "set it to null, or take a host of docs/hosts.md",
+        )
+    return _HostLayers(model, host)
+
+
+class _HostLayers:
+    """A host's parameters: the stem first, then layer by layer, then all that comes behind, with the graft."""
+
+    def __init__(self, model: nn.Module, host: Host) -> None:
+        self.named_parameters = model.named_parameters
+        self._places = [host.stem, *((layer,) for layer in host.layers)]
+
+    def group_matcher(self, coarse: bool) -> Callable[[str], int]:
+        return self._index
+
+    def _index(self, name: str) -> int:
+        for index, paths in enumerate(self._places):
+            if any(name == path or name.startswith(f"{path}.") for path in paths):
+                return index
+        return len(self._places)
 
 
 def _mappers_apart(model: nn.Module, groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:

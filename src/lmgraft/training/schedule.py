@@ -90,6 +90,12 @@ def _by_epoch(total_steps: int, epochs: int, config: OptimConfig) -> Callable[[i
     return factor
 
 
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The rate of the next step, without the factors that layers or mappers have on it."""
+    group = optimizer.param_groups[0]
+    return float(group["lr"] / group.get("lr_scale", 1.0))
+
+
 class ExactRates(Callback):
     """Before the first step of a launch, every rate is what the schedule says of that step."""
 

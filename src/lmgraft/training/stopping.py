@@ -8,15 +8,18 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from lmgraft.errors import RunError
+from lmgraft.training.schedule import base_rate
 
 _SHOWN = 16
+_NAMED = 3
 
 
 class NotFiniteError(RunError):
@@ -24,8 +27,9 @@ class NotFiniteError(RunError):
 
     Attributes:
         epoch, step: Where; step counts batches of the epoch. None for a weight that was to be saved.
-        learning_rate: In effect there.
+        learning_rate: In effect there, without the factors that layers or mappers have on it.
         samples: Indices of the batch's images in their source.
+        files: Their names, where they are files.
     """
 
     def __init__(
@@ -36,12 +40,15 @@ class NotFiniteError(RunError):
         step: int | None = None,
         learning_rate: float | None = None,
         samples: tuple[int, ...] = (),
+        files: tuple[str, ...] = (),
     ) -> None:
         super().__init__(message, remedy)
-        self.epoch, self.step, self.learning_rate, self.samples = epoch, step, learning_rate, samples
+        self.epoch, self.step, self.learning_rate = epoch, step, learning_rate
+        self.samples, self.files = samples, files
 
     def __reduce__(self) -> Any:
-        return type(self), (self.message, self.remedy, self.epoch, self.step, self.learning_rate, self.samples)
+        details = (self.epoch, self.step, self.learning_rate, self.samples, self.files)
+        return type(self), (self.message, self.remedy, *details)
 
 
 class InterruptedRunError(RunError):
@@ -64,8 +71,23 @@ def met_by_any(trainer: Trainer, met: bool) -> bool:
     return met if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(met, all=False))
 
 
+def gathered(trainer: Trainer, value: Any) -> list[Any]:
+    """What each process has, in order of rank; all have to ask."""
+    if trainer.world_size == 1:
+        return [value]
+    values: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(values, value)
+    return values
+
+
 class StopWhenNotFinite(Callback):
     """Stops at the first loss that is NaN or infinite; the last checkpoint is from before it."""
+
+    def __init__(self) -> None:
+        self._rate = 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._rate = base_rate(trainer.optimizers[0])  # behind the step the schedule is one further
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -73,20 +95,32 @@ class StopWhenNotFinite(Callback):
         finite = bool(torch.isfinite(outputs["loss"]))
         if not met_by_any(trainer, not finite):
             return
-        rate = trainer.optimizers[0].param_groups[0]["lr"]
-        samples = tuple(batch[2].tolist())
-        listed = ", ".join(map(str, samples[:_SHOWN])) + (", ..." if len(samples) > _SHOWN else "")
-        loss = outputs["loss"].item() if not finite else "not finite in another process"
+        mine = None if finite else (outputs["loss"].item(), tuple(batch[2].tolist()), _names(trainer, batch[2]))
+        met = [found for found in gathered(trainer, mine) if found is not None]
+        samples, files = (tuple(x for found in met for x in found[part]) for part in (1, 2))
         raise NotFiniteError(
-            f"the loss became {loss} in epoch {trainer.current_epoch}, step {batch_idx} "
-            f"(learning rate {rate:.2g}, images {listed})",
+            f"the loss became {met[0][0]} in epoch {trainer.current_epoch}, step {batch_idx} "
+            f"(learning rate {self._rate:.2g}, images {_list(samples, _SHOWN)}"
+            + (f": {_list(files, _NAMED)})" if files else ")"),
             "lower optim.lr or raise optim.warmup, or add --auto-lr-retry; "
             "the last checkpoint holds the weights from before",
             epoch=trainer.current_epoch,
             step=batch_idx,
-            learning_rate=rate,
+            learning_rate=self._rate,
             samples=samples,
+            files=files,
         )
+
+
+def _names(trainer: Trainer, sources: torch.Tensor) -> tuple[str, ...]:
+    """Names of training images in their source, where it has such."""
+    split = getattr(trainer.datamodule, "split", None)  # type: ignore[attr-defined]
+    table = getattr(split("train"), "table", None) if callable(split) else None
+    return () if table is None else tuple(table.name(int(source)) for source in sources)
+
+
+def _list(values: Sequence[Any], most: int) -> str:
+    return ", ".join(map(str, values[:most])) + (", ..." if len(values) > most else "")
 
 
 class StopOnSignal(Callback):

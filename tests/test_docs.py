@@ -1,6 +1,9 @@
 """The docs say what the code does: the table of families is the one in the code."""
 
+import re
 from pathlib import Path
+
+import pytest
 
 from lmgraft.block.family import FAMILIES
 
@@ -28,6 +31,26 @@ def test_the_quickstart_table_in_the_readme_is_filled() -> None:
     text = (ROOT / "README.md").read_text()
     table = text[text.index("<!-- quickstart table: begin -->") : text.index("<!-- quickstart table: end -->")]
     assert all(f"| {arm} |" in table for arm in ("plain", "llm", "random_frozen"))
+
+
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+def test_no_page_holds_a_placeholder_or_a_dead_link(page: Path) -> None:
+    text = page.read_text()
+    assert not re.findall(r"^(?:[A-Z]{8,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", text, re.MULTILINE)
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_recipes_named_in_the_readme_exist() -> None:
+    from lmgraft.recipes import list_recipes
+
+    named = set(re.findall(r"\bimage/[a-z0-9_]+\b(?![{*])", (ROOT / "README.md").read_text()))
+    named = {name for name in named if not name.endswith("_")}
+    assert len(named) > 3
+    assert named <= set(list_recipes())
 
 
 if __name__ == "__main__":

@@ -53,3 +53,9 @@ def make_recipe(fashion_root, llama_folder):
         return parse_recipe(RECIPE.format(root=fashion_root, llm=llama_folder), overrides)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """Where a module keeps its run without interruption."""
+    return tmp_path_factory.mktemp("whole") / "run"

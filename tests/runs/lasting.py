@@ -10,7 +10,7 @@ from pytorch_lightning import Callback
 
 from lmgraft import records
 from lmgraft.cli.main import main
-from lmgraft.recipes import read_result
+from lmgraft.recipes import read_result, train_run
 from lmgraft.training import fit as fit_module
 from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
 
@@ -42,6 +42,12 @@ def watched_by(*callbacks):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(fit_module, "_progress", lambda *a: [*original(*a), *callbacks])
         yield callbacks[0]
+
+
+def interrupt(recipe, run_dir, after, **options):
+    """Train, and be killed before step `after` + 1."""
+    with watched_by(InterruptAfter(after)), pytest.raises(InterruptError):
+        train_run(recipe, run_dir, progress="none", **options)
 
 
 def final_state(run_dir):

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import WNIDS, write_folder
-from lasting import InterruptAfter, InterruptError, assert_same, assert_same_run, final_state, watched_by
+from lasting import InterruptAfter, InterruptError, assert_same, assert_same_run, final_state, interrupt, watched_by
 from pytorch_lightning import Callback
 
 from lmgraft import records
@@ -24,16 +24,6 @@ from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.training.checkpoints import AtomicCheckpointIO, RunWarning, checkpoint_path, newest_whole, read_checkpoint
 from lmgraft.training.schedule import CUT, make_schedule
 from lmgraft.training.stopping import InterruptedRunError, NotFiniteError
-
-
-def interrupt(recipe, run_dir, after, **options):
-    with watched_by(InterruptAfter(after)), pytest.raises(InterruptError):
-        train_run(recipe, run_dir, progress="none", **options)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole") / "run"
 
 
 @pytest.fixture

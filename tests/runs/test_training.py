@@ -7,7 +7,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
-from lasting import HARD, InterruptAfter, InterruptError, assert_same_run, final_state, watched_by
+from lasting import HARD, InterruptAfter, InterruptError, assert_same_run, final_state, interrupt, watched_by
 from pytorch_lightning import Callback
 from timm.data.mixup import Mixup
 
@@ -28,17 +28,6 @@ from lmgraft.training.fit import TrainConfig, _precision
 from lmgraft.training.schedule import make_schedule
 
 STEPS = 8  # two epochs of four
-
-
-def interrupt(recipe, run_dir, after, **options):
-    """Train, and be killed before step `after` + 1."""
-    with watched_by(InterruptAfter(after)), pytest.raises(InterruptError):
-        train_run(recipe, run_dir, progress="none", **options)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return tmp_path_factory.mktemp("whole") / "run"
 
 
 @pytest.mark.parametrize("steps", range(1, STEPS))

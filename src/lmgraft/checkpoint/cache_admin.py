@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lmgraft.checkpoint import cache
+from lmgraft.checkpoint.digest import file_digest
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.errors import SourceError
 
@@ -70,7 +70,7 @@ def verify() -> list[Damage]:
     blobs = cache.cache_dir() / "blobs"
     problems: dict[str, str] = {}
     for blob in _files(blobs):
-        if _sha256(blob) != blob.name:
+        if file_digest(blob) != blob.name:
             problems[blob.name] = f"{blob} does not hold what its name says"
             blob.unlink(missing_ok=True)
     damages = []
@@ -163,11 +163,3 @@ def _data_entry(folder: Path) -> Entry:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -1,10 +1,11 @@
-"""Digests of tensors by value, so that the same weights have one digest in every file."""
+"""Digests: of tensors by value, so that the same weights have one in every file; of plain data; of files."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,3 +27,12 @@ def tensor_digest(tensor: Tensor) -> str:
 def json_digest(value: Mapping[str, Any]) -> str:
     """SHA-256 of `value` as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

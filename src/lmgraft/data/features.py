@@ -102,11 +102,10 @@ def store_features(
         missing = [s for s in range(0, shape[0], _CHUNK) if not _is_whole(tokens, labels, s, digests)]
         if complete and missing:
             sys.stderr.write(f"{file}: {len(missing)} chunks are damaged and are computed again\n")
-        for start in range(0, shape[0], _CHUNK):
-            if start not in missing and str(start) in faults:
-                report([Fault(*fault) for fault in faults[str(start)]])
-        started = time.perf_counter()
-        for done, start in enumerate(missing):
+        for start in sorted(set(map(int, faults)) - set(missing)):
+            report([Fault(*fault) for fault in faults[str(start)]])
+        started, computed = time.perf_counter(), 0
+        for start in missing:
             stop = min(start + _CHUNK, shape[0])
             values, labels_, sources, *unreadable = compute(start, stop)
             if tuple(values.shape) != (stop - start, *shape[1:]):
@@ -121,7 +120,8 @@ def store_features(
             labels.flush()
             digests[str(start)] = _digest(tokens[start:stop], labels[start:stop])
             records.write_json(progress, {"digests": digests, "faults": faults})
-            say(sum(min(_CHUNK, shape[0] - s) for s in missing[: done + 1]), shape[0], time.perf_counter() - started)
+            computed += stop - start
+            say(computed, shape[0], time.perf_counter() - started)
         seconds = time.perf_counter() - started if missing else 0.0
         if missing or not complete:
             records.write_json(record, whole | {"digests": digests, "faults": faults})
@@ -130,7 +130,7 @@ def store_features(
         tokens=np.memmap(file, dtype=dtype, mode="r", shape=shape),
         labels=np.memmap(aside, dtype=np.int64, mode="r", shape=(shape[0], 2)),
         seconds=seconds,
-        computed=sum(min(_CHUNK, shape[0] - start) for start in missing),
+        computed=computed,
         folder=folder,
     )
 

@@ -17,7 +17,8 @@ from torch import nn
 from lmgraft.data.images import SplitName
 from lmgraft.errors import RecipeError
 from lmgraft.recipes.recipe import Recipe
-from lmgraft.training.features import OnTokens, freeze_encoder, store_split
+from lmgraft.training.features import OnTokens, encoder_digest, freeze_encoder, store_split
+from lmgraft.training.fit import on_gpu
 
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
@@ -52,8 +53,12 @@ def use_stored_tokens(recipe: Recipe, task: LightningModule) -> dict[str, Any] |
     if not recipe.features.cached:
         return None
     data, model = recipe.data, network(task)
-    device = _device(recipe.train.accelerator)
-    identity = {"data": data.fingerprint(), "transform": data.transform_record()}
+    device = torch.device("cuda" if on_gpu(recipe.train) else "cpu")
+    identity = {
+        "data": data.fingerprint(),
+        "transform": data.transform_record(),
+        "encoder": encoder_digest(model),
+    }
     stored = []
     for split in SPLITS:
         if split == "val" and data.selection == "test":
@@ -88,8 +93,3 @@ def use_stored_tokens(recipe: Recipe, task: LightningModule) -> dict[str, Any] |
         "seconds": seconds,
         "encoder_images_per_second": rate,
     }
-
-
-def _device(accelerator: str) -> torch.device:
-    on_gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    return torch.device("cuda" if on_gpu else "cpu")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from lmgraft import records
 from lmgraft.analysis.robustness import CorruptionSummary, Count, summarise
+from lmgraft.checkpoint.digest import file_digest
 from lmgraft.data.corruptions import CORRUPTIONS, SIZE
 from lmgraft.data.corruptions_filters import scipy_part
 from lmgraft.data.imagenet_sets import NUM_CLASSES, wnids
@@ -347,14 +347,6 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
     """The folders' names, or where two are alike their paths."""
     names = [run_dir.resolve().name for run_dir in run_dirs]
     return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
-
-
-def file_digest(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 22):
-            hasher.update(chunk)
-    return hasher.hexdigest()
 
 
 def _time(seconds: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmgraft.checkpoint.digest import file_digest
 from lmgraft.data.imagenet_sets import wnids
 from lmgraft.errors import CheckpointError, RunError
 from lmgraft.registry import suggest
@@ -19,7 +20,6 @@ from lmgraft.studies.robustness import (
     Subject,
     check_imagenet_model,
     evaluate_cells,
-    file_digest,
     plan_cells,
     silent,
 )

@@ -119,7 +119,7 @@ def store_split(
 
     Args:
         images: Draw (epoch v, sample) is view v of a sample.
-        identity: Names data, transform and split.
+        identity: Names data, transform, encoder and split.
         threads: How many batches are read at a time.
         report: Called with files that could not be read, now or when the tokens were computed.
     """
@@ -144,8 +144,7 @@ def store_split(
             tokens, labels, sources = (torch.cat(part) for part in zip(*parts, strict=True))
             return Reported(tokens, labels, sources, tuple(dict.fromkeys(faults)))
 
-        named = identity | {"view": view, "encoder": encoder_digest(model)}
-        stored.append(store_features(named, shape, dtype, compute, _say(identity["split"]), report))
+        stored.append(store_features(identity | {"view": view}, shape, dtype, compute, _say(identity["split"]), report))
     return FeatureSet(stored), stored
 
 

@@ -244,10 +244,15 @@ def evaluate(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def on_gpu(config: TrainConfig) -> bool:
+    """Whether a run trains on a CUDA device."""
+    return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+
+
 def _precision(config: TrainConfig) -> Any:
     if config.precision != "auto":
         return config.precision
-    if config.accelerator not in ("auto", "gpu", "cuda") or not torch.cuda.is_available():
+    if not on_gpu(config):
         return "32-true"
     if torch.cuda.is_bf16_supported(including_emulation=False):
         return "bf16-mixed"

@@ -4,6 +4,7 @@
 <run>/run.json      versions, commit, seeds, launches, data fingerprint, block and encoder, parameter counts
 <run>/retries.json  restarts at a lower learning rate, where there were any
 <run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
+<run>/test_items.npz  what best.ckpt made of each test item
 <run>/result.json   test metrics of best.ckpt and what training cost; written last
 """
 
@@ -50,6 +51,7 @@ from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
 from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank, several_processes
+from lmgraft.training.items import KeepItems, write_items
 from lmgraft.training.optim import make_optimizer
 from lmgraft.training.schedule import check_warmup, make_schedule
 from lmgraft.training.stopping import NotFiniteError
@@ -164,9 +166,11 @@ def train_run(
     if recipe.train.strategy == "fsdp":
         task = _build_task(recipe, initial=False)  # the trained one is in shards
     _load_best(recipe, task, run_dir)
-    result = replace(_evaluate(recipe, task, summary, digest), retries=history)
+    items = KeepItems()
+    result = replace(_evaluate(recipe, task, summary, digest, [items]), retries=history)
     if digest is not None:
         save_pretrained(network(task), run_dir / "model")
+    write_items(run_dir, items.arrays())
     records.write_json(run_dir / "result.json", asdict(result))
     return result
 
@@ -329,13 +333,18 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
         if (run_dir / "checkpoints").exists():
             raise RunError(f"{run_dir} has checkpoints but no config.yaml", "choose another --out")
         return  # killed before anything was written
-    before, now = (yaml.safe_load(text) for text in (config.read_text(encoding="utf-8"), recipe.yaml))
-    changed = [line for line in changed_keys(before, now) if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
+    changed = other_recipe(read_run(run_dir), recipe)
     if changed:
         raise RunError(
             f"{run_dir} holds a run of another recipe; different now: {'; '.join(changed[:6])}",
             "resume with the settings it was started with, or choose another --out",
         )
+
+
+def other_recipe(before: Recipe, now: Recipe) -> list[str]:
+    """Keys in which two recipes would train different things, each with both values."""
+    changed = changed_keys(yaml.safe_load(before.yaml), yaml.safe_load(now.yaml))
+    return [line for line in changed if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
 
 
 _MAY_CHANGE = re.compile(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Literal
 
+import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
 from timm.data.mixup import Mixup
@@ -119,13 +120,24 @@ class ImageClassification(LightningModule):
         self.log("val/accuracy", self.val_accuracy, prog_bar=True)
         self._log_more("val", logits, labels, self.val_top5, self.val_loss)
 
-    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: tuple[Tensor, Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
+        """Count, and return for each image its label, the class it was taken for, its cross-entropy and its rank.
+
+        `rank` is that of the right class, from 0: below 5 it is among the top five.
+        """
         images, labels, _ = batch
         logits = self(images)
         self.test_accuracy(logits, labels)
         self.test_class_accuracy(logits, labels)
         self.log("test/accuracy", self.test_accuracy)
         self._log_more("test", logits, labels, self.test_top5, self.test_loss)
+        right = logits.gather(1, labels[:, None])
+        return {
+            "label": labels.to(torch.int32),
+            "predicted": logits.argmax(1).to(torch.int32),
+            "nll": F.cross_entropy(logits.float(), labels, reduction="none"),
+            "rank": (logits > right).sum(1).to(torch.int32),
+        }
 
     def _log_more(
         self, split: str, logits: Tensor, labels: Tensor, top5: MulticlassAccuracy | None, loss: MeanMetric

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,13 @@ def git_commit(file: Path) -> str | None:
         return git("rev-parse", "HEAD").strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def command() -> list[str]:
+    """This process's command line; the program by its name, as its folder is nobody else's concern."""
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name
+    return [name, *sys.argv[1:]]
 
 
 _RECORDED = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "gguf", "safetensors")

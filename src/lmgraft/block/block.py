@@ -58,10 +58,16 @@ class Provenance:
 class Layer(FrozenModule):
     """One transformer layer. Norms that a config does not have are identities.
 
+    Where the config names one of the `branches`, there is no module for the other (`attends`,
+    `has_mlp`), and it adds exactly nothing, its post norm included.
+
     sequential                          parallel
     x = out(x + post(attention(pre x)))     x = x + attention(pre x) + mlp(pre' x)
     x = out(x + post(mlp(pre x)))
     """
+
+    attention: Attention
+    mlp: MLP
 
     def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], scale: float | None = None) -> None:
         super().__init__()
@@ -74,15 +80,21 @@ class Layer(FrozenModule):
         self.parallel, self.residual_scale = config.parallel, config.residual_scale
         self.residual_after_norm = config.residual_after_norm
         self.post_residual = config.norm_place == "post_residual"
+        self.attends, self.has_mlp = config.branches != "mlp", config.branches != "attention"
         self.attention_norm = norm("attention_norm")
-        self.attention = Attention(config, tensors, scale)
+        if self.attends:
+            self.attention = Attention(config, tensors, scale)
         self.attention_post_norm = norm("attention_post_norm")
         self.mlp_norm = norm("mlp_norm")
-        self.mlp = MLP(config, tensors)
+        if self.has_mlp:
+            self.mlp = MLP(config, tensors)
         self.mlp_post_norm = norm("mlp_post_norm")
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Tokens = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
+        if not self.attends:
+            x = take_tokens(x, reads)
+            return self.finish(x, self.attention_norm(x), None)
         normed = self.attention_norm(x)
         read = take_tokens(normed, reads)
         return self.finish(take_tokens(x, reads), read, self.attention(read, normed, key_padding_mask))
@@ -97,27 +109,36 @@ class Layer(FrozenModule):
         """Whether the last steps are linear, so that `finish` can compute them for a mean of tokens."""
         return not self.post_residual and isinstance(self.mlp_post_norm, nn.Identity)
 
-    def finish(self, x: Tensor, normed: Tensor | None, mixed: Tensor, mean: bool = False) -> Tensor:
+    def finish(self, x: Tensor, normed: Tensor | None, mixed: Tensor | None, mean: bool = False) -> Tensor:
         """All that comes after attention, token by token.
 
         Args:
             x: (B, R, D) inputs of the layer.
             normed: (B, R, D) their attention norm; may be None unless `reuses_normed`.
-            mixed: (B, R, D) attention's output; in a parallel block its mean will do, (B, 1, D).
+            mixed: (B, R, D) attention's output; in a parallel block its mean will do, (B, 1, D). None
+                where the layer has no attention.
             mean: Return the mean over R, (B, 1, D); only where the layer `ends_linear`.
         """
         first = normed if self.reuses_normed and normed is not None else x
         if self.parallel != "none":
-            own: Tensor = self.mlp(first if self.parallel == "shared_norm" else self.mlp_norm(x), mean)
-            x, mixed = (_mean(x), _mean(mixed)) if mean else (x, mixed)
-            both: Tensor = x + self.residual_scale * (mixed + own)
-            return both
+            own = self._own(first if self.parallel == "shared_norm" else self.mlp_norm(x), mean)
+            if mean:
+                x, mixed = _mean(x), None if mixed is None else _mean(mixed)
+            both = own if mixed is None else mixed if own is None else mixed + own
+            assert both is not None  # a layer has at least one branch
+            return x + self.residual_scale * both
         x = self._add(first, mixed, self.attention_post_norm)
         normed = self.mlp_norm(x)
         base = normed if self.residual_after_norm else x
-        return self._add(_mean(base) if mean else base, self.mlp(normed, mean), self.mlp_post_norm)
+        return self._add(_mean(base) if mean else base, self._own(normed, mean), self.mlp_post_norm)
 
-    def _add(self, x: Tensor, branch: Tensor, post: nn.Module) -> Tensor:
+    def _own(self, x: Tensor, mean: bool) -> Tensor | None:
+        return self.mlp(x, mean) if self.has_mlp else None
+
+    def _add(self, x: Tensor, branch: Tensor | None, post: nn.Module) -> Tensor:
+        if branch is None:
+            alone: Tensor = post(x) if self.post_residual else x
+            return alone
         scaled = branch if self.residual_scale == 1 else self.residual_scale * branch
         out: Tensor = post(x + scaled) if self.post_residual else x + post(scaled)
         return out
@@ -133,7 +154,8 @@ class FrozenBlock(FrozenModule):
     Args:
         config: Shape and behaviour of every layer.
         layers: Canonical tensors of each layer (see `BlockConfig.tensor_shapes`).
-        digests: Of the values read, by "<layer>.<tensor>", where the tensors were narrowed since.
+        digests: By "<layer>.<tensor>" or "final_norm.<tensor>", where they are not to be those of the
+            values here: of the values read, where tensors were narrowed since, or of how they were made.
         final_norm: Its tensors (see `BlockConfig.norm_shapes`); needed for `pretrained` only.
         provenance: Where the tensors come from; its digests are filled in here.
 
@@ -177,12 +199,19 @@ class FrozenBlock(FrozenModule):
             (B, T, D), or (B, R, D) for `reads`: equal to those rows of the full output.
         """
         check_input(x, self.config.dim)
+        if self.tokenwise:
+            x, reads = take_tokens(x, reads), None
         *before, last = self.layers
         for layer in before:
             x = layer(x, key_padding_mask)
         x = last(x, key_padding_mask, reads)
         out: Tensor = self.final_norm(x)
         return out
+
+    @property
+    def tokenwise(self) -> bool:
+        """Whether it mixes no tokens: those that are not read cost nothing."""
+        return self.config.branches == "mlp"
 
     def train(self, mode: bool = True) -> FrozenBlock:
         """A frozen block stays in eval mode whatever its host does."""
@@ -250,6 +279,7 @@ def _with_digests(
 ) -> Provenance:
     named = {f"{i}.{n}": t for i, layer in enumerate(layers) for n, t in sorted(layer.items())}
     digests = {n: known.get(n) or tensor_digest(t) for n, t in named.items()}
-    digests |= {f"{FINAL_NORM}.{n}": tensor_digest(t) for n, t in final_norm.items()}
+    own = {f"{FINAL_NORM}.{n}": t for n, t in final_norm.items()}
+    digests |= {n: known.get(n) or tensor_digest(t) for n, t in own.items()}
     identity = {"config": config.identity(), "final_norm": provenance.final_norm, "tensors": digests}
     return replace(provenance, tensors=digests, digest=json_digest(identity))

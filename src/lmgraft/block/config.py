@@ -34,6 +34,9 @@ QkNorm = Literal["none", "per_head", "per_own_head", "full_width"]
 Parallel = Literal["none", "shared_norm", "own_norm"]
 """x + attention(norm(x)) + mlp(norm(x)), with one norm for both or one for each."""
 
+Branches = Literal["both", "attention", "mlp"]
+"""What a layer adds to its residual stream: both branches, or one of them (a control); the other is exactly zero."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -91,6 +94,7 @@ class BlockConfig:
     """What a branch is multiplied by before it is added."""
     residual_after_norm: bool = False
     """The branch is added to the normed input instead of the input (BLOOM, where so configured)."""
+    branches: Branches = "both"
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
@@ -103,7 +107,13 @@ class BlockConfig:
             raise BlockError(f"BlockConfig.norm_eps must be a small number, got {self.norm_eps!r}")
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             raise BlockError(f"activation {self.activation!r} is not known", f"one of {', '.join(sorted(ACTIVATIONS))}")
-        choices = {"norm": NormKind, "norm_place": NormPlace, "qk_norm": QkNorm, "parallel": Parallel}
+        choices = {
+            "norm": NormKind,
+            "norm_place": NormPlace,
+            "qk_norm": QkNorm,
+            "parallel": Parallel,
+            "branches": Branches,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
                 raise BlockError(f"BlockConfig.{name}={getattr(self, name)!r} is not one of {get_args(allowed)}")
@@ -116,6 +126,9 @@ class BlockConfig:
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
         """Canonical tensor names of one layer and their shapes, in the order data flows."""
         wide, narrow = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attends, has_mlp = self.branches != "mlp", self.branches != "attention"
+        on_stream = self.norm_place == "post_residual"  # norms of the sum, not of a branch
+        after_norm = self.residual_after_norm and self.parallel == "none"
         shapes: dict[str, tuple[int, ...]] = {}
 
         def norm(name: str) -> None:
@@ -126,28 +139,32 @@ class BlockConfig:
             if bias:
                 shapes[f"{name}.bias"] = (rows,)
 
-        if self.norm_place in ("pre", "sandwich"):
+        if self.norm_place in ("pre", "sandwich") and (attends or after_norm or self.parallel == "shared_norm"):
             norm("attention_norm")
-        projection("attention.q", wide, self.dim, self.qkv_bias)
-        projection("attention.k", narrow, self.dim, self.qkv_bias)
-        projection("attention.v", narrow, self.dim, self.qkv_bias)
+        if attends:
+            projection("attention.q", wide, self.dim, self.qkv_bias)
+            projection("attention.k", narrow, self.dim, self.qkv_bias)
+            projection("attention.v", narrow, self.dim, self.qkv_bias)
         qk = {
             "per_head": ((self.head_dim,), (self.head_dim,)),
             "per_own_head": ((self.num_heads, self.head_dim), (self.num_kv_heads, self.head_dim)),
             "full_width": ((wide,), (narrow,)),
         }
-        if self.qk_norm != "none":
+        if attends and self.qk_norm != "none":
             shapes["attention.q_norm.weight"], shapes["attention.k_norm.weight"] = qk[self.qk_norm]
-        projection("attention.o", self.dim, wide, self.output_bias)
-        if self.norm_place != "pre":
+        if attends:
+            projection("attention.o", self.dim, wide, self.output_bias)
+        if self.norm_place != "pre" and (attends or on_stream):
             norm("attention_post_norm")
-        if self.norm_place == "sandwich" or (self.norm_place == "pre" and self.parallel != "shared_norm"):
+        own_norm = self.norm_place == "sandwich" or (self.norm_place == "pre" and self.parallel != "shared_norm")
+        if own_norm and (has_mlp or after_norm):
             norm("mlp_norm")
-        if self.mlp == "gated":
+        if has_mlp and self.mlp == "gated":
             projection("mlp.gate", self.mlp_dim, self.dim, self.mlp_bias)
-        projection("mlp.up", self.mlp_dim, self.dim, self.mlp_bias)
-        projection("mlp.down", self.dim, self.mlp_dim, self.mlp_bias)
-        if self.norm_place != "pre":
+        if has_mlp:
+            projection("mlp.up", self.mlp_dim, self.dim, self.mlp_bias)
+            projection("mlp.down", self.dim, self.mlp_dim, self.mlp_bias)
+        if self.norm_place != "pre" and (has_mlp or on_stream):
             norm("mlp_post_norm")
         return shapes
 

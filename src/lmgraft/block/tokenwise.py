@@ -50,6 +50,10 @@ class TokenwiseBlock(FrozenBlock):
         self.provenance = replace(provenance, tensors={}, digest=digest, trained=trained)
         self.eval()
 
+    @property
+    def tokenwise(self) -> bool:
+        return True
+
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Tokens = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
         check_input(x, self.config.dim)

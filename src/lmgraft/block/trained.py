@@ -121,7 +121,7 @@ def _present(block: FrozenBlock, targets: Sequence[str] | None) -> tuple[str, ..
 
 
 def _has(layer: nn.Module, target: str) -> bool:
-    return isinstance(getattr(layer.get_submodule(_parent(target)), target, None), Projection)
+    return isinstance(getattr(getattr(layer, _parent(target), None), target, None), Projection)
 
 
 def _parent(target: str) -> str:

@@ -153,7 +153,7 @@ class GraftLayer(nn.Module):
         tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)
         block = self.approximation.block(self, self.block, x)
         plans = () if self.config.form == "dense" else self.plan(x, reads)
-        if not self.block.layers and self.config.form != "dense":
+        if self.block.tokenwise and self.config.form != "dense":
             h = self.mapper_in(take_tokens(x, tokens))  # nothing mixes tokens: the others are not needed
             y = block(h)
             y, h = (y.mean(1, keepdim=True), h.mean(1, keepdim=True)) if mean else (y, h)
@@ -190,7 +190,9 @@ class GraftLayer(nn.Module):
         return None if self._mapper_is_trained() or self._block_is_trained() else self.baked
 
     def _may_keep_folds(self) -> bool:
-        if torch.compiler.is_compiling() or self._block_is_trained() or self._mapper_is_trained():
+        if self.block.tokenwise or torch.compiler.is_compiling():
+            return False
+        if self._block_is_trained() or self._mapper_is_trained():
             return False
         attention = self._first_layer().attention
         if any(p.weight.requires_grad for p in (attention.q, attention.k, attention.v)):
@@ -210,8 +212,8 @@ class GraftLayer(nn.Module):
         return torch.is_grad_enabled() and any(p.requires_grad for p in self.block.parameters())
 
     def _folds_apply(self) -> bool:
-        """Whether W1 is linear and nobody watches a module that planned forms do not call."""
-        if type(self.mapper_in) is not nn.Linear or not self.block.layers:
+        """Whether tokens are mixed, W1 is linear, and nobody watches a module that planned forms do not call."""
+        if type(self.mapper_in) is not nn.Linear or self.block.tokenwise:
             return False
         passed_by = [self.mapper_in, self.block]
         for layer in self.block.layers:

@@ -1,4 +1,4 @@
-"""The arms of a comparison, as data: what each trains, and the question it answers."""
+"""The arms of a comparison, as data: what each trains, the question it answers, what it keeps and destroys."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.trained import TrainBlock
-from lmgraft.graft.controls import linear, mlp, random_frozen, random_trained
+from lmgraft.errors import RecipeError
+from lmgraft.graft.controls import (
+    attention_only,
+    linear,
+    mlp,
+    mlp_only,
+    random_frozen,
+    random_trained,
+    shuffled,
+    spectrum,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,9 +25,40 @@ class Arm:
     """One arm. `block` turns the pretrained block into the arm's; None grafts nothing."""
 
     question: str
+    keeps: str
+    """What it has of the pretrained block."""
+    destroys: str
+    """What it has not, or what is done to it."""
     block: Callable[[FrozenBlock, int], FrozenBlock] | None
     train_block: TrainBlock | None = None
     """In place of the recipe's graft.train_block; None leaves it. A block that is trained already stays so."""
+    layers: int | None = None
+    """Load so many consecutive layers, the recipe's graft.layer the last of them; None loads graft.layer."""
+    equal_flops: str | None = None
+    """An encoder as large as makes a training step cost what it costs in this other arm; None leaves the recipe's."""
+
+
+def arm_layer(name: str, layer: int | tuple[int, ...]) -> int | tuple[int, ...]:
+    """The layers of the LLM that arm `name` loads where a recipe says graft.layer `layer`.
+
+    Raises:
+        RecipeError: If the arm wants layers before it, and there are none or several layers are given.
+    """
+    count = ARMS[name].layers
+    if count is None:
+        return layer
+    if not isinstance(layer, int):
+        raise RecipeError(
+            f"arm {name} takes {count} layers by itself, and graft.layer is {list(layer)}",
+            "give graft.layer the last of them, or choose arm llm with these layers",
+        )
+    first = layer - count + 1
+    if layer >= 0 > first:
+        raise RecipeError(
+            f"arm {name} needs {count - 1} layer before graft.layer, and before layer {layer} there is none",
+            f"give graft.layer {count - 1} or a later one",
+        )
+    return tuple(range(first, layer + 1))
 
 
 def _pretrained(block: FrozenBlock, seed: int) -> FrozenBlock:
@@ -25,16 +66,100 @@ def _pretrained(block: FrozenBlock, seed: int) -> FrozenBlock:
 
 
 ARMS: dict[str, Arm] = {
-    "plain": Arm(question="How good is the encoder by itself?", block=None),
-    "llm": Arm(question="How good is it with the frozen LLM block?", block=_pretrained),
+    "plain": Arm(
+        question="How good is the encoder by itself?",
+        keeps="Nothing: no block and no mappers.",
+        destroys="All of it.",
+        block=None,
+    ),
+    "llm": Arm(
+        question="How good is it with the frozen LLM block?",
+        keeps="All of it, bit for bit.",
+        destroys="Nothing.",
+        block=_pretrained,
+    ),
     "random_frozen": Arm(
-        question="Would any frozen block do, without pretrained weights?", block=random_frozen, train_block="none"
+        question="Would any frozen block do, without pretrained weights?",
+        keeps="The wiring, each matrix's Frobenius norm, each gain's root mean square.",
+        destroys="Everything learnt: matrices are Gaussian, gains constant, biases zero.",
+        block=random_frozen,
+        train_block="none",
+    ),
+    "shuffled": Arm(
+        question="Would the same weights in random places do?",
+        keeps="The entries of each matrix, outliers included; gains and biases.",
+        destroys="Which entry stands where: singular values, directions, rows and columns that stand out.",
+        block=shuffled,
+        train_block="none",
+    ),
+    "spectrum": Arm(
+        question="Would random matrices with the same singular values do?",
+        keeps="The singular values of each matrix; gains and biases.",
+        destroys="The directions that they belong to, and how entries are distributed.",
+        block=spectrum,
+        train_block="none",
     ),
     "random_trained": Arm(
-        question="Would a block that is random at first and trained do?", block=random_trained, train_block="none"
+        question="Would a block that is random at first and trained do?",
+        keeps="The wiring.",
+        destroys="Everything learnt: drawn as before any training, and then trained.",
+        block=random_trained,
+        train_block="none",
     ),
-    "llm_finetuned": Arm(question="Is it better to train the LLM block too?", block=_pretrained, train_block="all"),
-    "llm_lora": Arm(question="Is it better to adapt the LLM block at low rank?", block=_pretrained, train_block="lora"),
-    "mlp": Arm(question="Would GELU and LayerNorm between the mappers do?", block=mlp, train_block="none"),
-    "linear": Arm(question="Would the two mappers alone do?", block=linear, train_block="none"),
+    "llm_finetuned": Arm(
+        question="Is it better to train the LLM block too?",
+        keeps="All of it, as the start of training.",
+        destroys="Nothing at first; training may change every tensor.",
+        block=_pretrained,
+        train_block="all",
+    ),
+    "llm_lora": Arm(
+        question="Is it better to adapt the LLM block at low rank?",
+        keeps="All of it, frozen.",
+        destroys="Nothing; training adds a matrix of low rank to each projection.",
+        block=_pretrained,
+        train_block="lora",
+    ),
+    "attention_only": Arm(
+        question="Would the block's attention alone do?",
+        keeps="Attention, its norms and the residual stream.",
+        destroys="The MLP: it is left out.",
+        block=attention_only,
+        train_block="none",
+    ),
+    "mlp_only": Arm(
+        question="Would the block's MLP alone do?",
+        keeps="The MLP, its norms and the residual stream.",
+        destroys="Attention: it is left out, and with it all mixing of tokens.",
+        block=mlp_only,
+        train_block="none",
+    ),
+    "two_blocks": Arm(
+        question="Are two consecutive LLM blocks better than one?",
+        keeps="All of the recipe's layer, and the layer before it.",
+        destroys="Nothing.",
+        block=_pretrained,
+        layers=2,
+    ),
+    "mlp": Arm(
+        question="Would GELU and LayerNorm between the mappers do?",
+        keeps="Its width.",
+        destroys="The rest: between the mappers are GELU and a trained LayerNorm.",
+        block=mlp,
+        train_block="none",
+    ),
+    "linear": Arm(
+        question="Would the two mappers alone do?",
+        keeps="Its width.",
+        destroys="The rest: nothing is between the mappers.",
+        block=linear,
+        train_block="none",
+    ),
+    "plain_equal_flops": Arm(
+        question="Would an encoder that is larger by the graft's floating-point operations do?",
+        keeps="What its training step costs, in floating-point operations.",
+        destroys="All of it: no block and no mappers, but a deeper encoder.",
+        block=None,
+        equal_flops="llm",
+    ),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -26,7 +26,22 @@ from lmgraft.training.optim import OptimConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-ArmName = Literal["plain", "llm", "random_frozen", "random_trained", "llm_finetuned", "llm_lora", "mlp", "linear"]
+ArmName = Literal[
+    "plain",
+    "llm",
+    "random_frozen",
+    "shuffled",
+    "spectrum",
+    "random_trained",
+    "llm_finetuned",
+    "llm_lora",
+    "attention_only",
+    "mlp_only",
+    "two_blocks",
+    "mlp",
+    "linear",
+    "plain_equal_flops",
+]
 _GIVEN_AT_RUN_TIME = {"model", "num_classes", "optimizer", "schedule"}
 _SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
 
@@ -41,6 +56,8 @@ class BackboneConfig:
     """Its name there."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Its further arguments."""
+    equal_flops: dict[str, Any] = field(default_factory=dict)
+    """Arguments laid over `kwargs` in arm plain_equal_flops; where empty, a run chooses depth and notes it here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,10 +135,15 @@ def find_recipe(name: str) -> str:
     return file.read_text(encoding="utf-8")
 
 
-def compose(text: str, where: str = "recipe") -> str:
+def compose(text: str, where: str = "recipe", find: Callable[[str], str] = find_recipe) -> str:
     """The YAML text with the recipe it `extends`, or several, laid under it, key by key.
 
     Where `class_path` changes, the base's `init_args` are dropped: they are another class's.
+
+    Args:
+        text: YAML.
+        where: What the text is called in errors.
+        find: Gives the text of a base by its name.
 
     Raises:
         RecipeError: If a base is unknown, or recipes extend each other in a circle.
@@ -129,20 +151,20 @@ def compose(text: str, where: str = "recipe") -> str:
     content = _mapping(text)
     if content is None or "extends" not in content:
         return text
-    text = yaml.safe_dump(_on_bases(content, (where,)), sort_keys=False)
+    text = yaml.safe_dump(_on_bases(content, (where,), find), sort_keys=False)
     return text
 
 
-def _on_bases(content: dict[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+def _on_bases(content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str]) -> dict[str, Any]:
     wanted = content.pop("extends", [])
     merged: dict[str, Any] = {}
     for name in wanted if isinstance(wanted, list) else [str(wanted)]:
         if name in names:
             raise RecipeError(f"recipes extend each other in a circle: {' -> '.join([*names, name])}")
-        base = _mapping(find_recipe(name))
+        base = _mapping(find(name))
         if base is None:
             raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
-        merged = _laid_over(merged, _on_bases(base, (*names, name)))
+        merged = _laid_over(merged, _on_bases(base, (*names, name), find))
     return _laid_over(merged, content)
 
 

@@ -6,7 +6,6 @@ retries.json, beside it, holds the restarts at a lower learning rate.
 from __future__ import annotations
 
 import json
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -38,7 +37,7 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "frozen_params": frozen,
         "encoder": {"pretrained": is_pretrained(recipe), "digest": _encoder_digest(model)},
         "environment": records.environment(),
-        "command": list(sys.argv),
+        "command": records.command(),
     }
 
 

@@ -27,12 +27,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lmgraft import records
-from lmgraft.block import load_block
 from lmgraft.checkpoint.cache import lock
 from lmgraft.errors import RunError
-from lmgraft.graft import find_graft, graft, save_pretrained
-from lmgraft.recipes.arms import ARMS
+from lmgraft.graft import find_graft, save_pretrained
+from lmgraft.recipes.cost import larger_encoder, settled
 from lmgraft.recipes.features import network, use_stored_tokens, wrap
+from lmgraft.recipes.grafted import graft_arm
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 from lmgraft.recipes.record import (
     changed_keys,
@@ -123,6 +123,7 @@ def train_run(
         _claim(recipe, run_dir, resume)
     history = read_retries(run_dir) if resume else []
     task = _prepare(recipe, history)
+    recipe = settled(recipe, build_model)
     digest = block_digest(network(task))
     record = make_record(recipe, network(task))
     if repeats is not None:
@@ -246,34 +247,14 @@ def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
     """
     data, config = recipe.data, recipe.graft
     arguments = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": data.img_size}
-    arguments |= recipe.backbone.kwargs
+    arguments |= recipe.backbone.kwargs | larger_encoder(recipe, build_model)
     rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
-    arm = ARMS[recipe.arm]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         factory = FACTORIES.load(recipe.backbone.factory)
         model: nn.Module = factory(recipe.backbone.name, arguments if initial else rebuilt)
-        if arm.block is None:
-            return model
-        block = load_block(
-            config.llm, config.layer, dtype=config.dtype, revision=config.revision, final_norm=config.final_norm
-        )
-        torch.manual_seed(recipe.seed)
-        return graft(
-            model,
-            arm.block(block, recipe.seed),
-            at=config.at,
-            reads=config.reads,
-            read_token=config.read_token,
-            residual=config.residual,
-            form=config.form,
-            mapper_init=config.mapper_init,
-            train_block=config.train_block if arm.train_block is None else arm.train_block,
-            lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_targets=config.lora_targets,
-            host_spec={"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt},
-        )
+    spec = {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
+    return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
 
 
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Any:
@@ -349,6 +330,7 @@ def other_recipe(before: Recipe, now: Recipe) -> list[str]:
 
 _MAY_CHANGE = re.compile(
     r"data\.init_args\.(max_corrupt\w*|num_workers|eval_batch_size|root|csv)|train\.(log_every|save_every)"
+    r"|backbone\.equal_flops.*"
 )
 """Keys that do not change what is trained; that the data are the same, wherever they lie, their fingerprint tells."""
 

@@ -12,12 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lmgraft import records
-from lmgraft.report.figures import COLORS, STYLE
+from lmgraft.report.figures import COLORS, FURTHER, STYLE
 from lmgraft.studies.robustness import Robustness
 
 _COLUMNS = 5
-_FURTHER = ("#2f6f9f", "#c2571a", "#2f7d6b", "#7a5195", "#b0882a", "#5b6b7f", "#b3446c", "#4d4d4d")
-"""Of models that are not called like an arm."""
 _MARKERS = "osD^vPX*"
 
 
@@ -87,7 +85,7 @@ def _draw(
 def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
     """Arms in their own colours, other models in what is left."""
     taken = {COLORS[label] for label in labels if label in COLORS}
-    free = cycle([color for color in _FURTHER if color not in taken])
+    free = cycle([color for color in FURTHER if color not in taken])
     return [
         {
             "color": COLORS[label] if label in COLORS else next(free),

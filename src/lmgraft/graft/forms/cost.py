@@ -86,10 +86,13 @@ class _Count:
         self.block, self.norms = problem.block_grad, problem.block_grad or problem.norm_grad
         self.norm = self.norms and self.has_norm
         self.qk_norm = self.norms and config.qk_norm != "none"
+        if config.branches == "mlp":  # no tokens are mixed: those that are not read do not exist
+            self.all_rows = self.last_rows = self.rows
         h_grad = self.inputs()
         self.folded = {name: self.fold(name) for name in plan.folds()}
-        mixed = self.attention(h_grad or self.norm)
-        self.rest(h_grad, mixed)
+        mixed = config.branches != "mlp" and self.attention(h_grad or self.norm)
+        if config.branches != "attention":
+            self.rest(h_grad, mixed)
 
     def product(self, name: str, m: int, k: int, n: int, left: bool, right: bool, count: int = 1) -> bool:
         self.operations.append(Operation(name, count, m, k, n, left + right))

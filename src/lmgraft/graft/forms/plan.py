@@ -38,7 +38,7 @@ def layer_problems(whole: Problem, layers: int) -> list[Problem]:
         one = whole
         if index > 0:
             one = replace(one, narrow=None, mapper_bias=False, mapper_grad=False, folds_ready=False, x_grad=flows)
-        if index < layers - 1:
+        if index < layers - 1 and one.config.branches != "mlp":
             one = replace(one, reads=whole.tokens, mean_early=False)
         found.append(one)
     return found
@@ -73,6 +73,9 @@ def exact_plans(problem: Problem) -> Iterator[LayerPlan]:
     A norm on keys and a bound on keys and values are not linear: those are formed or folded.
     """
     config = problem.config
+    if config.branches == "mlp":  # there is nothing to choose
+        yield LayerPlan()
+        return
     linear_key = config.qk_norm == "none" and config.clip_qkv is None
     linear_value = config.clip_qkv is None
     sides: dict[str, tuple[list[Side], list[Side]]] = {

@@ -88,9 +88,7 @@ def planned(
 def mean_comes_early(block: FrozenBlock) -> bool:
     """Whether a mean over the read tokens may be taken inside the last layer: no norm follows."""
     return (
-        len(block.layers) > 0
-        and isinstance(block.final_norm, nn.Identity)
-        and cast(Layer, block.layers[-1]).ends_linear
+        not block.tokenwise and isinstance(block.final_norm, nn.Identity) and cast(Layer, block.layers[-1]).ends_linear
     )
 
 

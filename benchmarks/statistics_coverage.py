@@ -1,0 +1,153 @@
+"""What a study's intervals and tests do over many simulated studies, where the truth is known.
+
+    python benchmarks/statistics_coverage.py                    # a few minutes
+    python benchmarks/statistics_coverage.py --studies 1000     # quicker, rougher
+
+Prints the tables of docs/statistics.md and the table in lmgraft.analysis.bootstrap_coverage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.analysis.bootstrap import crossed_bootstrap, percentile_bootstrap
+from lmgraft.analysis.paired import contrasts
+from lmgraft.analysis.student import detectable_difference, mean_interval
+
+Array = npt.NDArray[np.float64]
+SEEDS = (2, 3, 4, 5, 7, 10, 20)
+_AT_ONCE = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Situation:
+    """Standard deviations of what makes an item right or wrong, in units of its noise; normal and independent."""
+
+    arm_seed: float
+    """What a seed does to one arm."""
+    arm_item: float
+    """What an item is to one arm alone."""
+    seed: float = 0.2
+    """What a seed does to both arms: pairing takes it out."""
+    item: float = 1.0
+    """How easy an item is for both arms."""
+    log: bool = False
+    """Values are exponentials, heavy to the right, as cross-entropies are; else right or wrong."""
+
+
+SITUATIONS = {
+    "seeds differ much": Situation(arm_seed=0.4, arm_item=0.1),
+    "seeds differ as much as items": Situation(arm_seed=0.05, arm_item=0.5),
+    "items differ much": Situation(arm_seed=0.0, arm_item=1.0),
+    "noise alone": Situation(arm_seed=0.0, arm_item=0.0),
+    "cross-entropy, seeds differ much": Situation(arm_seed=0.2, arm_item=0.1, log=True),
+    "cross-entropy, items differ much": Situation(arm_seed=0.0, arm_item=0.5, log=True),
+}
+
+
+def simulate(
+    situation: Situation, studies: int, seeds: int, items: int, generator: np.random.Generator
+) -> tuple[Array, float]:
+    """(studies, seeds, items): differences between two arms by item; and their true mean."""
+    both = generator.normal(0, situation.item, (studies, 1, items)) + generator.normal(
+        0, situation.seed, (studies, seeds, 1)
+    )
+    parts = (situation.item, situation.seed, situation.arm_seed, situation.arm_item, 1)
+    variance = sum(sd**2 for sd in parts)
+    values, true = [], []
+    for level in (1.7, 1.5):
+        latent = level + both + generator.normal(0, situation.arm_seed, (studies, seeds, 1))
+        latent = latent + generator.normal(0, situation.arm_item, (studies, 1, items))
+        latent = latent + generator.normal(0, 1, (studies, seeds, items))
+        values.append(np.exp(latent) if situation.log else latent > 0)
+        mean = math.exp(level + variance / 2) if situation.log else NormalDist().cdf(level / math.sqrt(variance))
+        true.append(mean)
+    return np.subtract(*values, dtype=np.float64), true[0] - true[1]
+
+
+def coverage(
+    interval: Callable[..., Array], situation: Situation, *, studies: int, seeds: int, items: int = 500
+) -> float:
+    """The share of simulated studies whose nominal 95 % interval holds the true mean difference."""
+    generator = np.random.default_rng([seeds, items])
+    hits = 0
+    for start in range(0, studies, _AT_ONCE):
+        number = min(_AT_ONCE, studies - start)
+        differences, true = simulate(situation, number, seeds, items, generator)
+        low, high = interval(differences, draws=1000, seed=start).T
+        hits += int(((low <= true) & (true <= high)).sum())
+    return hits / studies
+
+
+def t_coverage(studies: int, seeds: int) -> float:
+    """The same of Student's interval, over normal values of seeds."""
+    rows = np.random.default_rng(seeds).normal(0, 1, (studies, seeds))
+    intervals = (mean_interval(row, 0.95) for row in rows.tolist())
+    return float(np.mean([i is not None and i[0] <= 0 <= i[1] for i in intervals]))
+
+
+def family_wise_error(studies: int, seeds: int, *, correct: bool = True) -> float:
+    """How often an LLM arm that is no different is called better or worse than any of three others."""
+    return _share(studies, seeds, lambda found: any(c.outcome != "not shown" for c in found), correct=correct)
+
+
+def false_equivalence(studies: int, seeds: int, *, correct: bool = True) -> float:
+    """How often arms that differ by exactly the margin are called equivalent, any of three."""
+    return _share(studies, seeds, lambda found: any(c.equivalent for c in found), shift=1.0, correct=correct)
+
+
+def power_at_detectable(studies: int, seeds: int) -> float:
+    """How often a true difference of the detectable size, from the true spread, is shown, alone of three, without
+    help from the others: at the level of Holm's first step."""
+    true = detectable_difference(math.sqrt(2), seeds, alpha=0.05 / 3)
+    return _share(studies, seeds, lambda found: found[0].p < 0.05 / 3, shift=true)
+
+
+def _share(
+    studies: int, seeds: int, event: Callable[[list], bool], *, shift: float = 0.0, correct: bool = True
+) -> float:
+    others = ("plain", "random_frozen", "mlp")
+    draws = np.random.default_rng(seeds).normal(0, 1, (studies, 4, seeds))
+    draws[:, 0] += shift
+    hits = 0
+    for study in draws:
+        values = {arm: dict(enumerate(row.tolist())) for arm, row in zip(("llm", *others), study, strict=True)}
+        hits += event(contrasts(values, [("llm", other) for other in others], margin=1.0, correct=correct))
+    return hits / studies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=10_000, help="simulated studies a cell")
+    studies = parser.parse_args().studies
+    print(f"{studies} simulated studies a cell\n")
+    print("| seeds | " + " | ".join(map(str, SEEDS)) + " |\n|---|" + "---|" * len(SEEDS))
+    rows: dict[str, Callable[[int], float]] = {
+        "paired t interval covers (95 %)": lambda n: t_coverage(studies, n),
+        "any of three false differences, Holm (at most 5 %)": lambda n: family_wise_error(studies, n),
+        "the same without Holm": lambda n: family_wise_error(studies, n, correct=False),
+        "any of three false equivalences at the margin, Holm (at most 5 %)": lambda n: false_equivalence(studies, n),
+        "power at the detectable difference (80 %)": lambda n: power_at_detectable(studies, n),
+    }
+    for name, measure in rows.items():
+        print(f"| {name} | " + " | ".join(f"{100 * measure(n):.1f}" for n in SEEDS) + " |", flush=True)
+    worst = dict.fromkeys(SEEDS, 1.0)
+    for title, interval in (("scaled, as used", crossed_bootstrap), ("percentile", percentile_bootstrap)):
+        print(f"\n| {title} | " + " | ".join(map(str, SEEDS)) + " |\n|---|" + "---|" * len(SEEDS))
+        for name, situation in SITUATIONS.items():
+            covered = {n: coverage(interval, situation, studies=studies, seeds=n) for n in SEEDS}
+            print(f"| {name} | " + " | ".join(f"{100 * c:.1f}" for c in covered.values()) + " |", flush=True)
+            if interval is crossed_bootstrap:
+                worst = {n: min(worst[n], covered[n]) for n in SEEDS}
+    print(f"\nCOVERED = { ({n: round(c, 3) for n, c in worst.items()}) }")
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,8 @@ COMMANDS = {
     "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
     "train": "train a recipe in a run folder, or go on with an interrupted run",
     "evaluate": "test metrics of a run's best checkpoint, or its robustness: corruptions, ImageNet-C, -A, -R, ...",
+    "study": "arms x seeds with common random numbers, honest statistics, a verdict in words, a page",
+    "scan": "which LLM, layer and position: cheap scores of each, short trainings, how well they agreed",
     "check-data": "find unreadable images, missing classes and duplicates before a training does",
     "export": "write a trained model as ONNX or for torch.export.load, and compare it with the model",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",

@@ -1,0 +1,127 @@
+"""scan.json: everything a scan has found so far, written after each score of each candidate.
+
+Plain data; the page and the tables are made of it alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lmgraft import records
+from lmgraft.errors import RunError
+from lmgraft.recipes.record import changed_keys
+from lmgraft.studies.scan.candidates import Candidate
+from lmgraft.studies.scan.encoder import EncoderRecord
+from lmgraft.studies.scan.scores.measured import Measured
+
+FILE = "scan.json"
+VERSION = 1
+
+
+@dataclass(kw_only=True)
+class Scanned:
+    """One candidate, and what is known of it."""
+
+    candidate: Candidate
+    digest: str | None = None
+    """Of its block; None before it was loaded."""
+    scores: dict[str, Measured] = field(default_factory=dict)
+    gain: Measured | None = None
+    """Held-out accuracy minus the plain encoder's after the short training, over seeds; None without."""
+
+
+@dataclass(kw_only=True)
+class Scan:
+    """A scan, finished or not."""
+
+    recipe: str
+    settings: dict[str, Any]
+    """What all scores have in common; see `settings_of`."""
+    encoder: EncoderRecord
+    plain: dict[int, float]
+    """Seed -> held-out accuracy of the plain encoder after the short training."""
+    candidates: dict[str, Scanned]
+    """By label."""
+    environment: dict[str, Any]
+    version: int = VERSION
+
+    def chosen(self) -> list[Scanned]:
+        return list(self.candidates.values())
+
+
+def write_scan(scan: Scan, out: Path) -> None:
+    """Write scan.json, atomically."""
+    records.write_json(out / FILE, asdict(scan))
+
+
+def read_scan(out: Path) -> Scan | None:
+    """What scan.json holds; None where there is none.
+
+    Raises:
+        RunError: If it is damaged or of another version.
+    """
+    file = out / FILE
+    if not file.exists():
+        return None
+    held = records.read_json(file)
+    try:
+        if held["version"] != VERSION:
+            raise RunError(f"{file} is of version {held['version']}, this is {VERSION}", "choose another --out")
+        return Scan(
+            recipe=held["recipe"],
+            settings=held["settings"],
+            encoder=_made(EncoderRecord, held["encoder"]),
+            plain={int(seed): float(value) for seed, value in held["plain"].items()},
+            candidates={label: _scanned(value) for label, value in held["candidates"].items()},
+            environment=held["environment"],
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(
+            f"{file} is damaged ({type(error).__name__}: {error})", "delete it: finished trainings in runs/ are kept"
+        ) from None
+
+
+def check_settings(before: Scan, settings: dict[str, Any], out: Path) -> None:
+    """Whether new scores may stand beside those in `before`: candidates, scores and a short training may be added.
+
+    Raises:
+        RunError: If recipe or effort are others.
+    """
+    theirs, mine = dict(before.settings), dict(settings)
+    if not (theirs["effort"]["train_epochs"] and mine["effort"]["train_epochs"]):
+        theirs["effort"], mine["effort"] = (_without_training(s["effort"]) for s in (theirs, mine))
+    changed = changed_keys(theirs, mine)
+    if changed:
+        raise RunError(
+            f"{out} holds a scan of other settings; different now: {'; '.join(changed[:5])}",
+            "choose another --out, or give the settings it was started with",
+        )
+
+
+def _without_training(effort: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in effort.items() if not key.startswith("train_") or key == "train_images"}
+
+
+def _made(cls: type[Any], values: dict[str, Any]) -> Any:
+    known = {f.name for f in fields(cls)}
+    if not set(values) <= known:
+        raise ValueError(f"unknown: {', '.join(sorted(set(values) - known))}")
+    return cls(**values)
+
+
+def _scanned(values: dict[str, Any]) -> Scanned:
+    return Scanned(
+        candidate=_made(Candidate, values["candidate"]),
+        digest=values["digest"],
+        scores={name: _measured(score) for name, score in values["scores"].items()},
+        gain=None if values["gain"] is None else _measured(values["gain"]),
+    )
+
+
+def _measured(values: dict[str, Any]) -> Measured:
+    interval = values["interval"]
+    return _made(Measured, values | {"interval": None if interval is None else (interval[0], interval[1])})  # type: ignore[no-any-return]

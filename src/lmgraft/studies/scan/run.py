@@ -1,0 +1,251 @@
+"""The scan: candidates, the encoder, cheap scores of each candidate, short paired trainings.
+
+<out>/scan.json                      everything that is known, written after each score
+<out>/runs/plain/seed<k>/            run folders of the plain encoder; the first gives the tokens
+<out>/runs/<candidate>/seed<k>/      run folders of the short training
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from lmgraft import records
+from lmgraft.contracts import GraftPoint, Host
+from lmgraft.errors import RunError
+from lmgraft.recipes import Recipe, build_model
+from lmgraft.recipes.run import block_digest
+from lmgraft.studies.scan.candidates import Anatomy, Candidate, find_candidates, find_places
+from lmgraft.studies.scan.config import ScanConfig
+from lmgraft.studies.scan.cost import Cost, check_memory, cost_of, shapes_of
+from lmgraft.studies.scan.encoder import (
+    check_run,
+    load_encoder,
+    needs_training,
+    plain_run,
+    scan_recipe,
+    training_recipe,
+)
+from lmgraft.studies.scan.lab import Lab, candidate_model, open_lab
+from lmgraft.studies.scan.results import Scan, Scanned, check_settings, read_scan, write_scan
+from lmgraft.studies.scan.scores import SCORES, check_scores
+from lmgraft.studies.scan.scores.measured import Measured
+from lmgraft.studies.scan.training import (
+    Wanted,
+    candidate_run,
+    gain_of,
+    plain_accuracies,
+    seeds_of,
+    train_missing,
+)
+from lmgraft.studies.study.checks import check_selection
+from lmgraft.studies.study.jobs import only_one
+from lmgraft.studies.study.run import duration
+from lmgraft.training.fit import Verbosity, on_gpu
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A checked scan: all that can be wrong is found by now."""
+
+    config: ScanConfig
+    recipe: Recipe
+    candidates: list[Candidate]
+    anatomy: dict[str, Anatomy]
+    places: dict[str, tuple[Host, GraftPoint]]
+    costs: list[Cost]
+    trains_encoder: bool
+
+
+def plan_scan(config: ScanConfig, say: Say | None = None) -> Plan:
+    """Check everything and count what it will take; nothing is trained or written.
+
+    Raises:
+        LmgraftError: If a score, layer, position, LLM, run or data set is not there or does not fit.
+    """
+    say = say or _silent
+    check_scores(config.scores)
+    recipe = scan_recipe(config)
+    candidates, anatomy = find_candidates(config, recipe.graft.revision)
+    say("Data: finding or fetching")
+    _set_up(recipe)
+    check_selection(recipe, config.recipe)
+    if config.from_run is not None:
+        check_run(Path(config.from_run), recipe)
+    training = training_recipe(config, recipe.seed)
+    _set_up(training)
+    for candidate in {c.position: c for c in candidates}.values():
+        training_recipe(config, recipe.seed, candidate)  # a position may not fit the recipe's other graft options
+    encoder = build_model(scan_recipe(config, "--arm", "plain"), initial=False)
+    places = find_places(encoder, config.positions)
+    shapes = shapes_of(config, recipe, training, encoder, places)
+    device = "cuda" if on_gpu(recipe.train) else "cpu"
+    costs = [cost_of(config, c, anatomy[c.llm], shapes, device) for c in candidates]
+    check_memory(costs)
+    return Plan(
+        config=config,
+        recipe=recipe,
+        candidates=candidates,
+        anatomy=anatomy,
+        places=places,
+        costs=costs,
+        trains_encoder=needs_training(config, recipe),
+    )
+
+
+def run_scan(
+    config: ScanConfig, out: Path, *, say: Say | None = None, progress: Verbosity = "none", plan: Plan | None = None
+) -> Scan:
+    """Compute what is missing in `out`.
+
+    Args:
+        say: Told what happens.
+        progress: Of the trainings; see `lmgraft.training.fit.fit`.
+        plan: As `plan_scan` gives it; made here if it is not given.
+
+    Raises:
+        LmgraftError: As `plan_scan`; or if `out` holds a scan of other settings or is damaged.
+    """
+    say = say or _silent
+    before = read_scan(out)  # a damaged file is said before anything else
+    plan = plan or plan_scan(config, say)
+    with only_one(out / ".scan.lock", f"scan {out}"):
+        return _run(plan, out, before, say, progress)
+
+
+def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosity) -> Scan:
+    config, recipe = plan.config, plan.recipe
+    seeds = seeds_of(config, recipe.seed)
+    settings = settings_of(config, recipe)
+    if before is not None:
+        check_settings(before, settings, out)
+    plains: Wanted = {plain_run(out, seed): (seed, None) for seed in seeds}
+    if plan.trains_encoder:
+        plains.setdefault(plain_run(out, recipe.seed), (recipe.seed, None))
+    failed = train_missing(config, plains, say, progress)
+    if failed:
+        raise RunError(f"the plain encoder could not be trained: {next(iter(failed.values()))}", "run its recipe first")
+    encoder, record = load_encoder(config, recipe, out)
+    if before is not None and before.encoder.weights != record.weights:
+        raise RunError(f"{out} holds a scan of another encoder: {before.encoder.origin}", "choose another --out")
+    scan = Scan(
+        recipe=config.recipe,
+        settings=settings,
+        encoder=record,
+        plain=plain_accuracies(out, seeds) or (before.plain if before else {}),
+        candidates=dict(before.candidates) if before else {},
+        environment=records.environment(),
+    )
+    for candidate in plan.candidates:
+        scan.candidates.setdefault(candidate.label, Scanned(candidate=candidate))
+        if scan.candidates[candidate.label].candidate != candidate:
+            raise RunError(f"{out} has another candidate called {candidate.label}", "choose another --out")
+    write_scan(scan, out)
+    _score(plan, out, scan, encoder, say)
+    del encoder
+    if config.trains:
+        _train(plan, out, scan, seeds, say, progress)
+    return scan
+
+
+def settings_of(config: ScanConfig, recipe: Recipe) -> dict[str, Any]:
+    """What scores that stand beside each other must have in common, as it comes back from JSON."""
+    settings = {
+        "recipe": yaml.safe_load(recipe.yaml),
+        "overrides": list(config.overrides),
+        "effort": config.effort(),
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _score(plan: Plan, out: Path, scan: Scan, encoder: nn.Module, say: Say) -> None:
+    config = plan.config
+    todo = {
+        c.label: [name for name in config.scores if name not in scan.candidates[c.label].scores]
+        for c in plan.candidates
+    }
+    todo = {label: names for label, names in todo.items() if names}
+    say(f"{len(plan.candidates)} candidates, {len(plan.candidates) - len(todo)} scored before, {len(todo)} to score")
+    if not todo:
+        return
+    device = torch.device("cuda" if on_gpu(plan.recipe.train) else "cpu")
+    lab = open_lab(config, plan.recipe, encoder, plan.places, device, say)
+    counted = {cost.candidate.label: cost.seconds for cost in plan.costs}
+    left = sum(counted[label][name] for label, names in todo.items() for name in names)
+    started, done = time.monotonic(), 0.0
+    for number, (label, names) in enumerate(todo.items(), start=1):
+        scanned = scan.candidates[label]
+        model = candidate_model(lab, scanned.candidate)
+        _check_block(scanned, model, out)
+        for name in names:
+            scanned.scores[name] = _measured(lab, scanned, name, model)
+            write_scan(scan, out)
+            done += counted[label][name]
+        del model
+        gc.collect()  # one block in memory at a time
+        remaining = (time.monotonic() - started) / done * (left - done)
+        said = f"about {duration(remaining)} left" if number < len(todo) else "all scored"
+        say(f"[score {number}/{len(todo)}] {scanned.candidate.title}: {_in_words(scanned, names)}; {said}")
+
+
+def _measured(lab: Lab, scanned: Scanned, name: str, model: nn.Module) -> Measured:
+    started = time.monotonic()
+    try:
+        found = SCORES[name].measure(lab, lab.places[scanned.candidate.position], model)
+    except RunError as error:  # of this candidate alone: others may well have it
+        found = Measured(value=None, failed=error.message)
+    return replace(found, seconds=time.monotonic() - started)
+
+
+def _check_block(scanned: Scanned, model: nn.Module, out: Path) -> None:
+    digest = block_digest(model)
+    if scanned.digest not in (None, digest):
+        raise RunError(
+            f"{scanned.candidate.llm} holds another layer {scanned.candidate.layer} than when {out} began",
+            "give the LLM it was begun with, or choose another --out",
+        )
+    scanned.digest = digest
+
+
+def _train(plan: Plan, out: Path, scan: Scan, seeds: list[int], say: Say, progress: Verbosity) -> None:
+    wanted: Wanted = {candidate_run(out, c, seed): (seed, c) for c in plan.candidates for seed in seeds}
+
+    def note(failed: dict[Path, str]) -> None:
+        for candidate in plan.candidates:
+            gain = gain_of(out, candidate, scan.plain, failed)
+            scan.candidates[candidate.label].gain = gain
+        write_scan(scan, out)
+
+    note(train_missing(plan.config, wanted, say, progress, note))
+
+
+def _in_words(scanned: Scanned, names: list[str]) -> str:
+    said = []
+    for name in names:
+        score, found = SCORES[name], scanned.scores[name]
+        value = (
+            "failed" if found.value is None else f"{found.value * score.scale:.{score.digits}f} {score.unit}".strip()
+        )
+        said.append(f"{name} {value}")
+    return ", ".join(said)
+
+
+def _set_up(recipe: Recipe) -> None:
+    recipe.data.seed = recipe.seed
+    recipe.data.prepare_data()
+    recipe.data.setup()
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,98 @@
+"""The short paired training: plain and every candidate with the same seeds, by the recipe's own training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from lmgraft.errors import RunError
+from lmgraft.recipes import Result, read_result
+from lmgraft.recipes.run import other_recipe, read_run
+from lmgraft.studies.scan.candidates import Candidate
+from lmgraft.studies.scan.config import ScanConfig
+from lmgraft.studies.scan.encoder import plain_run, training_options, training_recipe
+from lmgraft.studies.scan.scores.measured import Measured, over_draws
+from lmgraft.studies.study.jobs import Job
+from lmgraft.studies.study.local import local
+from lmgraft.studies.study.run import duration
+from lmgraft.training.fit import Verbosity
+
+Say = Callable[[str], None]
+Wanted = dict[Path, tuple[int, Candidate | None]]
+"""Run folder -> seed, and candidate or None for the plain encoder."""
+
+
+def train_missing(
+    config: ScanConfig,
+    wanted: Wanted,
+    say: Say,
+    progress: Verbosity,
+    after: Callable[[dict[Path, str]], None] | None = None,
+) -> dict[Path, str]:
+    """Train what of `wanted` is not finished, each in a process of its own.
+
+    Args:
+        after: Called after each training with what has failed so far.
+
+    Returns:
+        Folders that could not be trained, and why.
+
+    Raises:
+        RunError: If a folder holds a finished run of another recipe.
+    """
+    jobs = []
+    for folder, (seed, candidate) in wanted.items():
+        if (folder / "result.json").exists():
+            changed = other_recipe(read_run(folder), training_recipe(config, seed, candidate))
+            if changed:
+                raise RunError(
+                    f"{folder} holds a run of another recipe; different now: {'; '.join(changed[:4])}",
+                    "choose another --out",
+                )
+            continue
+        name = f"{'plain' if candidate is None else candidate.label} seed {seed}"
+        options = tuple(training_options(config, seed, candidate))
+        jobs.append(
+            Job(name=name, recipe=config.recipe, options=options, folder=str(folder.resolve()), progress=progress)
+        )
+    failed, took = {}, 0.0
+    for number, done in enumerate(local()(jobs, say) if jobs else (), start=1):
+        took += done.seconds
+        left = f"about {duration(took / number * (len(jobs) - number))} left" if number < len(jobs) else "all trained"
+        if done.error is not None:
+            failed[Path(done.job.folder)] = done.error
+        what = f"{done.seconds:.0f} s" if done.error is None else f"failed: {done.error}"
+        say(f"[train {number}/{len(jobs)}] {done.job.name}: {what}; {left}")
+        if after is not None:
+            after(failed)
+    return failed
+
+
+def candidate_run(out: Path, candidate: Candidate, seed: int) -> Path:
+    return out / "runs" / candidate.label / f"seed{seed}"
+
+
+def seeds_of(config: ScanConfig, first: int) -> list[int]:
+    """Seeds of the short training."""
+    return list(range(first, first + config.train_seeds)) if config.trains else []
+
+
+def plain_accuracies(out: Path, seeds: list[int]) -> dict[int, float]:
+    """Seed -> held-out accuracy of the plain encoder; the test images are not looked at."""
+    return {seed: read_result(plain_run(out, seed)).val_accuracy for seed in seeds}
+
+
+def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: dict[Path, str]) -> Measured | None:
+    """Held-out accuracy minus plain's, over seeds, with its t interval; None while a run is not finished."""
+    folders = {seed: candidate_run(out, candidate, seed) for seed in plain}
+    why = [failed[f.resolve()] for f in folders.values() if f.resolve() in failed]
+    if why:
+        return Measured(value=None, failed=why[0])
+    if not all((folder / "result.json").exists() for folder in folders.values()):
+        return None
+    results: dict[int, Result] = {seed: read_result(folder) for seed, folder in folders.items()}
+    differences = [result.val_accuracy - plain[seed] for seed, result in results.items()]
+    seconds = sum(result.seconds for result in results.values())
+    accuracy = sum(result.val_accuracy for result in results.values()) / len(results)
+    return replace(over_draws(differences, accuracy=accuracy), seconds=seconds)

@@ -44,13 +44,14 @@ def test_no_page_holds_a_placeholder_or_a_dead_link(page: Path) -> None:
     assert [target for target in targets if not (page.parent / target).exists()] == []
 
 
-def test_recipes_named_in_the_readme_exist() -> None:
+def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     from lmgraft.recipes import list_recipes
+    from lmgraft.studies.study.config import list_studies
 
     named = set(re.findall(r"\bimage/[a-z0-9_]+\b(?![{*])", (ROOT / "README.md").read_text()))
     named = {name for name in named if not name.endswith("_")}
     assert len(named) > 3
-    assert named <= set(list_recipes())
+    assert named <= {*list_recipes(), *list_studies()}
 
 
 if __name__ == "__main__":

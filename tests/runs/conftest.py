@@ -5,6 +5,8 @@ import struct
 
 import numpy as np
 import pytest
+from lasting import watched_by
+from studying import Watch, run_here, study_of, without_flops
 
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 
@@ -59,3 +61,22 @@ def make_recipe(fashion_root, llama_folder):
 def whole(tmp_path_factory):
     """Where a module keeps its run without interruption."""
     return tmp_path_factory.mktemp("whole") / "run"
+
+
+@pytest.fixture(scope="session")
+def recipe_file(fashion_root, llama_folder, tmp_path_factory):
+    """`make_recipe`'s recipe as a file."""
+    file = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    file.write_text(RECIPE.format(root=fashion_root, llm=llama_folder))
+    return file
+
+
+@pytest.fixture(scope="session")
+def tiny_study(recipe_file, tmp_path_factory):
+    """A finished study of three arms and two seeds: its folder, and what its runs saw. Read only: copy to change."""
+    out, watch = tmp_path_factory.mktemp("study") / "out", Watch()
+    with watched_by(watch), pytest.MonkeyPatch.context() as patch:
+        without_flops(patch)
+        _, names, _ = run_here(study_of(recipe_file), out)
+    assert len(names) == 6
+    return out, watch

@@ -26,3 +26,25 @@ def take_flag(arguments: list[str], name: str) -> bool:
         return False
     arguments.remove(name)
     return True
+
+
+def take_options(arguments: list[str], name: str) -> list[str]:
+    """Remove every `name VALUE` and `name=VALUE` and return the values."""
+    values = []
+    while (value := take_option(arguments, name)) is not None:
+        values.append(value)
+    return values
+
+
+def take_number(arguments: list[str], name: str, *, least: int) -> int | None:
+    """As `take_option`, for a whole number.
+
+    Raises:
+        RecipeError: If it is none, or smaller than `least`.
+    """
+    value = take_option(arguments, name)
+    if value is None:
+        return None
+    if not value.isdigit() or int(value) < least:
+        raise RecipeError(f"{name} {value} is no whole number of at least {least}", f"for instance {name} {least}")
+    return int(value)

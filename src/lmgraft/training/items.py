@@ -7,6 +7,7 @@ are, a task says: its `test_step` returns them by name, one row an item.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,9 @@ class KeepItems(Callback):
 
 
 def write_items(run_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write test_items.npz, atomically; nothing without arrays."""
-    if not arrays:
-        return
-    with records.atomic_path(run_dir / FILE) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
+    """Write test_items.npz; nothing without arrays."""
+    if arrays:
+        write_arrays(run_dir / FILE, arrays)
 
 
 def read_items(run_dir: Path) -> dict[str, NDArray[Any]] | None:
@@ -64,11 +63,31 @@ def read_items(run_dir: Path) -> dict[str, NDArray[Any]] | None:
     path = run_dir / FILE
     if not path.exists():
         return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise RunError(f"{path} is damaged ({error})", "delete it and result.json and run again") from None
-    if len({len(values) for values in arrays.values()}) > 1:
+    arrays = read_arrays(path)
+    if len({values.shape[:1] for values in arrays.values()}) != 1:
         raise RunError(f"{path} holds arrays of unequal length", "delete it and result.json and run again")
     return arrays
+
+
+def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """Write an .npz file, atomically."""
+    with records.atomic_path(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an .npz file of plain arrays.
+
+    Raises:
+        RunError: If it is missing, cut short, or holds anything else.
+    """
+    try:
+        # Not np.load(path): that leaves a damaged file open.
+        with open(path, "rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise ValueError("it is one array, not several by name")
+            with arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise RunError(f"{path} is damaged ({error})", "delete it and the result beside it, and run again") from None

@@ -1,0 +1,219 @@
+"""Facts to a study's result: the learning rate of each arm, means, contrasts, breakdown, words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+from lmgraft import records
+from lmgraft.analysis.curves import Curve
+from lmgraft.analysis.paired import Contrast, contrasts
+from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.verdict import verdict
+from lmgraft.errors import RunError
+from lmgraft.studies.study.arms import ArmSpec, Pair
+from lmgraft.studies.study.config import Study
+from lmgraft.studies.study.facts import Fact
+from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult
+
+ByArm = Mapping[str, Mapping[int, Fact]]
+
+
+def assemble(
+    study: Study,
+    facts: Sequence[Fact],
+    missing: Sequence[str],
+    recipe_yaml: str = "",
+) -> StudyResult:
+    """Compare what the runs found.
+
+    Args:
+        study: What was planned.
+        facts: Of the finished runs.
+        missing: Names of those that are not finished.
+        recipe_yaml: The resolved recipe, for the record.
+
+    Raises:
+        RunError: If an arm of a planned contrast has fewer than two seeds in common with its partner.
+    """
+    chosen = {label: _at_best_rate([f for f in facts if f.arm == label]) for label in study.arms}
+    by_arm: dict[str, dict[int, Fact]] = {label: {f.seed: f for f in own} for label, own in chosen.items()}
+    for pair in study.contrasts:
+        common = by_arm.get(pair[0], {}).keys() & by_arm.get(pair[1], {}).keys()
+        if len(common) < 2:
+            raise RunError(
+                f"{pair[0]} and {pair[1]} have {len(common)} finished seeds in common, a comparison needs 2",
+                "run the study on: what is finished is kept",
+            )
+    # An arm with a single finished seed has no spread: it waits for the next one.
+    by_arm = {label: own for label, own in by_arm.items() if len(own) >= 2}
+    planned = _compare(study, by_arm, study.contrasts, correct=True)
+    others = _unplanned(study, by_arm)
+    every = [fact for own in by_arm.values() for fact in own.values()]
+    kinds = {label: spec.arm for label, spec in study.arms.items()}
+    return StudyResult(
+        name=study.name,
+        question=study.question,
+        recipe=study.recipe,
+        reference=study.reference,
+        metric=study.metric,
+        margin=study.margin,
+        confidence=study.confidence,
+        seeds=sorted({fact.seed for fact in every}),
+        arms=[
+            _arm(study, label, study.arms[label], own, [f for f in facts if f.arm == label])
+            for label, own in by_arm.items()
+        ],
+        contrasts=planned,
+        exploratory=_compare(study, by_arm, others, correct=False),
+        verdict=verdict(planned, study.metric, margin=study.margin, confidence=study.confidence, arms=kinds),
+        breakdown=_breakdown(study, by_arm),
+        curves={label: _bands([f.curves for f in own.values()], study.confidence) for label, own in by_arm.items()},
+        test_items=every[0].test_items,
+        data=every[0].record.get("data", {}),
+        environment=every[0].record.get("environment") or records.environment(),
+        commits=sorted({str(f.record.get("environment", {}).get("git_commit")) for f in every}),
+        config=study.yaml,
+        recipe_yaml=recipe_yaml,
+        missing=list(missing),
+        notes=[*study.notes, *_cautions(study, every, by_arm)],
+    )
+
+
+def _unplanned(study: Study, by_arm: ByArm) -> list[Pair]:
+    """Every arm against the reference, and where one arm has the LLM's block, it against every control."""
+    blocks = [label for label in by_arm if study.arms[label].arm == "llm"]
+    pairs = [(label, study.reference) for label in by_arm]
+    pairs += [(blocks[0], label) for label in by_arm] if len(blocks) == 1 else []
+    planned = {frozenset(pair) for pair in study.contrasts}
+    kept = [(a, b) for a, b in dict.fromkeys(pairs) if a != b and b in by_arm and frozenset((a, b)) not in planned]
+    return [(a, b) for a, b in kept if len(by_arm[a].keys() & by_arm[b].keys()) >= 2]
+
+
+def _at_best_rate(facts: Sequence[Fact]) -> list[Fact]:
+    """Those at the learning rate whose mean accuracy on held-out images is best; the test images have no say."""
+    rates = {f.in_grid for f in facts}
+    if len(rates) <= 1:
+        return list(facts)
+    most = max(sum(f.in_grid == rate for f in facts) for rate in rates)
+    whole = [rate for rate in rates if sum(f.in_grid == rate for f in facts) == most]
+    best = max(whole, key=lambda rate: fmean(f.val_accuracy or 0.0 for f in facts if f.in_grid == rate))
+    return [f for f in facts if f.in_grid == best]
+
+
+def _compare(study: Study, by_arm: ByArm, pairs: Sequence[Pair], *, correct: bool) -> list[Contrast]:
+    if not pairs:
+        return []
+    items = {label: {s: f.items for s, f in own.items() if f.items is not None} for label, own in by_arm.items()}
+    whole = all(len(items[label]) == len(own) for label, own in by_arm.items())
+    return contrasts(
+        {label: {seed: f.value for seed, f in own.items()} for label, own in by_arm.items()},
+        pairs,
+        margin=study.margin,
+        higher_is_better=study.metric.higher_is_better,
+        confidence=study.confidence,
+        items=items if whole else None,
+        correct=correct,
+    )
+
+
+def spread(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    """Student's interval of the mean of at least two values."""
+    interval = mean_interval(values, confidence)
+    assert interval is not None, "arms have two seeds at least"
+    return interval
+
+
+def _arm(
+    study: Study,
+    label: str,
+    spec: ArmSpec,
+    own: Mapping[int, Fact],
+    every: Sequence[Fact],
+) -> ArmResult:
+    facts = list(own.values())
+    values = {seed: f.value for seed, f in own.items()}
+    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
+    val_values: dict[float, dict[int, float]] = {}
+    for f in every:
+        if f.val_accuracy is not None and f.learning_rate is not None:
+            val_values.setdefault(f.learning_rate, {})[f.seed] = f.val_accuracy
+    return ArmResult(
+        label=label,
+        arm=spec.arm,
+        question=spec.question,
+        overrides=dict(spec.overrides),
+        values=values,
+        mean=fmean(values.values()),
+        interval=spread(list(values.values()), study.confidence),
+        cost=Cost(
+            trained_params=facts[0].trained_params,
+            frozen_params=facts[0].frozen_params,
+            seconds=median(f.seconds for f in facts),
+            peak_memory=int(median(memory)) if memory else None,
+        ),
+        block=facts[0].block,
+        position=facts[0].position,
+        learning_rate=facts[0].learning_rate,
+        val_values=val_values,
+    )
+
+
+def _breakdown(study: Study, by_arm: ByArm) -> list[Breakdown]:
+    """Every planned contrast within each class and each corruption that both arms' runs have."""
+    made = []
+    for arm, reference in study.contrasts:
+        seeds = sorted(by_arm[arm].keys() & by_arm[reference].keys())
+        for kind in ("class", "corruption"):
+            of: list[tuple[dict[str, float], dict[str, float]]] = [
+                (getattr(by_arm[arm][s], f"by_{kind}"), getattr(by_arm[reference][s], f"by_{kind}")) for s in seeds
+            ]
+            names = [name for name in of[0][0] if all(name in a and name in b for a, b in of)]
+            for name in names:
+                differences = [a[name] - b[name] for a, b in of]
+                made.append(
+                    Breakdown(
+                        kind=kind,
+                        name=name,
+                        arm=arm,
+                        reference=reference,
+                        mean=fmean(differences),
+                        interval=spread(differences, study.confidence),
+                    )
+                )
+    return made
+
+
+def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str, list[Band]]:
+    """Means over seeds at the steps that all seeds logged."""
+    made: dict[str, list[Band]] = {}
+    for name in ("train/loss", "val/accuracy"):
+        own = [dict(curve[name]) for curve in curves if curve.get(name)]
+        if len(own) < 2:
+            continue
+        for step in sorted(set.intersection(*(set(curve) for curve in own))):
+            values = [curve[step] for curve in own]
+            low, high = spread(values, confidence)
+            made.setdefault(name, []).append(Band(step=step, mean=fmean(values), low=low, high=high))
+    return made
+
+
+def _cautions(study: Study, facts: Sequence[Fact], by_arm: ByArm) -> list[str]:
+    """What a reader must know and the numbers do not say."""
+    said = []
+    if len(study.seeds) < 5:
+        said.append(f"{len(study.seeds)} seeds are fewer than the 5 that a verdict should rest on.")
+    environments = [f.record.get("environment", {}) for f in facts]
+    for key, what in (("git_commit", "commits of lmgraft"), ("platform", "kinds of machine")):
+        several = sorted({str(e.get(key)) for e in environments})
+        if len(several) > 1:
+            said.append(f"The runs are of {len(several)} {what}: {', '.join(s[:40] for s in several)}.")
+    if any(str(e.get("git_commit")).endswith("-dirty") for e in environments):
+        said.append("Some runs were made by a checkout of lmgraft with uncommitted changes.")
+    retried = sorted({f.arm for f in facts if f.retries})
+    if retried:
+        said.append(f"Arms with restarts at a lower learning rate: {', '.join(retried)}.")
+    incomplete = [label for label, own in by_arm.items() if set(own) != set(study.seeds)]
+    if incomplete:
+        said.append(f"Not all seeds are finished for {', '.join(incomplete)}; contrasts use those that both arms have.")
+    return said

@@ -1,0 +1,114 @@
+"""What would make a study fail or mean nothing, found before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from lmgraft import records
+from lmgraft.block import inspect_llm
+from lmgraft.errors import LmgraftError, RecipeError, RunError
+from lmgraft.recipes import ARMS, Recipe
+from lmgraft.recipes.arms import arm_layer
+from lmgraft.recipes.record import changed_keys
+from lmgraft.studies.study.cells import Cell
+from lmgraft.studies.study.config import Study
+from lmgraft.studies.study.facts import VERSIONS, Fact
+
+
+def check_cells(cells: Sequence[Cell]) -> None:
+    """Read every arm's recipe, so that a mistake is found before anything is trained.
+
+    Raises:
+        RecipeError: If one does not fit; it names the arm.
+    """
+    seen: set[tuple[str, float | None]] = set()
+    for cell in cells:
+        if (cell.arm, cell.learning_rate) not in seen:
+            seen.add((cell.arm, cell.learning_rate))
+            try:
+                train = cell.plan.train
+            except LmgraftError as error:
+                raise RecipeError(f"arm {cell.arm}: {error.message}", error.remedy) from None
+            if str(train.devices) not in ("auto", "1") or train.num_nodes != 1:
+                raise RecipeError(
+                    f"arm {cell.arm}: train.devices={train.devices}, train.num_nodes={train.num_nodes}: a study trains "
+                    "each run in one process on one device, and several runs beside each other",
+                    "leave them out and give --workers; train.accumulate makes a step of several batches",
+                )
+
+
+def check_data(study: Study, cell: Cell, facts: Sequence[Fact]) -> None:
+    """Find, check and split the data, which all runs share, before any is begun.
+
+    Raises:
+        LmgraftError: If they cannot be had, are not those of the runs that are finished, would choose the epoch by
+            the test images, or have too few classes for the metric.
+    """
+    recipe = cell.load()
+    recipe.data.seed = recipe.seed
+    recipe.data.prepare_data()
+    recipe.data.setup()
+    check_selection(recipe, cell.name)
+    if study.metric.name == "top5" and recipe.data.num_classes <= 5:
+        raise RecipeError(f"metric top5 with {recipe.data.num_classes} classes says nothing", "compare by accuracy")
+    here = json.loads(json.dumps(recipe.data.fingerprint()))
+    changed = changed_keys(facts[0].record["data"], here, "data") if facts else []
+    if changed:
+        raise RunError(
+            f"the data are not those of the runs that are finished: {'; '.join(changed[:3])}",
+            "give the same data, or choose another --out",
+        )
+
+
+def check_selection(recipe: Recipe, name: str) -> None:
+    """Refuse what chooses its epoch by the test data.
+
+    Raises:
+        RunError: If it does.
+    """
+    if recipe.data.selection == "test":
+        raise RunError(
+            f"{name}: this recipe chooses its best epoch by the test images, so that its test accuracy is too high "
+            "by an unknown amount",
+            "hold training images out for it, for instance --data.val_size 0.02 (docs/data.md)",
+        )
+
+
+def check_environment(facts: Sequence[Fact], allow_difference: bool) -> None:
+    """Refuse to add runs of these versions to finished ones of others.
+
+    Raises:
+        RunError: If versions differ.
+    """
+    here = records.environment()["versions"]
+    there = facts[0].record["environment"]["versions"] if facts else here
+    differ = [
+        f"{name} {there.get(name)} there, {here[name]} here" for name in VERSIONS if there.get(name) != here[name]
+    ]
+    if differ and not allow_difference:
+        raise RunError(
+            f"the runs that are finished were made with other versions: {'; '.join(differ)}",
+            "install those, train all anew in another --out, or add --allow-difference",
+        )
+
+
+def check_blocks(cells: Sequence[Cell]) -> None:
+    """Find every LLM that these runs need and read its header; no weights.
+
+    Raises:
+        LmgraftError: If one cannot be had, or has no such layer.
+    """
+    wanted: dict[tuple[str, int, str | None], str] = {}
+    for cell in {cell.arm: cell for cell in cells}.values():
+        recipe = cell.plan
+        if ARMS[recipe.arm].block is None:
+            continue
+        layers = arm_layer(recipe.arm, recipe.graft.layer)
+        for layer in layers if isinstance(layers, tuple) else (layers,):
+            wanted.setdefault((recipe.graft.llm, layer, recipe.graft.revision), cell.arm)
+    for (llm, layer, revision), arm in wanted.items():
+        try:
+            inspect_llm(llm, layer, revision=revision)
+        except LmgraftError as error:
+            raise type(error)(f"arm {arm}: {error.message}", error.remedy) from None

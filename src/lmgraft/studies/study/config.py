@@ -1,0 +1,298 @@
+"""A study's file: which arms, how many seeds, and what is compared, all fixed before anything runs.
+
+    recipe: image/fashion_vit
+    overrides: {train.epochs: 3}
+    arms: [plain, llm, random_frozen, mlp]
+    seeds: 5
+
+or, with arms that change the recipe, by name:
+
+    arms:
+      plain: {}
+      llm: {graft.layer: 12}
+      "layer_{graft.layer}": {arm: llm, graft.layer: {each: [0, 4, 8]}}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from lmgraft.analysis.metrics import Metric, find_metric
+from lmgraft.errors import LmgraftError, RecipeError
+from lmgraft.recipes.recipe import compose, tidy
+from lmgraft.registry import suggest
+from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness:
+    """Corruptions, made on the fly, on which every run is evaluated too."""
+
+    corruptions: list[str] | None = None
+    """Those wanted; None for all."""
+    limit: int | None = None
+    """Images a cell; None for all."""
+    seed: int = 0
+    """Of what the corruptions draw; the same for all runs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyConfig:
+    """What a study compares."""
+
+    recipe: str = ""
+    """Name or path of the recipe that all arms share."""
+    name: str | None = None
+    """Of its folder, runs/NAME; None: the file's."""
+    question: str = "Does the frozen LLM block help?"
+    """The page's title."""
+    arms: Any = None
+    """List of arms, or mapping of label -> {arm, question, dotted recipe keys}; {each: [...]} makes several."""
+    seeds: int | list[int] = 5
+    """How many, from 0, or which."""
+    learning_rates: list[float] = field(default_factory=list)
+    """optim.lr to try for every arm; each takes the one with the best mean on the held-out images."""
+    metric: str = "accuracy"
+    """What is compared: accuracy, top5 or nll."""
+    reference: str | None = None
+    """Label of the arm that others are held against; None: the one without a block."""
+    contrasts: list[list[str]] | None = None
+    """Planned pairs [arm, reference]; None: llm against plain, random_frozen and mlp, or each llm arm against plain."""
+    margin: float | None = None
+    """What counts as equal, in the metric's own unit; None: the metric's (accuracy: half a point)."""
+    confidence: float = 0.95
+    """Of intervals; tests are at 1 minus this."""
+    robustness: Robustness | None = None
+    """Evaluate every run on corrupted test images too; null does not."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted recipe keys -> values, for all arms."""
+    notes: list[str] = field(default_factory=list)
+    """Confounds and cautions that the page must state."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A checked study."""
+
+    name: str
+    recipe: str
+    question: str
+    arms: dict[str, ArmSpec]
+    seeds: tuple[int, ...]
+    learning_rates: tuple[float, ...]
+    metric: Metric
+    reference: str
+    contrasts: tuple[Pair, ...]
+    margin: float
+    confidence: float
+    robustness: Robustness | None
+    overrides: dict[str, Any]
+    arguments: tuple[str, ...]
+    """Recipe options from the command line, for all arms: over `overrides`, under the arms' own."""
+    notes: tuple[str, ...]
+
+    @property
+    def yaml(self) -> str:
+        """The study with everything resolved; `parse_study` reads the same study back."""
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("metric", "arms")}
+        content |= {"metric": self.metric.name, "arms": {n: _flat(spec) for n, spec in self.arms.items()}}
+        content |= {"seeds": list(self.seeds), "learning_rates": list(self.learning_rates)}
+        content |= {"contrasts": [list(pair) for pair in self.contrasts], "notes": list(self.notes)}
+        content["arguments"] = list(self.arguments)
+        content["robustness"] = None if self.robustness is None else asdict(self.robustness)
+        text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
+        return text
+
+
+def list_studies() -> list[str]:
+    """Names of the studies that come with lmgraft; a file whose name begins with _ is a part of others."""
+    root = resources.files("lmgraft.studies").joinpath("files")
+    return sorted(
+        f"{family.name}/{file.name.removesuffix('.yaml')}"
+        for family in root.iterdir()
+        if family.is_dir()
+        for file in family.iterdir()
+        if file.name.endswith(".yaml") and not file.name.startswith("_")
+    )
+
+
+def find_study(name: str) -> str:
+    """The YAML text of a study by name or path.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise RecipeError(f"study {name} cannot be read: {error.strerror}", "check the path") from None
+        except UnicodeDecodeError as error:
+            raise RecipeError(f"study {name} is no text in UTF-8 ({error})", "check the path") from None
+    file = resources.files("lmgraft.studies").joinpath("files", f"{name}.yaml")
+    if ".." in name or not file.is_file():
+        raise RecipeError(
+            f"there is no study {name!r}", f"{suggest(name, list_studies())} Or give a path that ends in .yaml."
+        )
+    return file.read_text(encoding="utf-8")
+
+
+def load_study(name: str, arguments: Sequence[str] = ()) -> Study:
+    """Read a study by name or path and lay command-line options over it.
+
+    Args:
+        name: As `list_studies` gives it, or a path to a YAML file.
+        arguments: Options of the study (--seeds 3, --metric nll) and of the recipe (--train.epochs 1).
+
+    Raises:
+        RecipeError: If a key is unknown, a value does not fit, or the plan cannot answer its question.
+    """
+    return parse_study(find_study(name), arguments, name=name.removesuffix(".yaml").rpartition("/")[2], where=name)
+
+
+def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: str = "study") -> Study:
+    """As `load_study`, from the YAML text."""
+    parser = study_parser()
+    composed = compose(text, where, find_study)
+    try:
+        content = yaml.safe_load(composed)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{where} is not readable YAML: {error}", "mend it") from None
+    if not isinstance(content, dict):
+        raise RecipeError(f"{where} holds no keys", "lmgraft study --help shows a study")
+    earlier = _list_of_text(content.pop("arguments", None), where)
+    own, further = _split(arguments)
+    try:
+        from_file = parser.parse_string(yaml.safe_dump(content, sort_keys=False), defaults=True)
+        parsed = parser.parse_args(own, namespace=from_file) if own else from_file
+        config = parser.instantiate(parsed)
+    except LmgraftError:
+        raise
+    except (ArgumentError, TypeError, ValueError) as error:
+        raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft study --help lists every key") from None
+    return check_study(StudyConfig(**vars(config)), (*earlier, *further), name=name, where=where)
+
+
+def _list_of_text(given: Any, where: str) -> list[str]:
+    """`arguments` of a study.yaml that was written by lmgraft: options of the recipe."""
+    if not isinstance(given or [], list) or not all(isinstance(one, str) for one in given or []):
+        raise RecipeError(f"{where}: arguments={given!r} is no list of options", "put such keys under `overrides`")
+    return _split(given or [])[1]
+
+
+def study_parser() -> ArgumentParser:
+    """The schema of a study's file: `StudyConfig`'s signature."""
+    parser = ArgumentParser(prog="lmgraft study", exit_on_error=False, allow_abbrev=False)
+    parser.add_class_arguments(StudyConfig)
+    return parser
+
+
+def check_study(
+    config: StudyConfig, arguments: Sequence[str], *, name: str, where: str, metric: Metric | None = None
+) -> Study:
+    """Resolve a configuration, or say what is wrong with it.
+
+    Args:
+        metric: In place of the one that `config` names.
+
+    Raises:
+        RecipeError: See `load_study`.
+    """
+    metric = metric or find_metric(config.metric)
+    if not config.recipe:
+        raise RecipeError(f"{where} names no recipe", "add `recipe: image/fashion_vit` or another")
+    name = config.name or name
+    if not LABEL.fullmatch(name):
+        raise RecipeError(f"{where}: name={name!r} names no folder", "letters, digits and _ . + - only")
+    arms = read_arms(config.arms, where)
+    seeds = tuple(range(config.seeds)) if isinstance(config.seeds, int) else tuple(config.seeds)
+    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
+        raise RecipeError(f"{where}: seeds={list(seeds)} must be different and not negative")
+    if len(seeds) < 2:
+        raise RecipeError(
+            f"{where}: {len(seeds)} seed{'s' * (len(seeds) != 1)} cannot tell an effect from luck: differences have "
+            "no spread",
+            "give at least 2 seeds for a look, 5 for a verdict",
+        )
+    if not 0.5 < config.confidence < 1:
+        raise RecipeError(f"{where}: confidence={config.confidence} must lie between 0.5 and 1")
+    margin = metric.margin if config.margin is None else config.margin
+    if not 0 < margin < math.inf or (metric.scale == 100 and margin > _LARGEST_MARGIN):
+        meant = f" ({margin * metric.scale:g} {metric.difference_unit})" if math.isfinite(margin) else ""
+        raise RecipeError(
+            f"{where}: margin={margin}{meant} is no margin of {metric.title}",
+            f"it is a positive number in the metric's own unit; {metric.name} takes {metric.margin} by itself",
+        )
+    _check_keys(config, arms, where)
+    reference = reference_arm(config.reference, arms, where)
+    return Study(
+        name=name,
+        recipe=config.recipe,
+        question=config.question,
+        arms=arms,
+        seeds=seeds,
+        learning_rates=tuple(config.learning_rates),
+        metric=metric,
+        reference=reference,
+        contrasts=planned_contrasts(config.contrasts, arms, reference, where),
+        margin=margin,
+        confidence=config.confidence,
+        robustness=config.robustness,
+        overrides=dict(config.overrides),
+        arguments=tuple(arguments),
+        notes=tuple(config.notes),
+    )
+
+
+_LARGEST_MARGIN = 0.1
+"""Of a share: a tenth is ten points, and 0.5, meant as half a point, would call anything equal."""
+
+
+def _check_keys(config: StudyConfig, arms: Mapping[str, ArmSpec], where: str) -> None:
+    """Refuse recipe keys that the study itself sets, and learning rates that share a folder."""
+    rates = config.learning_rates
+    if any(not 0 < rate < math.inf for rate in rates):
+        raise RecipeError(f"{where}: learning_rates must be positive, got {rates}")
+    if len({f"{rate:g}" for rate in rates}) < len(rates):
+        raise RecipeError(f"{where}: learning_rates={rates} are not all different", "leave out what comes twice")
+    for place, keys in (("overrides", config.overrides), *((f"arm {n!r}", s.overrides) for n, s in arms.items())):
+        for key in map(str, keys):
+            if key in ("seed", "arm"):
+                raise RecipeError(f"{where}: {place} sets {key}, which is the study's to choose", f"give {key}s")
+            if rates and key in ("optim.lr", "optim"):
+                raise RecipeError(f"{where}: {place} sets {key}, and learning_rates does", "leave out one of them")
+
+
+def options_of(overrides: Mapping[str, Any]) -> list[str]:
+    """Dotted keys and values as a recipe's command-line options."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in overrides.items()]
+
+
+def _flat(spec: ArmSpec) -> dict[str, Any]:
+    return {"arm": spec.arm, "question": spec.question, **spec.overrides}
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of the study, and those of the recipe."""
+    known = {f.name for f in fields(StudyConfig)}
+    own: list[str] = []
+    further: list[str] = []
+    into = further
+    for argument in arguments:
+        if argument.startswith("--"):
+            key = argument[2:].partition("=")[0]
+            if key in ("seed", "arm"):
+                raise RecipeError(f"--{key} is the study's to choose", f"give --{key}s")
+            into = own if key.partition(".")[0] in known else further
+        into.append(argument)
+    return own, further

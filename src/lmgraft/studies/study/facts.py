@@ -1,0 +1,201 @@
+"""Finished runs as facts to compare, and the refusal to compare what does not belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lmgraft import records
+from lmgraft.analysis.curves import Curve, read_curves, running_mean
+from lmgraft.checkpoint.digest import json_digest
+from lmgraft.errors import RunError
+from lmgraft.studies.robustness import FILE as ROBUSTNESS
+from lmgraft.studies.study.cells import Cell, read_finished
+from lmgraft.studies.study.config import Study
+
+LOSS_WINDOW = 10
+"""Logged losses in the running mean of the learning curves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """What one run reached and cost."""
+
+    arm: str
+    seed: int
+    learning_rate: float | None
+    in_grid: float | None
+    value: float
+    """The study's metric on the test items."""
+    items: NDArray[np.float64] | None
+    """The metric of each test item; its mean is `value`."""
+    val_accuracy: float | None
+    by_class: dict[str, float]
+    by_corruption: dict[str, float]
+    trained_params: int
+    frozen_params: int
+    seconds: float
+    peak_memory: int | None
+    position: str | int
+    block: dict[str, Any] | None
+    curves: dict[str, Curve]
+    test_items: int
+    retries: int = 0
+    """Restarts at a lower learning rate."""
+    labels: str = ""
+    """Digest of the test items' labels, in order."""
+    record: dict[str, Any] = field(default_factory=dict)
+    """run.json."""
+
+
+PER_ITEM: dict[str, Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]] = {
+    "accuracy": lambda items: items["predicted"] == items["label"],
+    "top5": lambda items: items["rank"] < 5,
+    "nll": lambda items: items["nll"],
+}
+"""Metric -> its value for each test item, from what test_items.npz holds."""
+
+
+def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = False) -> tuple[list[Fact], list[str]]:
+    """The facts of all finished runs, and the names of those that are not there.
+
+    Raises:
+        RunError: If a run is of another recipe, a file is damaged, runs saw other data, other
+            blocks or other initial weights, or other versions made them (unless `allow_difference`).
+    """
+    facts, missing = [], []
+    for cell in cells:
+        if not (cell.folder / "result.json").exists():
+            missing.append(cell.name)
+            continue
+        facts.append(_read(cell, study.metric.name))
+    check_together(study, facts, allow_difference)
+    return facts, missing
+
+
+def _read(cell: Cell, metric: str) -> Fact:
+    folder = cell.folder
+    recipe, changed = cell.plan, cell.changed()
+    if changed:
+        raise RunError(f"{folder} is of another recipe: {'; '.join(changed[:4])}", "choose another --out")
+    result, items, record = read_finished(folder)
+    if metric == "top5" and result.top5 is None:
+        raise RunError(f"{folder} has no top-5 accuracy: there are not more than five classes", "compare by accuracy")
+    per_item = PER_ITEM[metric](items).astype(np.float64)
+    curves = read_curves(folder)
+    if "train/loss" in curves:
+        curves["train/loss"] = running_mean(curves["train/loss"], LOSS_WINDOW)
+    names = list(result.class_accuracy)
+    return Fact(
+        arm=cell.arm,
+        seed=cell.seed,
+        learning_rate=recipe.optim.lr,
+        in_grid=cell.learning_rate,
+        value=float(per_item.mean()),
+        items=per_item,
+        val_accuracy=result.val_accuracy,
+        by_class={
+            name: float(per_item[items["label"] == i].mean())
+            for i, name in enumerate(names)
+            if (items["label"] == i).any()
+        },
+        by_corruption=_corruptions(folder),
+        trained_params=result.trained_params,
+        frozen_params=result.frozen_params,
+        seconds=result.seconds,
+        peak_memory=result.peak_memory,
+        position=recipe.graft.at,
+        block=record["block"],
+        curves={name: curves[name] for name in ("train/loss", "val/accuracy") if name in curves},
+        test_items=len(per_item),
+        retries=len(result.retries),
+        labels=json_digest({"labels": items["label"].tolist()}),
+        record=record,
+    )
+
+
+def _corruptions(folder: Path) -> dict[str, float]:
+    """Mean accuracy over severities of each corruption, from the run's robustness.json."""
+    if not (folder / ROBUSTNESS).exists():
+        return {}
+    by_name: dict[str, list[float]] = {}
+    for key, cell in (records.read_json(folder / ROBUSTNESS).get("cells") or {}).items():
+        if key.startswith("corruptions/"):
+            by_name.setdefault(key.split("/")[1], []).append(cell["correct"] / cell["total"])
+    return {name: sum(values) / len(values) for name, values in by_name.items()}
+
+
+VERSIONS = ("lmgraft", "torch", "timm", "pytorch-lightning")
+
+
+def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
+    """Refuse runs that cannot be compared.
+
+    Raises:
+        RunError: See `read_facts`.
+    """
+    for fact in facts:
+        if fact.record.get("selection", "val") == "test":
+            raise RunError(f"{_name(fact)} chose its epoch by the test data", "hold images out and train it again")
+        if not np.isfinite(fact.value):
+            raise RunError(f"{_name(fact)}: its {study.metric.name} is {fact.value}", "look at the run; train it again")
+    _one(facts, "the data", lambda f: f.record["data"])
+    _one(facts, "the test items or their order", lambda f: f.labels)
+    for label in study.arms:
+        own = [fact for fact in facts if fact.arm == label]
+        _one(own, f"the LLM's block of arm {label}", lambda f: _source_digest(f.block))
+    for origin in {_origin(f.block) for f in facts if f.block is not None}:
+        own = [f for f in facts if f.block is not None and _origin(f.block) == origin]
+        _one(own, f"the content of {origin[0]}", lambda f: _source_digest(f.block))
+    shared = [f for f in facts if not any(k.partition(".")[0] == "backbone" for k in study.arms[f.arm].overrides)]
+    for seed in study.seeds:
+        of_seed = [f for f in shared if f.seed == seed and study.arms[f.arm].arm != "plain_equal_flops"]
+        _one(of_seed, f"the encoder's initial weights of seed {seed}", lambda f: f.record["encoder"]["digest"])
+    if allow_difference:
+        return
+    for name in VERSIONS:
+        _one(
+            facts,
+            f"the version of {name}",
+            lambda f, name=name: f.record["environment"]["versions"].get(name),  # type: ignore[misc]
+            "train all with one version, or add --allow-difference",
+        )
+
+
+def _origin(block: Mapping[str, Any]) -> tuple[Any, ...]:
+    return (block["source"], block.get("revision"), *block["layers"], block["final_norm"], *block["file_dtypes"])
+
+
+def _source_digest(block: Mapping[str, Any] | None) -> str | None:
+    if block is None:
+        return None
+    return str((block.get("control") or {}).get("of") or block["digest"])
+
+
+def _one(
+    facts: Sequence[Fact],
+    what: str,
+    of: Callable[[Fact], Any],
+    remedy: str = "they are not one study: train them again, in one folder",
+) -> None:
+    for fact in facts[1:]:
+        if of(fact) != of(facts[0]):
+            raise RunError(
+                f"{_name(facts[0])} and {_name(fact)} cannot be compared: {what} differs "
+                f"({_short(of(facts[0]))} and {_short(of(fact))})",
+                remedy,
+            )
+
+
+def _name(fact: Fact) -> str:
+    return f"{fact.arm}, seed {fact.seed}"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,116 @@
+"""What a study found, as plain data: everything that its page, tables and JSON show.
+
+Values are in the metric's own unit (accuracy: a share between 0 and 1).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmgraft.analysis.metrics import Metric
+from lmgraft.analysis.paired import Contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one run of an arm costs; medians over its seeds."""
+
+    trained_params: int
+    frozen_params: int
+    seconds: float
+    """Training, validation included, as measured; runs beside each other disturb it."""
+    peak_memory: int | None
+    """Bytes; None where it was not measured."""
+    train_flops: float | None = None
+    """Floating-point operations of a training step, for each image; counted, so free of noise."""
+    eval_flops: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArmResult:
+    """One arm over all seeds."""
+
+    label: str
+    """Its name in the study: llm, or for instance layer_12."""
+    arm: str
+    """Its kind, a row of `recipes.arms.ARMS`."""
+    question: str
+    overrides: dict[str, Any]
+    """What it changes in the study's recipe."""
+    values: dict[int, float]
+    """Seed -> the metric on the test items."""
+    mean: float
+    interval: tuple[float, float]
+    """Student's t over seeds (two at least), of the mean; says nothing about differences between arms."""
+    cost: Cost
+    block: dict[str, Any] | None
+    """Provenance of its block: source, layers, control, digest; None without."""
+    position: str | int
+    """graft.at."""
+    learning_rate: float | None
+    """None where the training loop is not lmgraft's."""
+    val_values: dict[float, dict[int, float]]
+    """Learning rate -> seed -> accuracy on the held-out images; several only with a grid."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Breakdown:
+    """One contrast within one class or one corruption; exploratory, not corrected for how many there are."""
+
+    kind: str
+    """class: of the study's metric; corruption: of accuracy, whatever the metric."""
+    name: str
+    arm: str
+    reference: str
+    mean: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Band:
+    """One point of a learning curve over the seeds."""
+
+    step: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyResult:
+    """A finished study, or what of it is finished."""
+
+    name: str
+    question: str
+    recipe: str
+    reference: str
+    """Label of the arm that costs and gains are held against."""
+    metric: Metric
+    margin: float
+    confidence: float
+    seeds: list[int]
+    arms: list[ArmResult]
+    contrasts: list[Contrast]
+    """Fixed in the study's file before anything ran; Holm's correction is over these."""
+    exploratory: list[Contrast]
+    """Every other arm against the reference, and a single LLM arm against its controls; not corrected."""
+    verdict: list[str]
+    """Sentences."""
+    breakdown: list[Breakdown]
+    curves: dict[str, dict[str, list[Band]]]
+    """Arm -> train/loss, val/accuracy -> points."""
+    test_items: int
+    data: dict[str, Any]
+    """Fingerprint of the data."""
+    environment: dict[str, Any]
+    commits: list[str]
+    """lmgraft's commits that made the runs."""
+    config: str
+    """The resolved study file, YAML."""
+    recipe_yaml: str
+    """The resolved recipe of the first arm."""
+    missing: list[str] = field(default_factory=list)
+    """Runs that are not there; with any, verdicts speak of the seeds that all arms have."""
+    notes: list[str] = field(default_factory=list)
+    """Confounds and cautions, as the study's file states them, and those found."""

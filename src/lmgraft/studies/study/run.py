@@ -1,0 +1,203 @@
+"""Running a study: what is missing is trained, what is there is kept, and the whole is read.
+
+<out>/study.yaml     the resolved study
+<out>/runs/...       a run folder for each arm and seed
+<out>/changes.json   what was changed after results had been read
+<out>/results.json   everything the report shows
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import fmean
+
+from lmgraft import records
+from lmgraft.errors import RunError
+from lmgraft.studies.study.assemble import assemble
+from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
+from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
+from lmgraft.studies.study.claim import claim, read_changes
+from lmgraft.studies.study.config import Study
+from lmgraft.studies.study.facts import read_facts
+from lmgraft.studies.study.flops import counted_flops
+from lmgraft.studies.study.jobs import Executor, Job, only_one
+from lmgraft.studies.study.local import local
+from lmgraft.studies.study.results import ArmResult, StudyResult
+from lmgraft.studies.study.robust import check_weights, evaluate_missing
+from lmgraft.training.fit import Verbosity
+
+Say = Callable[[str], None]
+
+
+def run_study(
+    study: Study,
+    out: Path,
+    *,
+    executor: Executor | None = None,
+    reuse_from: Sequence[Path] = (),
+    say: Say | None = None,
+    progress: Verbosity = "none",
+    allow_difference: bool = False,
+) -> StudyResult:
+    """Train the runs that are missing, then read and compare all.
+
+    Args:
+        study: What is compared.
+        out: Folder; finished runs in it are kept, interrupted ones go on.
+        executor: Who trains; by default one process after another on this machine.
+        reuse_from: Folders with runs; those of the same recipe and seed are copied from there.
+        say: Told what happens.
+        progress: Of single runs; see `lmgraft.training.fit.fit`.
+        allow_difference: Compare runs of other versions of lmgraft, torch or timm too.
+
+    Raises:
+        LmgraftError: If a recipe does not fit, data or block cannot be had, `out` holds another
+            study, or some runs failed: those that did not are kept.
+    """
+    say = say or _silent
+    cells = make_cells(study, out)
+    check_cells(cells)
+    with only_one(out / ".study.lock", f"the study in {out}"):
+        states = states_of(cells, reuse_from, say)
+        claim(study, out)
+        facts, missing = read_facts(study, cells, allow_difference=allow_difference)
+        if study.robustness is not None:
+            check_weights([cell.folder for cell in cells if states[cell] == "done"])
+        if missing:
+            check_data(study, cells[0], facts)
+            check_environment(facts, allow_difference)
+            check_blocks([cell for cell in cells if states[cell] != "done"])
+        failed = _train(cells, states, executor or local(), say, progress)
+        if failed:
+            _give_up_unless_others_will_do(study, cells, failed, say)
+        if study.robustness is not None:
+            evaluate_missing([c.folder for c in cells if (c.folder / "result.json").exists()], study.robustness, say)
+        return summarise(study, out, cells, allow_difference=allow_difference)
+
+
+def summarise(
+    study: Study, out: Path, cells: Sequence[Cell] | None = None, *, allow_difference: bool = False
+) -> StudyResult:
+    """Read a study's finished runs and compare them; writes results.json.
+
+    Raises:
+        RunError: If too few runs are there, or they do not belong together.
+    """
+    cells = cells if cells is not None else make_cells(study, out)
+    facts, missing = read_facts(study, cells, allow_difference=allow_difference)
+    if not facts:
+        raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
+    claim(study, out)
+    result = assemble(study, facts, missing, recipe_yaml=cells[0].plan.yaml)
+    flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
+    arms = [_with_flops(arm, flops.get(arm.label)) for arm in result.arms]
+    result = replace(result, arms=arms, notes=[*result.notes, *read_changes(out)])
+    records.write_json(out / "results.json", asdict(result))
+    return result
+
+
+def _with_flops(arm: ArmResult, flops: tuple[float, float] | None) -> ArmResult:
+    if flops is None:
+        return arm
+    return replace(arm, cost=replace(arm.cost, train_flops=flops[0], eval_flops=flops[1]))
+
+
+def _give_up_unless_others_will_do(study: Study, cells: Sequence[Cell], failed: Mapping[str, str], say: Say) -> None:
+    """A rate of a grid at which runs fail is out, where every arm has another one with all its seeds.
+
+    Raises:
+        RunError: If that is not so; it lists what failed.
+    """
+    listed = "".join(f"\n    {name}: {why}" for name, why in failed.items())
+    whole = {
+        cell.arm
+        for cell in cells
+        if all((c.folder / "result.json").exists() for c in cells if (c.arm, c.learning_rate) == _of(cell))
+    }
+    if study.learning_rates and whole == set(study.arms):
+        say(f"{len(failed)} of {len(cells)} runs failed; their learning rates are out:{listed}")
+        return
+    raise RunError(
+        f"{len(failed)} of {len(cells)} runs failed:{listed}",
+        "the others are kept; mend the cause, the same command trains what is missing (--report-only reports what is "
+        "there)",
+    )
+
+
+def _of(cell: Cell) -> tuple[str, float | None]:
+    return cell.arm, cell.learning_rate
+
+
+def states_of(
+    cells: Sequence[Cell], reuse_from: Sequence[Path], say: Say, *, dry_run: bool = False
+) -> dict[Cell, State]:
+    """Which runs are done; finished ones elsewhere are copied first, unless this is a dry run."""
+    states = {cell: state_of(cell, say, dry_run=dry_run) for cell in cells}
+    others = find_runs(reuse_from, say)
+    for cell in [cell for cell in cells if states[cell] == "missing"]:
+        source = same_run(cell, others)
+        if source is not None:
+            say(f"{cell.name}: taken from {source}")
+            states[cell] = "done"
+            if not dry_run:
+                reuse(cell, source)
+    return states
+
+
+def _train(
+    cells: Sequence[Cell], states: Mapping[Cell, State], executor: Executor, say: Say, progress: Verbosity
+) -> dict[str, str]:
+    """Do what is not done; name of a failed run -> why."""
+    todo = {cell.name: cell for cell in cells if states[cell] != "done"}
+    say(f"{len(cells)} runs, {len(cells) - len(todo)} done, {len(todo)} to train")
+    jobs = [
+        Job(name=name, recipe=cell.recipe, options=cell.options, folder=str(cell.folder.resolve()), progress=progress)
+        for name, cell in todo.items()
+    ]
+    clock, failed = _Clock(todo), {}
+    for done in executor(jobs, say) if jobs else ():
+        if done.error is not None:
+            failed[done.job.name] = done.error
+        said = "failed: " + done.error if done.error is not None else f"done in {done.seconds:.0f} s"
+        say(f"[{clock.count(done.job.name, done.seconds)}/{len(todo)}] {done.job.name}: {said}; {clock.left()}")
+    return failed | dict.fromkeys(clock.todo, "it was not run to its end")
+
+
+class _Clock:
+    """Time left, from how long each arm's runs took, and how many ran beside each other."""
+
+    def __init__(self, todo: Mapping[str, Cell]) -> None:
+        self._arms = {name: cell.arm for name, cell in todo.items()}
+        self.todo = list(todo)
+        """Names of runs that have not been counted."""
+        self._took: dict[str, list[float]] = {}
+        self._started = time.monotonic()
+
+    def count(self, name: str, seconds: float) -> int:
+        if name in self.todo:
+            self.todo.remove(name)
+            self._took.setdefault(self._arms[name], []).append(seconds)
+        return len(self._arms) - len(self.todo)
+
+    def left(self) -> str:
+        if not self.todo:
+            return "nothing left"
+        every = [seconds for took in self._took.values() for seconds in took]
+        beside = max(1.0, sum(every) / max(1e-3, time.monotonic() - self._started))
+        seconds = sum(fmean(self._took.get(self._arms[name], every)) for name in self.todo) / beside
+        return f"about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Roughly, in words."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
+
+
+def _silent(text: str) -> None:
+    """Says nothing."""

@@ -1,0 +1,105 @@
+"""What tests of studies share: an executor without processes, what a run saw, and workers that die."""
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from pytorch_lightning import Callback
+
+from lmgraft.errors import LmgraftError
+from lmgraft.studies.study import run as run_module
+from lmgraft.studies.study.config import parse_study
+from lmgraft.studies.study.jobs import Done, brief, train
+from lmgraft.studies.study.run import run_study
+
+STUDY = """
+recipe: {recipe}
+arms: [plain, llm, random_frozen]
+seeds: 2
+overrides: {{train.epochs: 1}}
+"""
+
+
+class Here:
+    """Does jobs in this process; remembers their names."""
+
+    def __init__(self):
+        self.names = []
+
+    def __call__(self, jobs, say):
+        for job in jobs:
+            self.names.append(job.name)
+            started, error = time.monotonic(), None
+            try:
+                train(job)
+            except LmgraftError as failure:
+                error = brief(failure)
+            yield Done(job=job, seconds=time.monotonic() - started, error=error)
+
+
+def no_executor(jobs, say):
+    """Fails the test: nothing is to be trained."""
+    raise AssertionError(f"a training was begun: {[job.name for job in jobs]}")
+
+
+def study_of(recipe, *arguments, text=STUDY):
+    return parse_study(text.format(recipe=recipe), arguments, name="tiny")
+
+
+def without_flops(patch):
+    """Counting operations has tests of its own."""
+    patch.setattr(run_module, "counted_flops", lambda *_: {})
+
+
+def run_here(study, out, **options):
+    """Run a study in this process; the result, the names of what was trained, and what was said."""
+    executor, said = options.pop("executor", Here()), []
+    result = run_study(study, Path(out), executor=executor, say=said.append, **options)
+    return result, getattr(executor, "names", None), said
+
+
+class Watch(Callback):
+    """Notes what every run begins with and is shown, after mixing: run folder -> weights, batches."""
+
+    def __init__(self):
+        self.weights, self.batches = {}, {}
+
+    def on_train_start(self, trainer, pl_module):
+        run = "/".join(Path(trainer.default_root_dir).parts[-2:])
+        self.weights[run] = {name: digest(t) for name, t in pl_module.model.state_dict().items()}
+        seen = self.batches.setdefault(run, [])
+
+        def note(module, inputs):
+            if module.training:
+                seen.append(digest(inputs[0]))
+
+        pl_module.model.register_forward_pre_hook(note)
+
+
+def digest(tensor):
+    return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
+
+
+def die_once_at(place, job):
+    """A worker that is killed in its first attempt at each run."""
+    marker = Path(f"{job.folder}.died")
+    if not marker.exists():
+        marker.parent.mkdir(parents=True, exist_ok=True)
+        marker.touch()
+        os._exit(9)
+    train(job)
+
+
+def die_with_llm_at(place, job):
+    """A worker that is killed whenever it has the LLM's arm."""
+    if "/llm/" in job.folder:
+        os._exit(9)
+    train(job)
+
+
+def fall_over_at(place, job):
+    """A worker that meets with the LLM's arm what is no mistake of the user's."""
+    if "/llm/" in job.folder:
+        raise RuntimeError("CUDA out of memory")
+    train(job)

@@ -1,0 +1,136 @@
+"""`lmgraft study`: the plan before anything runs, and whole studies from the command line."""
+
+import pytest
+from studying import STUDY, Here, study_of
+
+from lmgraft.cli import study as command
+from lmgraft.cli.main import main
+from lmgraft.data.toy import write_toy_imagenet
+from lmgraft.studies.study import flops
+from lmgraft.studies.study.cells import make_cells
+from lmgraft.studies.study.config import list_studies
+from lmgraft.studies.study.estimate import plan
+from lmgraft.studies.study.read import read_study
+
+DEBUG = [name for name in list_studies() if name.endswith("_debug")]
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Trainings and counts without processes of their own; the executor that was used."""
+    used = Here()
+    monkeypatch.setattr(command, "local", lambda _: used)
+    monkeypatch.setattr(flops, "in_own_process", lambda function, *arguments: function(*arguments))
+    return used
+
+
+@pytest.mark.parametrize("name", DEBUG)
+def test_a_plan_of_every_debug_study(name, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["study", name, "--dry-run", "--no-timing", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "planned contrasts: " in said
+    assert "Nothing was started." in said
+    assert not out.exists()
+
+
+def test_a_plan_with_times_starts_and_writes_nothing(recipe_file, tmp_path, capsys, in_this_process):
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDY.format(recipe=recipe_file))
+    assert main(["study", str(file), "--dry-run", "--out", str(tmp_path / "out"), "--seeds", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "mine: Does the frozen LLM block help?" in said
+    assert "In all about" in said
+    assert "nothing was started" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+    assert not in_this_process.names
+
+
+def test_what_a_plan_says_of_an_arm(recipe_file, tiny_study, tmp_path):
+    cells = make_cells(study_of(recipe_file), tmp_path)
+    states = {cell: "done" if cell.arm == "plain" else "missing" for cell in cells}
+    plain, llm, control = plan(cells, states, measure=True, say=lambda _: None)
+    assert (plain.runs, plain.missing, plain.estimate, plain.why_not, plain.seconds) == (2, 0, None, "all done", 0.0)
+    for row in (llm, control):
+        assert (row.runs, row.missing) == (2, 2)
+        assert row.estimate.seconds == pytest.approx(4 * row.estimate.step_seconds)  # 100 images, 24 a step, an epoch
+        assert row.seconds == pytest.approx(2 * row.estimate.seconds)
+    recorded = read_study(tiny_study[0]).arms[1].cost
+    assert (llm.estimate.trained_params, llm.estimate.frozen_params) == (
+        recorded.trained_params,
+        recorded.frozen_params,
+    )
+
+
+def test_an_arm_that_cannot_be_timed_says_why(recipe_file, tmp_path):
+    cells = make_cells(study_of(recipe_file, "--llm", "/nowhere/llm"), tmp_path)
+    rows = plan(cells, dict.fromkeys(cells, "missing"), measure=True, say=lambda _: None)
+    assert rows[0].estimate is not None
+    assert "/nowhere/llm" in rows[1].why_not
+    assert rows[1].seconds is None
+
+
+def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDY.format(recipe=recipe_file))
+    for options, said in (
+        (["--dry-run"], "no study was named"),
+        (["image/fashon_controls"], "Did you mean"),
+        ([str(file), "--seed", "3"], "give --seeds"),
+        ([str(file), "--workers", "0"], "--workers 0 is no whole number"),
+        ([str(file), "--reuse", str(tmp_path / "none"), "--dry-run"], "does not exist"),
+        ([str(file), "--report-only", "--out", str(tmp_path / "none")], "no run of this study is finished"),
+        ([str(file), "--train.epochs", "-1"], "train.epochs"),
+    ):
+        assert main(["study", *options]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
+
+
+def check_folder(out, arms, seeds):
+    result = read_study(out)
+    assert [arm.label for arm in result.arms] == arms
+    assert result.seeds == seeds
+    assert all(arm.cost.train_flops > arm.cost.eval_flops > 0 for arm in result.arms)
+    assert result.verdict
+    for name in ("report.html", "study.yaml", "tables/arms.csv", "figures/contrasts.svg", "flops.json"):
+        assert (out / name).stat().st_size
+    return result
+
+
+@pytest.mark.slow
+def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, capsys, in_this_process):
+    data = ["--data.root", str(fashion_root), "--data.verify=false", "--data.train_size=64", "--data.val_size=20"]
+    command = ["study", "image/fashion_controls_debug", "--out", str(tmp_path), "--llm", str(llama_folder), *data]
+    assert main(command) == 0
+    arms = ["plain", "llm", "random_frozen", "shuffled", "mlp", "linear"]
+    result = check_folder(tmp_path, arms, [0, 1])
+    assert len(in_this_process.names) == 12
+    assert len(result.contrasts) == 3
+    assert "report.html" in capsys.readouterr().out
+    before = (tmp_path / "results.json").read_text()
+    assert main([*command, "--report-only"]) == 0
+    assert (tmp_path / "results.json").read_text() == before
+    assert main(["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path)]) == 0  # its own record, the same study
+    assert len(in_this_process.names) == 12
+
+
+@pytest.mark.slow
+def test_positions_on_a_toy_imagenet(llama_folder, tmp_path, monkeypatch, in_this_process):
+    tree = write_toy_imagenet(tmp_path / "toy", train=2, size=32, suites=())
+    monkeypatch.setattr("lmgraft.data.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
+    small = [
+        "--data.root",
+        str(tree),
+        "--data.num_workers=0",
+        "--backbone.kwargs.patch_size=16",
+        "--llm",
+        str(llama_folder),
+    ]
+    out = tmp_path / "out"
+    assert main(["study", "image/paper_position_debug", "--out", str(out), *small]) == 0
+    result = check_folder(out, ["plain", "head", "middle", "tail", "tail_two"], [0, 1])
+    assert [arm.position for arm in result.arms[1:]] == ["head", "middle", "tail", "tail"]
+    assert len(result.arms[-1].block["layers"]) == 2
+    assert result.test_items == 1000
+    assert result.data != {}

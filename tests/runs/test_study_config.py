@@ -1,0 +1,228 @@
+"""A study's file: what it may say, what is refused, and that study.yaml reads back as the same study."""
+
+import pytest
+from studying import study_of
+
+from lmgraft.errors import RecipeError
+from lmgraft.studies.study.cells import make_cells
+from lmgraft.studies.study.config import find_study, list_studies, load_study, parse_study
+
+ARMS = "recipe: image/fashion_vit_debug\narms: {arms}\n"
+
+
+def parse(text, *arguments):
+    return parse_study(text, arguments, name="mine", where="mine.yaml")
+
+
+def with_arms(arms, *arguments):
+    return parse(ARMS.format(arms=arms), *arguments)
+
+
+def test_a_list_of_arms():
+    study = with_arms("[plain, llm, random_frozen, shuffled, mlp]")
+    assert list(study.arms) == ["plain", "llm", "random_frozen", "shuffled", "mlp"]
+    assert study.contrasts == (("llm", "plain"), ("llm", "random_frozen"), ("llm", "mlp"))
+    assert (study.reference, study.seeds, study.margin, study.metric.name) == (
+        "plain",
+        (0, 1, 2, 3, 4),
+        0.005,
+        "accuracy",
+    )
+    assert study.arms["llm"].question
+    rates = "\nlearning_rates: [3e-4, 1e-3]\noverrides: {optim.weight_decay: 1e-2}"  # strings, to YAML
+    assert with_arms(f"[plain, llm]{rates}").learning_rates == (0.0003, 0.001)
+
+
+def test_arms_by_name_change_the_recipe(tmp_path):
+    study = with_arms("{plain: {}, late: {arm: llm, graft.layer: 12, question: 'Late?'}, early: {arm: llm, layer: 3}}")
+    assert study.contrasts == (("late", "plain"), ("early", "plain"))
+    assert study.arms["late"].question == "Late?"
+    by_arm = {cell.arm: cell.load() for cell in make_cells(study, tmp_path)[:3]}
+    assert {arm: (r.arm, r.graft.layer) for arm, r in by_arm.items()} == {
+        "plain": ("plain", -1), "late": ("llm", 12), "early": ("llm", 3),
+    }  # fmt: skip
+
+
+def test_each_makes_an_arm_of_every_choice():
+    study = with_arms(
+        '{plain: , "{arm}_{graft.layer}_of_{graft.llm}": '
+        "{arm: {each: [llm, random_frozen]}, graft.layer: {each: [2, [-2, -1]]}, graft.llm: owner/name-1.5b}}"
+    )
+    assert list(study.arms) == [
+        "plain",
+        *("llm_2_of_name-1.5b", "llm_-2+-1_of_name-1.5b"),
+        *("random_frozen_2_of_name-1.5b", "random_frozen_-2+-1_of_name-1.5b"),
+    ]
+    assert study.arms["llm_-2+-1_of_name-1.5b"].overrides == {"graft.layer": [-2, -1], "graft.llm": "owner/name-1.5b"}
+
+
+def test_the_first_arm_is_the_reference_where_none_is_plain():
+    study = with_arms("{a: {arm: llm}, b: {arm: mlp}, c: {arm: linear}}")
+    assert (study.reference, study.contrasts) == ("a", (("a", "b"),))
+    assert with_arms("[llm, shuffled, spectrum]").contrasts == (("shuffled", "llm"), ("spectrum", "llm"))
+
+
+def test_a_study_extends_another(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("extends: image/fashion_controls\nseeds: [7, 9]\noverrides: {train.epochs: 1}\n")
+    study = load_study(str(file))
+    original = load_study("image/fashion_controls")
+    assert (study.name, study.seeds, study.recipe) == ("mine", (7, 9), original.recipe)
+    assert study.overrides == original.overrides | {"train.epochs": 1}
+
+
+def test_options_of_the_command_line_go_to_study_or_recipe(tmp_path):
+    options = ["--seeds", "[5, 6]", "--metric=nll", "--train.epochs", "7", "--llm=x.gguf", "--margin", "0.02"]
+    study = with_arms("{plain: {}, llm: {train.epochs: 2}}", *options)
+    assert (study.seeds, study.metric.name, study.margin) == ((5, 6), "nll", 0.02)
+    assert study.arguments == ("--train.epochs", "7", "--llm=x.gguf")
+    plain, llm = (cell.load() for cell in make_cells(study, tmp_path)[:2])
+    assert (plain.train.epochs, plain.seed, plain.graft.llm) == (7, 5, "x.gguf")
+    assert llm.train.epochs == 2  # the arm's own comes last
+    assert list(with_arms("[plain, llm]", "--arms", "plain,shuffled,mlp").arms) == ["plain", "shuffled", "mlp"]
+
+
+def test_the_resolved_study_reads_back_as_itself():
+    for study in (
+        with_arms("[plain, llm, mlp]", "--train.epochs=3", "--notes", '["a: b", "ü"]'),
+        with_arms(
+            "{plain: {}, l: {arm: llm, graft.layer: [-2, -1], optim.weight_decay: 0.1}}", "--robustness.limit", "9"
+        ),
+        with_arms("[plain, llm]", "--learning_rates", "[0.001, 3e-4]", "--contrasts", "[[plain, llm]]"),
+        *(load_study(name) for name in list_studies()),
+    ):
+        again = parse_study(study.yaml, name="study", where="study.yaml")
+        assert again == study
+        assert again.yaml == study.yaml
+
+
+@pytest.mark.parametrize("name", list_studies())
+def test_every_study_has_a_header_a_sibling_and_recipes_that_fit(name, tmp_path):
+    text = find_study(name)
+    assert text.startswith("# ")
+    for head in ("Source:", "Command:", "Hardware:", "Time:", *(() if name.endswith("_debug") else ("Expected:",))):
+        assert f"# {head}" in text
+    assert name.endswith("_debug") or f"{name}_debug" in list_studies()
+    study = load_study(name, ["--data.root", "nowhere"])
+    assert study.notes or name.endswith("_debug")
+    recipes = {cell.arm: cell.load() for cell in make_cells(study, tmp_path) if cell.seed == study.seeds[0]}
+    assert all(recipe.data.batch_size % 2 == 0 for recipe in recipes.values())
+    held_out = {getattr(recipe.data, "val_size", 0) for recipe in recipes.values()}
+    assert len(held_out) == 1
+    assert held_out.pop() > 0  # the test images must not choose the epoch
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "holds no keys"),
+        ("- plain\n- llm\n", "holds no keys"),
+        ("plain", "holds no keys"),
+        ("arms: [plain, llm", "not readable YAML"),
+        ("arms: [plain, llm]", "names no recipe"),
+        ("recipe: image/fashion_vit_debug", "has no arms"),
+        ("recipe: x\narms: [plain, llm]\nmetrik: nll", "metrik"),
+        ("recipe: x\narms: [plain, llm]\nextends: image/none", "there is no study 'image/none'"),
+        ("recipe: x\narms: [plain, llm]\narguments: --train.epochs", "is no list of options"),
+        ("recipe: x\narms: [plain, llm]\narguments: [--seed=4]", "--seed is the study's to choose"),
+        ("recipe: x\narms: [plain, llm]\noverrides: {seed: 3}", "overrides sets seed"),
+        ("recipe: x\narms: [plain, llm]\nname: ../elsewhere", "names no folder"),
+    ],
+)
+def test_a_file_that_is_no_study(text, said):
+    with pytest.raises(RecipeError, match=said):
+        parse(text)
+
+
+@pytest.mark.parametrize(
+    ("arms", "said"),
+    [
+        ("[]", "has no arms"),
+        ("{}", "has no arms"),
+        ("5", "has no arms"),
+        ("[plain]", "one arm, plain"),
+        ("[plain, lmm]", "(?s)unknown kind 'lmm'.*Did you mean 'llm'"),
+        ("[plain, llm, llm]", "two arms are called 'llm'"),
+        ("[plain, {llm: {}}]", "which is no name"),
+        ("{plain: {}, llm: 12}", "arm 'llm' is 12"),
+        ("{plain: {}, a: {arm: llm}, b: {arm: llm}}", "'a' and 'b' are the same"),
+        ("{plain: {}, A: {arm: llm}, a: {arm: mlp}}", "two arms are called"),
+        ("{plain: {}, ..: {arm: llm}}", "is no label"),
+        ("{plain: {}, a/b: {arm: llm}}", "is no label"),
+        ('{plain: {}, "l{graft.layr}": {arm: llm, graft.layer: 3}}', "is no label"),
+        ("{plain: {}, l: {arm: llm, graft.layer: {each: [1, 2]}}}", "two arms are called 'l'"),
+        ("{plain: {}, l: {arm: llm, graft.layer: {each: []}}}", r"has each: \[\]"),
+        ("{plain: {}, l: {arm: llm, graft.layer: {each: 5}}}", "has each: 5"),
+        ("{plain: {}, llm: {data.train_size: 10}}", "'llm' changes data.train_size: all arms must see the same data"),
+        ("{plain: {}, llm: {data: {init_args: {train_size: 9}}}}", "'llm' changes data"),
+        ("{plain: {}, llm: {seed: 3}}", "'llm' changes seed"),
+    ],
+)
+def test_arms_that_cannot_be_compared(arms, said):
+    with pytest.raises(RecipeError, match=said):
+        with_arms(arms)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--seeds", "1"], "1 seed cannot tell an effect from luck"),
+        (["--seeds", "0"], "0 seeds cannot tell"),
+        (["--seeds", "[4]"], "1 seed cannot"),
+        (["--seeds", "[1, 1]"], "must be different"),
+        (["--seeds", "[-1, 1]"], "not negative"),
+        (["--seeds", "many"], "seeds"),
+        (["--metric", "acuracy"], "no metric 'acuracy'.*Did you mean 'accuracy'"),
+        (["--reference", "mlp"], "reference 'mlp' is no arm"),
+        (["--contrasts", "[[llm, mlp]]"], "no pair of arms"),
+        (["--contrasts", "[[llm, llm]]"], "no pair of arms"),
+        (["--contrasts", "[[llm]]"], "no pair of arms"),
+        (["--contrasts", "[]"], "nothing would be compared"),
+        (["--contrasts", "[[llm, plain], [plain, llm]]"], "planned twice"),
+        (["--margin", ".nan"], "margin=nan"),
+        (["--margin", ".inf"], "margin=inf"),
+        (["--margin", "0"], "margin=0"),
+        (["--margin", "0.5"], r"50 points"),
+        (["--confidence", "95"], "confidence=95"),
+        (["--learning_rates", "[0.1, 0]"], "must be positive"),
+        (["--learning_rates", "[0.1, 0.1000000001]"], "not all different"),
+        (["--learning_rates", "[0.1]", "--overrides", "{optim.lr: 1}"], "overrides sets optim.lr"),
+        (["--seed", "3"], "--seed is the study's to choose.*give --seeds"),
+        (["--arm=llm"], "--arm is the study's to choose"),
+        (["--notes.x", "1"], "notes"),
+    ],
+)
+def test_options_that_do_not_fit(options, said):
+    with pytest.raises(RecipeError, match=f"(?s){said}"):
+        with_arms("[plain, llm]", *options)
+
+
+def test_a_path_that_is_no_text(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RecipeError, match="no text in UTF-8"):
+        load_study(str(file))
+    with pytest.raises(RecipeError, match="cannot be read"):
+        load_study(str(tmp_path / "none.yaml"))
+
+
+def test_cells_lie_seed_by_seed_with_a_folder_for_every_rate(tmp_path):
+    study = with_arms("[plain, llm]", "--seeds", "2", "--learning_rates", "[0.001, 0.0003]")
+    cells = make_cells(study, tmp_path)
+    assert [cell.name for cell in cells[:3]] == [
+        "plain, seed 0, lr 0.001",
+        "plain, seed 0, lr 0.0003",
+        "llm, seed 0, lr 0.001",
+    ]
+    assert cells[1].folder == tmp_path / "runs" / "plain" / "lr0.0003" / "seed0"
+    assert cells[1].load().optim.lr == 0.0003
+    assert len({cell.folder for cell in cells}) == len(cells) == 8
+    assert make_cells(study_of("image/fashion_vit_debug"), tmp_path)[0].folder == tmp_path / "runs" / "plain" / "seed0"
+
+
+def test_a_mistake_in_the_recipe_names_the_arm(tmp_path):
+    from lmgraft.studies.study.checks import check_cells
+
+    study = with_arms("{plain: {}, late: {arm: llm, graft.layr: 3}}")
+    with pytest.raises(RecipeError, match=r"arm late: .*layr"):
+        check_cells(make_cells(study, tmp_path))

@@ -1,0 +1,96 @@
+"""Studies in real processes: killed drivers, workers that die, several at a time."""
+
+import multiprocessing
+import os
+import signal
+import time
+from types import SimpleNamespace
+
+import pytest
+import studying
+from lasting import assert_same_run, forkserver, start, wait_for_progress
+from studying import run_here, study_of, without_flops
+
+from lmgraft.errors import RunError
+from lmgraft.studies import worker
+from lmgraft.studies.study import local as local_module
+from lmgraft.studies.study.jobs import only_one
+from lmgraft.studies.study.local import local
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(autouse=True)
+def _quick_processes(monkeypatch):
+    """Real processes, forked from one that has imported everything: a fresh interpreter takes seconds."""
+    without_flops(monkeypatch)
+    monkeypatch.setattr(worker, "multiprocessing", only(forkserver()))
+
+
+def only(context):
+    """`multiprocessing`, as the worker's module uses it, with one kind of process."""
+    return SimpleNamespace(get_context=lambda _: context, parent_process=multiprocessing.parent_process)
+
+
+def two_arms(recipe_file, *options):
+    return study_of(recipe_file, "--arms", "plain,llm", *options)
+
+
+def assert_same_as(tiny_study, out):
+    for arm in ("plain", "llm"):
+        for seed in ("seed0", "seed1"):
+            assert_same_run(out / "runs" / arm / seed, tiny_study[0] / "runs" / arm / seed)
+
+
+def test_two_workers_at_a_time_give_the_same_results(recipe_file, tiny_study, tmp_path):
+    result, _, said = run_here(two_arms(recipe_file), tmp_path / "out", executor=local(2))
+    assert_same_as(tiny_study, tmp_path / "out")
+    assert sum("done in" in line for line in said) == 4
+    assert result.contrasts[0].differences
+
+
+def test_a_worker_that_dies_is_said_and_tried_again(recipe_file, tiny_study, tmp_path, monkeypatch):
+    monkeypatch.setattr(local_module, "train_at", studying.die_once_at)
+    out = tmp_path / "out"
+    _, _, said = run_here(two_arms(recipe_file), out, executor=local())
+    assert sum("died without a word" in line and "attempt 1 of 3" in line for line in said) == 4
+    assert_same_as(tiny_study, out)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"), [("die_with_llm_at", "its process died 3 times"), ("fall_over_at", "CUDA out of memory")]
+)
+def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monkeypatch, fault, said):
+    monkeypatch.setattr(local_module, "train_at", getattr(studying, fault))
+    with pytest.raises(RunError, match=rf"(?s)2 of 4 runs failed:.*llm, seed 0: .*{said}.*llm, seed 1"):
+        run_here(two_arms(recipe_file), tmp_path / "out", executor=local())
+    for seed in ("seed0", "seed1"):
+        assert (tmp_path / "out" / "runs" / "plain" / seed / "result.json").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_a_driver_that_is_killed(recipe_file, tiny_study, tmp_path, signum):
+    file, out = tmp_path / "tiny.yaml", tmp_path / "out"
+    file.write_text(studying.STUDY.format(recipe=recipe_file).replace(", random_frozen", ""))
+    driver = start("study", file, "--out", out)
+    assert wait_for_progress(driver, out / "runs" / "plain" / "seed0") is not None
+    os.kill(driver.pid, signum)
+    driver.join(60)
+    assert driver.exitcode == -signum
+    wait_for_workers(out)
+    finished = list(out.rglob("result.json"))
+    assert len(finished) < 4
+    run_here(study_of(recipe_file, "--arms", "plain,llm"), out)
+    assert_same_as(tiny_study, out)
+
+
+def wait_for_workers(out):
+    """Until no process holds a lock of the study: workers end with their driver."""
+    deadline = time.monotonic() + 60
+    for lock in [out / ".study.lock", *out.rglob(".seed*.lock")]:
+        while True:
+            try:
+                with only_one(lock, "it"):
+                    break
+            except RunError:
+                assert time.monotonic() < deadline

@@ -294,9 +294,9 @@ def test_a_recipe_whose_epoch_is_chosen_by_the_test_images_is_refused(tmp_path):
                 Image.fromarray(draw(11 * label, 32, rng)).save(folder / f"{i}.png")
     options = [f"--data.root={tmp_path / 'photos'}", "--data.val_size=0", "--data.num_workers=0", "--data.batch_size=4"]
     with pytest.raises(RunError, match="chooses its best epoch by the test images"):
-        run_here(study_of("image/photos_scratch_debug", *options), tmp_path / "out", executor=no_executor)
+        run_here(study_of("image/photos_scratch", *options), tmp_path / "out", executor=no_executor)
     options[1] = "--data.val_size=0.3"
-    study = study_of("image/photos_scratch_debug", *options, "--metric=top5")
+    study = study_of("image/photos_scratch", *options, "--metric=top5")
     with pytest.raises(RecipeError, match="top5 with 2 classes"):
         run_here(study, tmp_path / "out", executor=no_executor)
 

@@ -2,6 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Test processes at a time, one thread each; tests of one file stay together, as they share what is slow to make.
+JOBS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 READY := $(VENV)/.ready
 
 .PHONY: help setup quickstart bench test test-fast test-network check format clean
@@ -24,10 +27,10 @@ bench: $(READY)  ## what a frozen block costs: time and memory, a table and char
 	$(BIN)/lmgraft bench --grid quick --out runs/bench
 
 test: $(READY)  ## all tests that need no network
-	$(BIN)/python -m pytest -m "not network"
+	$(PYTEST) -m "not network"
 
 test-fast: $(READY)  ## tests without the slow whole-program checks
-	$(BIN)/python -m pytest -m "not slow and not network"
+	$(PYTEST) -m "not slow and not network"
 
 test-network: $(READY)  ## the few tests that fetch real weights and images
 	$(BIN)/python -m pytest -m network

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft.analysis.bootstrap import crossed_bootstrap, percentile_bootstrap
-from lmgraft.analysis.paired import contrasts
+from lmgraft.analysis.paired import Contrast, contrasts
 from lmgraft.analysis.student import detectable_difference, mean_interval
 
 Array = npt.NDArray[np.float64]
@@ -110,6 +110,33 @@ def power_at_detectable(studies: int, seeds: int) -> float:
     return _share(studies, seeds, lambda found: found[0].p < 0.05 / 3, shift=true)
 
 
+def discrete_error(studies: int, seeds: int, items: int) -> float:
+    """How often two equal arms are called different by accuracies of so few items that differences tie.
+
+    One item of fifty is right with one arm alone, another with the other alone.
+    """
+    return float(np.mean([c.outcome != "not shown" for c in _discrete(studies, seeds, items, 0.0)]))
+
+
+def discrete_equivalence(studies: int, seeds: int, items: int) -> float:
+    """How often two such arms that differ by exactly the margin, a hundredth, are called equivalent."""
+    return float(np.mean([c.equivalent for c in _discrete(studies, seeds, items, 0.01)]))
+
+
+def _discrete(studies: int, seeds: int, items: int, shift: float) -> list[Contrast]:
+    generator = np.random.default_rng([seeds, items])
+    ours, theirs = (generator.binomial(items, 0.02 + extra, (studies, seeds)) for extra in (shift, 0.0))
+    both = items * 8 // 10
+    return [
+        contrasts(
+            {name: {s: (both + n) / items for s, n in enumerate(row)} for name, row in zip("ab", pair, strict=True)},
+            [("a", "b")],
+            margin=0.01,
+        )[0]
+        for pair in zip(ours.tolist(), theirs.tolist(), strict=True)
+    ]
+
+
 def _share(
     studies: int, seeds: int, event: Callable[[list], bool], *, shift: float = 0.0, correct: bool = True
 ) -> float:
@@ -135,6 +162,8 @@ def main() -> None:
         "the same without Holm": lambda n: family_wise_error(studies, n, correct=False),
         "any of three false equivalences at the margin, Holm (at most 5 %)": lambda n: false_equivalence(studies, n),
         "power at the detectable difference (80 %)": lambda n: power_at_detectable(studies, n),
+        "one false difference, accuracies of 256 items": lambda n: discrete_error(studies, n, 256),
+        "one false difference, accuracies of 10,000 items": lambda n: discrete_error(studies, n, 10_000),
     }
     for name, measure in rows.items():
         print(f"| {name} | " + " | ".join(f"{100 * measure(n):.1f}" for n in SEEDS) + " |", flush=True)

@@ -103,3 +103,10 @@ def fall_over_at(place, job):
     if "/llm/" in job.folder:
         raise RuntimeError("CUDA out of memory")
     train(job)
+
+
+def have_a_bug_at(place, job):
+    """A worker that meets a bug with the LLM's arm."""
+    if "/llm/" in job.folder:
+        raise KeyError("no such thing")
+    train(job)

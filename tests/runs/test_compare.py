@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import torch
 import torch.nn.functional as F
 
 import lmgraft
-from lmgraft.analysis.metrics import Metric
+from lmgraft.analysis.metrics import Metric, find_metric
 from lmgraft.errors import LmgraftError, RecipeError, RunError
+from lmgraft.studies.study.jobs import only_one
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
 
@@ -123,6 +125,78 @@ def test_another_comparison_in_the_folder_is_refused(compare, tmp_path):
     compare(Loop(), out=tmp_path)
     with pytest.raises(RunError, match="arm llm was made otherwise"):
         compare(Loop(), out=tmp_path, layer=0)
+
+
+def test_trials_of_another_metric_are_not_mixed_in(compare, tmp_path):
+    compare(Loop(), out=tmp_path)
+    before = {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    loop = Loop()
+    with pytest.raises(RunError, match=r"holds a comparison by accuracy .*, not by nll"):
+        compare(loop, out=tmp_path, metric="nll", seeds=3)
+    lower = replace(find_metric("accuracy"), higher_is_better=False)
+    with pytest.raises(RunError, match="less is better"):
+        compare(loop, out=tmp_path, metric=lower, seeds=3)
+    assert not loop.calls
+    assert before == {file: file.read_bytes() for file in tmp_path.rglob("*.*")}
+    edit(tmp_path / "trials" / "llm" / "seed1.json", lambda r: r["metric"].update(scale=1.0))
+    with pytest.raises(RunError, match=r"llm/seed1\.json holds accuracy \(times 1, more"):
+        compare(Loop(), out=tmp_path)
+
+
+def edit(file, change):
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_a_plan_that_is_changed_after_the_results_is_noted(compare, tmp_path):
+    assert not any("had been read" in note for note in compare(Loop(), out=tmp_path).notes)
+    more = compare(Loop(), out=tmp_path, seeds=3, margin=0.02)
+    notes = " ".join(more.notes)
+    assert "After results had been read, margin is 0.02, was 0.005" in notes
+    assert "results with 2 seeds had been read, the study went on with 3" in notes
+    assert compare(Loop(), out=tmp_path, seeds=3, margin=0.02).notes == more.notes
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda r: r["block"].update(digest="00"), "the LLM's block of arm llm differs"),
+        (lambda r: r["environment"]["versions"].update(torch="1.0"), "the version of torch differs"),
+    ],
+)
+def test_trials_that_do_not_belong_together_are_refused_before_the_loop_is_called(compare, tmp_path, change, said):
+    compare(Loop(), out=tmp_path)
+    edit(tmp_path / "trials" / "llm" / "seed1.json", change)
+    loop = Loop()
+    with pytest.raises(RunError, match=said):
+        compare(loop, out=tmp_path, seeds=3)
+    assert not loop.calls
+    if "version" in said:
+        assert compare(loop, out=tmp_path, seeds=3, allow_difference=True).contrasts
+
+
+def test_two_comparisons_at_once_in_one_folder(compare, tmp_path):
+    loop = Loop()
+    with (
+        only_one(tmp_path / ".study.lock", "it"),
+        pytest.raises(RunError, match="another process is at the comparison"),
+    ):
+        compare(loop, out=tmp_path)
+    assert not loop.calls
+
+
+def test_a_trial_that_does_not_fit_is_not_kept(compare, tmp_path):
+    drawn = iter(range(100))
+
+    def loop(trial):
+        torch.manual_seed(next(drawn))
+        trial.graft(timm.create_model("vit_tiny_patch16_224", **SHAPE))
+        return 0.5
+
+    with pytest.raises(RunError, match="plain and llm started from different weights"):
+        compare(loop, out=tmp_path)
+    assert [file.parent.name for file in (tmp_path / "trials").rglob("*.json")] == ["plain"]
 
 
 @pytest.mark.parametrize("name", ["seed0.json", "seed0.npz"])

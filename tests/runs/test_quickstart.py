@@ -91,7 +91,14 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
     assert "script" not in page.tags
     assert page.tags.count("img") == 12 + 4 * (1 + 3 * 2)
     assert page.tags.count("svg") == 2
-    for words in ("One seed proves nothing", "71.63 % with OPT-125M", *ARMS, "magnitude", "frequency"):
+    for words in (
+        "One seed proves nothing",
+        "71.63 % with OPT-125M",
+        "a fifth of the learning rate",
+        *ARMS,
+        "magnitude",
+        "frequency",
+    ):
         assert words in page.text
     for arm in ARMS:
         shown = re.search(rf"\| {arm} \| ([\d.]+) % \| ([\d.]+) to ([\d.]+) \|", (out / "table.md").read_text())

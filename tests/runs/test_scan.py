@@ -12,18 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_quickstart import Page
 
+from lmgraft.analysis.metrics import METRICS
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
-from lmgraft.errors import RecipeError, RunError
+from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
-from lmgraft.report.scan_words import next_study
+from lmgraft.report.scan_page import write_report
+from lmgraft.report.scan_words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places
 from lmgraft.studies.scan.config import choose_layers
 from lmgraft.studies.scan.encoder import load_encoder, scan_recipe, training_recipe
-from lmgraft.studies.scan.known import read_known
+from lmgraft.studies.scan.known import Known, read_known
 from lmgraft.studies.scan.lab import block_outputs, candidate_model, draws_of, open_lab, tokens_at
 from lmgraft.studies.scan.ranking import GAIN, rank
 from lmgraft.studies.scan.results import write_scan
@@ -474,6 +476,7 @@ def test_known_trainings_are_matched(scanned, tmp_path):
     file.write_text(json.dumps({"source": "a table", "candidates": rows}))
     known = read_known(file, scan.candidates)
     assert known.gains == {labels[2, "tail"]: 0.5}
+    assert known.metric == METRICS["accuracy"]
     assert known.unmatched == ["another layer 0, tail"]
 
     arms = [{"arm": "plain", "values": {"0": 0.5, "1": 0.6}, "block": None, "position": "tail"}]
@@ -482,13 +485,42 @@ def test_known_trainings_are_matched(scanned, tmp_path):
     arms.append({"arm": "llm", "values": {"1": 0.7, "2": 0.9}, "block": block, "position": "middle"})
     study = tmp_path / "study"
     study.mkdir()
-    (study / "results.json").write_text(json.dumps({"name": "s", "metric": {"higher_is_better": True}, "arms": arms}))
-    assert read_known(study, scan.candidates).gains == {labels[0, "middle"]: pytest.approx(0.1)}
+    (study / "results.json").write_text(json.dumps({"name": "s", "metric": asdict(METRICS["nll"]), "arms": arms}))
+    known = read_known(study, scan.candidates)
+    assert known.gains == {labels[0, "middle"]: pytest.approx(-0.1)}  # less is better
+    assert known.metric == METRICS["nll"]
 
+    file.write_text(json.dumps({"metric": "acuracy", "candidates": rows}))
+    with pytest.raises(LmgraftError, match="no metric 'acuracy'"):
+        read_known(file, scan.candidates)
     for said, content in (("neither a study", '{"candidates": [{}]}'), ("nothing in it", '{"candidates": []}')):
         file.write_text(content)
         with pytest.raises(RunError, match=said):
             read_known(file, scan.candidates)
+
+
+def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_against_them(scanned):
+    _, out, scan = scanned
+    known = Known(source="s", gains={}, unmatched=[], metric=METRICS["nll"])
+    for i, (label, one) in enumerate(scan.candidates.items()):
+        one.scores["probe"] = Measured(value=float(i % 3))
+        one.gain = Measured(value=0.01 * i)
+        known.gains[label] = 0.0123 * (3 - i)
+    said = statements(scan, known)
+    [against] = [s for s in said if s.startswith("Held-out gain against s: ")]
+    assert "Training its favourite only would have lost 0.0369 nats to the best of these" in against
+    assert "tau -1.00" in against
+    assert not any(s.startswith("Held-out gain against short training") for s in said)
+    [probe] = [s for s in said if "against short training: " in s and s.startswith("Probe")]
+    assert "points to the best" in probe
+    assert any(re.search(r"The p values of these \d+ agreements are not corrected", s) for s in said)
+    assert "at a fifth of the learning rate; nothing between 350M and 1.3B was tried" in " ".join(said)
+    write_report(scan, out, known)
+    table = (out / "tables" / "agreement_known.md").read_text()
+    assert "lost by it, nats" in table
+    assert "0.0369" in table
+    assert "gain of known training, nats" in (out / "figures" / "against_known.svg").read_text()
+    assert "lost by it, points" in (out / "tables" / "agreement_short_training.md").read_text()
 
 
 def here():

@@ -154,14 +154,18 @@ def test_pairing_is_by_seed():
     assert other.seeds == (0, 1, 2, 3, 4)
 
 
-def test_no_spread_gives_no_nan():
-    """Differences that are equal but for rounding."""
-    values = {"llm": {0: 0.3, 1: 0.5}, "plain": {0: 0.2, 1: 0.4}, "same": {0: 0.3, 1: 0.5}}
-    different, same = contrasts(values, [("llm", "plain"), ("llm", "same")], margin=0.05)
-    assert (different.p, different.p_holm, different.outcome, different.equivalent) == (0.0, 0.0, "better", False)
-    assert (same.p, same.p_holm, same.outcome, same.equivalent, same.mean) == (1.0, 1.0, "not shown", True, 0.0)
-    for contrast in (different, same):
+@pytest.mark.parametrize("precision", [np.float64, np.float32])
+def test_without_spread_nothing_is_shown(precision):
+    """Differences that are equal but for rounding: no test can tell how they would vary."""
+    values = {"llm": {0: 0.3, 1: 0.5, 2: 0.7}, "plain": {0: 0.2, 1: 0.4, 2: 0.6}, "same": {0: 0.3, 1: 0.5, 2: 0.7}}
+    values = {arm: {seed: float(precision(v)) for seed, v in own.items()} for arm, own in values.items()}
+    pairs = [("llm", "plain"), ("plain", "llm"), ("llm", "same")]
+    for contrast in contrasts(values, pairs, margin=0.2):
+        assert (contrast.p, contrast.p_holm, contrast.outcome) == (1.0, 1.0, "not shown")
+        assert (contrast.p_equivalence, contrast.equivalent) == (1.0, False)
+        assert contrast.sd == 0
         assert contrast.interval == (contrast.mean, contrast.mean)
+        assert contrast.mean == pytest.approx({"same": 0.0}.get(contrast.reference, contrast.mean))
         json.dumps(asdict(contrast), allow_nan=False)
 
 
@@ -271,6 +275,15 @@ def test_rates_of_error(simulation):
     assert simulation.false_equivalence(studies, 10) < 0.05 + 4 * math.sqrt(0.05 * 0.95 / studies)
     assert simulation.false_equivalence(studies, 10, correct=False) > 0.08
     assert within(simulation.power_at_detectable(studies, 5), 0.8, studies)
+
+
+@pytest.mark.parametrize(("seeds", "items"), [(2, 256), (2, 1000), (3, 64), (3, 256), (5, 256)])
+def test_rates_of_error_of_accuracies_of_few_items(simulation, seeds, items):
+    """Accuracies of so few items are often equally far apart by chance; that is not called a difference."""
+    studies = 1000
+    most = 0.05 + 4 * math.sqrt(0.05 * 0.95 / studies)
+    assert simulation.discrete_error(studies, seeds, items) < most
+    assert simulation.discrete_equivalence(studies, seeds, items) < most
 
 
 @pytest.mark.parametrize("seeds", [5, 10])

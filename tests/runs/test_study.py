@@ -18,8 +18,10 @@ from lmgraft.recipes import load_recipe, read_result, train_run
 from lmgraft.studies.study import checks
 from lmgraft.studies.study.assemble import _at_best_rate
 from lmgraft.studies.study.cells import make_cells, read_finished, state_of
+from lmgraft.studies.study.config import Robustness
 from lmgraft.studies.study.facts import read_facts
-from lmgraft.studies.study.jobs import only_one
+from lmgraft.studies.study.failed import sentences, survivors
+from lmgraft.studies.study.jobs import Done, only_one
 from lmgraft.studies.study.read import read_study
 from lmgraft.studies.study.run import summarise
 from lmgraft.training.items import FILE as ITEMS
@@ -130,6 +132,19 @@ def test_a_plan_that_is_changed_after_the_results_is_noted(out, recipe_file):
     assert "contrasts is" in notes
     nll = {s: float(read_items(out / "runs" / "llm" / f"seed{s}")["nll"].mean()) for s in (0, 1)}
     assert next(arm for arm in result.arms if arm.label == "llm").values == pytest.approx(nll)
+
+
+def test_a_launch_that_is_refused_leaves_no_trace(out, recipe_file, study):
+    shutil.rmtree(out / "runs" / "plain" / "seed0")
+    edit(out / "runs" / "llm" / "seed1" / "run.json", lambda r: r["data"].update(name="cifar"))
+    before = (out / "study.yaml").read_text()
+    for refused in (lambda s: run_here(s, out, executor=no_executor), lambda s: summarise(s, out)):
+        with pytest.raises(RunError, match="the data differs"):
+            refused(study_of(recipe_file, "--metric", "nll"))
+        assert not (out / "changes.json").exists()
+        assert (out / "study.yaml").read_text() == before
+    with only_one(out / ".study.lock", "it"), pytest.raises(RunError, match="another process is at the study"):
+        summarise(study, out)
 
 
 def test_another_spelling_and_other_workers_are_the_same_study(out, recipe_file):
@@ -331,6 +346,59 @@ def test_runs_are_used_again_from_another_folder(out, study, recipe_file, tmp_pa
         run_here(robust, tmp_path / "new", executor=no_executor)
 
 
+def test_a_plan_that_was_changed_is_not_laundered_by_using_its_runs_again(out, recipe_file, tmp_path):
+    run_here(study_of(recipe_file, "--metric", "nll"), out, executor=no_executor)
+    study, new = study_of(recipe_file, "--metric", "nll"), tmp_path / "new"
+    wrong = replace(study, arguments=("--data.val_size=10",))
+    for refused, text in ((wrong, "new"), (replace(study, robustness=Robustness(limit=4)), "new")):
+        with pytest.raises((RunError, AssertionError)):
+            run_here(refused, tmp_path / text, executor=no_executor, reuse_from=[out / "runs" / "llm"])
+        assert not list(new.rglob("result.json"))  # nothing is copied where something is refused
+        shutil.rmtree(new)
+    result, _, _ = run_here(study, new, executor=no_executor, reuse_from=[out])
+    notes = " ".join(result.notes)
+    assert "runs are of a study whose results were written before (out)" in notes.replace("Runs are", "runs are")
+    assert "After results had been read, metric is 'nll', was 'accuracy'" in notes
+    again, _, _ = run_here(study, new, executor=no_executor)
+    assert again.notes == result.notes
+
+
+def test_seeds_that_failed_are_kept_in_mind(out, recipe_file):
+    for arm in ("plain", "llm", "random_frozen"):
+        shutil.copytree(out / "runs" / arm / "seed1", out / "runs" / arm / "seed2")  # stands in for a third seed
+        config = out / "runs" / arm / "seed2" / "config.yaml"
+        config.write_text(config.read_text().replace("seed: 1", "seed: 2", 1))
+    shutil.rmtree(out / "runs" / "llm" / "seed1")
+    three = study_of(recipe_file, "--seeds", "3")
+
+    def fails(jobs, say):
+        for job in jobs:
+            yield Done(job=job, seconds=1.0, error="the loss became nan")
+
+    with pytest.raises(RunError, match="1 of 9 runs failed"):
+        run_here(three, out, executor=fails)
+    assert records.read_json(out / "failed.json") == {"llm, seed 1": "the loss became nan"}
+    said = "1 run failed (llm, seed 1): the seeds compared are those that did not; "
+    said += "survivors may be a favourable selection."
+    result = summarise(three, out)
+    assert result.verdict[-1] == said
+    assert said in result.notes
+    finished, trained, _ = run_here(three, out)
+    assert trained == ["llm, seed 1"]
+    assert not (out / "failed.json").exists()
+    assert said not in [*finished.verdict, *finished.notes]
+
+
+def test_a_rate_at_which_runs_failed_is_marked(recipe_file, tmp_path):
+    cells = make_cells(study_of(recipe_file, "--learning_rates", "[0.003, 1e30]"), tmp_path)
+    failed = {cell.name: "nan" for cell in cells if cell.learning_rate == 1e30 and cell.arm == "llm"}
+    chosen = dict.fromkeys(("plain", "llm", "random_frozen"), 0.003)
+    (said,) = sentences(cells, failed, chosen)
+    assert said.startswith("In the grid of learning rates 2 runs failed (llm, seed 0, lr 1e+30; llm, seed 1, lr 1e+30)")
+    assert not survivors(cells, failed, chosen)
+    assert survivors(cells, failed, chosen | {"llm": 1e30})
+
+
 def test_a_failed_run_is_said_and_the_others_go_on(recipe_file, tmp_path):
     text = STUDY.replace("[plain, llm, random_frozen]", "{{plain: {{}}, hot: {{arm: llm, optim.lr: 1e30}}}}")
     executor = Here()
@@ -339,6 +407,7 @@ def test_a_failed_run_is_said_and_the_others_go_on(recipe_file, tmp_path):
     assert executor.names == ["plain, seed 0", "hot, seed 0", "plain, seed 1", "hot, seed 1"]
     with pytest.raises(RunError, match="0 finished seeds in common"):
         summarise(study_of(recipe_file, text=text), tmp_path / "out")
+    assert list(records.read_json(tmp_path / "out" / "failed.json")) == ["hot, seed 0", "hot, seed 1"]
 
 
 def test_an_executor_that_says_nothing_of_a_run(out, study):
@@ -368,6 +437,8 @@ def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tm
     assert len(trained) == 12
     assert any("4 of 12 runs failed; their learning rates are out" in line for line in said)
     assert len(result.missing) == 4
+    assert any("In the grid of learning rates 4 runs failed" in note for note in result.notes)
+    assert not any("failed" in sentence for sentence in result.verdict)
     facts, _ = read_facts(study, make_cells(study, tmp_path))
     for arm in result.arms:
         means = {rate: np.mean(list(values.values())) for rate, values in arm.val_values.items()}

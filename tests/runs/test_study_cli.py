@@ -70,6 +70,15 @@ def test_an_arm_that_cannot_be_timed_says_why(recipe_file, tmp_path):
     assert rows[1].seconds is None
 
 
+def test_a_plan_says_what_llms_are_missing(recipe_file, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(STUDY.format(recipe=recipe_file))
+    assert main(["study", str(file), "--dry-run", "--no-timing", "--llm", "none.gguf"]) == 0
+    said = capsys.readouterr().out
+    assert "Missing: arm llm: the file 'none.gguf' is not there: it is a path seen from the working directory" in said
+    assert "sources.md" in said
+
+
 def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(STUDY.format(recipe=recipe_file))

@@ -62,6 +62,39 @@ def test_the_first_arm_is_the_reference_where_none_is_plain():
     assert with_arms("[llm, shuffled, spectrum]").contrasts == (("shuffled", "llm"), ("spectrum", "llm"))
 
 
+def test_each_of_several_blocks_is_held_against_the_reference_and_its_own_controls():
+    arms = (
+        "{plain: {}, a: {arm: llm, graft.layer: 3}, b: {arm: llm, layer: 9, graft.llm: x.gguf}, c: {arm: llm}, "
+        "r3: {arm: random_frozen, layer: 3}, r9: {arm: random_frozen, graft: {layer: 9, llm: x.gguf}}, "
+        "m9: {arm: mlp, graft.layer: 9, llm: x.gguf}, other: {arm: random_frozen, graft.layer: 9}}"
+    )
+    to_plain = (("a", "plain"), ("b", "plain"), ("c", "plain"))
+    assert with_arms(arms).contrasts == (*to_plain, ("a", "r3"), ("b", "r9"), ("b", "m9"))
+    # Two that fit are none that is meant; one at another place or learning rate does not fit.
+    arms = (
+        "{plain: {}, a: {arm: llm, graft.layer: 3}, b: {arm: llm, graft.at: middle}, random_frozen: {}, mlp: {}, "
+        "r3: {arm: random_frozen, graft.layer: 3}, again: {arm: random_frozen, layer: 3}, "
+        "mb: {arm: mlp, graft.at: middle, optim.lr: 0.1}}"
+    )
+    assert with_arms(arms).contrasts == to_plain[:2]
+
+
+def test_another_metric_takes_its_own_margin():
+    file = "[plain, llm]\nmargin: 0.003\nnotes: [of the file]"
+    study = with_arms(file, "--metric", "nll")
+    assert study.margin == study.metric.margin == 0.01
+    assert study.notes[0] == "of the file"
+    assert "the margin is 0.01, nll's own, and not 0.003" in study.notes[1]
+    again = parse_study(study.yaml, ["--metric=nll"], name="mine")
+    assert again == study
+    back = parse_study(study.yaml, ["--metric=accuracy"], name="mine")
+    assert (back.margin, len(back.notes)) == (0.005, 3)
+    for kept in (["--metric=accuracy"], ["--metric=nll", "--margin=0.003"], ["--margin", "0.003", "--metric", "nll"]):
+        study = with_arms(file, *kept)
+        assert (study.margin, study.notes) == (0.003, ("of the file",))
+    assert with_arms("[plain, llm]", "--metric", "nll").notes == ()
+
+
 def test_a_study_extends_another(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("extends: image/fashion_controls\nseeds: [7, 9]\noverrides: {train.epochs: 1}\n")
@@ -183,6 +216,7 @@ def test_arms_that_cannot_be_compared(arms, said):
         (["--margin", ".inf"], "margin=inf"),
         (["--margin", "0"], "margin=0"),
         (["--margin", "0.5"], r"50 points"),
+        (["--metric", "nll", "--margin", "1.5"], r"1.5 nats"),
         (["--confidence", "95"], "confidence=95"),
         (["--learning_rates", "[0.1, 0]"], "must be positive"),
         (["--learning_rates", "[0.1, 0.1000000001]"], "not all different"),
@@ -226,3 +260,29 @@ def test_a_mistake_in_the_recipe_names_the_arm(tmp_path):
     study = with_arms("{plain: {}, late: {arm: llm, graft.layr: 3}}")
     with pytest.raises(RecipeError, match=r"arm late: .*layr"):
         check_cells(make_cells(study, tmp_path))
+
+
+def test_contrasts_of_arms_that_the_command_line_leaves_out_are_dropped_and_it_is_said():
+    study = load_study("image/fashion_controls", ["--arms", "plain,llm,shuffled", "--seeds", "8", "--metric", "nll"])
+    assert study.contrasts == (("llm", "plain"),)
+    (note,) = [note for note in study.notes if "contrasts" in note]
+    assert note.startswith("Of the file's contrasts llm - random_frozen, llm - mlp are not compared: --arms leaves out")
+    assert parse_study(study.yaml, name=study.name) == study
+    none_left = load_study("image/fashion_controls", ["--arms", "plain,linear"])
+    assert none_left.contrasts == (("linear", "plain"),)
+    assert any("those by default are" in note for note in none_left.notes)
+    with pytest.raises(RecipeError, match="no pair of arms"):
+        load_study("image/fashion_controls", ["--arms", "plain,llm", "--contrasts", "[[llm, mlp]]"])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--metrc", "nll"], r"no option --metrc[^?]*'metric'"),
+        (["--seeds", "5", "6", "7"], r"--seeds takes one value[^?]*\[5, 6"),
+    ],
+)
+def test_mistyped_options_of_a_study(options, said):
+    with pytest.raises(RecipeError, match=f"(?s){said}"):
+        load_study("image/fashion_controls_debug", options)
+    assert load_study("image/fashion_controls_debug", ["--llm", "x.gguf", "--layer=3"]).arguments

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import re
 import signal
+import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +17,10 @@ from studying import run_here, study_of, without_flops
 from lmgraft.errors import RunError
 from lmgraft.studies import worker
 from lmgraft.studies.study import local as local_module
-from lmgraft.studies.study.jobs import only_one
+from lmgraft.studies.study.jobs import Job, only_one
 from lmgraft.studies.study.local import local
+from lmgraft.training.checkpoints import checkpoint_path
+from lmgraft.training.stopping import InterruptedRunError
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +63,12 @@ def test_a_worker_that_dies_is_said_and_tried_again(recipe_file, tiny_study, tmp
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [("die_with_llm_at", "its process died 3 times"), ("fall_over_at", "CUDA out of memory")]
+    ("fault", "said"),
+    [
+        ("die_with_llm_at", "its process died 3 times"),
+        ("fall_over_at", "CUDA out of memory"),
+        ("have_a_bug_at", r"KeyError: 'no such thing'; \S+/llm/seed0/error\.txt says where"),
+    ],
 )
 def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monkeypatch, fault, said):
     monkeypatch.setattr(local_module, "train_at", getattr(studying, fault))
@@ -66,22 +76,49 @@ def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monke
         run_here(two_arms(recipe_file), tmp_path / "out", executor=local())
     for seed in ("seed0", "seed1"):
         assert (tmp_path / "out" / "runs" / "plain" / seed / "result.json").exists()
+    if fault == "have_a_bug_at":
+        assert "in have_a_bug_at" in (tmp_path / "out" / "runs" / "llm" / "seed0" / "error.txt").read_text()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
-def test_a_driver_that_is_killed(recipe_file, tiny_study, tmp_path, signum):
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_driver_that_is_stopped(recipe_file, tiny_study, tmp_path, signum, status):
     file, out = tmp_path / "tiny.yaml", tmp_path / "out"
     file.write_text(studying.STUDY.format(recipe=recipe_file).replace(", random_frozen", ""))
     driver = start("study", file, "--out", out)
     assert wait_for_progress(driver, out / "runs" / "plain" / "seed0") is not None
     os.kill(driver.pid, signum)
     driver.join(60)
-    assert driver.exitcode == -signum
+    assert driver.exitcode == status
     wait_for_workers(out)
     finished = list(out.rglob("result.json"))
     assert len(finished) < 4
     run_here(study_of(recipe_file, "--arms", "plain,llm"), out)
     assert_same_as(tiny_study, out)
+
+
+@pytest.mark.parametrize(("signum", "end"), [(signal.SIGTERM, InterruptedRunError), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_to_the_driver_alone_lets_the_runs_save(recipe_file, tmp_path, signum, end):
+    folder = tmp_path / "runs" / "long"
+    job = Job(name="long", recipe=str(recipe_file), options=("--train.epochs=2000",), folder=str(folder))
+    later = replace(job, name="later", folder=str(tmp_path / "runs" / "later"))
+    before, said = signal.getsignal(signum), []
+
+    def stop():
+        while not checkpoint_path(folder, "last").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(end):
+        list(local()([job, later], said.append))
+    stopper.join()
+    assert signal.getsignal(signum) == before
+    assert re.fullmatch(r"long: stopped by SIGTERM in epoch \d+, after step \d+; last.ckpt is written", said[-1])
+    assert not (folder / "result.json").exists()
+    assert not (tmp_path / "runs" / "later").exists()
+    with only_one(folder.parent / ".long.lock", "run"):
+        pass  # nobody is left at it
 
 
 def wait_for_workers(out):

@@ -138,11 +138,18 @@ def test_verdicts_are_marked_by_what_they_say():
         "The language matters: the block (llm) is better than a random one.": "helps",
         "Worse than its control: the block is worse than a random one.": "hurts",
         "The block and the control are equivalent within the margin of 0.50 points: explained by it.": "equal",
+        "A difference was shown, and it is within the margin, so it counts as equal here: a is better than b.": "equal",
+        "The difference is shown, and within the margin of 0.50 points, so it counts as equal here.": "equal",
+        "The differences a - b are the same for every seed: the spread cannot be judged.": "caution",
+        "For a - b the secondary interval, over other seeds, holds zero (-1 to 2): it may not.": "caution",
+        "No planned contrast holds b against a frozen LLM block: no evidence of a difference.": "caution",
+        "1 run failed (llm, seed 1): survivors may be a favourable selection.": "caution",
         "A true difference of 1 point would have been shown.": "said",
     }
-    reader = Reader(page(controls(verdict=list(sentences)), {}))
-    assert reader.items[: len(sentences)] == list(sentences.values())
-    assert all(sign in reader.texts for sign in "▲▼○=")
+    for half in (list(sentences)[:7], list(sentences)[7:]):  # more would be folded
+        reader = Reader(page(controls(verdict=half), {}))
+        assert reader.items[: len(half)] == [sentences[sentence] for sentence in half]
+        assert all(sign in reader.texts for sign in ("▲▼○=" if half[0].startswith("Helps") else "=!"))
 
 
 def test_a_long_verdict_shows_first_what_was_shown_and_hides_nothing():
@@ -156,6 +163,51 @@ def test_a_long_verdict_shows_first_what_was_shown_and_hides_nothing():
     assert look in first
     assert many[0] not in first
     assert all(sentence in rest for sentence in said)
+
+
+def test_cautions_never_fold_away():
+    cautions = [
+        *("The differences a - b are the same for every seed: x.", "For a - b the secondary interval holds zero."),
+        *("No planned contrast holds b against a frozen LLM block: y.", "2 paired seeds: a first look, not a verdict."),
+    ]
+    notes = ["A note.", "After results had been read, margin: 0.01 (was 0.005).", "After results with 2 seeds, 3."]
+    many = [f"Helps: arm_{i}." for i in range(12)]
+    for verdict in ([*many, *cautions], [*many[:2], *cautions], [f"Not shown: arm_{i}." for i in range(12)] + cautions):
+        html = page(controls(verdict=verdict, notes=notes), {})
+        card = html[html.index('class="card verdict"') : html.index("Limits, and what would")].split("<details")[0]
+        assert all(f'<li class="caution"><span class="sign" aria-hidden="true">!</span>{c}' in card for c in cautions)
+        assert all(f"</span>{note}</li>" in card for note in notes[1:])
+        assert notes[0] not in card
+        assert all(f"<li>{note}</li>" in html.split("Limits, and what would")[1] for note in notes)
+    html = page(controls(verdict=[], notes=notes), {})
+    assert "There is no verdict" in html
+    assert f"</span>{notes[1]}</li>" in html
+
+
+def test_page_says_what_intervals_and_small_llms_do_not():
+    html = page(controls(), {})
+    assert "Intervals are not corrected for the number of contrasts" in html
+    assert "seeds do not spread" not in html
+    html = page(depth(), {"layers": "<svg></svg>"})
+    assert "at a fifth of its learning rate" in html
+    assert "nothing between 350M and 1.3B was tried" in html
+
+
+def test_without_spread_there_are_dashes_and_no_certainty():
+    arms = [make_arm("plain", "plain", 0.9, spread=0), make_arm("llm", "llm", 0.95, spread=0)]
+    planned = [replace(c, bootstrap=None) for c in compare(arms, [("llm", "plain")])]
+    result = make_study(arms, planned)
+    row = contrasts_table(result, planned).rows[0]
+    assert row[1] == "+5.00"
+    assert row[2:8] == (write.NONE,) * 6
+    assert row[-1] == "not shown"
+    held = rows_of(contrasts_csv(result))[0]
+    assert float(held["mean"]) == pytest.approx(0.05)
+    assert {held[name] for name in ("low", "high", "p", "p_holm", "p_equivalence", "detectable")} == {""}
+    text = Reader(page(result, {})).text
+    assert "seeds do not spread" in text
+    assert not re.search(r"\+5\.00 to|0\.00 points would|under 0\.00", text)
+    assert "contrasts" in draw_all(result)
 
 
 def test_figures_are_valid_svg_with_text_and_sharp_png(written):

@@ -60,10 +60,42 @@ def test_helps_but_any_frozen_block_does():
     assert "matters" not in " ".join(said)
 
 
-def test_better_than_random_by_less_than_the_margin_says_both():
-    said = " ".join(speak({"llm": 0.03, "plain": 0.0, "random_frozen": 0.0285}, sd=0.0003))
-    assert "The language matters, by less than 0.50 points: " in said
-    assert "the gain is explained by a frozen random block, within the margin." in said
+@pytest.mark.parametrize(("control", "by"), [("random_frozen", "a frozen random block"), ("mlp", "the extra trained")])
+@pytest.mark.parametrize(("of_control", "outcome"), [(0.0285, "better"), (0.0315, "worse")])
+def test_different_by_less_than_the_margin_counts_as_equal_in_one_sentence(control, by, of_control, outcome):
+    said = speak({"llm": 0.03, "plain": 0.0, control: of_control}, sd=0.0003)
+    assert len(said) == 2
+    assert said[1].startswith(
+        "A difference was shown, and it is within the margin of 0.50 points, so it counts as equal here: "
+        f"the frozen LLM block (llm) is {outcome} than "
+    )
+    assert f"The gain is explained by {by}" in said[1]
+    assert not re.search(r"matters|does more|Worse than its control", said[1])
+
+
+def test_equal_within_the_margin_explains_no_gain_that_is_not_shown_to_exceed_it():
+    said = speak({"llm": 0.003, "plain": 0.0, "random_frozen": 0.0015}, sd=0.0003)
+    assert said[0].startswith("Helps: ")
+    assert said[1] == "The difference is shown, and within the margin of 0.50 points, so it counts as equal here."
+    assert said[2].startswith("A difference was shown, and it is within the margin")
+    assert "explain" not in " ".join(said)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_explained_needs_the_whole_interval_of_the_gain_beyond_the_margin(sign):
+    """The gain's estimate exceeds the margin of half a point, its interval does not."""
+    noise = np.array([0.001, -0.0015, 0.002, -0.0005, -0.001])
+    values = {"plain": dict.fromkeys(range(5), 0.8)}
+    values["llm"] = {s: 0.8 + sign * (0.006 + float(noise[s])) for s in range(5)}
+    values["random_frozen"] = {s: value + 1e-4 * (s - 2) for s, value in values["llm"].items()}
+    found = contrasts(values, [("llm", "plain"), ("llm", "random_frozen")], margin=0.005)
+    gain, control = found
+    assert gain.outcome != "not shown"
+    assert min(map(abs, gain.interval)) < 0.005 < abs(gain.mean)
+    assert control.equivalent
+    said = " ".join(verdict(found, ACCURACY, margin=0.005, confidence=0.95, arms={a: a for a in values}))
+    assert "is explained by" not in said
+    assert "itself is not shown to exceed the margin, so this does not tell what explains it" in said
 
 
 def test_hurts_comes_first():
@@ -95,8 +127,8 @@ def test_equal_to_plain_leaves_nothing_to_explain():
 def test_a_gain_within_the_margin_is_not_explained():
     said = speak({"llm": 0.003, "plain": 0.0, "random_frozen": 0.003}, sd=0.0003)
     assert said[0].startswith("Helps: ")
-    assert "shown, and small" in said[1]
-    assert "the gain itself is no larger than the margin" in said[2]
+    assert "counts as equal here" in said[1]
+    assert "the gain itself is not shown to exceed the margin" in said[2]
 
 
 def test_lower_is_better():
@@ -137,6 +169,9 @@ def test_few_seeds_are_said():
 def test_no_spread_is_said():
     said = " ".join(speak({"llm": 0.03, "plain": 0.0}, sd=0.0))
     assert "the spread cannot be judged" in said
+    assert "Not shown: that the frozen LLM block (llm) helps or hurts" in said
+    assert "+3.00 points, no interval" in said
+    assert "0.00 points would" not in said
 
 
 def test_a_secondary_interval_that_holds_zero_is_said():
@@ -150,6 +185,19 @@ def test_a_secondary_interval_that_holds_zero_is_said():
     assert re.search(
         r"holds zero \(-\d+\.\d\d to \+\d+\.\d\d points; nominal 95 %, covered \d\d\.\d % at worst", said[-1]
     )
+
+
+def test_one_shown_and_another_not_is_no_difference_between_them():
+    effects = {"a": 0.02, "b": 0.0, "plain": 0.0, "noise": 0.0, "mlp": 0.0}
+    kinds = {"a": "llm", "b": "llm", "plain": "plain", "noise": "random_frozen", "mlp": "mlp"}
+    said = " ".join(speak(effects, pairs=[("a", "plain"), ("b", "plain")], kinds=kinds))
+    assert "No planned contrast holds noise, mlp against a frozen LLM block: " in said
+    assert "that the one is shown to help and the other is not is no evidence of a difference between them." in said
+    said = " ".join(speak(effects, pairs=[("a", "plain"), ("noise", "b")], kinds=kinds))
+    assert "No planned contrast holds mlp against" in said
+    said = speak(effects, pairs=[("a", "plain"), ("b", "noise"), ("a", "mlp")], kinds=kinds)
+    assert "No planned contrast" not in " ".join(said)
+    assert "No planned contrast" not in " ".join(speak({"mlp": 0.0, "plain": 0.0}, pairs=[("mlp", "plain")]))
 
 
 def test_nothing_planned():
@@ -185,11 +233,14 @@ def test_no_word_without_its_test(effects, sd, seeds, higher):
     plain, random, mlp = found
     word = {"better": "Helps: ", "worse": "Hurts: ", "not shown": "Not shown: "}
     assert said[0].startswith(word[plain.outcome])
-    assert ("The language matters" in text) == (random.outcome == "better")
-    assert ("The block does more than the extra trained layers" in text) == (mlp.outcome == "better")
-    large = plain.outcome != "not shown" and abs(plain.mean) > metric.margin
+    for contrast, words in ((random, "The language matters"), (mlp, "The block does more than the extra trained")):
+        assert (words in text) == (contrast.outcome == "better" and not contrast.equivalent)
+    low, high = plain.interval
+    large = plain.outcome != "not shown" and (low > metric.margin or high < -metric.margin)
     for contrast, by in ((random, "a frozen random block"), (mlp, "the extra trained layers")):
         assert (f"is explained by {by}" in text) == (contrast.equivalent and large)
+    small = sum(c.outcome != "not shown" and c.equivalent for c in (random, mlp))
+    assert text.count("A difference was shown, and it is within the margin") == small
     assert text.count("Neither shown") == sum(c.outcome == "not shown" and not c.equivalent for c in (random, mlp))
     assert ("first look" in text) == (seeds < 5)
     assert "nan" not in text

@@ -31,7 +31,8 @@ class Contrast:
     """By seed."""
     mean: float
     sd: float
-    """Of the differences; n - 1. Zero where they are equal but for rounding."""
+    """Of the differences; n - 1. Zero where they are equal but for rounding: then nothing is shown, neither a
+    difference nor equivalence, and interval and `detectable`, both without width, mean nothing."""
     interval: tuple[float, float]
     """Paired t, at the study's confidence, not corrected."""
     p: float
@@ -151,8 +152,8 @@ def _differences(
     arm, reference = pair
     rows = tuple(values[arm][seed] - values[reference][seed] for seed in seeds)
     mean, sd = mean_and_sd(rows)
-    # 0.3 - 0.2 and 0.5 - 0.4 differ by rounding alone; a t of 1e12 would come of it.
-    rounding = 1e-12 * max(abs(values[name][seed]) for name in pair for seed in seeds)
+    # 0.3 - 0.2 and 0.5 - 0.4 differ by rounding alone; a t of 1e12 would come of it. Means may be in float32.
+    rounding = 5e-7 * max(abs(values[name][seed]) for name in pair for seed in seeds)
     if sd <= rounding:
         return rows, 0.0 if abs(mean) <= rounding else mean, 0.0
     return rows, mean, sd

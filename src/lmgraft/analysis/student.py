@@ -51,22 +51,23 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 def difference_p(mean: float, sd: float, n: int) -> float:
     """Two-sided p of a one-sample t test that the true mean is zero.
 
-    Without spread it is 0, or 1 if the mean is zero too: formally right for values that cannot
-    vary. Say so wherever it is shown.
+    Without spread it is 1, whatever the mean: a few accuracies tie by chance, and the test, which
+    would have p = 0, is of values that vary.
     """
     if sd == 0:
-        return 1.0 if mean == 0 else 0.0
+        return 1.0
     return 2 * float(scipy_special().stdtr(n - 1, -abs(mean) * math.sqrt(n) / sd))
 
 
 def equivalence_p(mean: float, sd: float, n: int, margin: float) -> float:
     """Two one-sided t tests (Schuirmann 1987) that the true mean lies within (-margin, margin): the larger p.
 
-    Below alpha exactly where the 1 - 2 alpha interval of the mean lies inside the margin.
+    Below alpha exactly where the 1 - 2 alpha interval of the mean lies inside the margin; without
+    spread 1, as `difference_p`.
     """
     room = margin - abs(mean)
     if sd == 0:
-        return 0.0 if room > 0 else 1.0
+        return 1.0
     return float(scipy_special().stdtr(n - 1, -room * math.sqrt(n) / sd))
 
 

@@ -42,10 +42,12 @@ class _Setting:
     def evidence(self, contrast: Contrast) -> str:
         """llm - plain: +0.21 points, 95 % interval -0.10 to +0.52, p = 0.04 after Holm's correction, 5 paired seeds."""
         low, high = (in_unit(end, self.metric, signed=True) for end in contrast.interval)
+        found = f"{self.nominal} interval {low} to {high}, {_p(contrast.p_holm)} after Holm's correction"
+        if contrast.sd == 0:
+            found = "no interval"
         return (
             f"{contrast.arm} - {contrast.reference}: {in_unit(contrast.mean, self.metric, signed=True)} "
-            f"{self.metric.difference_unit}, {self.nominal} interval {low} to {high}, "
-            f"{_p(contrast.p_holm)} after Holm's correction, {len(contrast.seeds)} paired seeds."
+            f"{self.metric.difference_unit}, {found}, {len(contrast.seeds)} paired seeds."
         )
 
     @property
@@ -64,8 +66,9 @@ def verdict(
     """Sentences for a study's planned contrasts: first whether the block helps, then what explains it.
 
     "Helps", "hurts" and "better" need significance after Holm's correction; "explained by"
-    needs equivalence within the margin, and a gain larger than the margin that can be explained.
-    What is neither is called not shown, with the smallest difference that could have been.
+    needs equivalence within the margin, and a gain whose whole interval lies beyond the margin.
+    What is both different and equivalent counts as equal. What is neither is called not shown,
+    with the smallest difference that could have been.
 
     Args:
         planned: All contrasts that were fixed in advance, as `contrasts(correct=True)` gives them.
@@ -91,7 +94,7 @@ def verdict(
             said += _against_control(contrast, setting)
         else:
             said += _other(contrast, setting)
-    return [*said, *_cautions(turned, setting)]
+    return [*said, *_cautions(turned, setting), *_not_held_against(turned, arms)]
 
 
 def _is_gain(contrast: Contrast, arms: Mapping[str, str]) -> bool:
@@ -139,7 +142,7 @@ def _against_plain(contrast: Contrast, setting: _Setting) -> list[str]:
         f"{setting.evidence(contrast)}"
     ]
     if contrast.equivalent:
-        said.append(f"The difference is shown, and small: the two are equivalent {setting.within}.")
+        said.append(f"The difference is shown, and {setting.within}, so it counts as equal here.")
     return said
 
 
@@ -147,42 +150,52 @@ def _against_control(contrast: Contrast, setting: _Setting) -> list[str]:
     words = words_of(setting.kind(contrast.reference))
     arm, reference = setting.named(contrast.arm), setting.named(contrast.reference)
     evidence = setting.evidence(contrast)
-    said = []
-    if contrast.outcome == "better":
-        small = f", by less than {setting.size(setting.margin)}" if contrast.equivalent else ""
-        gain = setting.gains.get(contrast.arm)
-        no_gain = gain is not None and gain.outcome != "better"
-        said.append(
-            f"{words.better}{small}: {arm} is better than {reference}. {evidence}"
-            + (" It does not follow that the block helps." if no_gain else "")
-        )
-    elif contrast.outcome == "worse":
-        said.append(f"Worse than its control: {arm} is worse than {reference}. {evidence}")
-    if contrast.equivalent:
-        shown = f" {evidence}" if contrast.outcome == "not shown" else ""
-        said.append(
-            f"{_sentence_case(arm)} and {reference} are equivalent {setting.within}: "
-            f"{_explained(contrast, words.explained, setting)}{shown}"
-        )
-    elif contrast.outcome == "not shown":
-        said.append(
-            f"Neither shown: {words.question}, and that {words.explained} would do as well. "
-            f"{_sentence_case(arm)} and {reference} were found neither different nor equivalent {setting.within}. "
-            f"{evidence}"
-        )
-        said.append(_detectable(contrast, setting))
-    return said
-
-
-def _explained(contrast: Contrast, by: str, setting: _Setting) -> str:
     gain = setting.gains.get(contrast.arm)
+    if contrast.equivalent:
+        explained = _explained(gain, words.explained, setting)
+        if contrast.outcome == "not shown":
+            return [
+                f"{_sentence_case(arm)} and {reference} are equivalent {setting.within}: {explained} {evidence}",
+            ]
+        also = f" {_sentence_case(explained)}" if gain is not None and _beyond_margin(gain, setting) else ""
+        return [f"{_counts_as_equal(contrast, setting)}{also}"]
+    if contrast.outcome == "better":
+        no_gain = gain is not None and gain.outcome != "better"
+        follows = " It does not follow that the block helps." if no_gain else ""
+        return [f"{words.better}: {arm} is better than {reference}. {evidence}{follows}"]
+    if contrast.outcome == "worse":
+        return [f"Worse than its control: {arm} is worse than {reference}. {evidence}"]
+    return [
+        f"Neither shown: {words.question}, and that {words.explained} would do as well. "
+        f"{_sentence_case(arm)} and {reference} were found neither different nor equivalent {setting.within}. "
+        f"{evidence}",
+        _detectable(contrast, setting),
+    ]
+
+
+def _counts_as_equal(contrast: Contrast, setting: _Setting) -> str:
+    """Of a difference that is shown, and equivalence too."""
+    return (
+        f"A difference was shown, and it is {setting.within}, so it counts as equal here: "
+        f"{setting.named(contrast.arm)} is {contrast.outcome} than {setting.named(contrast.reference)}. "
+        f"{setting.evidence(contrast)}"
+    )
+
+
+def _beyond_margin(gain: Contrast, setting: _Setting) -> bool:
+    """Whether a difference is shown, and the whole of its interval is larger than the margin."""
+    low, high = gain.interval
+    return gain.outcome != "not shown" and (low > setting.margin or high < -setting.margin)
+
+
+def _explained(gain: Contrast | None, by: str, setting: _Setting) -> str:
     if gain is None:
         return "whatever the block does, this control does as well, within the margin."
     if gain.outcome == "not shown":
         return f"but no gain over {setting.named(gain.reference)} was shown that this could explain."
     what = "gain" if gain.outcome == "better" else "loss"
-    if abs(gain.mean) <= setting.margin:
-        return f"but the {what} itself is no larger than the margin, so this does not tell what explains it."
+    if not _beyond_margin(gain, setting):
+        return f"but the {what} itself is not shown to exceed the margin, so this does not tell what explains it."
     return f"the {what} is explained by {by}, within the margin."
 
 
@@ -197,8 +210,9 @@ def _other(contrast: Contrast, setting: _Setting) -> list[str]:
             f"Not shown: that {arm} is better or worse than {reference}. {evidence}",
             *_what_could_be_shown(contrast, setting),
         ]
-    small = f", though equivalent {setting.within}" if contrast.equivalent else ""
-    return [f"{contrast.outcome.capitalize()}: {arm} is {contrast.outcome} than {reference}{small}. {evidence}"]
+    if contrast.equivalent:
+        return [_counts_as_equal(contrast, setting)]
+    return [f"{contrast.outcome.capitalize()}: {arm} is {contrast.outcome} than {reference}. {evidence}"]
 
 
 def _what_could_be_shown(contrast: Contrast, setting: _Setting) -> list[str]:
@@ -209,7 +223,7 @@ def _what_could_be_shown(contrast: Contrast, setting: _Setting) -> list[str]:
 
 def _detectable(contrast: Contrast, setting: _Setting) -> str:
     if contrast.sd == 0:
-        return "Without any spread between seeds it cannot be told how large a difference would have been shown."
+        return "Without any spread between seeds it cannot be told how large a difference could have been shown."
     return (
         f"A true difference of {setting.size(contrast.detectable)} would have been shown with "
         f"{100 * contrast.power:g} % probability, if the spread seen here is the true one."
@@ -232,7 +246,7 @@ def _cautions(contrasts: Sequence[Contrast], setting: _Setting) -> list[str]:
         if c.sd == 0:
             said.append(
                 f"The differences {name} are the same for every seed: the spread cannot be judged, "
-                "and p and interval are no measure of certainty."
+                "so neither a difference nor equivalence is claimed."
             )
         if c.bootstrap is not None and c.outcome != "not shown" and c.bootstrap[0] <= 0 <= c.bootstrap[1]:
             low, high = (in_unit(end, setting.metric, signed=True) for end in c.bootstrap)
@@ -249,6 +263,23 @@ def _cautions(contrasts: Sequence[Contrast], setting: _Setting) -> list[str]:
             "this is a first look, not a verdict."
         )
     return said
+
+
+def _not_held_against(planned: Sequence[Contrast], arms: Mapping[str, str]) -> list[str]:
+    """Controls that no planned contrast holds against an LLM block: the fallacy that they invite."""
+    if "llm" not in arms.values():
+        return []
+    kinds = {label: arms.get(label, label) for c in planned for label in (c.arm, c.reference)}
+    held = {
+        label for c in planned for label, other in ((c.arm, c.reference), (c.reference, c.arm)) if kinds[other] == "llm"
+    }
+    controls = [label for label, kind in arms.items() if words_of(kind).question and label not in held]
+    if not controls:
+        return []
+    return [
+        f"No planned contrast holds {', '.join(controls)} against a frozen LLM block: that the one is shown to help "
+        "and the other is not is no evidence of a difference between them."
+    ]
 
 
 def _p(p: float) -> str:

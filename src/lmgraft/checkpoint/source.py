@@ -100,6 +100,11 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         return open_in(LocalFolder(path))
     if path.is_file():
         return open_in(LocalFolder(path.parent), path.name)
+    if path.suffix == ".gguf" and not path.is_absolute():
+        raise SourceError(
+            f"the file {source!r} is not there: it is a path seen from the working directory, {Path.cwd()}",
+            "go to its folder, or give its whole path; docs/sources.md says where such files come from",
+        )
     raise SourceError(
         f"{source!r} is not there",
         f"give an existing path, a known name, or owner/name on the Hub. {suggest(source, KNOWN)}".rstrip(),

@@ -16,7 +16,7 @@ from lmgraft.recipes import ARMS
 from lmgraft.report.study_report import write_report
 from lmgraft.report.study_tables import arms_header, arms_rows, contrast_header, contrast_rows
 from lmgraft.studies.study.cells import make_cells
-from lmgraft.studies.study.checks import check_cells
+from lmgraft.studies.study.checks import check_cells, missing_blocks
 from lmgraft.studies.study.config import Study, list_studies, load_study, study_parser
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.jobs import Executor
@@ -83,7 +83,7 @@ def _executor(ray: str | None, workers: int | None, allow_difference: bool) -> E
 def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool) -> None:
     cells = make_cells(study, folder)
     check_cells(cells)
-    states = states_of(cells, reuse, _say, dry_run=True)
+    states, _ = states_of(cells, reuse, _say, dry_run=True)
     rows = plan(cells, states, measure=measure, say=_say)
     print(f"{study.name}: {study.question}")
     print(f"recipe {study.recipe}, {len(study.seeds)} seeds, compared by {study.metric.title}, in {folder}")
@@ -106,6 +106,8 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
             "" if row.seconds is None else duration(row.seconds),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for error in missing_blocks([cell for cell in cells if states[cell] != "done"]):
+        print(f"Missing: {error}")
     known = [row.seconds for row in rows if row.seconds is not None]
     if len(known) == len(rows):
         print(f"In all about {duration(sum(known))} of training, one run after another; nothing was started.")
@@ -145,8 +147,9 @@ write a page that says what was shown and what was not.
   NAME                a study below or a path to a .yaml file
   --out DIR           folder of the study (default: runs/<study>). Runs that are there are kept, interrupted
                       ones go on, arms and seeds may be added
-  --dry-run           print runs and cost, timed by a few steps of each arm, and start nothing;
-                      with --no-timing without timing
+  --dry-run           print runs and cost, timed by a few steps of each arm, and what LLMs are missing; trains
+                      and writes nothing in DIR, but fetches data and blocks into the cache to time them;
+                      with --no-timing without timing: only LLMs' headers are fetched
   --workers N         runs at a time on this machine (default 1)
   --ray ADDRESS       run on a Ray cluster: auto, local, or its address; --workers says how many at a time. DIR must
                       be a folder that all machines see

@@ -30,6 +30,7 @@ from lmgraft import records
 from lmgraft.checkpoint.cache import lock
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft, save_pretrained
+from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.cost import larger_encoder, settled
 from lmgraft.recipes.features import network, use_stored_tokens, wrap
 from lmgraft.recipes.grafted import graft_arm
@@ -325,7 +326,10 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
 def other_recipe(before: Recipe, now: Recipe) -> list[str]:
     """Keys in which two recipes would train different things, each with both values."""
     changed = changed_keys(yaml.safe_load(before.yaml), yaml.safe_load(now.yaml))
-    return [line for line in changed if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
+    changed = [line for line in changed if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
+    if before.arm == now.arm and ARMS[now.arm].block is None and ARMS[now.arm].equal_flops is None:
+        changed = [line for line in changed if not line.startswith("graft.")]  # nothing is grafted
+    return changed
 
 
 _MAY_CHANGE = re.compile(

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from lmgraft.analysis.metrics import METRICS, Metric
 from lmgraft.report.figures import FURTHER
 from lmgraft.report.scan_tables import scale_of, title_of, unit_of
 from lmgraft.report.study_draw import MARKERS, PLAIN_STYLE, SOFT, legend, short
 from lmgraft.studies.scan.candidates import short_name
+from lmgraft.studies.scan.known import Known
 from lmgraft.studies.scan.ranking import GAIN, column, columns
 from lmgraft.studies.scan.results import Scan, Scanned
 from lmgraft.studies.scan.scores.measured import Measured
@@ -24,14 +26,14 @@ Line = tuple[str, str]
 """LLM and position: what one line of a figure is of."""
 
 
-def draw_all(scan: Scan, known: Mapping[str, float] | None) -> dict[str, Figure]:
+def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure]:
     """The figures for which there is something to show."""
     figures = {"layers": layers_figure(scan)}
     own = {label: s.gain for label, s in scan.candidates.items() if s.gain is not None}
-    figures["against_short_training"] = against_figure(scan, own, "gain after short training, points")
+    figures["against_short_training"] = against_figure(scan, own, "gain after short training", METRICS["accuracy"])
     if known is not None:
-        measured = {label: Measured(value=gain) for label, gain in known.items()}
-        figures["against_known"] = against_figure(scan, measured, "gain of known training, points")
+        measured = {label: Measured(value=gain) for label, gain in known.gains.items()}
+        figures["against_known"] = against_figure(scan, measured, "gain of known training", known.metric)
     return {name: figure for name, figure in figures.items() if figure is not None}
 
 
@@ -60,7 +62,7 @@ def layers_figure(scan: Scan) -> Figure | None:
     return figure
 
 
-def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str) -> Figure | None:
+def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric: Metric) -> Figure | None:
     """Each cheap score against the gains in `truth`, with both intervals; None with fewer than two candidates."""
     names = [name for name in columns(scan) if name != GAIN]
     lines = _lines(scan)
@@ -75,14 +77,14 @@ def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str) -> Figu
                     score, gain = column(scanned, name), truth.get(scanned.candidate.label)
                     if score is None or gain is None or score.value is None or gain.value is None:
                         continue
-                    x, y = score.value * scale_of(name), gain.value * 100
-                    _cross(ax, (x, y), score, gain, scale_of(name), number)
+                    x, y = score.value * scale_of(name), gain.value * metric.scale
+                    _cross(ax, (x, y), score, gain, (scale_of(name), metric.scale), number)
                     label = str(scanned.candidate.layer)
                     ax.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
                     xs.append(x)
                     ys.append(y)
             ax.axhline(0, color=SOFT, linewidth=0.8)
-            ax.set(xlabel=_axis(name), ylabel=axis)
+            ax.set(xlabel=_axis(name), ylabel=f"{axis}, {metric.difference_unit}")
             _cut(ax.set_xlim, xs)
             _cut(ax.set_ylim, ys)
             ax.grid(alpha=0.25)
@@ -131,12 +133,14 @@ def _points(ax: Axes, points: list[tuple[float, Measured]], name: str, number: i
             ax.plot([x, x], [end * scale for end in interval], color=color, linewidth=1, alpha=0.6)
 
 
-def _cross(ax: Axes, at: tuple[float, float], score: Measured, gain: Measured, scale: float, number: int) -> None:
+def _cross(
+    ax: Axes, at: tuple[float, float], score: Measured, gain: Measured, scales: tuple[float, float], number: int
+) -> None:
     color, marker = FURTHER[number % len(FURTHER)], MARKERS[number % len(MARKERS)]
     if score.interval is not None:
-        ax.plot([end * scale for end in score.interval], [at[1]] * 2, color=color, linewidth=0.8, alpha=0.45)
+        ax.plot([end * scales[0] for end in score.interval], [at[1]] * 2, color=color, linewidth=0.8, alpha=0.45)
     if gain.interval is not None:
-        ax.plot([at[0]] * 2, [end * 100 for end in gain.interval], color=color, linewidth=0.8, alpha=0.45)
+        ax.plot([at[0]] * 2, [end * scales[1] for end in gain.interval], color=color, linewidth=0.8, alpha=0.45)
     ax.plot(*at, marker, color=color, markersize=5)
 
 

@@ -12,7 +12,7 @@ import yaml
 from lmgraft import records
 from lmgraft.report.scan_figures import FIGURES, draw_all
 from lmgraft.report.scan_tables import TIED, agreement_table, scores_table, write_tables
-from lmgraft.report.scan_words import candidates_to_train, next_study, score_facts, statements, truths
+from lmgraft.report.scan_words import candidates_to_train, next_study, score_facts, statements, truths, unit_for
 from lmgraft.report.study_draw import inline, theme, write_figures
 from lmgraft.report.study_html import details, plain_table
 from lmgraft.report.study_tables import Table
@@ -34,10 +34,13 @@ _CUT = "Lines are 95 % intervals; charts are cut to the values, so that long int
 def write_report(scan: Scan, out: Path, known: Known | None = None) -> Path:
     """Write report.html, next_study.yaml, tables/ and figures/ into `out`; returns the page."""
     found = truths(scan, known)
-    tables = {name: agreement_table(agreements(scan, truth), scan.candidates) for name, truth in found.items()}
+    tables = {
+        name: agreement_table(agreements(scan, truth), scan.candidates, unit_for(name, known))
+        for name, truth in found.items()
+    }
     named = {("short_training" if name == "short training" else "known"): table for name, table in tables.items()}
     files = [f"tables/{path.name}" for path in write_tables(scan, out / "tables", named)]
-    svgs = write_figures(draw_all(scan, None if known is None else known.gains), out / "figures", FIGURES)
+    svgs = write_figures(draw_all(scan, known), out / "figures", FIGURES)
     files += [f"figures/{name}.{ending}" for name in svgs for ending in ("svg", "png")]
     if candidates_to_train(scan):
         records.write_text(out / "next_study.yaml", next_study(scan))
@@ -142,7 +145,8 @@ def _figure(title: str, lead: str, figures: Mapping[str, str], name: str) -> str
 def _agreement(name: str, table: Table, figures: Mapping[str, str], known: Known | None) -> str:
     lead = (
         "1 is the same order, 0 none, -1 the opposite one; p is that of as much agreement, or disagreement, by chance. "
-        "Lost is what its favourite gained less than the best candidate did; noise in training is part of it."
+        "Lost is what its favourite gained less than the best candidate did; noise in training is part of it. "
+        "p is not corrected for the number of scores."
     )
     picture = "against_short_training" if name == "short training" else "against_known"
     card = ""

@@ -10,7 +10,8 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
-from lmgraft.analysis.numbers import NONE
+from lmgraft.analysis.metrics import Metric
+from lmgraft.analysis.numbers import NONE, in_unit
 from lmgraft.report.study_files import latex, markdown
 from lmgraft.report.study_tables import Table
 from lmgraft.studies.scan.candidates import short_name
@@ -78,8 +79,8 @@ def _cell(scanned: Scanned, name: str, ranked: Ranked | None) -> str:
     return f"{text} ({ranked.rank}{TIED if ranked.tied else ''})"
 
 
-def agreement_table(found: Mapping[str, Agreement], candidates: Mapping[str, Scanned]) -> Table:
-    """One row a score: does it rank as training did?"""
+def agreement_table(found: Mapping[str, Agreement], candidates: Mapping[str, Scanned], metric: Metric) -> Table:
+    """One row a score: does it rank as training did, by this metric?"""
     header = (
         "score",
         "candidates",
@@ -87,7 +88,7 @@ def agreement_table(found: Mapping[str, Agreement], candidates: Mapping[str, Sca
         "p",
         "Spearman",
         "its favourite",
-        "lost by it, points",
+        f"lost by it, {metric.difference_unit}",
         "by chance",
     )
     rows: list[tuple[str, ...]] = []
@@ -101,8 +102,8 @@ def agreement_table(found: Mapping[str, Agreement], candidates: Mapping[str, Sca
                 NONE if a.kendall is None else f"{a.kendall.p:.2f}",
                 _coefficient(a.spearman),
                 favourite,
-                NONE if a.regret is None else f"{100 * a.regret:.2f}",
-                NONE if a.regret_of_chance is None else f"{100 * a.regret_of_chance:.2f}",
+                NONE if a.regret is None else in_unit(a.regret, metric),
+                NONE if a.regret_of_chance is None else in_unit(a.regret_of_chance, metric),
             )
         )
     return Table(header, rows)

@@ -60,7 +60,7 @@ def forest_figure(result: StudyResult) -> Figure | None:
             ax.plot(c.mean * m.scale, row, marker, color=color, markerfacecolor=filled, markersize=7, zorder=4)
             seeds = [one * m.scale for one in c.differences]
             ax.plot(seeds, [row + 0.28] * len(seeds), "o", color=color, markersize=3.5, alpha=0.6, linewidth=0)
-            said = f"{write.difference(c.mean, m)} ({write.interval(c.interval, m, signed=True)})"
+            said = f"{write.difference(c.mean, m)} ({write.contrast_interval(c, m)})"
             ax.text(
                 1.02, row, said.replace("-", write.MINUS), transform=ax.get_yaxis_transform(), va="center", fontsize=9
             )

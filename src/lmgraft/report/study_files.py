@@ -82,10 +82,12 @@ def contrasts_csv(result: StudyResult) -> str:
     ]
 
     def row(kind: str, c: Contrast) -> list[Any]:
+        tested = [*c.interval, c.p, c.p_holm if kind == "planned" else None, c.p_equivalence]
+        low, high, p, p_holm, p_equivalence = tested if c.sd else [None] * 5  # without spread there is no test
         by_seed = dict(zip(c.seeds, c.differences, strict=True))
         return [
-            *(kind, c.arm, c.reference, result.metric.name, c.mean, c.sd, *c.interval, c.p),
-            *(c.p_holm if kind == "planned" else None, c.p_equivalence, c.equivalent, result.margin, c.detectable),
+            *(kind, c.arm, c.reference, result.metric.name, c.mean, c.sd, low, high, p),
+            *(p_holm, p_equivalence, c.equivalent, result.margin, c.detectable if c.sd else None),
             *(c.bootstrap or (None, None)),
             *(c.outcome, len(c.seeds)),
             *(by_seed.get(seed) for seed in seeds),

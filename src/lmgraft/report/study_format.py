@@ -38,6 +38,11 @@ def interval(ends: Sequence[float], metric: Metric, *, signed: bool = False) -> 
     return " to ".join(difference(end, metric) if signed else value(end, metric) for end in ends)
 
 
+def contrast_interval(contrast: Contrast, metric: Metric) -> str:
+    """Of the difference, signed; a dash where seeds do not spread, so that there is none."""
+    return NONE if contrast.sd == 0 else interval(contrast.interval, metric, signed=True)
+
+
 def share(number: float) -> str:
     """In percent: 95 %."""
     return f"{100 * number:.3g} %"

@@ -46,7 +46,7 @@ def limits(result: StudyResult) -> list[str]:
 
 def _together(contrasts: Sequence[Contrast], result: StudyResult) -> str:
     said = f"{len(contrasts)} contrasts: neither better nor worse was shown."
-    seen = sorted((c for c in contrasts if math.isfinite(c.detectable)), key=lambda c: c.detectable)
+    seen = sorted((c for c in contrasts if c.sd > 0 and math.isfinite(c.detectable)), key=lambda c: c.detectable)
     if seen:
         ends = [
             f"{write.size(c.detectable, result.metric)} ({write.pair(c, write.MINUS)})" for c in (seen[0], seen[-1])
@@ -63,7 +63,7 @@ def _within(names: str, result: StudyResult) -> str:
 def _contrast(c: Contrast, result: StudyResult) -> str:
     m, name = result.metric, write.pair(c, write.MINUS)
     seen = f" True differences under {write.size(c.detectable, m)} would often be missed by {len(c.seeds)} seeds."
-    if not math.isfinite(c.detectable):
+    if c.sd == 0 or not math.isfinite(c.detectable):
         seen = ""
     if c.outcome == "not shown" and c.equivalent:
         return _within(name, result)

@@ -91,23 +91,34 @@ def _lead(result: StudyResult) -> str:
     )
 
 
+_AFTERWARDS = "After results "
+"""How a note begins that the plan was changed, or looked into, when its results were known."""
+
 _MARKS = (
+    (
+        rf"{_AFTERWARDS}|No planned contrast holds |The differences .* are the same for every seed"
+        r"|.*\bmay be a favourable selection|.*\bthe secondary interval\b|.*\bfirst look, not a verdict",
+        "caution",
+        "!",
+    ),
+    (r"A difference was shown, and it is within\b|The difference is shown, and within\b", "equal", "="),
     (r"(not|neither) shown\b", "unclear", "○"),
     (r"helps\b|better\b|.*\bis better than\b", "helps", "▲"),
     (r"hurts\b|worse\b|.*\bis worse than\b", "hurts", "▼"),
     (r"of \d+ ", "tally", "\N{N-ARY SUMMATION}"),
-    (r".*\bfirst look, not a verdict", "caution", "!"),
     (r"(?!.*\bnot shown\b).*\bequivalent within\b", "equal", "="),
 )
-"""How a sentence begins, its style, and a sign; what fits none goes with the sentence before."""
+"""How a sentence begins, its style, and a sign; what fits none goes with the sentence before. Cautions never fold."""
 
 _MOST_SENTENCES = 10
 
 
 def _verdict(result: StudyResult) -> str:
-    if not result.verdict:
-        return '<div class="card words"><p>There is no verdict: no contrast was planned.</p></div>'
-    marked = [(sentence, *_mark(sentence)) for sentence in result.verdict]
+    afterwards = [note for note in result.notes if note.startswith(_AFTERWARDS)]
+    none = "" if result.verdict else "<p>There is no verdict: no contrast was planned.</p>"
+    if none and not afterwards:
+        return f'<div class="card words">{none}</div>'
+    marked = [(sentence, *_mark(sentence)) for sentence in (*result.verdict, *afterwards)]
     first, rest = marked, ""
     if len(marked) > _MOST_SENTENCES:
         first = [one for one in marked if one[1] != "said"]
@@ -116,7 +127,7 @@ def _verdict(result: StudyResult) -> str:
         unclear = sum(kind == "unclear" for _, kind, _ in marked)
         title = f"All {len(marked)} sentences, {unclear} of them of what was not shown"
         rest = f"<details><summary>{title}</summary>{_sentences(marked)}</details>"
-    return f'<div class="card verdict">{_sentences(first)}{rest}</div>'
+    return f'<div class="card verdict">{none}{_sentences(first)}{rest}</div>'
 
 
 def _sentences(marked: Sequence[tuple[str, str, str]]) -> str:
@@ -179,8 +190,11 @@ def _tests(result: StudyResult) -> str:
         f"larger p of two one-sided t tests against {write.size(result.margin, m)}; only where that is below {level}, "
         "of planned contrasts after Holm's correction too, are two arms called equivalent. Detectable: the smallest "
         f"true difference that these seeds would show with {_power(result)} power. Same sign: seeds whose difference "
-        "has the sign of the mean."
+        "has the sign of the mean. Intervals are not corrected for the number of contrasts, so that one may exclude "
+        "zero beside the words not shown."
     )
+    if any(c.sd == 0 for c in (*result.contrasts, *result.exploratory)):
+        said += f" {write.NONE}: seeds do not spread, so that nothing can be tested."
     seeds = [len(c.seeds) for c in (*result.contrasts, *result.exploratory) if c.bootstrap is not None]
     if seeds:
         covered = coverage_words(min(seeds), result.confidence)
@@ -195,7 +209,8 @@ def _power(result: StudyResult) -> str:
 _DEPTH = (
     "One point for each arm, its interval over seeds. The paper (Fig. 2, ImageNet) found that depth matters, with "
     "the last layers helping consistently; among OPT models those of 125M and 350M parameters did worse than the plain "
-    "encoder, those from 1.3B on better. Whether an arm differs from the plain one is in the contrasts, not in "
+    "encoder, but at a fifth of its learning rate, and those from 1.3B on better; nothing between 350M and 1.3B was "
+    "tried. Whether an arm differs from the plain one is in the contrasts, not in "
     "whether intervals overlap here."
 )
 _CURVES = (

@@ -57,18 +57,19 @@ def arms_rows(result: StudyResult) -> list[tuple[str, ...]]:
 
 
 def contrasts_table(result: StudyResult, contrasts: Sequence[Contrast], minus: str = "-") -> Table:
-    """Contrasts with everything that is tested of them; exploratory ones have no corrected p."""
+    """Contrasts with all that is tested of them: no corrected p of exploratory ones, and no test without spread."""
     m = result.metric
     planned = {id(contrast) for contrast in result.contrasts}
     rows = [
         (
             write.pair(c, minus),
             write.difference(c.mean, m),
-            write.interval(c.interval, m, signed=True),
-            write.probability(c.p),
-            write.probability(c.p_holm) if id(c) in planned else write.NONE,
-            write.probability(c.p_equivalence),
-            write.value(c.detectable, m),
+            write.contrast_interval(c, m),
+            *(
+                write.NONE if one is None or c.sd == 0 else write.probability(one)
+                for one in (c.p, c.p_holm if id(c) in planned else None, c.p_equivalence)
+            ),
+            write.NONE if c.sd == 0 else write.value(c.detectable, m),
             write.NONE if c.bootstrap is None else write.interval(c.bootstrap, m, signed=True),
             f"{_same_sign(c)} of {len(c.differences)}",
             write.outcome(c),

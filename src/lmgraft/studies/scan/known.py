@@ -1,6 +1,6 @@
 """What real trainings gave for the same candidates: from a study's folder, or from a file of one's own.
 
-A file of one's own:  {"source": "where from",
+A file of one's own:  {"source": "where from", "metric": "accuracy",
                        "candidates": [{"llm": ..., "layer": 5, "position": "tail", "gain": 0.004}]}
 A study:              its results.json; arms of the kind llm, each against the study's plain arm
 """
@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from lmgraft import records
+from lmgraft.analysis.metrics import METRICS, Metric, find_metric
 from lmgraft.errors import RunError
 from lmgraft.studies.scan.results import Scanned
 
@@ -26,6 +27,8 @@ class Known:
     gains: dict[str, float]
     unmatched: list[str]
     """What the source knows beside the candidates."""
+    metric: Metric = METRICS["accuracy"]
+    """What was trained for: gains are in its unit."""
 
 
 def read_known(path: Path, candidates: Mapping[str, Scanned]) -> Known:
@@ -39,6 +42,7 @@ def read_known(path: Path, candidates: Mapping[str, Scanned]) -> Known:
     try:
         rows = _of_study(held) if "arms" in held else held["candidates"]
         rows = [dict(row, gain=float(row["gain"])) for row in rows]
+        metric = _metric(held)
         source = str(held.get("source") or held.get("name") or file)
         gains: dict[str, float] = {}
         unmatched: list[str] = []
@@ -58,7 +62,13 @@ def read_known(path: Path, candidates: Mapping[str, Scanned]) -> Known:
             f"--known {file}: nothing in it is a candidate of this scan; it knows {'; '.join(unmatched[:4]) or 'none'}",
             "name the same LLMs, layers and positions",
         )
-    return Known(source=source, gains=gains, unmatched=unmatched)
+    return Known(source=source, gains=gains, unmatched=unmatched, metric=metric)
+
+
+def _metric(held: Mapping[str, Any]) -> Metric:
+    """A study's whole metric, or of a file of one's own the metric's name; accuracy where it names none."""
+    given = held.get("metric", "accuracy")
+    return find_metric(given) if isinstance(given, str) else Metric(**given)
 
 
 def _of_study(held: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -132,18 +132,43 @@ _PLANNED = (("llm", "plain"), ("llm", "random_frozen"), ("llm", "mlp"))
 """The design's: does it help; does the language matter; is it the extra trained layers."""
 
 
+def _own_controls(label: str, arms: Mapping[str, ArmSpec]) -> list[str]:
+    """Of each kind of control the one that shares this LLM arm's changes of the recipe."""
+    mine = _spelled_out(arms[label].overrides)
+    found = []
+    for kind in ("random_frozen", "mlp"):
+        same = [other for other, s in arms.items() if s.arm == kind and _spelled_out(s.overrides) == mine]
+        found += same if len(same) == 1 else []
+    return found
+
+
+def _spelled_out(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the short names of the recipe's keys, and without mappings."""
+    flat: dict[str, Any] = {}
+    for key, value in overrides.items():
+        key = {"llm": "graft.llm", "layer": "graft.layer"}.get(key, key)
+        nested = isinstance(value, Mapping)
+        flat |= _spelled_out({f"{key}.{k}": v for k, v in value.items()}) if nested else {key: value}
+    return flat
+
+
 def planned_contrasts(
     given: Sequence[Sequence[str]] | None, arms: Mapping[str, ArmSpec], reference: str, where: str
 ) -> tuple[Pair, ...]:
-    """The pairs that are compared: those given, else the design's, else each LLM arm against the reference.
+    """The pairs that are compared: those given, else the design's.
+
+    Of several LLM arms: each against the reference, and against its own controls, a random_frozen
+    and an mlp that change the same keys of the recipe in the same way, where there is one of each.
 
     Raises:
         RecipeError: If a pair is none, of arms that are not there, or comes twice.
     """
     if given is None:
-        blocks = [label for label, spec in arms.items() if spec.arm == "llm" and label != reference]
-        if len(blocks) > 1:
-            return tuple((label, reference) for label in blocks)
+        blocks = [label for label, spec in arms.items() if spec.arm == "llm"]
+        if len([label for label in blocks if label != reference]) > 1:
+            against = [(label, reference) for label in blocks if label != reference]
+            against += [(label, own) for label in blocks for own in _own_controls(label, arms)]
+            return tuple(dict.fromkeys(against))
         by_kind = {spec.arm: label for label, spec in reversed(list(arms.items()))}
         pairs = tuple((by_kind[a], by_kind[b]) for a, b in _PLANNED if a in by_kind and b in by_kind)
         return pairs or tuple((label, reference) for label in arms if label != reference)

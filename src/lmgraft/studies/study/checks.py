@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from lmgraft import records
 from lmgraft.block import inspect_llm
@@ -99,6 +99,12 @@ def check_blocks(cells: Sequence[Cell]) -> None:
     Raises:
         LmgraftError: If one cannot be had, or has no such layer.
     """
+    for error in missing_blocks(cells):
+        raise error
+
+
+def missing_blocks(cells: Sequence[Cell]) -> Iterator[LmgraftError]:
+    """As `check_blocks`, what is wrong with each of them."""
     wanted: dict[tuple[str, int, str | None], str] = {}
     for cell in {cell.arm: cell for cell in cells}.values():
         recipe = cell.plan
@@ -111,4 +117,4 @@ def check_blocks(cells: Sequence[Cell]) -> None:
         try:
             inspect_llm(llm, layer, revision=revision)
         except LmgraftError as error:
-            raise type(error)(f"arm {arm}: {error.message}", error.remedy) from None
+            yield type(error)(f"arm {arm}: {error.message}", error.remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,31 +19,69 @@ _SHARED = ("recipe", "overrides", "arguments")
 _ANALYSIS = ("metric", "margin", "confidence", "contrasts", "reference", "learning_rates")
 
 
-def claim(study: Study, out: Path) -> None:
-    """Write study.yaml, or make sure that the one there is of this study; arms and seeds may be added.
+def check_claim(study: Study, out: Path) -> list[str]:
+    """Make sure that study.yaml in `out`, if there is one, is of this study; arms and seeds may be added.
 
-    What is changed after results.json was written goes to changes.json: a plan that follows the
-    results is no plan, and the report has to say so.
+    Returns:
+        Sentences on what is changed after results.json was written: a plan that follows the results
+        is no plan, and the report has to say so. `write_claim` keeps them, once all other checks have passed.
 
     Raises:
         RunError: If `out` holds another study, or its study.yaml cannot be read.
     """
     file = out / "study.yaml"
-    now = yaml.safe_load(study.yaml)
-    if file.exists() and any((out / "runs").glob("**/config.yaml")):
-        before = _read(file)
-        changed = _other_recipe(before, now)
-        for label in before["arms"].keys() & now["arms"].keys():
-            lines = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
-            changed += [line for line in lines if not line.startswith(f"arms.{label}.question")]
-        if changed:
-            raise RunError(
-                f"{out} holds another study; different now: {'; '.join(changed[:4])}", "choose another --out"
-            )
-        said = _afterwards(before, now) if (out / "results.json").exists() else []
-        if said:
-            records.write_json(out / "changes.json", [*read_changes(out), *said])
-    records.write_text(file, study.yaml)
+    if not file.exists() or not any((out / "runs").glob("**/config.yaml")):
+        return []
+    before, now = _read(file), yaml.safe_load(study.yaml)
+    changed = _other_recipe(before, now)
+    for label in before["arms"].keys() & now["arms"].keys():
+        lines = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
+        changed += [line for line in lines if not line.startswith(f"arms.{label}.question")]
+    if changed:
+        raise RunError(f"{out} holds another study; different now: {'; '.join(changed[:4])}", "choose another --out")
+    return changed_afterwards(study, out)
+
+
+def changed_afterwards(study: Study, out: Path) -> list[str]:
+    """Sentences on how the plan differs from that in `out`, if results of that have been written.
+
+    Raises:
+        RunError: If the study.yaml there cannot be read.
+    """
+    file = out / "study.yaml"
+    if not file.exists() or not (out / "results.json").exists():
+        return []
+    return _afterwards(_read(file), yaml.safe_load(study.yaml))
+
+
+def write_claim(study: Study, out: Path, said: Sequence[str]) -> None:
+    """Write study.yaml, and add to changes.json what is new among `said`. The study's lock must be held."""
+    before = read_changes(out)
+    new = [line for line in dict.fromkeys(said) if line not in before]
+    if new:
+        records.write_json(out / "changes.json", [*before, *new])
+    records.write_text(out / "study.yaml", study.yaml)
+
+
+def changes_of_others(sources: Iterable[Path], out: Path) -> list[str]:
+    """Sentences on finished runs that are taken from elsewhere: whether results of theirs had been written.
+
+    Args:
+        sources: Folders of the runs.
+        out: The folder they are taken to.
+    """
+    above = dict.fromkeys(folder for run in sources for folder in list(run.resolve().parents)[:_ABOVE])
+    said: list[str] = []
+    for folder in above:
+        changes = read_changes(folder)
+        if folder != out.resolve() and (changes or (folder / "results.json").exists()):
+            said.append(f"Runs are of a study whose results were written before ({folder.name}).")
+            said += changes
+    return said
+
+
+_ABOVE = 4
+"""Folders between a run and its study: runs, the arm, and with a grid the rate."""
 
 
 def read_changes(out: Path) -> list[str]:

@@ -1,85 +1,34 @@
-"""`lmgraft.compare`: a study of a training loop of one's own.
-
-<out>/trials/<arm>/seed<k>.json   what a call of the loop returned and cost, and the block it had
-<out>/trials/<arm>/seed<k>.npz    the metric of each test item, where the loop returned it
-<out>/results.json                as of a study
-"""
+"""`lmgraft.compare`: a study of a training loop of one's own; its folder holds what trials.py and claim.py say."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
 
 from lmgraft import records
 from lmgraft.analysis.metrics import Metric, find_metric
-from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.errors import RecipeError, RunError
-from lmgraft.graft import GraftConfig, find_graft
+from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
-from lmgraft.recipes.grafted import graft_arm
-from lmgraft.recipes.record import count_params
 from lmgraft.studies.study.arms import ArmSpec
 from lmgraft.studies.study.assemble import assemble
+from lmgraft.studies.study.checks import check_environment
+from lmgraft.studies.study.claim import changed_afterwards, read_changes, write_claim
 from lmgraft.studies.study.config import Study, StudyConfig, check_study
-from lmgraft.studies.study.facts import Fact
+from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
+from lmgraft.studies.study.jobs import only_one
 from lmgraft.studies.study.results import StudyResult
-from lmgraft.training.items import read_arrays, write_arrays
+from lmgraft.studies.study.trials import Trial, check_arms, keep, kept, make_fact
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
 """The metric on the test items, or {"value": it, "items": (N,) the metric of each item}."""
-
-
-@dataclass(kw_only=True)
-class Trial:
-    """One call of the user's training loop: which arm, which seed.
-
-    torch's, NumPy's and Python's generators are seeded by `seed` before the call, so that a model
-    made first thing in it has the same initial weights in every arm.
-    """
-
-    label: str
-    """The arm's name in this comparison."""
-    arm: str
-    """Its kind, a row of `lmgraft.recipes.ARMS`."""
-    seed: int
-    config: GraftConfig
-    facts: dict[str, Any] = field(default_factory=dict)
-    """What `graft` saw, for the record."""
-
-    def graft(self, model: nn.Module) -> nn.Module:
-        """Put this arm's block into `model`, in place, and return it; nothing for plain.
-
-        Call it once, before the optimiser is made. It draws from a generator of its own: what you
-        draw afterwards is the same in every arm.
-
-        Raises:
-            RunError: If it is called twice.
-            LmgraftError: If the block cannot be had or the model cannot take it.
-        """
-        if self.facts:
-            raise RunError(f"trial.graft was called twice for {self.label}, seed {self.seed}", "graft one model a call")
-        encoder = json_digest({name: tensor_digest(t) for name, t in sorted(model.state_dict().items())})
-        model = graft_arm(model, self.arm, self.config, self.seed)
-        trained, frozen = count_params(model)
-        inserted = find_graft(model)
-        self.facts |= {
-            "encoder": encoder,
-            "trained_params": trained,
-            "frozen_params": frozen,
-            "block": None if inserted is None else inserted.block.provenance.to_dict(),
-        }
-        return model
 
 
 def compare(
@@ -98,6 +47,7 @@ def compare(
     question: str = "Does the frozen LLM block help?",
     notes: Sequence[str] = (),
     say: Callable[[str], None] | None = print,
+    allow_difference: bool = False,
     **graft_options: Any,
 ) -> StudyResult:
     """Call a training loop for every arm and seed, and say what that shows.
@@ -127,6 +77,7 @@ def compare(
         question: For the report.
         notes: Cautions for the report.
         say: Told what happens; None is silent.
+        allow_difference: Compare trials of other versions of lmgraft, torch, torchvision or timm too.
         graft_options: Further fields of `GraftConfig`: at, residual, final_norm ...
 
     Returns:
@@ -135,7 +86,8 @@ def compare(
     Raises:
         RecipeError: If arms, seeds or metric do not fit, before anything is trained.
         RunError: If a trial returns what is no number, models start from different weights for one
-            seed, or `out` holds another comparison.
+            seed, an LLM has another block than before, or `out` holds another comparison, by another metric
+            or of other versions, or is in use.
     """
     say = say or _silent
     if not callable(train):
@@ -156,26 +108,59 @@ def compare(
     )
     study = check_study(config, (), name="comparison", where="compare()", metric=measure)
     configs = {label: _graft_config(label, spec, study.overrides) for label, spec in study.arms.items()}
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        _claim(folder, study, configs)
-    facts: list[Fact] = []
-    for seed in study.seeds:
-        for label, spec in study.arms.items():
-            trial = Trial(label=label, arm=spec.arm, seed=seed, config=configs[label])
-            fact = None if folder is None else _kept(folder, trial)
-            if fact is None:
-                say(f"{label}, seed {seed}")
-                fact = _call(train, trial, measure)
-                if folder is not None:
-                    _keep(folder, trial, fact)
-                say(f"{label}, seed {seed}: {measure.name} {fact.value:.4f} in {fact.seconds:.0f} s")
-            facts.append(fact)
-            _check_same_start(facts)
-    result = assemble(study, facts, ())
-    if folder is not None:
+    if out is None:
+        return assemble(study, _trials(train, study, configs, None, say, allow_difference), ())
+    folder = Path(out)
+    with only_one(folder / ".study.lock", f"the comparison in {folder}"):
+        result = assemble(study, _trials(train, study, configs, folder, say, allow_difference), ())
+        result = replace(result, notes=[*result.notes, *read_changes(folder)])
         records.write_json(folder / "results.json", asdict(result))
     return result
+
+
+def _trials(
+    train: Callable[[Trial], Outcome],
+    study: Study,
+    configs: Mapping[str, GraftConfig],
+    folder: Path | None,
+    say: Callable[[str], None],
+    allow_difference: bool,
+) -> list[Fact]:
+    """All trials: those that are kept, and the others, seed by seed."""
+    trials = [
+        Trial(label=label, arm=spec.arm, seed=seed, config=configs[label])
+        for seed in study.seeds
+        for label, spec in study.arms.items()
+    ]
+    before: dict[tuple[str, int], Fact] = {}
+    if folder is not None:
+        arms = check_arms(folder, study, configs)
+        found = [kept(folder, trial, study.metric) for trial in trials]
+        before = {(fact.arm, fact.seed): fact for fact in found if fact is not None}
+        _check(study, list(before.values()), allow_difference)
+        if len(before) < len(trials):
+            check_environment(list(before.values()), allow_difference)
+        said = changed_afterwards(study, folder)
+        records.write_json(folder / "arms.json", arms)
+        write_claim(study, folder, said)
+    facts = dict(before)
+    for trial in trials:
+        if (trial.label, trial.seed) in before:
+            continue
+        say(f"{trial.label}, seed {trial.seed}")
+        fact = _call(train, trial, study.metric)
+        facts[fact.arm, fact.seed] = fact
+        _check(study, list(facts.values()), allow_difference)  # first: what does not fit is not kept
+        if folder is not None:
+            keep(folder, trial, fact, study.metric)
+        say(f"{trial.label}, seed {trial.seed}: {study.metric.name} {fact.value:.4f} in {fact.seconds:.0f} s")
+    return [facts[trial.label, trial.seed] for trial in trials]
+
+
+def _check(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
+    _check_same_start(facts)
+    check_same_blocks(study, facts)
+    check_same_versions(facts, allow_difference)
 
 
 def _key(name: str) -> str:
@@ -186,7 +171,7 @@ def _graft_config(label: str, spec: ArmSpec, overrides: Mapping[str, Any]) -> Gr
     if ARMS[spec.arm].equal_flops is not None:
         raise RecipeError(
             f"compare() cannot enlarge a model that your loop makes: arm {label}",
-            "make a larger model in your loop, in a second arm of kind plain",
+            "leave that arm out; lmgraft study, which makes its models itself, has it",
         )
     fields = {key.removeprefix("graft."): value for key, value in {**overrides, **spec.overrides}.items()}
     try:
@@ -222,85 +207,17 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
         raise RunError(f"the training loop returned {value} for {name}", "did its loss stay finite?")
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")
-    return _fact(trial, value, items, seconds, trial.facts)
-
-
-def _fact(
-    trial: Trial, value: float, items: NDArray[np.float64] | None, seconds: float, facts: Mapping[str, Any]
-) -> Fact:
-    return Fact(
-        arm=trial.label,
-        seed=trial.seed,
-        learning_rate=None,
-        in_grid=None,
-        value=value,
-        items=items,
-        val_accuracy=None,
-        by_class={},
-        by_corruption={},
-        trained_params=facts["trained_params"],
-        frozen_params=facts["frozen_params"],
-        seconds=seconds,
-        peak_memory=None,
-        position=trial.config.at,
-        block=facts["block"],
-        curves={},
-        test_items=0 if items is None else len(items),
-        record={"encoder": {"digest": facts["encoder"]}, "environment": records.environment()},
-    )
-
-
-def _claim(folder: Path, study: Study, configs: Mapping[str, GraftConfig]) -> None:
-    """Write arms.json, or make sure that the arms there are these."""
-    file = folder / "arms.json"
-    kinds = {label: study.arms[label].arm for label in configs}
-    now: dict[str, Any] = {
-        label: {"arm": kinds[label]} | ({} if ARMS[kinds[label]].block is None else asdict(config))
-        for label, config in configs.items()
-    }
-    now = json.loads(json.dumps(now))  # as it comes back
-    before = records.read_json(file) if file.exists() else {}
-    changed = [label for label in now if label in before and before[label] != now[label]]
-    if changed:
-        raise RunError(f"{folder} holds another comparison: arm {changed[0]} was made otherwise", "choose another out=")
-    records.write_json(file, before | now)
-    records.write_text(folder / "study.yaml", study.yaml)
-
-
-def _keep(folder: Path, trial: Trial, fact: Fact) -> None:
-    file = folder / "trials" / trial.label / f"seed{trial.seed}.json"
-    if fact.items is not None:
-        write_arrays(file.with_suffix(".npz"), {"items": fact.items})
-    digest = None if fact.items is None else hashlib.sha256(fact.items.tobytes()).hexdigest()
-    content = {"value": fact.value, "seconds": fact.seconds, "items": digest, **trial.facts}
-    records.write_json(file, content | {"environment": fact.record["environment"]})
-
-
-def _kept(folder: Path, trial: Trial) -> Fact | None:
-    file = folder / "trials" / trial.label / f"seed{trial.seed}.json"
-    if not file.exists():
-        return None
-    content = records.read_json(file)
-    items = None
-    try:
-        if content["items"] is not None:
-            items = read_arrays(file.with_suffix(".npz"))["items"]
-            if hashlib.sha256(items.tobytes()).hexdigest() != content["items"]:
-                raise ValueError("not the items it was written with")
-        fact = _fact(trial, content["value"], items, content["seconds"], content)
-        fact.record["environment"] = content["environment"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{file} is damaged ({error})", "delete it and call compare() again") from None
-    return fact
+    return make_fact(trial, value, items, seconds, trial.facts)
 
 
 def _check_same_start(facts: Sequence[Fact]) -> None:
     """The pairing by seed is what makes few seeds tell something."""
-    last = facts[-1]
-    for fact in facts[:-1]:
-        if fact.seed == last.seed and fact.record["encoder"] != last.record["encoder"]:
+    first: dict[int, Fact] = {}
+    for fact in facts:
+        other = first.setdefault(fact.seed, fact)
+        if fact.record["encoder"] != other.record["encoder"]:
             raise RunError(
-                f"{fact.arm} and {last.arm} started from different weights for seed {last.seed}",
+                f"{other.arm} and {fact.arm} started from different weights for seed {fact.seed}",
                 "make the model first thing in your loop, or seed torch by trial.seed before it",
             )
 

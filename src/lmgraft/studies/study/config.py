@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lmgraft.analysis.metrics import Metric, find_metric
 from lmgraft.errors import LmgraftError, RecipeError
-from lmgraft.recipes.recipe import compose, tidy
+from lmgraft.recipes.recipe import compose, recipe_parser, tidy
 from lmgraft.registry import suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
 
@@ -66,7 +66,8 @@ class StudyConfig:
     reference: str | None = None
     """Label of the arm that others are held against; None: the one without a block."""
     contrasts: list[list[str]] | None = None
-    """Planned pairs [arm, reference]; None: llm against plain, random_frozen and mlp, or each llm arm against plain."""
+    """Planned pairs [arm, reference]; None: llm against plain, random_frozen and mlp; of several llm arms each against
+    the reference, and a random_frozen and an mlp of the same keys."""
     margin: float | None = None
     """What counts as equal, in the metric's own unit; None: the metric's (accuracy: half a point)."""
     confidence: float = 0.95
@@ -174,13 +175,50 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     own, further = _split(arguments)
     try:
         from_file = parser.parse_string(yaml.safe_dump(content, sort_keys=False), defaults=True)
+        of_file = from_file.metric, from_file.margin
         parsed = parser.parse_args(own, namespace=from_file) if own else from_file
         config = parser.instantiate(parsed)
     except LmgraftError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
         raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft study --help lists every key") from None
-    return check_study(StudyConfig(**vars(config)), (*earlier, *further), name=name, where=where)
+    read = StudyConfig(**vars(config))
+    if not any(argument[2:].partition("=")[0] == "margin" for argument in own):
+        read = _with_metrics_margin(read, *of_file)
+    if "arms" in _keys(own) and "contrasts" not in _keys(own):
+        read = _without_contrasts_of(read, read_arms(content.get("arms"), where), where)
+    return check_study(read, (*earlier, *further), name=name, where=where)
+
+
+def _keys(own: Sequence[str]) -> list[str]:
+    return [argument[2:].partition("=")[0].partition(".")[0] for argument in own if argument.startswith("--")]
+
+
+def _without_contrasts_of(config: StudyConfig, before: Mapping[str, ArmSpec], where: str) -> StudyConfig:
+    """The file's contrasts without those of arms that the command line leaves out; it is noted."""
+    here = read_arms(config.arms, where)
+    gone = [pair for pair in config.contrasts or [] if any(arm in before and arm not in here for arm in pair)]
+    if not gone:
+        return config
+    kept = [pair for pair in config.contrasts or [] if pair not in gone] or None
+    said = (
+        f"Of the file's contrasts {', '.join(' - '.join(pair) for pair in gone)} are not compared: --arms leaves out "
+        "their arms"
+    )
+    return replace(config, contrasts=kept, notes=[*config.notes, f"{said}{'' if kept else '; those by default are'}."])
+
+
+def _with_metrics_margin(config: StudyConfig, before: str, margin: float | None) -> StudyConfig:
+    """Half a point is no margin of a cross-entropy: with another metric than the file's goes that metric's margin."""
+    if config.metric == before or margin is None:
+        return config
+    own = find_metric(config.metric)
+    note = (
+        f"The metric was set to {config.metric} from the command line in place of {before}: the margin is "
+        f"{own.margin}, {config.metric}'s own, and not {margin}, which the file gives for {before}."
+    )
+    notes = [*config.notes, *([] if note in config.notes else [note])]
+    return replace(config, margin=None, notes=notes)
 
 
 def _list_of_text(given: Any, where: str) -> list[str]:
@@ -227,7 +265,7 @@ def check_study(
     if not 0.5 < config.confidence < 1:
         raise RecipeError(f"{where}: confidence={config.confidence} must lie between 0.5 and 1")
     margin = metric.margin if config.margin is None else config.margin
-    if not 0 < margin < math.inf or (metric.scale == 100 and margin > _LARGEST_MARGIN):
+    if not 0 < margin < math.inf or margin > _LARGEST_MARGIN.get(metric.difference_unit, math.inf):
         meant = f" ({margin * metric.scale:g} {metric.difference_unit})" if math.isfinite(margin) else ""
         raise RecipeError(
             f"{where}: margin={margin}{meant} is no margin of {metric.title}",
@@ -254,8 +292,9 @@ def check_study(
     )
 
 
-_LARGEST_MARGIN = 0.1
-"""Of a share: a tenth is ten points, and 0.5, meant as half a point, would call anything equal."""
+_LARGEST_MARGIN = {"points": 0.1, "nats": 1.0}
+"""By unit. Of a share a tenth is ten points, and 0.5, meant as half a point, would call anything equal; so would more
+than a nat of cross-entropy."""
 
 
 def _check_keys(config: StudyConfig, arms: Mapping[str, ArmSpec], where: str) -> None:
@@ -287,12 +326,32 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     known = {f.name for f in fields(StudyConfig)}
     own: list[str] = []
     further: list[str] = []
-    into = further
+    into, values = further, 0
     for argument in arguments:
         if argument.startswith("--"):
-            key = argument[2:].partition("=")[0]
+            key, equals, _ = argument[2:].partition("=")
             if key in ("seed", "arm"):
                 raise RecipeError(f"--{key} is the study's to choose", f"give --{key}s")
-            into = own if key.partition(".")[0] in known else further
+            into, values = own if key.partition(".")[0] in known else further, len(equals)
+            if into is further and "." not in key:
+                _check_undotted(key, known)
+        else:
+            values += 1
+            if into is own and values > 1:
+                given = ", ".join([*own[1 - values :], argument] if "=" not in own[-1] else [argument])
+                raise RecipeError(f"{own[-values]} takes one value, got {given}", f'a list is written "[{given}]"')
         into.append(argument)
     return own, further
+
+
+def _check_undotted(key: str, known: Iterable[str]) -> None:
+    """A key without a dot is the study's, or names a part of the recipe.
+
+    Raises:
+        RecipeError: If it does neither.
+    """
+    if key in ("llm", "layer"):
+        return
+    parts = {action.dest.partition(".")[0] for action in recipe_parser()._actions}
+    if key not in parts:
+        raise RecipeError(f"there is no option --{key}", suggest(key, [*known, "llm", "layer", *parts]))

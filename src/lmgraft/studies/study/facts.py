@@ -130,7 +130,7 @@ def _corruptions(folder: Path) -> dict[str, float]:
     return {name: sum(values) / len(values) for name, values in by_name.items()}
 
 
-VERSIONS = ("lmgraft", "torch", "timm", "pytorch-lightning")
+VERSIONS = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning")
 
 
 def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
@@ -146,16 +146,34 @@ def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) 
             raise RunError(f"{_name(fact)}: its {study.metric.name} is {fact.value}", "look at the run; train it again")
     _one(facts, "the data", lambda f: f.record["data"])
     _one(facts, "the test items or their order", lambda f: f.labels)
+    check_same_blocks(study, facts)
+    shared = [f for f in facts if not any(k.partition(".")[0] == "backbone" for k in study.arms[f.arm].overrides)]
+    for seed in study.seeds:
+        of_seed = [f for f in shared if f.seed == seed and study.arms[f.arm].arm != "plain_equal_flops"]
+        _one(of_seed, f"the encoder's initial weights of seed {seed}", lambda f: f.record["encoder"]["digest"])
+    check_same_versions(facts, allow_difference)
+
+
+def check_same_blocks(study: Study, facts: Sequence[Fact]) -> None:
+    """Refuse another block under the name of an arm, or of an LLM.
+
+    Raises:
+        RunError: If there is one.
+    """
     for label in study.arms:
         own = [fact for fact in facts if fact.arm == label]
         _one(own, f"the LLM's block of arm {label}", lambda f: _source_digest(f.block))
     for origin in {_origin(f.block) for f in facts if f.block is not None}:
         own = [f for f in facts if f.block is not None and _origin(f.block) == origin]
         _one(own, f"the content of {origin[0]}", lambda f: _source_digest(f.block))
-    shared = [f for f in facts if not any(k.partition(".")[0] == "backbone" for k in study.arms[f.arm].overrides)]
-    for seed in study.seeds:
-        of_seed = [f for f in shared if f.seed == seed and study.arms[f.arm].arm != "plain_equal_flops"]
-        _one(of_seed, f"the encoder's initial weights of seed {seed}", lambda f: f.record["encoder"]["digest"])
+
+
+def check_same_versions(facts: Sequence[Fact], allow_difference: bool) -> None:
+    """Refuse runs of different versions, unless that is allowed.
+
+    Raises:
+        RunError: If versions differ.
+    """
     if allow_difference:
         return
     for name in VERSIONS:

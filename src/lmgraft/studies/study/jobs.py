@@ -6,6 +6,7 @@ comes back to life beside its successor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Job:
     threads: int | None = None
     """torch's threads; None leaves them."""
     progress: Verbosity = "none"
+    cwd: str | None = None
+    """Folder that relative paths of the recipe are seen from; None for the worker's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,14 @@ def train(job: Job) -> None:
     """
     if job.threads is not None:
         torch.set_num_threads(job.threads)
+    if job.cwd is not None:
+        try:
+            os.chdir(job.cwd)
+        except OSError as error:
+            raise RunError(
+                f"the recipe has relative paths, seen from {job.cwd}, which is not here: {error.strerror}",
+                "give whole paths, on a file system that all machines share",
+            ) from None
     folder = Path(job.folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with only_one(folder.parent / f".{folder.name}.lock", f"run {folder}"):

@@ -2,43 +2,83 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import queue
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from lmgraft.errors import LmgraftError
+from lmgraft import records
+from lmgraft.errors import LmgraftError, RunError
 from lmgraft.studies.study.jobs import ATTEMPTS, Done, Executor, Job, brief, train
+from lmgraft.studies.study.stopping import answer, noted_signals
 from lmgraft.studies.worker import WorkerDiedError, in_own_process
 from lmgraft.training.stopping import InterruptedRunError
 
+_POLL = 0.25
+
+TRACE = "error.txt"
+"""In a run's folder: where an error that is no mistake of the user's came from."""
+
 
 def local(workers: int = 1) -> Executor:
-    """An executor of `workers` processes that share this machine's processors; each sees one GPU, if there are any."""
+    """An executor of `workers` processes that share this machine's processors; each sees one GPU, if there are any.
+
+    It raises:
+        InterruptedRunError: On SIGTERM, when the runs under way have saved.
+        KeyboardInterrupt: Likewise on Ctrl-C; a second one does not wait.
+    """
 
     def run(jobs: Iterable[Job], say: Callable[[str], None]) -> Iterator[Done]:
-        stop = threading.Event()
+        stop, others = threading.Event(), set(multiprocessing.active_children())
         threads = None if workers == 1 else max(1, torch.get_num_threads() // workers)
         pool, places = ThreadPoolExecutor(workers), _places(workers)
-        futures: list[Future[Done | None]] = [
+        left: set[Future[Done | None]] = {
             pool.submit(_attempt, replace(job, threads=job.threads or threads), places, say, stop) for job in jobs
-        ]
-        try:
-            for future in as_completed(futures):
-                done = future.result()
-                if done is not None:
-                    yield done
-        finally:
-            stop.set()  # what has not begun does not begin; what runs saves and ends, or is waited for
-            pool.shutdown(wait=True, cancel_futures=True)
+        }
+        with noted_signals() as asked:
+            try:
+                while left and not asked:
+                    ended, left = wait(left, _POLL, FIRST_COMPLETED)
+                    for future in ended:
+                        done = future.result()
+                        if done is not None:
+                            yield done
+            finally:
+                stop.set()  # what has not begun does not begin; what runs saves and ends
+                _end(pool, left, others)
+        if asked:
+            answer(asked[0])
 
     return run
+
+
+def _end(pool: ThreadPoolExecutor, left: set[Future[Done | None]], others: set[Any]) -> None:
+    """Ask workers to save, and wait for them; a Ctrl-C meanwhile ends them at once."""
+    pool.shutdown(wait=False, cancel_futures=True)
+    told: set[Any] = set()
+    try:
+        while left:
+            workers = set(multiprocessing.active_children()) - others
+            for worker in workers - told:
+                worker.terminate()  # SIGTERM, which a run that trains answers by saving
+            told |= workers
+            _, left = wait(left, _POLL)
+    except KeyboardInterrupt:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()
+        raise
+    finally:
+        pool.shutdown(wait=True)
 
 
 def _places(workers: int) -> queue.Queue[str | None]:
@@ -58,6 +98,23 @@ def train_at(place: str | None, job: Job) -> None:
     train(job)
 
 
+def reported(do: Callable[[str | None, Job], None], place: str | None, job: Job) -> None:
+    """Call `do` in the worker's process; what is no mistake of the user's is an error with its traceback in a file.
+
+    Raises:
+        LmgraftError: Whatever went wrong: it fails this run, not the study.
+    """
+    try:
+        do(place, job)
+    except LmgraftError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a bug, a full disk, no memory: perhaps only for this run
+        file = Path(job.folder) / TRACE
+        records.write_text(file, traceback.format_exc())
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RunError(said, f"{file} says where it came from") from None
+
+
 def _attempt(
     job: Job, places: queue.Queue[str | None], say: Callable[[str], None], stop: threading.Event
 ) -> Done | None:
@@ -74,17 +131,20 @@ def _attempts(job: Job, place: str | None, say: Callable[[str], None], stop: thr
         if stop.is_set():
             return None
         try:
-            in_own_process(train_at, place, job)
+            in_own_process(reported, train_at, place, job)
             return Done(job=job, seconds=time.monotonic() - started)
         except InterruptedRunError as error:
-            if error.signum == signal.SIGINT:
-                return None  # Ctrl-C reaches all: the study stops too
+            if error.signum == signal.SIGINT or stop.is_set():  # Ctrl-C reaches all: the study stops too
+                say(f"{job.name}: {error.message}")
+                return None
             say(f"{job.name}: {error.message}; attempt {attempt} of {ATTEMPTS}")
         except WorkerDiedError as error:
+            if stop.is_set():
+                return None  # it was told to, before its first step
             say(f"{job.name}: {error.message}; attempt {attempt} of {ATTEMPTS}")
         except LmgraftError as error:
             return Done(job=job, seconds=time.monotonic() - started, error=brief(error))
-        except (OSError, RuntimeError, MemoryError) as error:  # no room on a disk or GPU: perhaps only for this run
+        except (OSError, RuntimeError) as error:  # the process could not be had, or its disk was too full to say more
             said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
             return Done(job=job, seconds=time.monotonic() - started, error=said)
     return Done(job=job, seconds=time.monotonic() - started, error=f"its process died {ATTEMPTS} times")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import sys
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,10 +22,10 @@ from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import read_result
 from lmgraft.studies.study.jobs import ATTEMPTS, Done, Executor, Job, brief
-from lmgraft.studies.study.ray_nodes import Share, alive, check_nodes, connected, share_of
+from lmgraft.studies.study.ray_nodes import Share, alive, check_nodes, connected, folder_needed, share_of
 from lmgraft.studies.study.ray_worker import make_attempt
+from lmgraft.studies.study.stopping import answer, noted_signals
 from lmgraft.training.checkpoints import checkpoint_path
-from lmgraft.training.stopping import InterruptedRunError
 
 SEEN_WITHIN = 90.0
 """Seconds in which a result written on another machine must be seen here: network file systems keep
@@ -105,12 +103,13 @@ class _Cluster:
             except LmgraftError as error:
                 yield Done(job=job, seconds=0.0, error=brief(error))
                 continue
-            self._waiting.append(_Try(job=job, share=share))
+            self._waiting.append(_Try(job=replace(job, cwd=folder_needed(job)), share=share))
         if not self._waiting:
             return
         with _marked(os.path.commonpath([Path(job.folder).parent for job in jobs])) as (marker, word):
-            check_nodes(self._ray, [one.share for one in self._waiting], self._versions, marker, word)
-            with _signals() as asked:
+            cwd = next((one.job.cwd for one in self._waiting if one.job.cwd is not None), None)
+            check_nodes(self._ray, [one.share for one in self._waiting], self._versions, marker, word, cwd)
+            with noted_signals() as asked:
                 try:
                     while not asked and (self._waiting or self._running or self._unseen):
                         self._submit(marker, word)
@@ -119,7 +118,7 @@ class _Cluster:
                 finally:
                     self._stop()
         if asked:
-            _raise(asked[0])
+            answer(asked[0])
 
     def _submit(self, marker: str, word: str) -> None:
         while self._waiting and len(self._running) < (self._workers or self._room()):
@@ -255,32 +254,3 @@ def _marked(folder: str) -> Iterator[tuple[str, str]]:
         yield str(marker), word
     finally:
         marker.unlink(missing_ok=True)
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """SIGTERM and Ctrl-C are noted in the list, to be answered between two looks; a second Ctrl-C is not."""
-    asked: list[int] = []
-
-    def note(signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT and signal.SIGINT in asked:
-            raise KeyboardInterrupt
-        asked.append(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield asked
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-
-
-def _raise(signum: int) -> None:
-    if signum == signal.SIGINT:
-        raise KeyboardInterrupt
-    raise InterruptedRunError(
-        f"stopped by {signal.Signals(signum).name}; runs under way have saved", "the same command goes on", signum
-    )

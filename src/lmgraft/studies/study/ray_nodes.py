@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import yaml
+
 from lmgraft.errors import RunError
 from lmgraft.recipes import load_recipe
 from lmgraft.studies.study.jobs import Job
@@ -150,8 +152,29 @@ def _cpus(machines: Sequence[dict[str, float]], gpus: int, workers: int | None) 
     return max(1, min([most, *each]))
 
 
-def check_nodes(ray: Any, shares: Iterable[Share], versions: dict[str, str], marker: str, word: str) -> None:
-    """Look at every machine that may get a run: same versions, same folder.
+def folder_needed(job: Job) -> str | None:
+    """The working directory, where the job's recipe or something that it names is a relative path there; else None.
+
+    Raises:
+        LmgraftError: If the recipe does not fit.
+    """
+    named = [job.recipe, *_texts(yaml.safe_load(load_recipe(job.recipe, job.options).yaml))]
+    relative = any(text and not os.path.isabs(text) and os.path.exists(text) for text in named)
+    return os.getcwd() if relative else None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _texts(one)
+
+
+def check_nodes(
+    ray: Any, shares: Iterable[Share], versions: dict[str, str], marker: str, word: str, cwd: str | None = None
+) -> None:
+    """Look at every machine that may get a run: same versions, same folder, and `cwd` where that is needed.
 
     Raises:
         RunError: If a share is larger than every machine, or a machine does not fit.
@@ -168,7 +191,7 @@ def check_nodes(ray: Any, shares: Iterable[Share], versions: dict[str, str], mar
     look = ray.remote(num_cpus=0, max_retries=1)(make_look())
     pin = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
     asked = [
-        look.options(scheduling_strategy=pin(node["NodeID"], soft=False)).remote(versions, marker, word)
+        look.options(scheduling_strategy=pin(node["NodeID"], soft=False)).remote(versions, marker, word, cwd)
         for node in may_get
     ]
     wrong = []

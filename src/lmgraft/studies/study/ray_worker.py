@@ -18,13 +18,13 @@ Answer = dict[str, Any]
 """`end`: done, failed or stopped; `text`: why; `seconds`: what it took."""
 
 
-def make_look() -> Callable[[dict[str, str], str, str], str | None]:
+def make_look() -> Callable[[dict[str, str], str, str, str | None], str | None]:
     """The function that says what is wrong with a machine, None for nothing.
 
     It is made inside another so that Ray sends its code: it has to run where there is no lmgraft, or another one.
     """
 
-    def look(versions: dict[str, str], marker: str, word: str) -> str | None:
+    def look(versions: dict[str, str], marker: str, word: str, cwd: str | None) -> str | None:
         from importlib import metadata
         from pathlib import Path
         from tempfile import TemporaryFile
@@ -36,6 +36,8 @@ def make_look() -> Callable[[dict[str, str], str, str], str | None]:
                 return f"it has no {package}, this machine {wanted}"
             if found != wanted:
                 return f"it has {package} {found}, this machine {wanted}"
+        if cwd is not None and not Path(cwd).is_dir():
+            return f"it has no folder {cwd}, from which the recipe's relative paths are seen; give whole paths"
         file = Path(marker)
         try:
             if file.read_text(encoding="utf-8") != word:
@@ -58,7 +60,7 @@ def make_attempt() -> Callable[[dict[str, str], str, str, dict[str, Any], list[s
     def attempt(
         versions: dict[str, str], marker: str, word: str, job: dict[str, Any], command: list[str]
     ) -> dict[str, Any]:
-        wrong = look(versions, marker, word)
+        wrong = look(versions, marker, word, job["cwd"])
         if wrong is not None:
             import socket
 

@@ -3,6 +3,7 @@
 <out>/study.yaml     the resolved study
 <out>/runs/...       a run folder for each arm and seed
 <out>/changes.json   what was changed after results had been read
+<out>/failed.json    runs that failed, and why
 <out>/results.json   everything the report shows
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -19,9 +21,10 @@ from lmgraft.errors import RunError
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
-from lmgraft.studies.study.claim import claim, read_changes
+from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
 from lmgraft.studies.study.config import Study
-from lmgraft.studies.study.facts import read_facts
+from lmgraft.studies.study.facts import Fact, read_facts
+from lmgraft.studies.study.failed import forget_finished, note_failed, sentences, survivors
 from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
@@ -60,43 +63,68 @@ def run_study(
     say = say or _silent
     cells = make_cells(study, out)
     check_cells(cells)
-    with only_one(out / ".study.lock", f"the study in {out}"):
-        states = states_of(cells, reuse_from, say)
-        claim(study, out)
-        facts, missing = read_facts(study, cells, allow_difference=allow_difference)
+    with _held(out):
+        states, elsewhere = states_of(cells, reuse_from, say)
+        said = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
+        there = [replace(cell, folder=elsewhere.get(cell, cell.folder)) for cell in cells]
+        facts, missing = read_facts(study, there, allow_difference=allow_difference)
         if study.robustness is not None:
             check_weights([cell.folder for cell in cells if states[cell] == "done"])
         if missing:
             check_data(study, cells[0], facts)
             check_environment(facts, allow_difference)
             check_blocks([cell for cell in cells if states[cell] != "done"])
-        failed = _train(cells, states, executor or local(), say, progress)
+        write_claim(study, out, said)
+        for cell, source in elsewhere.items():
+            reuse(cell, source)
+        failed = _train(cells, states, out, executor or local(), say, progress)
+        forget_finished(out, cells)
         if failed:
             _give_up_unless_others_will_do(study, cells, failed, say)
         if study.robustness is not None:
             evaluate_missing([c.folder for c in cells if (c.folder / "result.json").exists()], study.robustness, say)
-        return summarise(study, out, cells, allow_difference=allow_difference)
+        return _summarise(study, out, cells, allow_difference)
 
 
-def summarise(
-    study: Study, out: Path, cells: Sequence[Cell] | None = None, *, allow_difference: bool = False
-) -> StudyResult:
+def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> StudyResult:
     """Read a study's finished runs and compare them; writes results.json.
 
     Raises:
-        RunError: If too few runs are there, or they do not belong together.
+        RunError: If too few runs are there, they do not belong together, or another process is at the study.
     """
-    cells = cells if cells is not None else make_cells(study, out)
+    if not out.is_dir():
+        raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
+    with _held(out):
+        return _summarise(study, out, make_cells(study, out), allow_difference)
+
+
+def _held(out: Path) -> AbstractContextManager[None]:
+    return only_one(out / ".study.lock", f"the study in {out}")
+
+
+def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference: bool) -> StudyResult:
     facts, missing = read_facts(study, cells, allow_difference=allow_difference)
     if not facts:
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
-    claim(study, out)
+    said = check_claim(study, out)
     result = assemble(study, facts, missing, recipe_yaml=cells[0].plan.yaml)
+    write_claim(study, out, said)
     flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
-    arms = [_with_flops(arm, flops.get(arm.label)) for arm in result.arms]
-    result = replace(result, arms=arms, notes=[*result.notes, *read_changes(out)])
+    failed, chosen = forget_finished(out, cells), _chosen_rates(facts, result)
+    result = replace(
+        result,
+        arms=[_with_flops(arm, flops.get(arm.label)) for arm in result.arms],
+        verdict=[*result.verdict, *survivors(cells, failed, chosen)],
+        notes=[*result.notes, *sentences(cells, failed, chosen), *read_changes(out)],
+    )
     records.write_json(out / "results.json", asdict(result))
     return result
+
+
+def _chosen_rates(facts: Sequence[Fact], result: StudyResult) -> dict[str, float | None]:
+    """Arm -> the rate of the grid it is compared at; None without a grid."""
+    rates = {arm.label: arm.learning_rate for arm in result.arms}
+    return {f.arm: f.in_grid for f in facts if f.arm in rates and f.learning_rate == rates[f.arm]}
 
 
 def _with_flops(arm: ArmResult, flops: tuple[float, float] | None) -> ArmResult:
@@ -133,22 +161,20 @@ def _of(cell: Cell) -> tuple[str, float | None]:
 
 def states_of(
     cells: Sequence[Cell], reuse_from: Sequence[Path], say: Say, *, dry_run: bool = False
-) -> dict[Cell, State]:
-    """Which runs are done; finished ones elsewhere are copied first, unless this is a dry run."""
+) -> tuple[dict[Cell, State], dict[Cell, Path]]:
+    """Which runs are done, and of these the folders of those that are only elsewhere, to be copied."""
     states = {cell: state_of(cell, say, dry_run=dry_run) for cell in cells}
-    others = find_runs(reuse_from, say)
+    others, elsewhere = find_runs(reuse_from, say), {}
     for cell in [cell for cell in cells if states[cell] == "missing"]:
         source = same_run(cell, others)
         if source is not None:
             say(f"{cell.name}: taken from {source}")
-            states[cell] = "done"
-            if not dry_run:
-                reuse(cell, source)
-    return states
+            states[cell], elsewhere[cell] = "done", source
+    return states, elsewhere
 
 
 def _train(
-    cells: Sequence[Cell], states: Mapping[Cell, State], executor: Executor, say: Say, progress: Verbosity
+    cells: Sequence[Cell], states: Mapping[Cell, State], out: Path, executor: Executor, say: Say, progress: Verbosity
 ) -> dict[str, str]:
     """Do what is not done; name of a failed run -> why."""
     todo = {cell.name: cell for cell in cells if states[cell] != "done"}
@@ -161,6 +187,7 @@ def _train(
     for done in executor(jobs, say) if jobs else ():
         if done.error is not None:
             failed[done.job.name] = done.error
+            note_failed(out, done.job.name, done.error)
         said = "failed: " + done.error if done.error is not None else f"done in {done.seconds:.0f} s"
         say(f"[{clock.count(done.job.name, done.seconds)}/{len(todo)}] {done.job.name}: {said}; {clock.left()}")
     return failed | dict.fromkeys(clock.todo, "it was not run to its end")

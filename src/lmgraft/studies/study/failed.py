@@ -1,0 +1,78 @@
+"""failed.json: runs that failed, and why, until they finish. What is left is a selection, and the page must say so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lmgraft import records
+from lmgraft.studies.study.cells import Cell
+
+FILE = "failed.json"
+
+
+def read_failed(out: Path) -> dict[str, str]:
+    """Name of a run -> why it failed.
+
+    Raises:
+        RunError: If the file cannot be read.
+    """
+    file = out / FILE
+    return {str(name): str(why) for name, why in records.read_json(file).items()} if file.exists() else {}
+
+
+def note_failed(out: Path, name: str, why: str) -> None:
+    """Add a run."""
+    records.write_json(out / FILE, read_failed(out) | {name: why})
+
+
+def forget_finished(out: Path, cells: Sequence[Cell]) -> dict[str, str]:
+    """Take runs that have finished since out of the file; what is left of it."""
+    before = read_failed(out)
+    finished = {cell.name for cell in cells if (cell.folder / "result.json").exists()}
+    left = {name: why for name, why in before.items() if name not in finished}
+    if left != before:
+        records.write_json(out / FILE, left)
+    if not left:
+        (out / FILE).unlink(missing_ok=True)
+    return left
+
+
+def sentences(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
+    """What failures mean for the comparison: first for the seeds compared, then for a grid's other rates.
+
+    Args:
+        cells: All runs.
+        failed: As `read_failed` gives it.
+        chosen: Arm -> the rate of the grid that it is compared at.
+    """
+    return [*survivors(cells, failed, chosen), *_rates(cells, failed, chosen)]
+
+
+def survivors(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
+    """The sentence that belongs to the verdict; none where no run failed that would have been compared."""
+    names = [cell.name for cell in cells if cell.name in failed and _compared(cell, chosen)]
+    if not names:
+        return []
+    return [
+        f"{len(names)} run{'s' * (len(names) > 1)} failed ({_list(names)}): the seeds compared are those that did not; "
+        "survivors may be a favourable selection."
+    ]
+
+
+def _rates(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
+    names = [cell.name for cell in cells if cell.name in failed and not _compared(cell, chosen)]
+    if not names:
+        return []
+    return [
+        f"In the grid of learning rates {len(names)} run{'s' * (len(names) > 1)} failed ({_list(names)}): their rates "
+        "are out, and held-out accuracies shown for them are of the seeds that did not fail."
+    ]
+
+
+def _compared(cell: Cell, chosen: Mapping[str, float | None]) -> bool:
+    return cell.learning_rate == chosen.get(cell.arm, cell.learning_rate)
+
+
+def _list(names: Sequence[str], most: int = 12) -> str:
+    return "; ".join(names[:most]) + ("; ..." if len(names) > most else "")

@@ -54,6 +54,24 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     assert named <= {*list_recipes(), *list_studies()}
 
 
+@pytest.mark.parametrize("name", ["fashion_controls", "fashion_scale", "fashion_depth"])
+def test_the_evidence_page_quotes_the_evidence(name: str) -> None:
+    from lmgraft.studies.study.read import read_study
+
+    page, result = (ROOT / "docs" / "evidence.md").read_text(), read_study(ROOT / "evidence" / name)
+    assert not result.missing
+    for contrast in (*result.contrasts, *(c for c in result.exploratory if c.reference == "plain")):
+        low, high = (f"{100 * end:+.2f}" for end in contrast.interval)
+        quoted = [f"{100 * contrast.mean:+.2f}", f"{low} to {high}"]
+        # In running text a gain's interval stands without signs.
+        unsigned = [quoted[0].strip("+"), f"{low} to {high}".replace("+", "")]
+        bare = contrast not in result.contrasts and quoted[0] in page
+        assert bare or all(text in page for text in quoted) or all(text in page for text in unsigned), contrast
+    if name != "fashion_depth":
+        for arm in result.arms:
+            assert f"{100 * arm.mean:.2f}" in page, arm.label
+
+
 if __name__ == "__main__":
     import sys
 

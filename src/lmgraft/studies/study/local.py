@@ -65,6 +65,7 @@ def local(workers: int = 1) -> Executor:
 def _end(pool: ThreadPoolExecutor, left: set[Future[Done | None]], others: set[Any]) -> None:
     """Ask workers to save, and wait for them; a Ctrl-C meanwhile ends them at once."""
     pool.shutdown(wait=False, cancel_futures=True)
+    left = {future for future in left if not future.cancelled()}  # wait() would never call these done
     told: set[Any] = set()
     try:
         while left:

@@ -42,6 +42,8 @@ def cluster(tmp_path_factory):
     """One node of one CPU, on which this process is; a test may add others."""
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="lmgraft") as folder:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        (Path(folder) / "ray").mkdir()  # where a cluster writes its address, without making the folder
+        patch.setenv("RAY_TMPDIR", folder)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # else Ray writes one into the home folder
         patch.chdir(tmp_path_factory.mktemp("nodes"))
         made = pytest.importorskip("ray.cluster_utils").Cluster(
@@ -117,7 +119,7 @@ def stamp(run):
 
 
 def test_a_node_killed_while_it_trains_loses_nothing(cluster, tiny, tmp_path, monkeypatch, record_property):
-    monkeypatch.setattr(study_run, "counted_flops", lambda *_: None)  # a process for each arm
+    monkeypatch.setattr(study_run, "counted_flops", lambda *_: {})  # a process for each arm
     text = f"{{recipe: {tiny('--train.epochs=20')}, arms: [plain, llm], seeds: 2}}"
     study = parse_study(text, name="tiny")
     node = cluster.add_node(num_cpus=1)

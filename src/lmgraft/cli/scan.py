@@ -8,18 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
+from lmgraft.cli.tables import text_table
 from lmgraft.report.scan_page import write_report
 from lmgraft.report.scan_tables import scores_table
 from lmgraft.report.scan_words import statements
 from lmgraft.report.study_tables import Table as TextTable
+from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
 from lmgraft.studies.scan.known import read_known
 from lmgraft.studies.scan.run import Plan
 from lmgraft.studies.scan.scores import SCORES
-from lmgraft.studies.study.run import duration
 
 _EXAMPLES = """Further options change the recipe for all candidates, for instance --data.train_size 5000 or --seed 1.
 Interrupted, the same command goes on; more LLMs, layers, positions and scores may be added to a finished scan.
@@ -142,9 +141,4 @@ def _print_plan(plan: Plan) -> None:
 
 
 def _print_table(shown: TextTable) -> None:
-    table = Table()
-    for position, name in enumerate(shown.header):
-        table.add_column(Text(name), justify="right" if position else "left")
-    for row in shown.rows:
-        table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 140).print(table)
+    Console(width=None if sys.stdout.isatty() else 140).print(text_table(shown.header, shown.rows))

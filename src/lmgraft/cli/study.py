@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
 from lmgraft.cli.options import take_flag, take_number, take_option, take_options
+from lmgraft.cli.tables import text_table
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import ARMS
 from lmgraft.report.study_report import write_report
 from lmgraft.report.study_tables import arms_header, arms_rows, contrast_header, contrast_rows
+from lmgraft.studies.progress import duration
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.checks import check_cells, missing_blocks
 from lmgraft.studies.study.config import Study, list_studies, load_study, study_parser
@@ -22,7 +23,7 @@ from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.jobs import Executor
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import StudyResult
-from lmgraft.studies.study.run import duration, run_study, states_of, summarise
+from lmgraft.studies.study.run import run_study, states_of, summarise
 from lmgraft.training.stopping import InterruptedRunError
 
 
@@ -117,21 +118,12 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
 
 def _print(result: StudyResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(_table(arms_header(result), arms_rows(result)))
-    console.print(_table(contrast_header(result), contrast_rows(result)))
+    console.print(text_table(arms_header(result), arms_rows(result)))
+    console.print(text_table(contrast_header(result), contrast_rows(result)))
     for sentence in result.verdict:
         console.print(f"- {sentence}", highlight=False)
     for note in result.notes:
         console.print(f"  note: {note}", highlight=False)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table()
-    for position, head in enumerate(header):
-        table.add_column(head, justify="right" if position else "left")
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _help() -> str:

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -18,6 +17,7 @@ from lmgraft.data.images import ImageData
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
+from lmgraft.recipes.named import find_named, list_named
 from lmgraft.registry import load_object, suggest
 from lmgraft.tasks.image import ImageClassification
 from lmgraft.training.features import FeatureConfig
@@ -104,35 +104,13 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that come with lmgraft; a file whose name begins with _ is a part of others."""
-    root = resources.files("lmgraft.recipes")
-    return sorted(
-        f"{family.name}/{file.name.removesuffix('.yaml')}"
-        for family in root.iterdir()
-        if family.is_dir()
-        for file in family.iterdir()
-        if file.name.endswith(".yaml") and not file.name.startswith("_")
-    )
+    """Names of the recipes that come with lmgraft."""
+    return list_named(resources.files("lmgraft.recipes"))
 
 
 def find_recipe(name: str) -> str:
-    """The YAML text of a recipe by name or path.
-
-    Raises:
-        RecipeError: If there is none.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(f"recipe {name} cannot be read: {error.strerror}", "check the path") from None
-    file = resources.files("lmgraft.recipes").joinpath(f"{name}.yaml")
-    if ".." in name or not file.is_file():
-        raise RecipeError(
-            f"there is no recipe {name!r}", f"{suggest(name, list_recipes())} Or give a path that ends in .yaml."
-        )
-    return file.read_text(encoding="utf-8")
+    """The YAML text of a recipe by name or path; see `find_named`."""
+    return find_named(name, resources.files("lmgraft.recipes"), "recipe")
 
 
 def compose(text: str, where: str = "recipe", find: Callable[[str], str] = find_recipe) -> str:

@@ -258,6 +258,18 @@ def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
     return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
 
 
+def set_up_data(recipe: Recipe) -> None:
+    """Find, check and split the recipe's data; several processes do it one after the other.
+
+    Raises:
+        LmgraftError: If the data cannot be had.
+    """
+    recipe.data.seed = recipe.seed
+    with lock("prepare-data") if several_processes() else nullcontext():
+        recipe.data.prepare_data()  # the first process fetches, the others find
+    recipe.data.setup()
+
+
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Any:
     """Data checked and loaded, and the task around the model: all that can fail before training.
 
@@ -265,10 +277,7 @@ def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Pa
         trained: The run folder whose best weights the model gets instead of initial ones.
     """
     check_warmup(recipe.optim, recipe.train.epochs)
-    recipe.data.seed = recipe.seed
-    with lock("prepare-data") if several_processes() else nullcontext():
-        recipe.data.prepare_data()  # one process after the other: the first fetches, the others find
-    recipe.data.setup()
+    set_up_data(recipe)
     task = _build_task(recipe, retries, initial=trained is None)
     if trained is not None:
         _load_best(recipe, task, trained)

@@ -25,6 +25,7 @@ from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run
 from lmgraft.recipes.run import read_run
+from lmgraft.studies.progress import silent
 from lmgraft.studies.worker import in_own_process
 from lmgraft.training.fit import Verbosity
 
@@ -94,7 +95,7 @@ def run_quickstart(
     Raises:
         LmgraftError: If data or block cannot be had, or `out` holds other runs.
     """
-    say = say or _silent
+    say = say or silent
     checked = load_recipe(recipe, overrides)
     say("Data: finding or fetching")
     checked.data.prepare_data()
@@ -128,10 +129,6 @@ def run_quickstart(
 def _smoothed(curves: dict[str, Curve]) -> dict[str, Curve]:
     """With the training loss as a running mean: single batches of 64 are too noisy to compare arms by eye."""
     return curves | {"train/loss": running_mean(curves.get("train/loss", []), LOSS_WINDOW)}
-
-
-def _silent(text: str) -> None:
-    """Says nothing."""
 
 
 def _short(block: FrozenBlock) -> str:

@@ -26,6 +26,7 @@ from lmgraft.data.imagenet_sets import NUM_CLASSES, wnids
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained
 from lmgraft.recipes.run import read_run
+from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.robustness_cells import (
     CLEAN,
     Batch,
@@ -115,9 +116,6 @@ class Subject:
     """The robustness.json."""
     shown: Mapping[str, Any] = field(default_factory=dict)
     """What identifies `prepare` and `crop`, as plain data."""
-
-
-Say = Callable[[str], None]
 
 
 def evaluate_robustness(
@@ -253,7 +251,8 @@ def evaluate_cells(
         images += count.total
         rate = images / (time.monotonic() - started)
         left = sum(other.size for other in todo[number:]) / rate
-        say(f"  {number}/{len(todo)} {cell.key}: {100 * count.accuracy:.2f} %, {rate:.0f} images/s, {_time(left)} left")
+        said = f"{100 * count.accuracy:.2f} %, {rate:.0f} images/s, {duration(left)} left"
+        say(f"  {number}/{len(todo)} {cell.key}: {said}")
     counts = {cell.key: Count(kept[cell.key]["correct"], kept[cell.key]["total"]) for cell in cells}
     limited = [] if config.limit is None else [f"a quick look: at most {config.limit} images a cell"]
     return Robustness(
@@ -347,12 +346,3 @@ def _labels(run_dirs: Sequence[Path]) -> list[str]:
     """The folders' names, or where two are alike their paths."""
     names = [run_dir.resolve().name for run_dir in run_dirs]
     return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
-
-
-def _time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{seconds:.0f} s" if seconds < 100 else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def silent(text: str) -> None:
-    """Says nothing."""

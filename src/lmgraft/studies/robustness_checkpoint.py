@@ -12,16 +12,15 @@ from lmgraft.checkpoint.digest import file_digest
 from lmgraft.data.imagenet_sets import wnids
 from lmgraft.errors import CheckpointError, RunError
 from lmgraft.registry import suggest
+from lmgraft.studies.progress import Say, silent
 from lmgraft.studies.robustness import (
     FILE,
     Robustness,
     RobustnessConfig,
-    Say,
     Subject,
     check_imagenet_model,
     evaluate_cells,
     plan_cells,
-    silent,
 )
 from lmgraft.studies.robustness_cells import crop_transform
 from lmgraft.training.fit import TrainConfig

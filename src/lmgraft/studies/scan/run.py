@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,8 @@ from lmgraft import records
 from lmgraft.contracts import GraftPoint, Host
 from lmgraft.errors import RunError
 from lmgraft.recipes import Recipe, build_model
-from lmgraft.recipes.run import block_digest
+from lmgraft.recipes.run import block_digest, set_up_data
+from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.scan.candidates import Anatomy, Candidate, find_candidates, find_places
 from lmgraft.studies.scan.config import ScanConfig
 from lmgraft.studies.scan.cost import Cost, check_memory, cost_of, shapes_of
@@ -49,10 +49,7 @@ from lmgraft.studies.scan.training import (
 )
 from lmgraft.studies.study.checks import check_selection
 from lmgraft.studies.study.jobs import only_one
-from lmgraft.studies.study.run import duration
 from lmgraft.training.fit import Verbosity, on_gpu
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +71,17 @@ def plan_scan(config: ScanConfig, say: Say | None = None) -> Plan:
     Raises:
         LmgraftError: If a score, layer, position, LLM, run or data set is not there or does not fit.
     """
-    say = say or _silent
+    say = say or silent
     check_scores(config.scores)
     recipe = scan_recipe(config)
     candidates, anatomy = find_candidates(config, recipe.graft.revision)
     say("Data: finding or fetching")
-    _set_up(recipe)
+    set_up_data(recipe)
     check_selection(recipe, config.recipe)
     if config.from_run is not None:
         check_run(Path(config.from_run), recipe)
     training = training_recipe(config, recipe.seed)
-    _set_up(training)
+    set_up_data(training)
     for candidate in {c.position: c for c in candidates}.values():
         training_recipe(config, recipe.seed, candidate)  # a position may not fit the recipe's other graft options
     encoder = build_model(scan_recipe(config, "--arm", "plain"), initial=False)
@@ -117,7 +114,7 @@ def run_scan(
     Raises:
         LmgraftError: As `plan_scan`; or if `out` holds a scan of other settings or is damaged.
     """
-    say = say or _silent
+    say = say or silent
     before = read_scan(out)  # a damaged file is said before anything else
     plan = plan or plan_scan(config, say)
     with only_one(out / ".scan.lock", f"scan {out}"):
@@ -239,13 +236,3 @@ def _in_words(scanned: Scanned, names: list[str]) -> str:
         )
         said.append(f"{name} {value}")
     return ", ".join(said)
-
-
-def _set_up(recipe: Recipe) -> None:
-    recipe.data.seed = recipe.seed
-    recipe.data.prepare_data()
-    recipe.data.setup()
-
-
-def _silent(text: str) -> None:
-    """Says nothing."""

@@ -9,16 +9,15 @@ from pathlib import Path
 from lmgraft.errors import RunError
 from lmgraft.recipes import Result, read_result
 from lmgraft.recipes.run import other_recipe, read_run
+from lmgraft.studies.progress import Say, duration
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import ScanConfig
 from lmgraft.studies.scan.encoder import plain_run, training_options, training_recipe
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
 from lmgraft.studies.study.jobs import Job
 from lmgraft.studies.study.local import local
-from lmgraft.studies.study.run import duration
 from lmgraft.training.fit import Verbosity
 
-Say = Callable[[str], None]
 Wanted = dict[Path, tuple[int, Candidate | None]]
 """Run folder -> seed, and candidate or None for the plain encoder."""
 

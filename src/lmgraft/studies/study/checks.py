@@ -11,6 +11,7 @@ from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import ARMS, Recipe
 from lmgraft.recipes.arms import arm_layer
 from lmgraft.recipes.record import changed_keys
+from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import VERSIONS, Fact
@@ -46,9 +47,7 @@ def check_data(study: Study, cell: Cell, facts: Sequence[Fact]) -> None:
             the test images, or have too few classes for the metric.
     """
     recipe = cell.load()
-    recipe.data.seed = recipe.seed
-    recipe.data.prepare_data()
-    recipe.data.setup()
+    set_up_data(recipe)
     check_selection(recipe, cell.name)
     if study.metric.name == "top5" and recipe.data.num_classes <= 5:
         raise RecipeError(f"metric top5 with {recipe.data.num_classes} classes says nothing", "compare by accuracy")

@@ -17,6 +17,7 @@ from lmgraft.analysis.metrics import Metric, find_metric
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
+from lmgraft.studies.progress import silent
 from lmgraft.studies.study.arms import ArmSpec
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.checks import check_environment
@@ -89,7 +90,7 @@ def compare(
             seed, an LLM has another block than before, or `out` holds another comparison, by another metric
             or of other versions, or is in use.
     """
-    say = say or _silent
+    say = say or silent
     if not callable(train):
         raise RecipeError(f"compare() takes a training loop, got {train!r}", "lmgraft study takes a recipe")
     measure = find_metric(metric) if isinstance(metric, str) else metric
@@ -220,7 +221,3 @@ def _check_same_start(facts: Sequence[Fact]) -> None:
                 f"{other.arm} and {fact.arm} started from different weights for seed {fact.seed}",
                 "make the model first thing in your loop, or seed torch by trial.seed before it",
             )
-
-
-def _silent(text: str) -> None:
-    """Says nothing."""

@@ -20,7 +20,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,6 +27,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lmgraft.analysis.metrics import Metric, find_metric
 from lmgraft.errors import LmgraftError, RecipeError
+from lmgraft.recipes.named import find_named, list_named
 from lmgraft.recipes.recipe import compose, recipe_parser, tidy
 from lmgraft.registry import suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
@@ -115,37 +115,13 @@ class Study:
 
 
 def list_studies() -> list[str]:
-    """Names of the studies that come with lmgraft; a file whose name begins with _ is a part of others."""
-    root = resources.files("lmgraft.studies").joinpath("files")
-    return sorted(
-        f"{family.name}/{file.name.removesuffix('.yaml')}"
-        for family in root.iterdir()
-        if family.is_dir()
-        for file in family.iterdir()
-        if file.name.endswith(".yaml") and not file.name.startswith("_")
-    )
+    """Names of the studies that come with lmgraft."""
+    return list_named(resources.files("lmgraft.studies").joinpath("files"))
 
 
 def find_study(name: str) -> str:
-    """The YAML text of a study by name or path.
-
-    Raises:
-        RecipeError: If there is none.
-    """
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            return path.read_text(encoding="utf-8")
-        except OSError as error:
-            raise RecipeError(f"study {name} cannot be read: {error.strerror}", "check the path") from None
-        except UnicodeDecodeError as error:
-            raise RecipeError(f"study {name} is no text in UTF-8 ({error})", "check the path") from None
-    file = resources.files("lmgraft.studies").joinpath("files", f"{name}.yaml")
-    if ".." in name or not file.is_file():
-        raise RecipeError(
-            f"there is no study {name!r}", f"{suggest(name, list_studies())} Or give a path that ends in .yaml."
-        )
-    return file.read_text(encoding="utf-8")
+    """The YAML text of a study by name or path; see `find_named`."""
+    return find_named(name, resources.files("lmgraft.studies").joinpath("files"), "study")
 
 
 def load_study(name: str, arguments: Sequence[str] = ()) -> Study:

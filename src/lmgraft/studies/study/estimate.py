@@ -14,6 +14,7 @@ from torch import nn
 from lmgraft.errors import LmgraftError
 from lmgraft.recipes import Recipe, build_model
 from lmgraft.recipes.record import count_params
+from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell, State
 from lmgraft.training.features import OnTokens, encode, freeze_encoder
 from lmgraft.training.fit import on_gpu
@@ -75,10 +76,8 @@ def plan(
 
 
 def _measure(recipe: Recipe) -> Estimate:
+    set_up_data(recipe)
     data = recipe.data
-    data.seed = recipe.seed
-    data.prepare_data()
-    data.setup()
     device = torch.device("cuda" if on_gpu(recipe.train) else "cpu")
     model: nn.Module = build_model(recipe).to(device).train()
     trained, frozen = count_params(model)

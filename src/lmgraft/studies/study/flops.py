@@ -10,6 +10,7 @@ from lmgraft import records
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes.cost import count_flops
+from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell
 from lmgraft.studies.worker import in_own_process
 
@@ -48,8 +49,7 @@ def _count(cells: Mapping[str, Cell]) -> dict[str, tuple[float, float]]:
     for label, cell in cells.items():
         try:
             recipe = cell.load()
-            recipe.data.prepare_data()
-            recipe.data.setup()
+            set_up_data(recipe)
             counted = count_flops(recipe)
         except (LmgraftError, OSError, RuntimeError):
             continue

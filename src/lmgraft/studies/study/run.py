@@ -10,7 +10,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from statistics import fmean
 
 from lmgraft import records
 from lmgraft.errors import RunError
+from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
@@ -31,8 +32,6 @@ from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import ArmResult, StudyResult
 from lmgraft.studies.study.robust import check_weights, evaluate_missing
 from lmgraft.training.fit import Verbosity
-
-Say = Callable[[str], None]
 
 
 def run_study(
@@ -60,7 +59,7 @@ def run_study(
         LmgraftError: If a recipe does not fit, data or block cannot be had, `out` holds another
             study, or some runs failed: those that did not are kept.
     """
-    say = say or _silent
+    say = say or silent
     cells = make_cells(study, out)
     check_cells(cells)
     with _held(out):
@@ -216,15 +215,3 @@ class _Clock:
         beside = max(1.0, sum(every) / max(1e-3, time.monotonic() - self._started))
         seconds = sum(fmean(self._took.get(self._arms[name], every)) for name in self.todo) / beside
         return f"about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Roughly, in words."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = seconds / 60
-    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.1f} h"
-
-
-def _silent(text: str) -> None:
-    """Says nothing."""

@@ -12,6 +12,9 @@ class LmgraftError(ValueError):
         remedy: What the reader can do about it.
     """
 
+    exit_status = 2
+    """Of the command that it ends."""
+
     def __init__(self, message: str, remedy: str = "") -> None:
         self.message = message
         self.remedy = remedy

@@ -1,6 +1,7 @@
 """The command line: what it prints, what it writes, and one-screen errors with exit status 2."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from lmgraft.cli.main import COMMANDS, main
+from lmgraft.training.stopping import InterruptedRunError
 
 
 @pytest.fixture
@@ -72,6 +74,17 @@ def test_main_help_version_and_unknown_command(capsys):
     status, _, err = call(capsys, "trian")
     assert status == 2
     assert "'train'" in err
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("command", ["study", "scan"])
+def test_a_training_that_was_asked_to_stop_ends_with_the_signals_status(command, signum, status, capsys, monkeypatch):
+    def stopped(arguments):
+        raise InterruptedRunError("stopped", "the same command goes on", signum=signum)
+
+    monkeypatch.setattr(f"lmgraft.cli.{command}.run", stopped)
+    assert main([command, "image/fashion_vit"]) == status
+    assert capsys.readouterr().err == f"lmgraft {command}: stopped\n  What to do: the same command goes on\n"
 
 
 def test_inspect(capsys, llama_folder):

@@ -5,7 +5,7 @@ import yaml
 
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
-from lmgraft.recipes.recipe import _laid_over, find_recipe, parse_recipe
+from lmgraft.recipes.recipe import _CLASS, _laid_over, find_recipe, parse_recipe
 
 GOOD = find_recipe("image/fashion_vit")
 
@@ -117,11 +117,11 @@ def test_a_recipe_may_extend_another(tmp_path):
 
 def test_another_class_does_not_inherit_arguments():
     base = {"data": {"class_path": "A", "init_args": {"x": 1}}, "seed": 1}
-    assert _laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}) == {
+    assert _laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}, [_CLASS]) == {
         "data": {"class_path": "B", "init_args": {"y": 2}},
         "seed": 1,
     }
-    assert _laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}})["data"]["init_args"] == {
+    assert _laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}}, [_CLASS])["data"]["init_args"] == {
         "x": 1,
         "y": 2,
     }

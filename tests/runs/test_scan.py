@@ -25,7 +25,7 @@ from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places
 from lmgraft.studies.scan.config import choose_layers
 from lmgraft.studies.scan.encoder import load_encoder, scan_recipe, training_recipe
-from lmgraft.studies.scan.known import Known, read_known
+from lmgraft.studies.scan.known import Known, Trainings, check_trainings, count_named, match, read_trainings
 from lmgraft.studies.scan.lab import block_outputs, candidate_model, draws_of, open_lab, tokens_at
 from lmgraft.studies.scan.ranking import GAIN, rank
 from lmgraft.studies.scan.results import write_scan
@@ -474,29 +474,85 @@ def test_known_trainings_are_matched(scanned, tmp_path):
         {"llm": "another", "layer": 0, "position": "tail", "gain": 0.1},
     ]
     file.write_text(json.dumps({"source": "a table", "candidates": rows}))
-    known = read_known(file, scan.candidates)
+    known = match(read_trainings(file), scan.candidates)
     assert known.gains == {labels[2, "tail"]: 0.5}
     assert known.metric == METRICS["accuracy"]
     assert known.unmatched == ["another layer 0, tail"]
 
-    arms = [{"arm": "plain", "values": {"0": 0.5, "1": 0.6}, "block": None, "position": "tail"}]
-    digest = scan.candidates[labels[0, "middle"]].digest
-    block = {"source": "moved", "layers": [0], "digest": digest}
-    arms.append({"arm": "llm", "values": {"1": 0.7, "2": 0.9}, "block": block, "position": "middle"})
     study = tmp_path / "study"
     study.mkdir()
-    (study / "results.json").write_text(json.dumps({"name": "s", "metric": asdict(METRICS["nll"]), "arms": arms}))
-    known = read_known(study, scan.candidates)
+    block = {"source": "moved", "layers": [0], "digest": scan.candidates[labels[0, "middle"]].digest}
+    results = study_results([("a", {"1": 0.7, "2": 0.9}, block, "middle")]) | {"metric": asdict(METRICS["nll"])}
+    (study / "results.json").write_text(json.dumps(results))
+    known = match(read_trainings(study), scan.candidates)
     assert known.gains == {labels[0, "middle"]: pytest.approx(-0.1)}  # less is better
     assert known.metric == METRICS["nll"]
 
     file.write_text(json.dumps({"metric": "acuracy", "candidates": rows}))
     with pytest.raises(LmgraftError, match="no metric 'acuracy'"):
-        read_known(file, scan.candidates)
-    for said, content in (("neither a study", '{"candidates": [{}]}'), ("nothing in it", '{"candidates": []}')):
+        read_trainings(file)
+    for content in (
+        '{"candidates": [{}]}',
+        '{"candidates": [{"llm": "a", "layer": 1, "position": "tail", "gain": NaN}]}',
+    ):
         file.write_text(content)
-        with pytest.raises(RunError, match=said):
-            read_known(file, scan.candidates)
+        with pytest.raises(RunError, match="neither a study"):
+            read_trainings(file)
+
+
+def study_results(arms):
+    """What `--known` reads of a study's results.json; arms of label, values, block and position."""
+    rows = [{"label": "plain", "arm": "plain", "values": {"0": 0.5, "1": 0.6}, "block": None, "position": "tail"}]
+    rows += [
+        {"label": label, "arm": "llm", "values": values, "block": block, "position": position}
+        for label, values, block, position in arms
+    ]
+    return {"name": "s", "metric": asdict(METRICS["accuracy"]), "arms": rows}
+
+
+def test_known_trainings_that_cannot_belong_to_the_scan_are_refused_before_anything_is_computed(scanned, tmp_path):
+    config, _, scan = scanned
+    candidates = [s.candidate for s in scan.candidates.values()]
+    name, of = config.llms[0], {label: s.digest for label, s in scan.candidates.items()}
+    data = {"name": "toy", "sha256": {"train": "1", "test": "2"}, "sizes": {"train": 5}}
+    source, layer = {"llm": name, "position": "tail", "gain": 0.1}, candidates[0].layer
+
+    def known(rows, **more):
+        return Trainings(file=tmp_path, source="s", metric=METRICS["accuracy"], rows=rows, **more)
+
+    def of_file(*rows):
+        file = tmp_path / "known.json"
+        file.write_text(json.dumps({"candidates": list(rows)}))
+        return read_trainings(file)
+
+    good = of_file(source | {"layer": layer})
+    check_trainings(good, candidates, data)
+    assert count_named(good, candidates) == 1
+    for row in ({"layer": 99}, {"layer": layer, "position": "head"}, {"layer": layer, "llm": "another"}):
+        with pytest.raises(RunError, match="nothing in it is a candidate"):
+            check_trainings(of_file(source | row), candidates, data)
+    with pytest.raises(RunError, match="nothing in it is a candidate of this scan; it knows none"):
+        check_trainings(of_file(), candidates, data)
+
+    count = candidates[0].num_layers
+    twice = of_file(source | {"layer": layer}, source | {"layer": layer - count, "gain": 0.2})
+    with pytest.raises(RunError, match=r"2 of its trainings are of one candidate.*\+0.1.*\+0.2"):
+        check_trainings(twice, candidates, data)
+
+    # A block under another name may be the same: that is seen when it has been loaded.
+    moved = replace(good.rows[0], llm="moved", digest="of another block")
+    check_trainings(known([moved]), candidates, data)
+    with pytest.raises(RunError, match="nothing in it is a candidate"):
+        match(known([moved]), scan.candidates)
+    same = replace(moved, digest=of[candidates[0].label])
+    with pytest.raises(RunError, match="2 of its trainings are of one candidate"):
+        match(known([good.rows[0], same]), scan.candidates)
+
+    fewer = data | {"sizes": {"train": 3}, "sha256": {"train": "1", "test": "other"}}
+    check_trainings(known(good.rows, data=fewer), candidates, data)
+    for other in ({"name": "toys"}, {"sha256": {"train": "9", "test": "2"}}, {"classes": ["a"]}):
+        with pytest.raises(RunError, match="other data than this scan's"):
+            check_trainings(known(good.rows, data=data | other), candidates, data)
 
 
 def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_against_them(scanned):
@@ -585,5 +641,12 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     assert results == {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert (out / "scan.json").stat().st_mtime_ns > changed
     assert "Against an older table" in (out / "report.html").read_text()
+    for wrong in ([], ["--dry-run"]):  # before anything is computed
+        again = [*command, "--known", str(known), *wrong, "--out", str(tmp_path / "other"), "--positions", "middle"]
+        assert main(again) == 2
+        assert "nothing in it is a candidate of this scan" in capsys.readouterr().err
+        assert not (tmp_path / "other").exists()
+    assert main([*command, "--known", str(known), "--dry-run"]) == 0
+    assert "an older table has trainings of 2 of these candidates by name" in capsys.readouterr().out
     assert main([*command, "--scores", "prob"]) == 2
     assert "Did you mean 'probe'?" in capsys.readouterr().err

@@ -429,6 +429,35 @@ def test_a_report_of_what_is_there(out, study):
 
 
 @pytest.mark.slow
+def test_corruptions_are_compared_at_the_severities_that_all_runs_of_a_contrast_were_shown(out, study):
+    def cell(correct, **conditions):
+        return {"correct": correct, "total": 10, "conditions": {"limit": 10, "precision": "auto"} | conditions}
+
+    for i, run in enumerate(RUNS):
+        cells = {f"corruptions/fog/{severity}": cell(9 - 2 * severity + (run.startswith("llm"))) for severity in (1, 2)}
+        cells["corruptions/snow/1"] = cell(i)
+        cells |= {"clean": cell(9), "imagenet_c/fog/1": cell(0)}
+        records.write_json(out / "runs" / run / "robustness.json", {"weights": "w", "environment": {}, "cells": cells})
+    edit(out / "runs" / "llm" / "seed1" / "robustness.json", lambda c: c["cells"].pop("corruptions/fog/2"))
+    other = {"corruptions/snow/1": cell(3, limit=5), "corruptions/fog/1": cell(8, precision="bf16-mixed")}
+    edit(out / "runs" / "llm" / "seed0" / "robustness.json", lambda c: c["cells"].update(other))
+
+    result = summarise(study, out)
+    found = {(b.name, b.arm, b.reference): b.mean for b in result.breakdown if b.kind == "corruption"}
+    # Averages over severities that a run happens to have would give 2 points for it.
+    assert found == {("fog", "llm", reference): pytest.approx(0.1) for reference in ("plain", "random_frozen")}
+    [note] = [note for note in result.notes if note.startswith("Corrupted images: llm - plain")]
+    assert "leaves out 2 of 3 cells of corruption and severity (fog, snow)" in note
+
+    file = out / "runs" / "llm" / "seed0" / "robustness.json"
+    for damage in (lambda c: c.pop("cells"), lambda c: c["cells"].update({"corruptions/fog/1": {}})):
+        before = file.read_text()
+        edit(file, damage)
+        with pytest.raises(RunError, match=r"robustness\.json is damaged"):
+            summarise(study, out)
+        file.write_text(before)
+
+
 def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tmp_path):
     text = STUDY.replace("[plain, llm, random_frozen]", "[plain, llm]")
     options = ["--learning_rates", "[0.003, 1e-6, 1e30]"]  # the last one makes the loss NaN

@@ -1,12 +1,14 @@
 """`lmgraft study`: the plan before anything runs, and whole studies from the command line."""
 
 import pytest
+import torch
 from studying import STUDY, Here, study_of
 
 from lmgraft.cli import study as command
 from lmgraft.cli.main import main
 from lmgraft.data.toy import write_toy_imagenet
-from lmgraft.studies.study import flops
+from lmgraft.recipes import build_model
+from lmgraft.studies.study import estimate, flops
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
@@ -60,6 +62,30 @@ def test_what_a_plan_says_of_an_arm(recipe_file, tiny_study, tmp_path):
         recorded.trained_params,
         recorded.frozen_params,
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "autocast", "weights"),
+    [("32-true", None, "float32"), ("bf16-mixed", "bfloat16", "float32"), ("bf16-true", None, "bfloat16")],
+)
+def test_arms_are_timed_in_the_recipes_precision(recipe_file, tmp_path, monkeypatch, precision, autocast, weights):
+    seen = set()
+
+    def watched(recipe):
+        model = build_model(recipe)
+
+        def note(module, inputs):
+            in_use = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+            seen.add((in_use, next(module.parameters()).dtype))
+
+        model.register_forward_pre_hook(note)
+        return model
+
+    monkeypatch.setattr(estimate, "build_model", watched)
+    cells = make_cells(study_of(recipe_file, "--train.precision", precision, "--arms", "plain,llm"), tmp_path)
+    rows = plan(cells, dict.fromkeys(cells, "missing"), measure=True, say=lambda _: None)
+    assert [row.why_not for row in rows] == ["", ""]
+    assert seen == {(autocast and getattr(torch, autocast), getattr(torch, weights))}
 
 
 def test_an_arm_that_cannot_be_timed_says_why(recipe_file, tmp_path):

@@ -275,6 +275,32 @@ def test_contrasts_of_arms_that_the_command_line_leaves_out_are_dropped_and_it_i
         load_study("image/fashion_controls", ["--arms", "plain,llm", "--contrasts", "[[llm, mlp]]"])
 
 
+def test_a_reference_that_the_command_line_leaves_out_is_another_and_it_is_said():
+    file = "[plain, llm, random_frozen]\nreference: random_frozen\ncontrasts: [[llm, random_frozen]]"
+    study = with_arms(file, "--arms", "plain,llm")
+    assert (study.reference, study.contrasts) == ("plain", (("llm", "plain"),))
+    assert study.notes[-1] == "The file's reference, random_frozen, is not among --arms; plain is taken."
+    assert with_arms(file, "--arms", "llm,random_frozen").reference == "random_frozen"
+    for given in ("--reference", "--contrasts"):
+        value = "random_frozen" if given == "--reference" else "[[llm, random_frozen]]"
+        with pytest.raises(RecipeError, match=r"no (arm|pair of arms)"):
+            with_arms("[plain, llm, random_frozen]", "--arms", "plain,llm", given, value)
+
+
+def test_a_study_that_extends_another_and_changes_its_metric_does_not_keep_the_margin(tmp_path):
+    base, middle, last = (tmp_path / f"{name}.yaml" for name in ("base", "middle", "last"))
+    base.write_text("recipe: image/fashion_vit\narms: [plain, llm]\nmargin: 0.003\n")
+    middle.write_text(f"extends: {base}\nmetric: nll\n")
+    last.write_text(f"extends: {middle}\nseeds: 3\n")
+    assert [load_study(str(file)).margin for file in (base, middle, last)] == [0.003, 0.01, 0.01]
+    middle.write_text(f"extends: {base}\nmetric: nll\nmargin: 0.02\n")
+    assert load_study(str(last)).margin == 0.02
+    last.write_text(f"extends: {middle}\nmetric: accuracy\n")
+    assert load_study(str(last)).margin == 0.005
+    middle.write_text(f"extends: {base}\nmetric: accuracy\n")  # the default, spelled out
+    assert load_study(str(middle)).margin == 0.003
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [

@@ -48,6 +48,18 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean - half, mean + half
 
 
+def interval_of(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """As `mean_interval`, of at least two values.
+
+    Raises:
+        ValueError: If there are fewer.
+    """
+    found = mean_interval(values, confidence)
+    if found is None:
+        raise ValueError(f"an interval needs two values, got {len(values)}")
+    return found
+
+
 def difference_p(mean: float, sd: float, n: int) -> float:
     """Two-sided p of a one-sample t test that the true mean is zero.
 

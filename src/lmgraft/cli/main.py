@@ -42,7 +42,7 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked. 130, 143: `train`
+    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked. 130, 143: a training
     was asked to stop by Ctrl-C or SIGTERM, and has saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(name)(rest)
     except LmgraftError as error:
         print(f"lmgraft {name}: {error}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -16,7 +16,7 @@ from lmgraft.report.scan_words import statements
 from lmgraft.report.study_tables import Table as TextTable
 from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
-from lmgraft.studies.scan.known import read_known
+from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings
 from lmgraft.studies.scan.run import Plan
 from lmgraft.studies.scan.scores import SCORES
 
@@ -41,12 +41,15 @@ def run(argv: list[str]) -> int:
     out, dry_run, known_path = options.pop("out"), options.pop("dry_run"), options.pop("known")
     verbose = options.pop("verbose")
     config = ScanConfig(overrides=tuple(overrides), **options)
+    trainings = None if known_path is None else read_trainings(known_path)
     plan = plan_scan(config, _say)
+    if trainings is not None:
+        check_trainings(trainings, plan.candidates, plan.recipe.data.fingerprint())
     if dry_run:
-        _print_plan(plan)
+        _print_plan(plan, trainings)
         return 0
     scan = run_scan(config, out, say=_say, progress="plain" if verbose else "none", plan=plan)
-    known = None if known_path is None else read_known(known_path, scan.candidates)
+    known = None if trainings is None else match(trainings, scan.candidates)
     page = write_report(scan, out, known)
     _print_table(scores_table(scan))
     for sentence in statements(scan, known):
@@ -111,7 +114,7 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _print_plan(plan: Plan) -> None:
+def _print_plan(plan: Plan, trainings: Trainings | None) -> None:
     names = list(dict.fromkeys(name for cost in plan.costs for name in cost.seconds))
     found = []
     for cost in plan.costs:
@@ -138,6 +141,9 @@ def _print_plan(plan: Plan) -> None:
     fetch = {llm: a.bytes_to_fetch for llm, a in plan.anatomy.items() if a.bytes_to_fetch}
     for llm, size in fetch.items():
         print(f"{llm}: about {size / 2**20:.0f} MiB a layer to fetch.")
+    if trainings is not None:
+        print(f"{trainings.source} has trainings of {count_named(trainings, plan.candidates)} of these candidates by "
+              "name; others are matched by their blocks, once those are loaded.")  # fmt: skip
 
 
 def _print_table(shown: TextTable) -> None:

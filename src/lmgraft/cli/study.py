@@ -24,7 +24,6 @@ from lmgraft.studies.study.jobs import Executor
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import StudyResult
 from lmgraft.studies.study.run import run_study, states_of, summarise
-from lmgraft.training.stopping import InterruptedRunError
 
 
 def run(argv: list[str]) -> int:
@@ -50,19 +49,15 @@ def run(argv: list[str]) -> int:
     if report_only:
         result = summarise(study, folder, allow_difference=allow_difference)
     else:
-        try:
-            result = run_study(
-                study,
-                folder,
-                executor=_executor(ray, workers, allow_difference),
-                reuse_from=reuse,
-                say=_say,
-                progress="plain" if bars else "none",
-                allow_difference=allow_difference,
-            )
-        except InterruptedRunError as error:
-            print(f"lmgraft study: {error}", file=sys.stderr)
-            return 128 + error.signum
+        result = run_study(
+            study,
+            folder,
+            executor=_executor(ray, workers, allow_difference),
+            reuse_from=reuse,
+            say=_say,
+            progress="plain" if bars else "none",
+            allow_difference=allow_difference,
+        )
     page = write_report(result, folder)
     _print(result)
     print(f"\nThe page: {page.resolve()}")

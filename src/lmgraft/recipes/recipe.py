@@ -113,15 +113,29 @@ def find_recipe(name: str) -> str:
     return find_named(name, resources.files("lmgraft.recipes"), "recipe")
 
 
-def compose(text: str, where: str = "recipe", find: Callable[[str], str] = find_recipe) -> str:
-    """The YAML text with the recipe it `extends`, or several, laid under it, key by key.
+@dataclass(frozen=True)
+class Tie:
+    """Where `key` changes, the base's `dropped` goes: it belongs to what is no longer there."""
 
-    Where `class_path` changes, the base's `init_args` are dropped: they are another class's.
+    key: str
+    dropped: str
+    default: Any = None
+    """What the key is in a base without it."""
+
+
+_CLASS = Tie("class_path", "init_args")
+
+
+def compose(
+    text: str, where: str = "recipe", find: Callable[[str], str] = find_recipe, ties: Sequence[Tie] = (_CLASS,)
+) -> str:
+    """The YAML text with the recipe it `extends`, or several, laid under it, key by key.
 
     Args:
         text: YAML.
         where: What the text is called in errors.
         find: Gives the text of a base by its name.
+        ties: Keys of a base that go with another one's value; of recipes, a class's arguments with the class.
 
     Raises:
         RecipeError: If a base is unknown, or recipes extend each other in a circle.
@@ -129,11 +143,13 @@ def compose(text: str, where: str = "recipe", find: Callable[[str], str] = find_
     content = _mapping(text)
     if content is None or "extends" not in content:
         return text
-    text = yaml.safe_dump(_on_bases(content, (where,), find), sort_keys=False)
+    text = yaml.safe_dump(_on_bases(content, (where,), find, ties), sort_keys=False)
     return text
 
 
-def _on_bases(content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str]) -> dict[str, Any]:
+def _on_bases(
+    content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str], ties: Sequence[Tie]
+) -> dict[str, Any]:
     wanted = content.pop("extends", [])
     merged: dict[str, Any] = {}
     for name in wanted if isinstance(wanted, list) else [str(wanted)]:
@@ -142,8 +158,8 @@ def _on_bases(content: dict[str, Any], names: tuple[str, ...], find: Callable[[s
         base = _mapping(find(name))
         if base is None:
             raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
-        merged = _laid_over(merged, _on_bases(base, (*names, name), find))
-    return _laid_over(merged, content)
+        merged = _laid_over(merged, _on_bases(base, (*names, name), find, ties), ties)
+    return _laid_over(merged, content, ties)
 
 
 def _mapping(text: str) -> dict[str, Any] | None:
@@ -155,13 +171,14 @@ def _mapping(text: str) -> dict[str, Any] | None:
     return content if isinstance(content, dict) else None
 
 
-def _laid_over(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+def _laid_over(base: dict[str, Any], top: dict[str, Any], ties: Sequence[Tie]) -> dict[str, Any]:
     merged = dict(base)
-    if "class_path" in top and top["class_path"] != base.get("class_path"):
-        merged.pop("init_args", None)
+    for tie in ties:
+        if tie.key in top and top[tie.key] != base.get(tie.key, tie.default):
+            merged.pop(tie.dropped, None)
     for key, value in top.items():
         below = merged.get(key)
-        merged[key] = _laid_over(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+        merged[key] = _laid_over(below, value, ties) if isinstance(below, dict) and isinstance(value, dict) else value
     return merged
 
 

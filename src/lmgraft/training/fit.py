@@ -142,7 +142,7 @@ def fit(
         trainer = Trainer(
             default_root_dir=run_dir,
             max_epochs=config.epochs,
-            precision=_precision(config),
+            precision=precision_of(config),
             accelerator=config.accelerator,
             devices=devices,
             num_nodes=nodes,
@@ -232,7 +232,7 @@ def evaluate(
         trainer = Trainer(
             accelerator=config.accelerator,
             devices=1,  # several processes would pad the test set and count images twice
-            precision=_precision(config),
+            precision=precision_of(config),
             logger=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
@@ -249,7 +249,8 @@ def on_gpu(config: TrainConfig) -> bool:
     return config.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
 
 
-def _precision(config: TrainConfig) -> Any:
+def precision_of(config: TrainConfig) -> Any:
+    """What train.precision is on this machine, as Lightning names it."""
     if config.precision != "auto":
         return config.precision
     if not on_gpu(config):

@@ -61,6 +61,7 @@ class InterruptedRunError(RunError):
     def __init__(self, message: str, remedy: str = "", signum: int = signal.SIGTERM) -> None:
         super().__init__(message, remedy)
         self.signum = signum
+        self.exit_status = 128 + signum
 
     def __reduce__(self) -> Any:
         return type(self), (self.message, self.remedy, self.signum)

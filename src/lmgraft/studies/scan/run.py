@@ -115,10 +115,10 @@ def run_scan(
         LmgraftError: As `plan_scan`; or if `out` holds a scan of other settings or is damaged.
     """
     say = say or silent
-    before = read_scan(out)  # a damaged file is said before anything else
+    read_scan(out)  # a damaged file is said before anything else
     plan = plan or plan_scan(config, say)
     with only_one(out / ".scan.lock", f"scan {out}"):
-        return _run(plan, out, before, say, progress)
+        return _run(plan, out, read_scan(out), say, progress)
 
 
 def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosity) -> Scan:

@@ -8,13 +8,14 @@ from statistics import fmean, median
 from lmgraft import records
 from lmgraft.analysis.curves import Curve
 from lmgraft.analysis.paired import Contrast, contrasts
-from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.student import interval_of
 from lmgraft.analysis.verdict import verdict
 from lmgraft.errors import RunError
 from lmgraft.studies.study.arms import ArmSpec, Pair
+from lmgraft.studies.study.breakdown import break_down
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact
-from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult
+from lmgraft.studies.study.results import ArmResult, Band, Cost, StudyResult
 
 ByArm = Mapping[str, Mapping[int, Fact]]
 
@@ -50,6 +51,7 @@ def assemble(
     planned = _compare(study, by_arm, study.contrasts, correct=True)
     others = _unplanned(study, by_arm)
     every = [fact for own in by_arm.values() for fact in own.values()]
+    breakdown, uneven = break_down(study, by_arm)
     kinds = {label: spec.arm for label, spec in study.arms.items()}
     return StudyResult(
         name=study.name,
@@ -67,7 +69,7 @@ def assemble(
         contrasts=planned,
         exploratory=_compare(study, by_arm, others, correct=False),
         verdict=verdict(planned, study.metric, margin=study.margin, confidence=study.confidence, arms=kinds),
-        breakdown=_breakdown(study, by_arm),
+        breakdown=breakdown,
         curves={label: _bands([f.curves for f in own.values()], study.confidence) for label, own in by_arm.items()},
         test_items=every[0].test_items,
         data=every[0].record.get("data", {}),
@@ -76,7 +78,7 @@ def assemble(
         config=study.yaml,
         recipe_yaml=recipe_yaml,
         missing=list(missing),
-        notes=[*study.notes, *_cautions(study, every, by_arm)],
+        notes=[*study.notes, *_cautions(study, every, by_arm), *uneven],
     )
 
 
@@ -117,13 +119,6 @@ def _compare(study: Study, by_arm: ByArm, pairs: Sequence[Pair], *, correct: boo
     )
 
 
-def spread(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    """Student's interval of the mean of at least two values."""
-    interval = mean_interval(values, confidence)
-    assert interval is not None, "arms have two seeds at least"
-    return interval
-
-
 def _arm(
     study: Study,
     label: str,
@@ -145,7 +140,7 @@ def _arm(
         overrides=dict(spec.overrides),
         values=values,
         mean=fmean(values.values()),
-        interval=spread(list(values.values()), study.confidence),
+        interval=interval_of(list(values.values()), study.confidence),
         cost=Cost(
             trained_params=facts[0].trained_params,
             frozen_params=facts[0].frozen_params,
@@ -159,31 +154,6 @@ def _arm(
     )
 
 
-def _breakdown(study: Study, by_arm: ByArm) -> list[Breakdown]:
-    """Every planned contrast within each class and each corruption that both arms' runs have."""
-    made = []
-    for arm, reference in study.contrasts:
-        seeds = sorted(by_arm[arm].keys() & by_arm[reference].keys())
-        for kind in ("class", "corruption"):
-            of: list[tuple[dict[str, float], dict[str, float]]] = [
-                (getattr(by_arm[arm][s], f"by_{kind}"), getattr(by_arm[reference][s], f"by_{kind}")) for s in seeds
-            ]
-            names = [name for name in of[0][0] if all(name in a and name in b for a, b in of)]
-            for name in names:
-                differences = [a[name] - b[name] for a, b in of]
-                made.append(
-                    Breakdown(
-                        kind=kind,
-                        name=name,
-                        arm=arm,
-                        reference=reference,
-                        mean=fmean(differences),
-                        interval=spread(differences, study.confidence),
-                    )
-                )
-    return made
-
-
 def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str, list[Band]]:
     """Means over seeds at the steps that all seeds logged."""
     made: dict[str, list[Band]] = {}
@@ -193,7 +163,7 @@ def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str
             continue
         for step in sorted(set.intersection(*(set(curve) for curve in own))):
             values = [curve[step] for curve in own]
-            low, high = spread(values, confidence)
+            low, high = interval_of(values, confidence)
             made.setdefault(name, []).append(Band(step=step, mean=fmean(values), low=low, high=high))
     return made
 

@@ -28,7 +28,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lmgraft.analysis.metrics import Metric, find_metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.recipe import compose, recipe_parser, tidy
+from lmgraft.recipes.recipe import Tie, compose, recipe_parser, tidy
 from lmgraft.registry import suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
 
@@ -140,7 +140,7 @@ def load_study(name: str, arguments: Sequence[str] = ()) -> Study:
 def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: str = "study") -> Study:
     """As `load_study`, from the YAML text."""
     parser = study_parser()
-    composed = compose(text, where, find_study)
+    composed = compose(text, where, find_study, _TIES)
     try:
         content = yaml.safe_load(composed)
     except yaml.YAMLError as error:
@@ -161,8 +161,8 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     read = StudyConfig(**vars(config))
     if not any(argument[2:].partition("=")[0] == "margin" for argument in own):
         read = _with_metrics_margin(read, *of_file)
-    if "arms" in _keys(own) and "contrasts" not in _keys(own):
-        read = _without_contrasts_of(read, read_arms(content.get("arms"), where), where)
+    if "arms" in _keys(own):
+        read = _without_arms_left_out(read, read_arms(content.get("arms"), where), where, given=_keys(own))
     return check_study(read, (*earlier, *further), name=name, where=where)
 
 
@@ -170,18 +170,32 @@ def _keys(own: Sequence[str]) -> list[str]:
     return [argument[2:].partition("=")[0].partition(".")[0] for argument in own if argument.startswith("--")]
 
 
-def _without_contrasts_of(config: StudyConfig, before: Mapping[str, ArmSpec], where: str) -> StudyConfig:
-    """The file's contrasts without those of arms that the command line leaves out; it is noted."""
+_TIES = (Tie("metric", "margin", default=StudyConfig.metric),)
+"""A study that extends another one and changes the metric does not keep a margin in the other metric's unit."""
+
+
+def _without_arms_left_out(
+    config: StudyConfig, before: Mapping[str, ArmSpec], where: str, *, given: Sequence[str]
+) -> StudyConfig:
+    """The file's contrasts and reference without those of arms that the command line leaves out; it is noted.
+
+    Args:
+        given: Keys that the command line gives itself, which stay.
+    """
     here = read_arms(config.arms, where)
     gone = [pair for pair in config.contrasts or [] if any(arm in before and arm not in here for arm in pair)]
-    if not gone:
-        return config
-    kept = [pair for pair in config.contrasts or [] if pair not in gone] or None
-    said = (
-        f"Of the file's contrasts {', '.join(' - '.join(pair) for pair in gone)} are not compared: --arms leaves out "
-        "their arms"
-    )
-    return replace(config, contrasts=kept, notes=[*config.notes, f"{said}{'' if kept else '; those by default are'}."])
+    if gone and "contrasts" not in given:
+        kept = [pair for pair in config.contrasts or [] if pair not in gone] or None
+        said = (
+            f"Of the file's contrasts {', '.join(' - '.join(pair) for pair in gone)} are not compared: --arms leaves "
+            f"out their arms{'' if kept else '; those by default are'}."
+        )
+        config = replace(config, contrasts=kept, notes=[*config.notes, said])
+    if config.reference in before and config.reference not in here and "reference" not in given:
+        other = reference_arm(None, here, where)
+        said = f"The file's reference, {config.reference}, is not among --arms; {other} is taken."
+        config = replace(config, reference=None, notes=[*config.notes, said])
+    return config
 
 
 def _with_metrics_margin(config: StudyConfig, before: str, margin: float | None) -> StudyConfig:

@@ -9,6 +9,7 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import nn
 
 from lmgraft.errors import LmgraftError
@@ -17,7 +18,7 @@ from lmgraft.recipes.record import count_params
 from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell, State
 from lmgraft.training.features import OnTokens, encode, freeze_encoder
-from lmgraft.training.fit import on_gpu
+from lmgraft.training.fit import on_gpu, precision_of, quiet
 from lmgraft.training.optim import make_optimizer
 
 _STEPS = 3
@@ -78,26 +79,29 @@ def plan(
 def _measure(recipe: Recipe) -> Estimate:
     set_up_data(recipe)
     data = recipe.data
-    device = torch.device("cuda" if on_gpu(recipe.train) else "cpu")
-    model: nn.Module = build_model(recipe).to(device).train()
+    with quiet():
+        fabric = Fabric(
+            accelerator="cuda" if on_gpu(recipe.train) else "cpu", devices=1, precision=precision_of(recipe.train)
+        )
+    model: nn.Module = build_model(recipe).to(fabric.device).train()
     trained, frozen = count_params(model)
-    optimizer = make_optimizer(model, recipe.optim.for_batch(recipe.data.batch_size))
     shape = (data.batch_size, data.in_chans, *data.img_size)
     generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(shape, generator=generator).to(device)
-    labels = torch.randint(data.num_classes, (data.batch_size,), generator=generator).to(device)
+    batch = torch.randn(shape, generator=generator).to(fabric.device)
+    labels = torch.randint(data.num_classes, (data.batch_size,), generator=generator).to(fabric.device)
     if recipe.features.cached:  # the encoder's tokens are stored once, and a step begins with them
         with torch.no_grad():
             batch = encode(model, batch)
         model = OnTokens(freeze_encoder(model))
+    step_model, optimizer = fabric.setup(model, make_optimizer(model, recipe.optim.for_batch(recipe.data.batch_size)))
     seconds = []
     for _ in range(_STEPS + _AFTER_WARM_UP):
         started = time.perf_counter()
-        out = model(batch)
-        F.cross_entropy(getattr(out, "logits", out), labels).backward()  # type: ignore[no-untyped-call]
+        out = step_model(batch)
+        fabric.backward(F.cross_entropy(getattr(out, "logits", out), labels))
         optimizer.step()
         optimizer.zero_grad()
-        if device.type == "cuda":
+        if fabric.device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     step = median(seconds[_AFTER_WARM_UP:])

@@ -23,6 +23,15 @@ LOSS_WINDOW = 10
 
 
 @dataclass(frozen=True, kw_only=True)
+class CorruptedCell:
+    """One corruption at one severity."""
+
+    accuracy: float
+    images: str
+    """Digest of which images were shown, and how corrupted; cells of two runs are alike where it is equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fact:
     """What one run reached and cost."""
 
@@ -36,7 +45,8 @@ class Fact:
     """The metric of each test item; its mean is `value`."""
     val_accuracy: float | None
     by_class: dict[str, float]
-    by_corruption: dict[str, float]
+    by_corruption: dict[str, CorruptedCell]
+    """By corruption and severity, as fog/3."""
     trained_params: int
     frozen_params: int
     seconds: float
@@ -119,15 +129,32 @@ def _read(cell: Cell, metric: str) -> Fact:
     )
 
 
-def _corruptions(folder: Path) -> dict[str, float]:
-    """Mean accuracy over severities of each corruption, from the run's robustness.json."""
-    if not (folder / ROBUSTNESS).exists():
+_OF_THE_MODEL = ("precision", "evaluate_ema")
+"""Conditions that say how a model was run, not what it was shown."""
+
+
+def _corruptions(folder: Path) -> dict[str, CorruptedCell]:
+    """From the run's robustness.json, what was corrupted on the fly.
+
+    Raises:
+        RunError: If it is damaged.
+    """
+    file = folder / ROBUSTNESS
+    if not file.exists():
         return {}
-    by_name: dict[str, list[float]] = {}
-    for key, cell in (records.read_json(folder / ROBUSTNESS).get("cells") or {}).items():
-        if key.startswith("corruptions/"):
-            by_name.setdefault(key.split("/")[1], []).append(cell["correct"] / cell["total"])
-    return {name: sum(values) / len(values) for name, values in by_name.items()}
+    found = {}
+    try:
+        for key, cell in records.read_json(file)["cells"].items():
+            suite, _, name = key.partition("/")
+            if suite == "corruptions" and "/" in name:
+                shown = {k: v for k, v in cell["conditions"].items() if k not in _OF_THE_MODEL}
+                accuracy = float(cell["correct"] / cell["total"])
+                found[name] = CorruptedCell(accuracy=accuracy, images=json_digest(shown))
+    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
+        raise RunError(
+            f"{file} is damaged ({type(error).__name__}: {error})", "delete it: the study evaluates the run again"
+        ) from None
+    return found
 
 
 VERSIONS = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning")

@@ -111,6 +111,6 @@ class StudyResult:
     recipe_yaml: str
     """The resolved recipe of the first arm."""
     missing: list[str] = field(default_factory=list)
-    """Runs that are not there; with any, verdicts speak of the seeds that all arms have."""
+    """Runs that are not there; with any, each contrast speaks of the seeds that both its arms have."""
     notes: list[str] = field(default_factory=list)
     """Confounds and cautions, as the study's file states them, and those found."""

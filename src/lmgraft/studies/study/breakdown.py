@@ -1,0 +1,65 @@
+"""Planned contrasts within each class and each corruption."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+
+from lmgraft.analysis.student import interval_of
+from lmgraft.studies.study.config import Study
+from lmgraft.studies.study.facts import CorruptedCell, Fact
+from lmgraft.studies.study.results import Breakdown
+
+_Values = Mapping[str, float]
+
+
+def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[str]]:
+    """Every planned contrast within what all its runs have, and in words what of the corrupted images is left out."""
+    made, left_out = [], []
+    for arm, reference in study.contrasts:
+        seeds = sorted(by_arm[arm].keys() & by_arm[reference].keys())
+        one, other = ([by_arm[label][seed] for seed in seeds] for label in (arm, reference))
+        shared, every = _shared([f.by_corruption for f in (*one, *other)])
+        if len(shared) < len(every):
+            lacking = _listed(sorted({name.partition("/")[0] for name in every - shared}))
+            left_out.append(
+                f"Corrupted images: {arm} - {reference} leaves out {len(every - shared)} of {len(every)} cells of "
+                f"corruption and severity ({lacking}), which not all its runs were shown under the same conditions."
+            )
+        for kind, a, b in (
+            ("class", [f.by_class for f in one], [f.by_class for f in other]),
+            ("corruption", [_by_name(f, shared) for f in one], [_by_name(f, shared) for f in other]),
+        ):
+            for name in [name for name in a[0] if all(name in values for values in (*a, *b))]:
+                differences = [x[name] - y[name] for x, y in zip(a, b, strict=True)]
+                made.append(
+                    Breakdown(
+                        kind=kind,
+                        name=name,
+                        arm=arm,
+                        reference=reference,
+                        mean=fmean(differences),
+                        interval=interval_of(differences, study.confidence),
+                    )
+                )
+    return made, left_out
+
+
+def _shared(runs: list[dict[str, CorruptedCell]]) -> tuple[set[str], set[str]]:
+    """Names of cells that all runs have, of the same images; and of all."""
+    every = {name for cells in runs for name in cells}
+    return {n for n in every if len({cells[n].images if n in cells else None for cells in runs}) == 1}, every
+
+
+def _by_name(fact: Fact, shared: set[str]) -> _Values:
+    """Mean accuracy over the shared severities of each corruption."""
+    found: dict[str, list[float]] = {}
+    for name, cell in fact.by_corruption.items():
+        if name in shared:
+            found.setdefault(name.partition("/")[0], []).append(cell.accuracy)
+    return {name: fmean(values) for name, values in found.items()}
+
+
+def _listed(names: Iterable[str], most: int = 4) -> str:
+    names = list(names)
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

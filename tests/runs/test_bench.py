@@ -13,17 +13,18 @@ import lmgraft
 from lmgraft.block import BlockConfig
 from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RunError
-from lmgraft.graft import find_graft
+from lmgraft.graft import GraftConfig, find_graft
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.problem import LayerPlan
+from lmgraft.recipes.grafted import graft_arm
 from lmgraft.report.bench_explained import describe
 from lmgraft.report.bench_figures import by_tokens, by_width, write_figures
 from lmgraft.report.bench_table import HEADER, line, markdown, rows
 from lmgraft.studies.bench import blocks, hosts, run
-from lmgraft.studies.bench.arms import chosen_plan, make_arm
+from lmgraft.studies.bench.arms import chosen_plan, make_arm, make_step
 from lmgraft.studies.bench.blocks import SHAPES, make_block
 from lmgraft.studies.bench.cells import GRIDS, PLAIN, Cell, narrowed
-from lmgraft.studies.bench.explain import explain_cell, explain_folder
+from lmgraft.studies.bench.explain import _explain, explain_cell, explain_folder
 from lmgraft.studies.bench.hosts import HostShape
 from lmgraft.studies.bench.measure import interleave, ratios, spread
 from lmgraft.studies.bench.memory import block_config, estimate, total_memory
@@ -392,6 +393,16 @@ def test_explain_says_why_the_planner_was_not_asked():
     assert explained.layers == []
     assert "form='dense' was asked for" in describe(explained)
     assert explained.graft_multiply_adds > 17 * 3 * 64 * 96
+
+
+@pytest.mark.parametrize("arm", ["mlp", "mlp_only"])
+def test_explain_says_of_a_block_that_mixes_no_tokens_that_it_is_computed_as_it_is(arm, llama_folder):
+    model = timm.create_model("vit_tiny_patch16_224", **VIT)
+    graft_arm(model, arm, GraftConfig(llm=str(llama_folder)), seed=0)
+    cell = replace(CELL, phase="eval")
+    explained = _explain(model, make_step(model, cell), cell, 3, 0.0)
+    assert explained.layers == []
+    assert "nothing in this block mixes tokens" in describe(explained)
 
 
 # --- the command

@@ -151,6 +151,8 @@ def _explain(model: nn.Module, step: Callable[[], None], cell: Cell, rounds: int
 def _why_not(inserted: GraftLayer) -> str:
     if inserted.config.form == "dense":
         return "form='dense' was asked for: the whole block on every token"
+    if inserted.block.tokenwise:
+        return "nothing in this block mixes tokens: it is computed as it is, on the tokens that are read and no others"
     return "W1 is not a plain linear layer, or a module inside the block has hooks: the readable form is taken"
 
 

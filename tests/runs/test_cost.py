@@ -8,8 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmgraft.errors import RecipeError
-from lmgraft.recipes import build_model, cost, load_trained, train_run
-from lmgraft.recipes.cost import count_flops, equal_flops, flops_of
+from lmgraft.recipes import build_model, load_trained, train_run
+from lmgraft.recipes import equal_flops as choosing
+from lmgraft.recipes.cost import count_flops, equal_flops
+from lmgraft.recipes.flops import flops_of
 from lmgraft.recipes.recipe import parse_recipe
 
 TOKENS, WIDTH, HEADS, DEPTH, CLASSES, PATCH, BATCH = 5, 24, 2, 2, 10, 14 * 14, 24
@@ -91,7 +93,7 @@ SWIN = "{patch_size: 2, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_
 class TestEqualFlops:
     def test_no_other_depth_is_nearer(self, make_recipe):
         recipe = make_recipe("--arm", "plain_equal_flops", "--graft.form", "dense")
-        found = equal_flops(recipe, build_model)
+        found = equal_flops(recipe)
         depth = found.kwargs["depth"]
         assert depth > DEPTH
         assert found.target == count_flops(make_recipe("--arm", "llm", "--graft.form", "dense")).train
@@ -105,13 +107,13 @@ class TestEqualFlops:
 
     def test_the_run_notes_it_and_does_not_choose_again(self, make_recipe, tmp_path, monkeypatch):
         recipe = make_recipe("--arm", "plain_equal_flops", "--graft.form", "dense")
-        depth = equal_flops(recipe, build_model).kwargs["depth"]
+        depth = equal_flops(recipe).kwargs["depth"]
         interrupt(recipe, tmp_path / "run", 5)
         train_run(recipe, tmp_path / "run", resume=True, progress="none")
         noted = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["backbone"]
         assert noted["equal_flops"] == {"depth": depth}
         assert noted["kwargs"]["depth"] == DEPTH
-        monkeypatch.setattr(cost, "equal_flops", lambda *_: pytest.fail("it was chosen again"))
+        monkeypatch.setattr(choosing, "nearest_encoder", lambda *_: pytest.fail("it was chosen again"))
         again, model = load_trained(tmp_path / "run")
         assert len(model.blocks) == depth
         assert parse_recipe(again.yaml).yaml == again.yaml
@@ -124,9 +126,9 @@ class TestEqualFlops:
 
     def test_other_arms_are_left_alone(self, make_recipe):
         recipe = make_recipe("--arm", "llm")
-        assert cost.settled(recipe, build_model) is recipe
+        assert choosing.settled(recipe, build_model) is recipe
         with pytest.raises(RecipeError, match="arm llm is not made as large"):
-            equal_flops(recipe, build_model)
+            equal_flops(recipe)
 
     @pytest.mark.parametrize(
         ("options", "said"),

@@ -23,9 +23,10 @@ from lmgraft.data.fashion_mnist import FashionMNIST
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained, train_run
 from lmgraft.report.robustness import markdown, to_dict, write_report
-from lmgraft.studies import robustness, robustness_checkpoint
-from lmgraft.studies.robustness import RobustnessConfig, Subject, evaluate_cells, evaluate_robustness
-from lmgraft.studies.robustness_cells import Cell, corruption_cells, crop_transform, set_cells, spread
+from lmgraft.studies.robustness import run as robustness
+from lmgraft.studies.robustness import timm_model
+from lmgraft.studies.robustness.cells import Cell, corruption_cells, crop_transform, set_cells, spread
+from lmgraft.studies.robustness.run import RobustnessConfig, Subject, evaluate_cells, evaluate_robustness
 from lmgraft.training.fit import TrainConfig
 
 SOME = ("gaussian_noise", "contrast")
@@ -202,9 +203,9 @@ def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path, publ
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_vit").state_dict(), file)
     seen = []
-    monkeypatch.setattr(robustness_checkpoint, "evaluate_cells", lambda subject, *_: seen.append(subject.shown))
+    monkeypatch.setattr(timm_model, "evaluate_cells", lambda subject, *_: seen.append(subject.shown))
     config = RobustnessConfig(suite="imagenet-robustness", places={"imagenet_a": published / "ImageNet-A"})
-    robustness_checkpoint.evaluate_checkpoint("timm:test_vit", file, tmp_path, config)
+    timm_model.evaluate_checkpoint("timm:test_vit", file, tmp_path, config)
     assert seen[0] == timm.data.resolve_model_data_config(timm.create_model("test_vit")) | {"model": "timm:test_vit"}
 
 
@@ -212,13 +213,13 @@ def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path, publ
 def test_what_a_state_dict_was_wrapped_in_is_taken_off(tmp_path, prefix):
     state = {"model.weight": torch.ones(2), "head.bias": torch.zeros(1)}  # a module may itself be called model
     torch.save({"state_dict": {prefix + name: value for name, value in state.items()}}, tmp_path / "a.ckpt")
-    assert robustness_checkpoint._read(tmp_path / "a.ckpt").keys() == state.keys()
+    assert timm_model._read(tmp_path / "a.ckpt").keys() == state.keys()
 
 
 def test_the_best_checkpoint_of_a_plain_arm_is_a_state_dict_of_its_model(tmp_path, make_recipe):
     train_run(make_recipe("--train.epochs", "1", "--arm", "plain"), tmp_path / "plain", progress="none")
     _, model = load_trained(tmp_path / "plain")
-    state = robustness_checkpoint._read(tmp_path / "plain" / "checkpoints" / "best.ckpt")
+    state = timm_model._read(tmp_path / "plain" / "checkpoints" / "best.ckpt")
     assert state.keys() == model.state_dict().keys()
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 

@@ -13,48 +13,39 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from pytorch_lightning import Callback, LightningModule
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import lock
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft, save_pretrained
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.cost import larger_encoder, settled
-from lmgraft.recipes.features import network, use_stored_tokens, wrap
-from lmgraft.recipes.grafted import graft_arm
+from lmgraft.recipes.build import build_model, build_task, set_up_data
+from lmgraft.recipes.equal_flops import settled
+from lmgraft.recipes.features import network, use_stored_tokens
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 from lmgraft.recipes.record import (
     changed_keys,
     check_repeats,
     check_resumes,
     count_params,
-    is_pretrained,
     make_record,
     plan_retry,
     read_retries,
     write_record,
     write_retries,
 )
-from lmgraft.registry import FACTORIES
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
-from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank, several_processes
+from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank
 from lmgraft.training.items import KeepItems, write_items
-from lmgraft.training.optim import make_optimizer
-from lmgraft.training.schedule import check_warmup, make_schedule
+from lmgraft.training.schedule import check_warmup
 from lmgraft.training.stopping import NotFiniteError
 
 
@@ -163,10 +154,10 @@ def train_run(
                 RunWarning,
                 stacklevel=2,
             )
-        task, resume = _build_task(recipe, history), True
+        task, resume = build_task(recipe, history), True
     end_other_processes()
     if recipe.train.strategy == "fsdp":
-        task = _build_task(recipe, initial=False)  # the trained one is in shards
+        task = build_task(recipe, initial=False)  # the trained one is in shards
     _load_best(recipe, task, run_dir)
     items = KeepItems()
     result = replace(_evaluate(recipe, task, summary, digest, [items]), retries=history)
@@ -235,39 +226,9 @@ def read_result(run_dir: Path) -> Result:
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
     recipe = read_run(run_dir, list(overrides))
-    task = _build_task(recipe, initial=False)
+    task = build_task(recipe, initial=False)
     _load_best(recipe, task, run_dir)
     return recipe, network(task).eval()
-
-
-def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
-    """The arm's model with its initial weights: shared tensors are equal in all arms of a seed.
-
-    Args:
-        initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
-    """
-    data, config = recipe.data, recipe.graft
-    arguments = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": data.img_size}
-    arguments |= recipe.backbone.kwargs | larger_encoder(recipe, build_model)
-    rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        factory = FACTORIES.load(recipe.backbone.factory)
-        model: nn.Module = factory(recipe.backbone.name, arguments if initial else rebuilt)
-    spec = {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
-    return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
-
-
-def set_up_data(recipe: Recipe) -> None:
-    """Find, check and split the recipe's data; several processes do it one after the other.
-
-    Raises:
-        LmgraftError: If the data cannot be had.
-    """
-    recipe.data.seed = recipe.seed
-    with lock("prepare-data") if several_processes() else nullcontext():
-        recipe.data.prepare_data()  # the first process fetches, the others find
-    recipe.data.setup()
 
 
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Any:
@@ -278,39 +239,12 @@ def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Pa
     """
     check_warmup(recipe.optim, recipe.train.epochs)
     set_up_data(recipe)
-    task = _build_task(recipe, retries, initial=trained is None)
+    task = build_task(recipe, retries, initial=trained is None)
     if trained is not None:
         _load_best(recipe, task, trained)
     if hasattr(task, "check_batch_size"):
         task.check_batch_size(recipe.data.batch_size)
     return task
-
-
-def _build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: bool = True) -> Any:
-    task = recipe.task_class(
-        build_model(recipe, initial),
-        recipe.data.num_classes,
-        partial(_optimizer, recipe),
-        partial(_schedule, recipe, [retry["from_step"] for retry in retries]),
-        **recipe.task_options,
-    )
-    wrap(recipe, task)
-    return task
-
-
-def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    return make_optimizer(model, recipe.optim.for_batch(_images_per_step(recipe)))
-
-
-def _schedule(recipe: Recipe, cuts: list[int], optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    config = recipe.optim.for_batch(_images_per_step(recipe))
-    return make_schedule(optimizer, total_steps, config, epochs=recipe.train.epochs, cuts=cuts)
-
-
-def _images_per_step(recipe: Recipe) -> int:
-    """Over all processes and accumulated batches; 1 process before there is a trainer."""
-    trainer = recipe.data.trainer
-    return recipe.data.batch_size * recipe.train.accumulate * (1 if trainer is None else trainer.world_size)
 
 
 def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:

@@ -11,8 +11,8 @@ from typing import Any
 from lmgraft import records
 from lmgraft.analysis.robustness import CorruptionSummary, Count
 from lmgraft.report.robustness_figure import write_figure
-from lmgraft.studies.robustness import Robustness
-from lmgraft.studies.robustness_sets import SETS
+from lmgraft.studies.robustness.run import Robustness
+from lmgraft.studies.robustness.sets import SETS
 
 NAMES = {"corruptions": "robustness", "imagenet-robustness": "imagenet_robustness"}
 """Suite -> what its files are called."""

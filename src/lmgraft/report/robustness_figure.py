@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from lmgraft import records
 from lmgraft.report.figures import COLORS, FURTHER, STYLE
-from lmgraft.studies.robustness import Robustness
+from lmgraft.studies.robustness.run import Robustness
 
 _COLUMNS = 5
 _MARKERS = "osD^vPX*"

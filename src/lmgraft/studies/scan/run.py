@@ -22,7 +22,8 @@ from lmgraft import records
 from lmgraft.contracts import GraftPoint, Host
 from lmgraft.errors import RunError
 from lmgraft.recipes import Recipe, build_model
-from lmgraft.recipes.run import block_digest, set_up_data
+from lmgraft.recipes.build import set_up_data
+from lmgraft.recipes.run import block_digest
 from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.scan.candidates import Anatomy, Candidate, find_candidates, find_places
 from lmgraft.studies.scan.config import ScanConfig

@@ -10,8 +10,8 @@ from lmgraft.block import inspect_llm
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import ARMS, Recipe
 from lmgraft.recipes.arms import arm_layer
+from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.record import changed_keys
-from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import VERSIONS, Fact

@@ -14,8 +14,8 @@ from torch import nn
 
 from lmgraft.errors import LmgraftError
 from lmgraft.recipes import Recipe, build_model
+from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.record import count_params
-from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell, State
 from lmgraft.training.features import OnTokens, encode, freeze_encoder
 from lmgraft.training.fit import on_gpu, precision_of, quiet

@@ -14,7 +14,7 @@ from lmgraft import records
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.errors import RunError
-from lmgraft.studies.robustness import FILE as ROBUSTNESS
+from lmgraft.studies.robustness.run import FILE as ROBUSTNESS
 from lmgraft.studies.study.cells import Cell, read_finished
 from lmgraft.studies.study.config import Study
 

@@ -9,8 +9,8 @@ from typing import Any
 from lmgraft import records
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.errors import LmgraftError, RunError
+from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.cost import count_flops
-from lmgraft.recipes.run import set_up_data
 from lmgraft.studies.study.cells import Cell
 from lmgraft.studies.worker import in_own_process
 

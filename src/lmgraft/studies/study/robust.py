@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lmgraft.errors import RunError
-from lmgraft.studies.robustness import RobustnessConfig, evaluate_robustness
+from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_robustness
 from lmgraft.studies.study.config import Robustness
 from lmgraft.training.checkpoints import checkpoint_path
 

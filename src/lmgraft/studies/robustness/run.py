@@ -27,7 +27,7 @@ from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.progress import Say, duration, silent
-from lmgraft.studies.robustness_cells import (
+from lmgraft.studies.robustness.cells import (
     CLEAN,
     Batch,
     Cell,
@@ -40,7 +40,7 @@ from lmgraft.studies.robustness_cells import (
     needed_pictures,
     set_cells,
 )
-from lmgraft.studies.robustness_sets import find_sets, other_totals
+from lmgraft.studies.robustness.sets import find_sets, other_totals
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.fit import TrainConfig, evaluate
 
@@ -64,7 +64,7 @@ class RobustnessConfig:
     suite_root: Path | None = None
     """Folder of the published sets."""
     places: Mapping[str, Path] = field(default_factory=dict)
-    """Where single ones lie, by key of `robustness_sets.SETS`."""
+    """Where single ones lie, by key of `sets.SETS`."""
     sets: tuple[str, ...] | None = None
     """Keys of those wanted; None takes what is found."""
     limit: int | None = None

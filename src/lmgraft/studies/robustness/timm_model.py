@@ -13,7 +13,8 @@ from lmgraft.data.imagenet_sets import wnids
 from lmgraft.errors import CheckpointError, RunError
 from lmgraft.registry import suggest
 from lmgraft.studies.progress import Say, silent
-from lmgraft.studies.robustness import (
+from lmgraft.studies.robustness.cells import crop_transform
+from lmgraft.studies.robustness.run import (
     FILE,
     Robustness,
     RobustnessConfig,
@@ -22,7 +23,6 @@ from lmgraft.studies.robustness import (
     evaluate_cells,
     plan_cells,
 )
-from lmgraft.studies.robustness_cells import crop_transform
 from lmgraft.training.fit import TrainConfig
 
 _WRAPPED = ("state_dict", "model", "module", "model_ema", "state_dict_ema")

@@ -1,0 +1,90 @@
+"""A recipe as things that train: its model, its data set up, its task with optimiser and schedule.
+
+Knows no run folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from lmgraft.checkpoint.cache import lock
+from lmgraft.recipes.equal_flops import larger_encoder
+from lmgraft.recipes.features import wrap
+from lmgraft.recipes.grafted import graft_arm
+from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.record import is_pretrained
+from lmgraft.registry import FACTORIES
+from lmgraft.training.fit import several_processes
+from lmgraft.training.optim import make_optimizer
+from lmgraft.training.schedule import make_schedule
+
+
+def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
+    """The arm's model with its initial weights: shared tensors are equal in all arms of a seed.
+
+    Args:
+        initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
+    """
+    data, config = recipe.data, recipe.graft
+    arguments = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": data.img_size}
+    arguments |= recipe.backbone.kwargs | larger_encoder(recipe, build_model)
+    rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        factory = FACTORIES.load(recipe.backbone.factory)
+        model: nn.Module = factory(recipe.backbone.name, arguments if initial else rebuilt)
+    spec = {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
+    return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
+
+
+def set_up_data(recipe: Recipe) -> None:
+    """Find, check and split the recipe's data; several processes do it one after the other.
+
+    Raises:
+        LmgraftError: If the data cannot be had.
+    """
+    recipe.data.seed = recipe.seed
+    with lock("prepare-data") if several_processes() else nullcontext():
+        recipe.data.prepare_data()  # the first process fetches, the others find
+    recipe.data.setup()
+
+
+def build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: bool = True) -> Any:
+    """The recipe's task around its model, which knows how to make optimiser and schedule.
+
+    Args:
+        retries: Restarts at a lower learning rate so far.
+        initial: As in `build_model`.
+    """
+    task = recipe.task_class(
+        build_model(recipe, initial),
+        recipe.data.num_classes,
+        partial(_optimizer, recipe),
+        partial(_schedule, recipe, [retry["from_step"] for retry in retries]),
+        **recipe.task_options,
+    )
+    wrap(recipe, task)
+    return task
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    return make_optimizer(model, recipe.optim.for_batch(_images_per_step(recipe)))
+
+
+def _schedule(recipe: Recipe, cuts: list[int], optimizer: Optimizer, total_steps: int) -> LRScheduler:
+    config = recipe.optim.for_batch(_images_per_step(recipe))
+    return make_schedule(optimizer, total_steps, config, epochs=recipe.train.epochs, cuts=cuts)
+
+
+def _images_per_step(recipe: Recipe) -> int:
+    """Over all processes and accumulated batches; 1 process before there is a trainer."""
+    trainer = recipe.data.trainer
+    return recipe.data.batch_size * recipe.train.accumulate * (1 if trainer is None else trainer.world_size)

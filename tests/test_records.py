@@ -169,3 +169,14 @@ class TestErrors:
         assert (back.message, back.remedy) == (error.message, error.remedy)
         assert isinstance(back, LmgraftError)
         assert str(LmgraftError("alone")) == "alone"
+
+
+def test_a_lock_is_one_holders_and_free_again_after(tmp_path):
+    file = tmp_path / "new" / ".lock"
+    with records.locked(file, wait=False) as first:
+        assert first
+        with records.locked(file, wait=False) as second:
+            assert not second
+    with records.locked(file, wait=True) as third:
+        assert third
+    assert file.exists()

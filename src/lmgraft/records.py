@@ -83,6 +83,27 @@ def read_json(path: Path) -> Any:
         raise RunError(f"{path} is not readable JSON ({error})", "delete it and run again") from None
 
 
+@contextmanager
+def locked(file: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold `file`'s lock; yields False where another process holds it and `wait` is False.
+
+    Where the system or the file system has no locks everyone gets in. The file stays: removing it
+    would let a third process in beside a second that waits.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as held:
+        mine = True
+        try:
+            import fcntl  # not on Windows
+
+            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            mine = False
+        except (ImportError, OSError):
+            pass
+        yield mine
+
+
 def git_commit(file: Path) -> str | None:
     """The commit of the checkout that tracks `file`, "-dirty" if changed; None if none does."""
 

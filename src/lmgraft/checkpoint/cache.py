@@ -11,7 +11,6 @@ range of a Hub file, `hf://owner/name@revision` for what the Hub said about that
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -117,13 +116,7 @@ def lock(name: str) -> Iterator[None]:
     Where the file system has no locks everyone gets in: what they fetch is then fetched twice,
     and still whole, because blobs appear by renaming.
     """
-    folder = cache_dir() / "locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / hashlib.sha256(name.encode()).hexdigest(), "w") as file:
-        with contextlib.suppress(ImportError, OSError):
-            import fcntl  # not on Windows
-
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with records.locked(cache_dir() / "locks" / hashlib.sha256(name.encode()).hexdigest(), wait=True):
         yield
 
 

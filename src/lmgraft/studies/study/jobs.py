@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import load_recipe, read_result, train_run
 from lmgraft.training.fit import Verbosity
@@ -87,19 +88,10 @@ def only_one(file: Path, what: str) -> Iterator[None]:
     Raises:
         HeldError: If another process holds it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as held:
-        try:
-            import fcntl  # not on Windows
-
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except BlockingIOError:
-            raise HeldError(f"another process is at {what}", "wait for it, or stop it") from None
-        except OSError:
-            pass  # a file system without locks
-        yield  # the file stays: removing it would let a third process in beside a second that waits
+    with records.locked(file, wait=False) as mine:
+        if not mine:
+            raise HeldError(f"another process is at {what}", "wait for it, or stop it")
+        yield
 
 
 def brief(error: LmgraftError) -> str:

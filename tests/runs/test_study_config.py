@@ -203,7 +203,10 @@ def test_arms_that_cannot_be_compared(arms, said):
         (["--seeds", "0"], "0 seeds cannot tell"),
         (["--seeds", "[4]"], "1 seed cannot"),
         (["--seeds", "[1, 1]"], "must be different"),
-        (["--seeds", "[-1, 1]"], "not negative"),
+        (["--seeds", "[-1, 1]"], "from 0 to"),
+        (["--seeds", "[1, 4294967296]"], "from 0 to"),
+        (["--seeds", "-3"], "-3 seeds cannot be trained"),
+        (["--seeds", "1000000000"], "1000000000 seeds cannot be trained"),
         (["--seeds", "many"], "seeds"),
         (["--metric", "acuracy"], "no metric 'acuracy'.*Did you mean 'accuracy'"),
         (["--reference", "mlp"], "reference 'mlp' is no arm"),
@@ -273,6 +276,11 @@ def test_contrasts_of_arms_that_the_command_line_leaves_out_are_dropped_and_it_i
     assert any("those by default are" in note for note in none_left.notes)
     with pytest.raises(RecipeError, match="no pair of arms"):
         load_study("image/fashion_controls", ["--arms", "plain,llm", "--contrasts", "[[llm, mlp]]"])
+
+
+def test_null_is_the_default_of_any_key():
+    keys = ("seeds", "overrides", "notes", "learning_rates", "margin", "contrasts", "robustness", "metric", "question")
+    assert with_arms("[plain, llm]\n" + "".join(f"{key}: null\n" for key in keys)) == with_arms("[plain, llm]")
 
 
 def test_a_reference_that_the_command_line_leaves_out_is_another_and_it_is_said():

@@ -147,6 +147,7 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
         raise RecipeError(f"{where} is not readable YAML: {error}", "mend it") from None
     if not isinstance(content, dict):
         raise RecipeError(f"{where} holds no keys", "lmgraft study --help shows a study")
+    content = {key: value for key, value in content.items() if value is not None}  # null is the default, of any key
     earlier = _list_of_text(content.pop("arguments", None), where)
     own, further = _split(arguments)
     try:
@@ -243,15 +244,7 @@ def check_study(
     if not LABEL.fullmatch(name):
         raise RecipeError(f"{where}: name={name!r} names no folder", "letters, digits and _ . + - only")
     arms = read_arms(config.arms, where)
-    seeds = tuple(range(config.seeds)) if isinstance(config.seeds, int) else tuple(config.seeds)
-    if len(set(seeds)) < len(seeds) or any(seed < 0 for seed in seeds):
-        raise RecipeError(f"{where}: seeds={list(seeds)} must be different and not negative")
-    if len(seeds) < 2:
-        raise RecipeError(
-            f"{where}: {len(seeds)} seed{'s' * (len(seeds) != 1)} cannot tell an effect from luck: differences have "
-            "no spread",
-            "give at least 2 seeds for a look, 5 for a verdict",
-        )
+    seeds = _check_seeds(config.seeds, where)
     if not 0.5 < config.confidence < 1:
         raise RecipeError(f"{where}: confidence={config.confidence} must lie between 0.5 and 1")
     margin = metric.margin if config.margin is None else config.margin
@@ -280,6 +273,27 @@ def check_study(
         arguments=tuple(arguments),
         notes=tuple(config.notes),
     )
+
+
+_MOST_SEEDS, _LARGEST_SEED = 1000, 2**32 - 1
+
+
+def _check_seeds(given: int | Sequence[int], where: str) -> tuple[int, ...]:
+    count = given if isinstance(given, int) else len(given)
+    if count < 0 or count > _MOST_SEEDS:
+        raise RecipeError(
+            f"{where}: {count} seeds cannot be trained", f"seeds is how many, up to {_MOST_SEEDS}, or a list of them"
+        )
+    seeds = tuple(range(given)) if isinstance(given, int) else tuple(given)
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= _LARGEST_SEED for seed in seeds):
+        raise RecipeError(f"{where}: seeds={list(seeds)} must be different, and each from 0 to 2**32 - 1")
+    if len(seeds) < 2:
+        raise RecipeError(
+            f"{where}: {len(seeds)} seed{'s' * (len(seeds) != 1)} cannot tell an effect from luck: differences have "
+            "no spread",
+            "give at least 2 seeds for a look, 5 for a verdict",
+        )
+    return seeds
 
 
 _LARGEST_MARGIN = {"points": 0.1, "nats": 1.0}

@@ -89,8 +89,14 @@ def locked(file: Path, *, wait: bool) -> Iterator[bool]:
 
     Where the system or the file system has no locks everyone gets in. The file stays: removing it
     would let a third process in beside a second that waits.
+
+    Raises:
+        RunError: If there can be no folder for it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise RunError(f"{file.parent} cannot be a folder: a file is in the way", "choose another --out") from None
     with open(file, "w") as held:
         mine = True
         try:

@@ -215,6 +215,25 @@ def test_items_of_another_trial_are_not_taken(compare, tmp_path):
         compare(Loop(), out=tmp_path)
 
 
+@pytest.mark.parametrize("value", ["0.5", None, [1], True])
+def test_a_kept_value_that_is_no_number_is_said(compare, tmp_path, value):
+    compare(Loop(), out=tmp_path)
+    file = tmp_path / "trials" / "llm" / "seed0.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"value": value}))
+    with pytest.raises(RunError, match=r"llm/seed0\.json is damaged \(.* is no number"):
+        compare(Loop(), out=tmp_path)
+
+
+def test_items_may_be_a_tensor_of_any_kind_and_seeds_numbers_of_any_kind(compare):
+    def loop(trial):
+        items = torch.tensor([1.0, 0.0, 1.0, 1.0], requires_grad=True)
+        return Loop(lambda _: {"items": items})(trial)
+
+    result = compare(loop, seeds=np.array([3, 5]))
+    assert result.arms[0].values == {3: 0.75, 5: 0.75}
+    assert compare(Loop(), seeds=np.int64(2)).seeds == [0, 1]
+
+
 @pytest.mark.parametrize(
     ("result", "said"),
     [
@@ -222,6 +241,8 @@ def test_items_of_another_trial_are_not_taken(compare, tmp_path):
         ("0.5 or so", "returned '0.5 or so'"),
         ({"accuracy": 1}, "accuracy"),
         ({"items": [[1.0]]}, "no finite numbers in one row"),
+        ({"items": "abc"}, "no finite numbers in one row"),
+        ({"items": ["a", "b"]}, "no finite numbers in one row"),
         ({"value": 0.9, "items": [0.0, 1.0]}, "its items' mean 0.5"),
     ],
 )
@@ -256,6 +277,11 @@ def test_models_that_start_differently_are_refused(compare):
         ({"arms": ("plain", "plain_equal_flops")}, "cannot enlarge"),
         ({"contrasts": [("llm", "mlp")]}, "no pair of arms"),
         ({"resdual": "out"}, "resdual"),
+        ({"seeds": [0.5, 1.5]}, "neither how many nor a list of whole numbers"),
+        ({"seeds": "01"}, "neither how many nor a list of whole numbers"),
+        ({"metric": 3}, "metric=3 is none"),
+        ({"margin": "0.1"}, "margin='0.1' is no number"),
+        ({"arms": {"plain": None, "a" * 81: {"arm": "llm"}}}, "up to 80 letters"),
     ],
 )
 def test_a_plan_that_does_not_fit_is_refused_before_anything_runs(compare, options, said):

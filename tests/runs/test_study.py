@@ -175,6 +175,26 @@ def test_a_study_yaml_that_is_none(out, study, content):
         run_here(study, out, executor=no_executor)
 
 
+@pytest.mark.parametrize("content", ["", "null", '["a', "[1, 2]", "{}"])
+def test_a_list_of_changes_that_is_none_is_not_to_be_thrown_away(out, study, content):
+    (out / "changes.json").write_text(content)
+    with pytest.raises(RunError, match=r"(?s)changes\.json is damaged.*belongs to the results"):
+        run_here(study, out, executor=no_executor)
+    with pytest.raises(RunError, match=r"changes\.json is damaged"):
+        summarise(study, out)
+
+
+def test_a_file_where_the_folder_would_be(out, study):
+    with pytest.raises(RunError, match="a file is in the way"):
+        run_here(study, out / "study.yaml", executor=no_executor)
+
+
+def test_a_recipe_of_a_run_that_is_no_text(out, study):
+    (out / "runs" / "llm" / "seed1" / "config.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(RunError, match=r"config\.yaml is damaged"):
+        run_here(study, out, executor=no_executor)
+
+
 def test_an_interrupted_run_goes_on_to_the_same_end(out, study, tiny_study):
     run = make_cells(study, out)[1]
     shutil.rmtree(run.folder)

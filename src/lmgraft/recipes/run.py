@@ -198,12 +198,17 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a run folder.
 
     Raises:
-        RunError: If the folder holds no run.
+        RunError: If the folder holds no run, or its config.yaml is no text.
+        RecipeError: If that is no recipe.
     """
     file = run_dir / "config.yaml"
     if not file.is_file():
         raise RunError(f"{run_dir} is no run folder: it has no config.yaml", "give a folder made by lmgraft train")
-    return parse_recipe(file.read_text(encoding="utf-8"), overrides or (), where=str(file))
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RunError(f"{file} is damaged ({error})", "train it again in another folder") from None
+    return parse_recipe(text, overrides or (), where=str(file))
 
 
 def read_result(run_dir: Path) -> Result:

@@ -25,8 +25,8 @@ class ArmSpec:
     """Dotted recipe keys -> values."""
 
 
-LABEL = re.compile(r"[A-Za-z0-9_+-][\w.+-]*")
-"""It names a folder: no separators, and none that is hidden or above."""
+LABEL = re.compile(r"[A-Za-z0-9_+-][\w.+-]{0,79}")
+"""It names a folder: no separators, none that is hidden or above, and no longer than file systems take."""
 
 
 def read_arms(given: Any, where: str) -> dict[str, ArmSpec]:
@@ -94,7 +94,7 @@ def _each(template: str, body: dict[str, Any], where: str) -> Iterator[tuple[str
         if not LABEL.fullmatch(label):
             raise RecipeError(
                 f"{where}: {label!r} is no label",
-                "letters, digits and _ . + - only, no dot in front: it names a folder; in braces are keys of the arm",
+                "up to 80 letters, digits and _ . + -, no dot in front, as it names a folder; in braces: its keys",
             )
         for key in own:
             _check_override(key, label, where)

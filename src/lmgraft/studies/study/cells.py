@@ -66,7 +66,7 @@ class Cell:
             RunError: If the folder holds no run.
         """
         file = self.folder / "config.yaml"
-        if file.is_file() and file.read_text(encoding="utf-8") == self.plan.yaml:
+        if file.is_file() and file.read_bytes() == self.plan.yaml.encode():
             return []
         return other_recipe(read_run(self.folder), self.plan)
 

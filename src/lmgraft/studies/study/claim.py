@@ -85,9 +85,24 @@ _ABOVE = 4
 
 
 def read_changes(out: Path) -> list[str]:
-    """Sentences on what was changed after results had been read."""
+    """Sentences on what was changed after results had been read.
+
+    Raises:
+        RunError: If changes.json is damaged.
+    """
     file = out / "changes.json"
-    return [str(line) for line in records.read_json(file)] if file.exists() else []
+    if not file.exists():
+        return []
+    try:
+        lines = records.read_json(file)
+    except RunError:
+        lines = None
+    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        raise RunError(
+            f"{file} is damaged: it holds no list of sentences",
+            "mend it if you can: what it said belongs to the results; or train anew in another folder",
+        )
+    return lines
 
 
 def _read(file: Path) -> dict[str, Any]:

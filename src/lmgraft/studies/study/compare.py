@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Real
+from operator import index
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from lmgraft import records
 from lmgraft.analysis.metrics import Metric, find_metric
@@ -94,12 +97,17 @@ def compare(
     if not callable(train):
         raise RecipeError(f"compare() takes a training loop, got {train!r}", "lmgraft study takes a recipe")
     measure = find_metric(metric) if isinstance(metric, str) else metric
+    if not isinstance(measure, Metric):
+        raise RecipeError(f"compare(): metric={metric!r} is none", "give a name, or an lmgraft.analysis.metrics.Metric")
+    for name, number in (("margin", margin), ("confidence", confidence)):
+        if not isinstance(number, Real | None):
+            raise RecipeError(f"compare(): {name}={number!r} is no number")
     given = arms if isinstance(arms, Mapping) else {name: {} for name in arms}
     config = StudyConfig(
         recipe="a training loop of its own",
         question=question,
-        arms={label: {_key(name): value for name, value in body.items()} for label, body in given.items()},
-        seeds=seeds if isinstance(seeds, int) else list(seeds),
+        arms={label: {_key(name): value for name, value in (body or {}).items()} for label, body in given.items()},
+        seeds=_whole(seeds),
         reference=reference,
         contrasts=None if contrasts is None else [list(pair) for pair in contrasts],
         margin=margin,
@@ -164,6 +172,14 @@ def _check(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
     check_same_versions(facts, allow_difference)
 
 
+def _whole(seeds: Any) -> int | list[int]:
+    """Whole numbers of any kind, such as NumPy's, as Python's."""
+    try:
+        return [index(seed) for seed in seeds] if isinstance(seeds, Iterable) else index(seeds)
+    except TypeError:
+        raise RecipeError(f"compare(): seeds={seeds!r} is neither how many nor a list of whole numbers") from None
+
+
 def _key(name: str) -> str:
     return name if name in ("arm", "question") else f"graft.{name}"
 
@@ -196,9 +212,7 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
         if "value" not in outcome and "items" not in outcome:
             raise RunError(f"the training loop returned {sorted(outcome)} for {name}", 'return {"items": ...}')
         if outcome.get("items") is not None:
-            items = np.asarray(outcome["items"], dtype=np.float64)
-            if items.ndim != 1 or not len(items) or not np.isfinite(items).all():
-                raise RunError(f"the items of {name} are no finite numbers in one row", "one number for each test item")
+            items = _row(outcome["items"], name)
         outcome = outcome.get("value", None if items is None else items.mean())
     try:
         value = float(outcome)
@@ -209,6 +223,16 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")
     return make_fact(trial, value, items, seconds, trial.facts)
+
+
+def _row(given: Any, name: str) -> NDArray[np.float64]:
+    try:
+        items = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given, dtype=np.float64)
+    except (TypeError, ValueError):
+        items = np.empty(0)
+    if items.ndim != 1 or not len(items) or not np.isfinite(items).all():
+        raise RunError(f"the items of {name} are no finite numbers in one row", "one number for each test item")
+    return items
 
 
 def _check_same_start(facts: Sequence[Fact]) -> None:

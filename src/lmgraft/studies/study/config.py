@@ -242,7 +242,7 @@ def check_study(
         raise RecipeError(f"{where} names no recipe", "add `recipe: image/fashion_vit` or another")
     name = config.name or name
     if not LABEL.fullmatch(name):
-        raise RecipeError(f"{where}: name={name!r} names no folder", "letters, digits and _ . + - only")
+        raise RecipeError(f"{where}: name={name!r} names no folder", "up to 80 letters, digits and _ . + -")
     arms = read_arms(config.arms, where)
     seeds = _check_seeds(config.seeds, where)
     if not 0.5 < config.confidence < 1:

@@ -167,7 +167,7 @@ def kept(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
             items = read_arrays(file.with_suffix(".npz"))["items"]
             if hashlib.sha256(items.tobytes()).hexdigest() != content["items"]:
                 raise ValueError("not the items it was written with")
-        fact = make_fact(trial, content["value"], items, content["seconds"], content)
+        fact = make_fact(trial, _number(content["value"]), items, _number(content["seconds"]), content)
         fact.record["environment"] = content["environment"]
         measured = dict(content["metric"])
     except (ValueError, KeyError, TypeError) as error:
@@ -175,3 +175,9 @@ def kept(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
     if measured != _read_as(metric):
         raise RunError(f"{file} holds {_words(measured)}, not {_words(_read_as(metric))}", "choose another out=")
     return fact
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{value!r} is no number")
+    return value

@@ -17,9 +17,9 @@ from lmgraft.graft import GraftConfig, find_graft
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.recipes.grafted import graft_arm
-from lmgraft.report.bench_explained import describe
-from lmgraft.report.bench_figures import by_tokens, by_width, write_figures
-from lmgraft.report.bench_table import HEADER, line, markdown, rows
+from lmgraft.report.bench.explained import describe
+from lmgraft.report.bench.figures import by_tokens, by_width, write_figures
+from lmgraft.report.bench.table import HEADER, line, markdown, rows
 from lmgraft.studies.bench import blocks, hosts, run
 from lmgraft.studies.bench.arms import chosen_plan, make_arm, make_step
 from lmgraft.studies.bench.blocks import SHAPES, make_block

@@ -22,7 +22,7 @@ from lmgraft.data.corruptions import CORRUPTIONS, corrupt
 from lmgraft.data.fashion_mnist import FashionMNIST
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained, train_run
-from lmgraft.report.robustness import markdown, to_dict, write_report
+from lmgraft.report.robustness.table import markdown, to_dict, write_report
 from lmgraft.studies.robustness import run as robustness
 from lmgraft.studies.robustness import timm_model
 from lmgraft.studies.robustness.cells import Cell, corruption_cells, crop_transform, set_cells, spread

@@ -18,8 +18,8 @@ from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
-from lmgraft.report.scan_page import write_report
-from lmgraft.report.scan_words import next_study, statements
+from lmgraft.report.scan.page import write_report
+from lmgraft.report.scan.words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places

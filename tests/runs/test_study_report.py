@@ -16,17 +16,16 @@ from PIL import Image
 from study_results import CLASSES, CORRUPTIONS, breakdown, compare, controls, depth, make_arm, make_study
 
 from lmgraft.analysis.metrics import METRICS
-from lmgraft.report import study_format as write
-from lmgraft.report.study_breakdown import MOST_ROWS, shown_names
-from lmgraft.report.study_depth import by_layer
-from lmgraft.report.study_draw import colors, in_the_dark, inline, short, theme, write_figures
-from lmgraft.report.study_figures import FIGURES, draw_all
-from lmgraft.report.study_files import arms_csv, breakdown_csv, contrasts_csv, latex, latex_text, markdown
-from lmgraft.report.study_limits import limits
-from lmgraft.report.study_page import page
-from lmgraft.report.study_report import write_report
-from lmgraft.report.study_tables import (
-    Table,
+from lmgraft.report.drawing import colors, in_the_dark, inline, short, theme, write_figures
+from lmgraft.report.study import format as write
+from lmgraft.report.study import write_report
+from lmgraft.report.study.breakdown import MOST_ROWS, shown_names
+from lmgraft.report.study.depth import by_layer
+from lmgraft.report.study.figures import FIGURES, draw_all
+from lmgraft.report.study.files import arms_csv, breakdown_csv, contrasts_csv
+from lmgraft.report.study.limits import limits
+from lmgraft.report.study.page import page
+from lmgraft.report.study.tables import (
     arms_header,
     arms_rows,
     arms_table,
@@ -38,6 +37,7 @@ from lmgraft.report.study_tables import (
     questions_table,
     seeds_table,
 )
+from lmgraft.report.table import Table, latex, latex_text, markdown
 
 VOID = {"meta", "br", "path", "use", "rect", "img"}
 

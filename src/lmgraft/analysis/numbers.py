@@ -7,6 +7,7 @@ import math
 from lmgraft.analysis.metrics import Metric
 
 NONE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 """In place of a number that is not there."""
 
 

@@ -98,8 +98,8 @@ def _device(name: str | None) -> str | None:
 
 
 def _bench(arguments: argparse.Namespace) -> int:
-    from lmgraft.report.bench_figures import write_figures
-    from lmgraft.report.bench_table import HEADER, line, markdown, rows
+    from lmgraft.report.bench.figures import write_figures
+    from lmgraft.report.bench.table import HEADER, line, markdown, rows
     from lmgraft.studies.bench.results import FILE, CellResult, read_results
     from lmgraft.studies.bench.run import Settings, run_bench
 
@@ -132,7 +132,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _explain(arguments: argparse.Namespace) -> int:
-    from lmgraft.report.bench_explained import describe
+    from lmgraft.report.bench.explained import describe
     from lmgraft.studies.bench.explain import explain_cell, explain_folder
 
     options = {"rounds": arguments.rounds, "seconds": min(arguments.seconds, 30.0)}

@@ -14,7 +14,7 @@ from rich.table import Table
 from lmgraft.data.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.registry import suggest
-from lmgraft.report.robustness import header, notes, rows, to_dict, write_report
+from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report
 from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_robustness
 from lmgraft.studies.robustness.sets import SETS
 from lmgraft.studies.robustness.timm_model import evaluate_checkpoint

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lmgraft import records
-from lmgraft.report.quickstart_page import write_page
-from lmgraft.report.tables import HEADER, markdown, rows
+from lmgraft.report.quickstart.page import write_page
+from lmgraft.report.quickstart.table import HEADER, markdown, rows
 from lmgraft.studies.quickstart import RECIPE, Quickstart, run_quickstart, statements
 
 

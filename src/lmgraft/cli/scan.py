@@ -10,10 +10,10 @@ from typing import Any
 from rich.console import Console
 
 from lmgraft.cli.tables import text_table
-from lmgraft.report.scan_page import write_report
-from lmgraft.report.scan_tables import scores_table
-from lmgraft.report.scan_words import statements
-from lmgraft.report.study_tables import Table as TextTable
+from lmgraft.report.scan.page import write_report
+from lmgraft.report.scan.tables import scores_table
+from lmgraft.report.scan.words import statements
+from lmgraft.report.table import Table as TextTable
 from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
 from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings

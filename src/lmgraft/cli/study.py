@@ -13,8 +13,8 @@ from lmgraft.cli.options import take_flag, take_number, take_option, take_option
 from lmgraft.cli.tables import text_table
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import ARMS
-from lmgraft.report.study_report import write_report
-from lmgraft.report.study_tables import arms_header, arms_rows, contrast_header, contrast_rows
+from lmgraft.report.study import write_report
+from lmgraft.report.study.tables import arms_header, arms_rows, contrast_header, contrast_rows
 from lmgraft.studies.progress import duration
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.checks import check_cells, missing_blocks

@@ -85,7 +85,7 @@ def compare(
         graft_options: Further fields of `GraftConfig`: at, residual, final_norm ...
 
     Returns:
-        The comparison; `lmgraft.report.study_report.write_report(result, folder)` writes its page.
+        The comparison; `lmgraft.report.study.write_report(result, folder)` writes its page.
 
     Raises:
         RecipeError: If arms, seeds or metric do not fit, before anything is trained.

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.paired import Contrast
-from lmgraft.report import study_format as write
-from lmgraft.report.study_tables import Table, arms_table, contrasts_table, mark_exploratory
+from lmgraft.report.study import format as write
+from lmgraft.report.study.tables import arms_table, contrasts_table, mark_exploratory
+from lmgraft.report.table import Table, latex, markdown
 from lmgraft.studies.study.results import StudyResult
 
 
@@ -101,65 +101,6 @@ def breakdown_csv(result: StudyResult) -> str:
     """One row a class or corruption of a contrast."""
     header = ["kind", "name", "arm", "reference", "mean", "low", "high"]
     return _csv(header, [[*astuple(part)[:-1], *part.interval] for part in result.breakdown])
-
-
-def markdown(table: Table) -> str:
-    """The table in Markdown, its text escaped."""
-    lines = [table.header, tuple("---:" if i else "---" for i in range(len(table.header))), *table.rows]
-    head, rule, *body = lines
-    shown = [tuple(map(_markdown_text, head)), rule, *(tuple(map(_markdown_text, row)) for row in body)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
-
-
-def latex(table: Table) -> str:
-    r"""The table as a `tabular` with booktabs' rules, its text escaped; the page needs \usepackage{booktabs}."""
-    columns = "l" + "r" * (len(table.header) - 1)
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        f"\\begin{{tabular}}{{{columns}}}",
-        "\\toprule",
-        _latex_row(table.header),
-        "\\midrule",
-        *map(_latex_row, table.rows),
-        "\\bottomrule",
-        "\\end{tabular}",
-    ]
-    return "\n".join([*lines, ""])
-
-
-def _latex_row(cells: Sequence[str]) -> str:
-    return " & ".join(map(latex_text, cells)) + r" \\"
-
-
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "\0": "{}",
-    write.NONE: "--",
-    write.MINUS: "$-$",
-    "[": "{[}",  # at a row's beginning it would be read as the option of the \\ before
-    "]": "{]}",
-    "*": "{*}",
-} | {character: f"\\{character}" for character in "&%$#_{}"}
-
-
-def latex_text(text: str) -> str:
-    """`text` so that LaTeX prints it as it is; minus signs before numbers as such."""
-    minus = re.sub(r"(?<![\w-])-(?=\d)", write.MINUS, _one_line(text))
-    apart = re.sub(r"-(?=-)", "-\0", minus)  # two would be joined to a dash
-    return "".join(_LATEX.get(character, character) for character in apart)
-
-
-def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", _one_line(text))
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from lmgraft import records
-from lmgraft.report.study_draw import write_figures
-from lmgraft.report.study_figures import FIGURES, draw_all
-from lmgraft.report.study_files import write_tables
-from lmgraft.report.study_page import page
+from lmgraft.report.drawing import write_figures
+from lmgraft.report.study.figures import FIGURES, draw_all
+from lmgraft.report.study.files import write_tables
+from lmgraft.report.study.page import page
 from lmgraft.studies.study.results import StudyResult
 
 

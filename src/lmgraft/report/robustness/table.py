@@ -10,7 +10,9 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.robustness import CorruptionSummary, Count
-from lmgraft.report.robustness_figure import write_figure
+from lmgraft.report import table
+from lmgraft.report.robustness.figure import write_figure
+from lmgraft.report.table import Table
 from lmgraft.studies.robustness.run import Robustness
 from lmgraft.studies.robustness.sets import SETS
 
@@ -92,16 +94,10 @@ def markdown(results: Sequence[Robustness]) -> str:
     """The page beside the figure."""
     name = NAMES[results[0].suite]
     lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), ""]
-    lines += [_line(header(results)), _line(["---", *("---:" for _ in results)])]
-    lines += [_line(row) for row in rows(results)]
-    lines += ["", _INTERVALS]
+    lines += [table.markdown(Table(header(results), rows(results))), _INTERVALS]
     if any(result.summary for result in results):
         lines += ["", f"![accuracy against severity]({name}.png)"]
     return "\n".join([*lines, ""])
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def to_dict(result: Robustness) -> dict[str, Any]:

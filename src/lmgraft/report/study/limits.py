@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lmgraft.analysis.paired import Contrast
-from lmgraft.report import study_format as write
+from lmgraft.report.study import format as write
 from lmgraft.studies.study.results import StudyResult
 
 _MOST = 4

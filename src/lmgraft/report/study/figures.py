@@ -13,10 +13,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lmgraft.analysis.paired import Contrast
-from lmgraft.report import study_format as write
-from lmgraft.report.study_breakdown import class_figure, corruption_figure
-from lmgraft.report.study_depth import layers_figure, scale_figure
-from lmgraft.report.study_draw import INK, OUTCOMES, PLAIN_STYLE, SOFT, colors, legend, markers, short
+from lmgraft.report.drawing import INK, OUTCOMES, PLAIN_STYLE, SOFT, colors, legend, markers, short
+from lmgraft.report.study import format as write
+from lmgraft.report.study.breakdown import class_figure, corruption_figure
+from lmgraft.report.study.depth import layers_figure, scale_figure
 from lmgraft.studies.study.results import Band, StudyResult
 
 

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
 
 from lmgraft.analysis.metrics import METRICS, Metric
 from lmgraft.analysis.paired import Contrast
-from lmgraft.report import study_format as write
+from lmgraft.report.study import format as write
+from lmgraft.report.table import Table
 from lmgraft.studies.study.results import ArmResult, Breakdown, StudyResult
-
-
-@dataclass(frozen=True)
-class Table:
-    """Text in rows; every row as long as the header."""
-
-    header: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
 
 
 def arms_table(result: StudyResult) -> Table:

@@ -12,8 +12,7 @@ from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
 from lmgraft.analysis.metrics import Metric
 from lmgraft.analysis.numbers import NONE, in_unit
-from lmgraft.report.study_files import latex, markdown
-from lmgraft.report.study_tables import Table
+from lmgraft.report.table import Table, latex, markdown
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.ranking import GAIN, Ranked, column, columns, rank
 from lmgraft.studies.scan.results import Scan, Scanned

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from html import escape
-from importlib import resources
 from pathlib import Path
 
 from lmgraft import records
 from lmgraft.report.figures import COLORS, curves_svg, grey_png, heat_png, intervals_svg
-from lmgraft.report.tables import HEADER, rows
+from lmgraft.report.html import document, sentences
+from lmgraft.report.quickstart.table import HEADER, rows
 from lmgraft.studies.quickstart import LOSS_WINDOW, MappedImage, Quickstart, Sample, statements
-
-_CSS = resources.files("lmgraft.report").joinpath("page.css").read_text(encoding="utf-8")
 
 
 def write_page(quickstart: Quickstart, path: Path) -> Path:
@@ -25,24 +23,15 @@ def page(quickstart: Quickstart) -> str:
     q = quickstart
     values = {arm: (r.accuracy, *q.intervals[arm]) for arm, r in q.results.items()}
     total = next(iter(q.results.values())).total
-    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in statements(q))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lmgraft quickstart</title>
-<style>{_CSS}</style>
-</head>
-<body><main>
-<h1>Does one frozen language-model block help a small vision encoder?</h1>
-<p class="lead">A small ViT was trained three times on {q.train_size:,} Fashion-MNIST images, with the same seed,
-initial weights, order and augmentation: by itself, with one frozen block of an LLM as one more layer, and with a
-frozen block of random weights in its place. The figures below are for {total:,} test images.</p>
-
-<div class="card words"><ul>{words}</ul></div>
-
-<h2>Results</h2>
+    lead = (
+        f"A small ViT was trained three times on {q.train_size:,} Fashion-MNIST images, with the same seed, initial "
+        "weights, order and augmentation: by itself, with one frozen block of an LLM as one more layer, and with a "
+        f"frozen block of random weights in its place. The figures below are for {total:,} test images."
+    )
+    heading = "Does one frozen language-model block help a small vision encoder?"
+    sections = [
+        sentences(statements(q)),
+        f"""<h2>Results</h2>
 <div class="card">{_table(q)}</div>
 <div class="card" role="img" aria-label="Test accuracy of each arm with its interval">{intervals_svg(values)}</div>
 
@@ -64,9 +53,9 @@ tokens no gradient of their own, so expect little from maps of so short a traini
 
 <h2>To repeat it</h2>
 <div class="card">{_facts(q)}</div>
-</main></body>
-</html>
-"""
+""",
+    ]
+    return document("lmgraft quickstart", heading, lead, sections)
 
 
 def _table(q: Quickstart) -> str:

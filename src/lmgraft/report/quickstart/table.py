@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from lmgraft.report import table
+from lmgraft.report.table import Table
 from lmgraft.studies.quickstart import Quickstart
 
 HEADER = ("arm", "test accuracy", "95 % interval", "trained", "frozen", "seconds", "peak memory")
@@ -28,5 +30,4 @@ def rows(quickstart: Quickstart) -> list[tuple[str, ...]]:
 
 def markdown(quickstart: Quickstart) -> str:
     """The table in Markdown."""
-    lines = [HEADER, tuple("---:" if i else "---" for i in range(len(HEADER))), *rows(quickstart)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return table.markdown(Table(HEADER, rows(quickstart)))

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 from pathlib import Path
 
 import yaml
 
 from lmgraft import records
-from lmgraft.report.scan_figures import FIGURES, draw_all
-from lmgraft.report.scan_tables import TIED, agreement_table, scores_table, write_tables
-from lmgraft.report.scan_words import candidates_to_train, next_study, score_facts, statements, truths, unit_for
-from lmgraft.report.study_draw import inline, theme, write_figures
-from lmgraft.report.study_html import details, plain_table
-from lmgraft.report.study_tables import Table
+from lmgraft.report.drawing import inline, theme, write_figures
+from lmgraft.report.html import details, document, listed_files, plain_table, sentences
+from lmgraft.report.scan.figures import FIGURES, draw_all
+from lmgraft.report.scan.tables import TIED, agreement_table, scores_table, write_tables
+from lmgraft.report.scan.words import candidates_to_train, next_study, score_facts, statements, truths, unit_for
+from lmgraft.report.table import Table
 from lmgraft.studies.scan.known import Known
 from lmgraft.studies.scan.ranking import agreements, columns
 from lmgraft.studies.scan.results import Scan
-
-_CSS = resources.files("lmgraft.report").joinpath("page.css").read_text(encoding="utf-8")
 
 _ALT = {
     "layers": "Each score against the layer of the LLM, a line for each LLM and position",
@@ -59,9 +56,8 @@ def page(
 ) -> str:
     """The whole page as HTML."""
     figures = {name: inline(svg) for name, svg in svgs.items()}
-    words = "".join(f"<li>{escape(sentence)}</li>" for sentence in statements(scan, known))
     sections = [
-        f'<div class="card words"><ul>{words}</ul></div>',
+        sentences(statements(scan, known)),
         "<h2>Every candidate</h2>" + _explained(scan) + f'<div class="card">{plain_table(scores_table(scan))}</div>',
         _failures(scan),
         _figure("Against the layer", _CUT, figures, "layers"),
@@ -71,25 +67,10 @@ def page(
         f'<div class="card">{plain_table(Table(_OF_SCORES, score_facts()), "prose")}</div>',
         _next(scan, out),
         _facts(scan),
-        '<h2>Files</h2><div class="card"><ul class="files">'
-        + "".join(f'<li><a href="{escape(file)}">{escape(file)}</a></li>' for file in files)
-        + "</ul></div>",
+        listed_files("Files", files),
     ]
-    return f"""<!doctype html>
-<html lang="en" class="both">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lmgraft scan of {escape(scan.recipe)}</title>
-<style>{_CSS}{theme(list(figures.values()))}</style>
-</head>
-<body><main>
-<h1>Which LLM, which layer, which position?</h1>
-<p class="lead">{escape(_lead(scan))}</p>
-{"".join(section for section in sections if section)}
-</main></body>
-</html>
-"""
+    title, heading = f"lmgraft scan of {scan.recipe}", "Which LLM, which layer, which position?"
+    return document(title, heading, _lead(scan), sections, colors=theme(list(figures.values())), dark=True)
 
 
 def _lead(scan: Scan) -> str:

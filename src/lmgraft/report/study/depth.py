@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lmgraft.report import study_format as write
+from lmgraft.report.drawing import INK, MARKERS, SOFT, legend, short
 from lmgraft.report.figures import FURTHER
-from lmgraft.report.study_draw import INK, MARKERS, SOFT, legend, short
+from lmgraft.report.study import format as write
 from lmgraft.studies.study.results import ArmResult, StudyResult
 
 Group = tuple[str, list[ArmResult]]

@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 
-from lmgraft.report import study_format as write
-from lmgraft.report.study_draw import OUTCOMES
-from lmgraft.report.study_tables import Table, contrasts_table
+from lmgraft.report.drawing import OUTCOMES
+from lmgraft.report.html import details, head, plain_table, row
+from lmgraft.report.study import format as write
+from lmgraft.report.study.tables import contrasts_table
+from lmgraft.report.table import Table
 from lmgraft.studies.study.results import StudyResult
 
 _SIGNS = {"better": "▲", "worse": "▼", "not shown": "○"}
 
 
-def plain_table(table: Table, style: str = "") -> str:
-    """A table as it is."""
-    rows = "".join(_row(row) for row in table.rows)
-    return f'<table class="{style}">{_head(table.header)}<tbody>{rows}</tbody></table>'
-
-
 def arm_table(table: Table, colors: Mapping[str, str]) -> str:
     """A table of arms, each with its colour."""
-    rows = "".join(_row(row, before=_dot(colors.get(row[0]))) for row in table.rows)
-    return f"<table>{_head(table.header)}<tbody>{rows}</tbody></table>"
+    rows = "".join(row(cells, before=_dot(colors.get(cells[0]))) for cells in table.rows)
+    return f"<table>{head(table.header)}<tbody>{rows}</tbody></table>"
 
 
 def contrast_table(result: StudyResult) -> str:
@@ -35,11 +31,11 @@ def contrast_table(result: StudyResult) -> str:
             rows = contrasts_table(result, group, minus=write.MINUS).rows
             body += f'<tr class="group"><th colspan="{len(header)}" scope="rowgroup">{title}</th></tr>'
             body += "".join(
-                _row(row[:-1], second=_outcome(contrast.outcome, row[-1]))
-                for row, contrast in zip(rows, group, strict=True)
+                row(cells[:-1], second=_outcome(contrast.outcome, cells[-1]))
+                for cells, contrast in zip(rows, group, strict=True)
             )
-    head = _head((header[0], header[-1], *header[1:-1]))
-    return f'<table class="contrasts">{head}<tbody>{body}</tbody></table>'
+    names = (header[0], header[-1], *header[1:-1])
+    return f'<table class="contrasts">{head(names)}<tbody>{body}</tbody></table>'
 
 
 def _outcome(kind: str, said: str) -> str:
@@ -47,24 +43,8 @@ def _outcome(kind: str, said: str) -> str:
     return f'<td class="outcome" style="color:var(--c{color})">{_SIGNS[kind]} {escape(said)}</td>'
 
 
-def _head(names: Sequence[str]) -> str:
-    cells = "".join(f'<th scope="col">{escape(name).replace(" = ", "&nbsp;=&nbsp;")}</th>' for name in names)
-    return f"<thead><tr>{cells}</tr></thead>"
-
-
-def _row(cells: Sequence[str], before: str = "", second: str = "") -> str:
-    long = " long" if len(cells[0]) > 32 else ""
-    first = f'<td class="name{long}">{before}{escape(cells[0])}</td>'
-    return f"<tr>{first}{second}{''.join(f'<td>{escape(cell)}</td>' for cell in cells[1:])}</tr>"
-
-
 def _dot(color: str | None) -> str:
     return "" if color is None else f'<span class="dot" style="background:var(--c{color.lstrip("#")})"></span>'
-
-
-def details(title: str, inside: str) -> str:
-    """Something to be opened."""
-    return f'<details class="card"><summary>{escape(title)}</summary>{inside}</details>'
 
 
 def repeat(result: StudyResult) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from lmgraft.report import table
+from lmgraft.report.table import Table
 from lmgraft.studies.bench.cells import PLAIN
 from lmgraft.studies.bench.results import METHOD, CellResult
 
@@ -89,14 +91,12 @@ def markdown(results: Iterable[CellResult]) -> str:
         versions = ", ".join(f"{name} {version}" for name, version in context["versions"].items() if version)
         lines += [f"Measured on {context['machine']}, {context['threads']} threads; {versions}.", ""]
         mine = [result for result in results if result.context == context]
-        lines += [_row(HEADER), _row(["---"] + ["---:"] * (len(HEADER) - 1))]
-        lines += [_row(row) for result in mine for row in rows(result)]
-        lines.append("")
+        lines.append(table.markdown(Table(HEADER, [_filled(row) for result in mine for row in rows(result)])))
     return "\n".join([*lines, METHOD, ""])
 
 
-def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _filled(row: Sequence[str]) -> tuple[str, ...]:
+    return (*row, *[""] * (len(HEADER) - len(row)))
 
 
 def _distinct(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lmgraft.analysis.metrics import METRICS, Metric
+from lmgraft.report.drawing import MARKERS, PLAIN_STYLE, SOFT, legend, short
 from lmgraft.report.figures import FURTHER
-from lmgraft.report.scan_tables import scale_of, title_of, unit_of
-from lmgraft.report.study_draw import MARKERS, PLAIN_STYLE, SOFT, legend, short
+from lmgraft.report.scan.tables import scale_of, title_of, unit_of
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.known import Known
 from lmgraft.studies.scan.ranking import GAIN, column, columns

@@ -7,7 +7,7 @@ import yaml
 from lmgraft.analysis.agreement import Agreement
 from lmgraft.analysis.metrics import METRICS, Metric
 from lmgraft.analysis.numbers import in_unit
-from lmgraft.report.scan_tables import title_of, unit_of, written
+from lmgraft.report.scan.tables import title_of, unit_of, written
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import parse_position
 from lmgraft.studies.scan.known import Known

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from importlib import resources
 
 from lmgraft.analysis.bootstrap_coverage import coverage_words
-from lmgraft.report import study_format as write
-from lmgraft.report.study_breakdown import MOST_COLUMNS, MOST_ROWS
-from lmgraft.report.study_draw import OUTCOMES, colors, inline, theme
-from lmgraft.report.study_html import arm_table, contrast_table, details, plain_table, repeat
-from lmgraft.report.study_limits import limits
-from lmgraft.report.study_tables import (
+from lmgraft.report.drawing import OUTCOMES, colors, inline, theme
+from lmgraft.report.html import details, document, listed_files, plain_table
+from lmgraft.report.study import format as write
+from lmgraft.report.study.breakdown import MOST_COLUMNS, MOST_ROWS
+from lmgraft.report.study.html import arm_table, contrast_table, repeat
+from lmgraft.report.study.limits import limits
+from lmgraft.report.study.tables import (
     arms_table,
     at_the_edge,
     breakdown_pairs,
@@ -23,8 +23,6 @@ from lmgraft.report.study_tables import (
     seeds_table,
 )
 from lmgraft.studies.study.results import StudyResult
-
-_CSS = resources.files("lmgraft.report").joinpath("page.css").read_text(encoding="utf-8")
 
 _ALT = {
     "arms": "Each arm's mean with its interval, and every seed",
@@ -60,23 +58,10 @@ def page(result: StudyResult, svgs: Mapping[str, str], files: Sequence[str] = ()
         *(_breakdown(result, kind, figures) for kind in ("class", "corruption")),
         _grid(result),
         repeat(result),
-        _files(files),
+        listed_files("Files beside this page", files),
     ]
-    return f"""<!doctype html>
-<html lang="en" class="both">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(result.question)} {write.NONE} lmgraft study {escape(result.name)}</title>
-<style>{_CSS}{colored}</style>
-</head>
-<body><main>
-<h1>{escape(result.question)}</h1>
-<p class="lead">{escape(_lead(result))}</p>
-{"".join(section for section in sections if section)}
-</main></body>
-</html>
-"""
+    title = f"{result.question} {write.NONE} lmgraft study {result.name}"
+    return document(title, result.question, _lead(result), sections, colors=colored, dark=True)
 
 
 def _lead(result: StudyResult) -> str:
@@ -262,8 +247,3 @@ def _grid(result: StudyResult) -> str:
     if edge := at_the_edge(result):
         said += f" At the edge of what was tried, so that a better one may lie beyond: {', '.join(edge)}."
     return f'<h2>Learning rates</h2><p class="lead">{escape(said)}</p><div class="card">{plain_table(table)}</div>'
-
-
-def _files(files: Sequence[str]) -> str:
-    links = "".join(f'<li><a href="{escape(file)}">{escape(file)}</a></li>' for file in files)
-    return f'<h2>Files beside this page</h2><div class="card"><ul class="files">{links}</ul></div>' if links else ""

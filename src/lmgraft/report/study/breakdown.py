@@ -8,9 +8,9 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from lmgraft.report.study_draw import INK, SOFT, short
-from lmgraft.report.study_format import MINUS
-from lmgraft.report.study_tables import breakdown_metric, breakdown_pairs
+from lmgraft.report.drawing import INK, SOFT, short
+from lmgraft.report.study.format import MINUS
+from lmgraft.report.study.tables import breakdown_metric, breakdown_pairs
 from lmgraft.studies.study.results import Breakdown, StudyResult
 
 MOST_ROWS = 30

@@ -1,0 +1,1 @@
+"""The benchmark's table, charts, and the words of --explain."""

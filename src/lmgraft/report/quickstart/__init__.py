@@ -1,0 +1,1 @@
+"""The quickstart's table and page."""

@@ -1,0 +1,1 @@
+"""Robustness suites: the table, its JSON, the figure."""

@@ -224,6 +224,32 @@ def test_a_kept_value_that_is_no_number_is_said(compare, tmp_path, value):
         compare(Loop(), out=tmp_path)
 
 
+def test_a_study_and_a_comparison_do_not_share_a_folder(compare, tmp_path):
+    run = tmp_path / "runs" / "plain" / "seed0" / "config.yaml"
+    run.parent.mkdir(parents=True)
+    run.write_text("seed: 0")
+    loop = Loop()
+    with pytest.raises(RunError, match="holds a study by lmgraft study"):
+        compare(loop, out=tmp_path)
+    assert not loop.calls
+    assert [file.name for file in tmp_path.iterdir() if not file.name.startswith(".")] == ["runs"]
+
+
+def test_items_of_another_number_are_refused_at_once_and_not_kept(compare, tmp_path):
+    def loop(trial):
+        return Loop(lambda t: {"items": [1.0] * (5 if t.label == "llm" else 4)})(trial)
+
+    with pytest.raises(RunError, match=r"different numbers of test items \(plain, seed 0: 4, llm, seed 0: 5\)"):
+        compare(loop, out=tmp_path)
+    assert [file.parent.name for file in (tmp_path / "trials").rglob("*.json")] == ["plain"]
+
+
+def test_items_in_some_arms_only_are_noted(compare):
+    result = compare(Loop(lambda t: 0.5 if t.label == "llm" else {"items": [1.0, 0.0]}), notes="beware")
+    assert result.notes[0] == "beware"
+    assert any("no bootstrap over items" in note for note in result.notes)
+
+
 def test_items_may_be_a_tensor_of_any_kind_and_seeds_numbers_of_any_kind(compare):
     def loop(trial):
         items = torch.tensor([1.0, 0.0, 1.0, 1.0], requires_grad=True)
@@ -242,6 +268,9 @@ def test_items_may_be_a_tensor_of_any_kind_and_seeds_numbers_of_any_kind(compare
         ({"accuracy": 1}, "accuracy"),
         ({"items": [[1.0]]}, "no finite numbers in one row"),
         ({"items": "abc"}, "no finite numbers in one row"),
+        (83.2, "returned 83.2 for plain, seed 0, which is no test accuracy"),
+        (-0.1, "which is no test accuracy"),
+        ({"items": [0.0, 100.0]}, "which is no test accuracy"),
         ({"items": ["a", "b"]}, "no finite numbers in one row"),
         ({"value": 0.9, "items": [0.0, 1.0]}, "its items' mean 0.5"),
     ],

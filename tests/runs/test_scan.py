@@ -491,13 +491,15 @@ def test_known_trainings_are_matched(scanned, tmp_path):
     file.write_text(json.dumps({"metric": "acuracy", "candidates": rows}))
     with pytest.raises(LmgraftError, match="no metric 'acuracy'"):
         read_trainings(file)
-    for content in (
-        '{"candidates": [{}]}',
-        '{"candidates": [{"llm": "a", "layer": 1, "position": "tail", "gain": NaN}]}',
-    ):
+    good = {"llm": "a", "layer": 1, "position": "tail", "gain": 0.1}
+    bad = [{}, *(good | wrong for wrong in ({"gain": float("nan")}, {"gain": True}, {"gain": "1"}, {"layer": 1.7}))]
+    for content in (json.dumps({"candidates": [row]}) for row in bad):
         file.write_text(content)
         with pytest.raises(RunError, match="neither a study"):
             read_trainings(file)
+    file.write_text(json.dumps({"candidates": [good | {"gain": 40}]}))
+    with pytest.raises(RunError, match=r"a gain of 40, which no test accuracy can have"):
+        read_trainings(file)
 
 
 def study_results(arms):

@@ -184,6 +184,55 @@ def test_a_list_of_changes_that_is_none_is_not_to_be_thrown_away(out, study, con
         summarise(study, out)
 
 
+def test_a_folder_of_compare_is_refused(out, study):
+    (out / "arms.json").write_text("{}")
+    with pytest.raises(RunError, match=r"holds a comparison by lmgraft\.compare"):
+        run_here(study, out, executor=no_executor)
+
+
+@pytest.mark.parametrize("damage", ["", '{"data": 1', "{}"])
+def test_a_record_that_is_cut_short_is_made_again(out, study, tiny_study, damage):
+    run = out / "runs" / "llm" / "seed1"
+    (run / "run.json").write_text(damage)
+    result, trained, said = run_here(study, out)
+    assert trained == ["llm, seed 1"]
+    assert any("run.json" in line and "set aside" in line for line in said)
+    assert (run / "run.json.damaged").read_text() == damage
+    assert_same_run(run, tiny_study[0] / "runs" / "llm" / "seed1")
+    assert result.arms[1].values == read_study(tiny_study[0]).arms[1].values
+
+
+def test_a_recipe_of_a_run_that_is_cut_short(out, study):
+    file = out / "runs" / "llm" / "seed1" / "config.yaml"
+    file.write_text(file.read_text()[:150])
+    with pytest.raises(RunError, match=r"(?s)delete the folder to train this run again"):
+        run_here(study, out, executor=no_executor)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("{corruptions: [fogg]}", "there is no corruption 'fogg'"),
+        ("{corruptions: []}", "names none"),
+        ("{corruptions: [fog, fog]}", "names one twice"),
+        ("{limit: 0}", "limit 0 must be at least 1"),
+        ("{seed: -1}", "must not be negative"),
+    ],
+)
+def test_corruptions_that_do_not_fit_are_said_before_anything_is_trained(recipe_file, tmp_path, wanted, said):
+    study = study_of(recipe_file, "--robustness", wanted)
+    with pytest.raises(LmgraftError, match=said):
+        run_here(study, tmp_path / "out", executor=no_executor)
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_block_under_two_numbers_is_refused(recipe_file, tmp_path):
+    arms = "{plain: {}, last: {arm: llm, graft.layer: -1}, third: {arm: llm, graft.layer: 2}}"
+    study = study_of(recipe_file, "--arms", arms)
+    with pytest.raises(RecipeError, match="arms last and third are the same: layer 2 of 3"):
+        run_here(study, tmp_path / "out", executor=no_executor)
+
+
 def test_a_file_where_the_folder_would_be(out, study):
     with pytest.raises(RunError, match="a file is in the way"):
         run_here(study, out / "study.yaml", executor=no_executor)

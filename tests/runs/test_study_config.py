@@ -278,6 +278,30 @@ def test_contrasts_of_arms_that_the_command_line_leaves_out_are_dropped_and_it_i
         load_study("image/fashion_controls", ["--arms", "plain,llm", "--contrasts", "[[llm, mlp]]"])
 
 
+def test_robustness_may_be_changed_from_the_command_line():
+    file = "[plain, llm]\nrobustness: {corruptions: [fog], limit: 50}"
+    of = [(["--robustness.limit", "3"], ["fog"], 3), (["--robustness.limit=4", "--robustness.seed=2"], ["fog"], 4)]
+    of += [(["--robustness", "{limit: 7}"], None, 7), (["--robustness.corruptions", "[snow]"], ["snow"], 50)]
+    for options, corruptions, limit in of:
+        study = with_arms(file, *options)
+        assert (study.robustness.corruptions, study.robustness.limit) == (corruptions, limit)
+        assert parse_study(study.yaml, name="mine") == study
+    assert with_arms(file, "--robustness", "null").robustness is None
+    assert with_arms("[plain, llm]", "--robustness.limit", "3").robustness.limit == 3
+    with pytest.raises(RecipeError, match="limitt"):
+        with_arms(file, "--robustness.limitt", "3")
+
+
+def test_a_key_that_comes_twice_is_said():
+    with pytest.raises(RecipeError, match="'arms' comes twice in one mapping, again in line 3"):
+        parse_study("recipe: x\narms: [plain, llm]\narms: [plain, mlp]", name="mine")
+    with pytest.raises(RecipeError, match="'limit' comes twice"):
+        parse_study("recipe: x\narms: [plain, llm]\nrobustness: {limit: 1, limit: 2}", name="mine")
+    merged = "recipe: image/fashion_vit\nbase: &b {train.epochs: 1}"
+    with pytest.raises(RecipeError, match="base"):  # an anchor is no repetition
+        parse_study(merged + "\narms: [plain, llm]\noverrides: {<<: *b, train.epochs: 2}", name="mine")
+
+
 def test_null_is_the_default_of_any_key():
     keys = ("seeds", "overrides", "notes", "learning_rates", "margin", "contrasts", "robustness", "metric", "question")
     assert with_arms("[plain, llm]\n" + "".join(f"{key}: null\n" for key in keys)) == with_arms("[plain, llm]")

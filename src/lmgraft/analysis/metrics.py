@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from lmgraft.errors import RecipeError
@@ -59,6 +60,21 @@ METRICS: dict[str, Metric] = {
 }
 
 
+_RANGES = {"accuracy": (0.0, 1.0), "top5": (0.0, 1.0), "nll": (0.0, math.inf)}
+
+
+def possible(value: float, metric: Metric) -> bool:
+    """Whether there can be such a value of one of `METRICS`; of another metric nothing is known."""
+    low, high = _RANGES[metric.name] if metric == METRICS.get(metric.name) else (-math.inf, math.inf)
+    return low <= value <= high
+
+
+def largest_difference(metric: Metric) -> float:
+    """Between two values of one of `METRICS`; infinite where nothing is known."""
+    low, high = _RANGES[metric.name] if metric == METRICS.get(metric.name) else (-math.inf, math.inf)
+    return high - low
+
+
 def find_metric(name: str) -> Metric:
     """The metric of that name.
 
@@ -66,5 +82,5 @@ def find_metric(name: str) -> Metric:
         RecipeError: If there is none; it lists those there are.
     """
     if name not in METRICS:
-        raise RecipeError(f"there is no metric {name!r}", f"{suggest(name, METRICS)} One of: {', '.join(METRICS)}")
+        raise RecipeError(f"there is no metric {name!r}", suggest(name, METRICS))
     return METRICS[name]

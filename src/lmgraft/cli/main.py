@@ -6,6 +6,7 @@ Commands are imported when called, so `lmgraft --help` needs nothing heavy.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -42,8 +43,8 @@ def usage() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status.
 
-    0: well. 1: interrupted, or damage was found. 2: a mistake in what was asked. 130, 143: a training
-    was asked to stop by Ctrl-C or SIGTERM, and has saved.
+    0: well. 1: damage was found. 2: a mistake in what was asked. 130, 143: stopped by Ctrl-C or
+    SIGTERM; trainings have saved.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         print(f"\nlmgraft {name}: interrupted; the same command (train: with --resume) goes on", file=sys.stderr)
-        return 1
+        return 128 + signal.SIGINT
 
 
 def _command(name: str) -> Callable[[list[str]], int]:

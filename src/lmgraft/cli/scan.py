@@ -16,7 +16,7 @@ from lmgraft.report.scan.words import statements
 from lmgraft.report.table import Table as TextTable
 from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
-from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings
+from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings, unknown_images
 from lmgraft.studies.scan.run import Plan
 from lmgraft.studies.scan.scores import SCORES
 
@@ -45,6 +45,8 @@ def run(argv: list[str]) -> int:
     plan = plan_scan(config, _say)
     if trainings is not None:
         check_trainings(trainings, plan.candidates, plan.recipe.data.fingerprint())
+        if unknown_images(trainings):
+            _say(f"{trainings.source} does not say what images it was trained on: see to it that they are the scan's")
     if dry_run:
         _print_plan(plan, trainings)
         return 0

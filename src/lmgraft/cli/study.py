@@ -17,12 +17,13 @@ from lmgraft.report.study import write_report
 from lmgraft.report.study.tables import arms_header, arms_rows, contrast_header, contrast_rows
 from lmgraft.studies.progress import duration
 from lmgraft.studies.study.cells import make_cells
-from lmgraft.studies.study.checks import check_cells, missing_blocks
+from lmgraft.studies.study.checks import check_cells, check_different, missing_blocks
 from lmgraft.studies.study.config import Study, list_studies, load_study, study_parser
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.jobs import Executor
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import StudyResult
+from lmgraft.studies.study.robust import check_wanted
 from lmgraft.studies.study.run import run_study, states_of, summarise
 
 
@@ -79,6 +80,8 @@ def _executor(ray: str | None, workers: int | None, allow_difference: bool) -> E
 def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool) -> None:
     cells = make_cells(study, folder)
     check_cells(cells)
+    if study.robustness is not None:
+        check_wanted(study.robustness)
     states, _ = states_of(cells, reuse, _say, dry_run=True)
     rows = plan(cells, states, measure=measure, say=_say)
     print(f"{study.name}: {study.question}")
@@ -102,7 +105,10 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
             "" if row.seconds is None else duration(row.seconds),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
-    for error in missing_blocks([cell for cell in cells if states[cell] != "done"]):
+    missing = list(missing_blocks([cell for cell in cells if states[cell] != "done"]))
+    if not missing:
+        check_different(cells)
+    for error in missing:
         print(f"Missing: {error}")
     known = [row.seconds for row in rows if row.seconds is not None]
     if len(known) == len(rows):
@@ -137,6 +143,7 @@ write a page that says what was shown and what was not.
   --dry-run           print runs and cost, timed by a few steps of each arm, and what LLMs are missing; trains
                       and writes nothing in DIR, but fetches data and blocks into the cache to time them;
                       with --no-timing without timing: only LLMs' headers are fetched
+  --no-timing         with --dry-run: list the runs only
   --workers N         runs at a time on this machine (default 1)
   --ray ADDRESS       run on a Ray cluster: auto, local, or its address; --workers says how many at a time. DIR must
                       be a folder that all machines see

@@ -48,6 +48,7 @@ def find_named(name: str, root: Traversable, kind: str) -> str:
     file = root.joinpath(f"{name}.yaml")
     if ".." in name or not file.is_file():
         raise RecipeError(
-            f"there is no {kind} {name!r}", f"{suggest(name, list_named(root))} Or give a path that ends in .yaml."
+            f"there is no {kind} {name!r}",
+            f"{suggest(name, list_named(root))} A file of your own is a path that ends in .yaml.".strip(),
         )
     return file.read_text(encoding="utf-8")

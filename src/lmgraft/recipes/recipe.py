@@ -140,7 +140,7 @@ def compose(
     Raises:
         RecipeError: If a base is unknown, or recipes extend each other in a circle.
     """
-    content = _mapping(text)
+    content = _mapping(text, where)
     if content is None or "extends" not in content:
         return text
     text = yaml.safe_dump(_on_bases(content, (where,), find, ties), sort_keys=False)
@@ -155,19 +155,39 @@ def _on_bases(
     for name in wanted if isinstance(wanted, list) else [str(wanted)]:
         if name in names:
             raise RecipeError(f"recipes extend each other in a circle: {' -> '.join([*names, name])}")
-        base = _mapping(find(name))
+        base = _mapping(find(name), name)
         if base is None:
             raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
         merged = _laid_over(merged, _on_bases(base, (*names, name), find, ties), ties)
     return _laid_over(merged, content, ties)
 
 
-def _mapping(text: str) -> dict[str, Any] | None:
-    """None where the text is no mapping: the parser then says what is wrong with it."""
+class _Once(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML takes the last of two equal keys without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if (key.tag, key.value) in seen:
+                    line = key.start_mark.line + 1
+                    raise RecipeError(f"{key.value!r} comes twice in one mapping, again in line {line}")
+                seen.add((key.tag, key.value))
+        return dict(super().construct_mapping(node, deep))
+
+
+def _mapping(text: str, where: str) -> dict[str, Any] | None:
+    """None where the text is no mapping: the parser then says what is wrong with it.
+
+    Raises:
+        RecipeError: If a key comes twice.
+    """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Once)
     except yaml.YAMLError:
         return None
+    except RecipeError as error:
+        raise RecipeError(f"{where}: {error.message}", "leave one of them out") from None
     return content if isinstance(content, dict) else None
 
 

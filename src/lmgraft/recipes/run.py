@@ -22,7 +22,7 @@ from pytorch_lightning import Callback, LightningModule
 from torch import nn
 
 from lmgraft import records
-from lmgraft.errors import RunError
+from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import find_graft, save_pretrained
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.build import build_model, build_task, set_up_data
@@ -198,8 +198,8 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
     """The recipe of a run folder.
 
     Raises:
-        RunError: If the folder holds no run, or its config.yaml is no text.
-        RecipeError: If that is no recipe.
+        RunError: If the folder holds no run, or its config.yaml is no recipe.
+        RecipeError: If `overrides` do not fit.
     """
     file = run_dir / "config.yaml"
     if not file.is_file():
@@ -208,7 +208,15 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise RunError(f"{file} is damaged ({error})", "train it again in another folder") from None
-    return parse_recipe(text, overrides or (), where=str(file))
+    try:
+        return parse_recipe(text, overrides or (), where=str(file))
+    except RecipeError as error:
+        if overrides:
+            read_run(run_dir)  # the file by itself may be what is wrong
+            raise
+        raise RunError(
+            error.message, "cut short, or of another version: delete the folder to train this run again, or put it back"
+        ) from None
 
 
 def read_result(run_dir: Path) -> Result:

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lmgraft.analysis.metrics import METRICS, Metric
-from lmgraft.report.drawing import MARKERS, PLAIN_STYLE, SOFT, legend, short
+from lmgraft.report.drawing import INK, MARKERS, PLAIN_STYLE, SOFT, legend, short
 from lmgraft.report.figures import FURTHER
 from lmgraft.report.scan.tables import scale_of, title_of, unit_of
 from lmgraft.studies.scan.candidates import short_name
@@ -49,15 +49,15 @@ def layers_figure(scan: Scan) -> Figure | None:
                 found = [(s.candidate.layer, m) for s in group if (m := column(s, name)) and m.value is not None]
                 beside = 0.1 * (number - (len(lines) - 1) / 2)
                 _points(ax, [(layer + beside, m) for layer, m in found], name, number, line="-")
-            if unit_of(name) == "points":
+            zero = [0.0] if unit_of(name) == "points" else []
+            if zero:
                 ax.axhline(0, color=SOFT, linewidth=0.8)
             ax.set(xlabel="layer of the LLM, the first is 0", ylabel=_axis(name))
             ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-            _cut(
-                ax.set_ylim,
-                [m.value * scale_of(name) for s in scan.chosen() if (m := column(s, name)) and m.value is not None],
-            )
+            values = [m.value for s in scan.chosen() if (m := column(s, name)) and m.value is not None]
+            _cut(ax.set_ylim, [*zero, *(value * scale_of(name) for value in values)])
             ax.grid(alpha=0.25)
+        figure.suptitle(_OF_LINES, fontsize=8, color=INK)
         legend(figure, _handles(lines))
     return figure
 
@@ -86,10 +86,14 @@ def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric:
             ax.axhline(0, color=SOFT, linewidth=0.8)
             ax.set(xlabel=_axis(name), ylabel=f"{axis}, {metric.difference_unit}")
             _cut(ax.set_xlim, xs)
-            _cut(ax.set_ylim, ys)
+            _cut(ax.set_ylim, [0.0, *ys])
             ax.grid(alpha=0.25)
+        figure.suptitle(_OF_LINES, fontsize=8, color=INK)
         legend(figure, _handles(lines))
     return figure
+
+
+_OF_LINES = "lines at points: 95 % intervals; those that leave a chart are cut at its edge"
 
 
 def _cut(limit: Callable[[float, float], object], values: list[float]) -> None:

@@ -102,7 +102,7 @@ def curves_figure(result: StudyResult) -> Figure | None:
                 drawn[arm] = _curve(ax, points, scale, own.get(arm, SOFT), dashed, len(result.curves))
         _limit(ax, [p for curves in result.curves.values() for p in curves.get(name, [])], scale)
         ax.set(xlabel="step", ylabel=ylabel)
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         ax.grid(alpha=0.25)
     handles = [
         Line2D([], [], color=d.get_color(), linestyle=d.get_linestyle(), label=short(a)) for a, d in drawn.items()

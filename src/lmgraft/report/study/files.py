@@ -100,7 +100,7 @@ def contrasts_csv(result: StudyResult) -> str:
 def breakdown_csv(result: StudyResult) -> str:
     """One row a class or corruption of a contrast."""
     header = ["kind", "name", "arm", "reference", "mean", "low", "high"]
-    return _csv(header, [[*astuple(part)[:-1], *part.interval] for part in result.breakdown])
+    return _csv(header, [[*astuple(part)[:-1], *(part.interval or (None, None))] for part in result.breakdown])
 
 
 def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

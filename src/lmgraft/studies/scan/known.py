@@ -11,6 +11,7 @@ out which belongs to which candidate, for which blocks must have been loaded.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +19,8 @@ from statistics import fmean
 from typing import Any
 
 from lmgraft import records
-from lmgraft.analysis.metrics import METRICS, Metric, find_metric
-from lmgraft.errors import RunError
+from lmgraft.analysis.metrics import METRICS, Metric, find_metric, largest_difference
+from lmgraft.errors import LmgraftError, RunError
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.results import Scanned
 
@@ -74,7 +75,7 @@ def read_trainings(path: Path) -> Trainings:
     held = records.read_json(file)
     try:
         source = str(held.get("source") or held.get("name") or file)
-        return Trainings(
+        trainings = Trainings(
             file=file,
             source=f"{source} (known)" if source == "short training" else source,
             metric=_metric(held),
@@ -82,12 +83,19 @@ def read_trainings(path: Path) -> Trainings:
             data=held.get("data") or {},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, RunError):
+        if isinstance(error, LmgraftError):
             raise
         raise RunError(
             f"--known {file} is neither a study's results nor a list of candidates ({type(error).__name__}: {error})",
             'give {"candidates": [{"llm": ..., "layer": ..., "position": ..., "gain": ...}]} or a study\'s folder',
         ) from None
+    for row in trainings.rows:
+        if not abs(row.gain) <= largest_difference(trainings.metric):
+            raise RunError(
+                f"--known {file}: {row.name} has a gain of {row.gain:g}, which no {trainings.metric.title} can have",
+                "gains are in the metric's own unit: 0.4 points of accuracy are 0.004",
+            )
+    return trainings
 
 
 def check_trainings(trainings: Trainings, candidates: Sequence[Candidate], data: Mapping[str, Any]) -> None:
@@ -109,6 +117,11 @@ def check_trainings(trainings: Trainings, candidates: Sequence[Candidate], data:
     if not any(_may_be(row, c) for row in trainings.rows for c in candidates):
         raise _nothing(trainings)
     _by_candidate(trainings, {c.label: [row for row in trainings.rows if _named(row, c)] for c in candidates})
+
+
+def unknown_images(trainings: Trainings) -> bool:
+    """Whether it is a comparison that does not say what it was trained on."""
+    return not trainings.data and any(row.digest is not None for row in trainings.rows)
 
 
 def count_named(trainings: Trainings, candidates: Sequence[Candidate]) -> int:
@@ -176,17 +189,18 @@ def _metric(held: Mapping[str, Any]) -> Metric:
 
 
 def _of_file(row: Mapping[str, Any]) -> Training:
-    made = Training(
-        name=f"{row['llm']} layer {row['layer']}",
+    layer, gain = row["layer"], row["gain"]
+    for name, value, kinds in (("layer", layer, int), ("gain", gain, int | float)):
+        if isinstance(value, bool) or not isinstance(value, kinds) or not math.isfinite(value):
+            raise ValueError(f"{name} {value!r} of {row['llm']}")
+    return Training(
+        name=f"{row['llm']} layer {layer}",
         llm=str(row["llm"]),
-        layer=int(row["layer"]),
+        layer=layer,
         position=str(row["position"]),
-        gain=float(row["gain"]),
+        gain=float(gain),
         digest=row.get("digest"),
     )
-    if made.gain != made.gain or abs(made.gain) == float("inf"):
-        raise ValueError(f"the gain of {made.name} is {made.gain}")
-    return made
 
 
 def _of_study(held: Mapping[str, Any]) -> list[Training]:

@@ -180,6 +180,8 @@ def _cautions(study: Study, facts: Sequence[Fact], by_arm: ByArm) -> list[str]:
             said.append(f"The runs are of {len(several)} {what}: {', '.join(s[:40] for s in several)}.")
     if any(str(e.get("git_commit")).endswith("-dirty") for e in environments):
         said.append("Some runs were made by a checkout of lmgraft with uncommitted changes.")
+    if 0 < sum(f.items is None for f in facts) < len(facts):
+        said.append("Some runs have no values of single test items: there is no bootstrap over items.")
     retried = sorted({f.arm for f in facts if f.retries})
     if retried:
         said.append(f"Arms with restarts at a lower learning rate: {', '.join(retried)}.")

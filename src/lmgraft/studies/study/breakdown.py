@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-from lmgraft.analysis.student import interval_of
+from lmgraft.analysis.student import interval_of, no_spread
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import CorruptedCell, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -39,7 +39,7 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
                         arm=arm,
                         reference=reference,
                         mean=fmean(differences),
-                        interval=interval_of(differences, study.confidence),
+                        interval=None if no_spread(differences) else interval_of(differences, study.confidence),
                     )
                 )
     return made, left_out

@@ -123,7 +123,7 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
         read_finished(folder)
     except RunError as error:
         say(f"{cell.name}: {error.message}; set aside, the run is evaluated again")
-        for name in ("result.json", ITEMS):
+        for name in ("result.json", ITEMS, *(() if _is_record(folder / "run.json") else ("run.json",))):
             if (folder / name).exists() and not dry_run:
                 (folder / name).replace(folder / f"{name}.damaged")
         return "begun"
@@ -153,9 +153,21 @@ def read_finished(folder: Path) -> tuple[Result, Mapping[str, NDArray[Any]], dic
             f"{result.correct} of {result.total}",
             again,
         )
-    if not isinstance(record, dict) or not {"data", "block", "environment", "encoder", "selection"} <= record.keys():
+    if not _has_all(record):
         raise RunError(f"{folder / 'run.json'} is no record of a run", "train it again in another folder")
     return result, items, record
+
+
+def _has_all(record: Any) -> bool:
+    needed = {"data", "block", "environment", "encoder", "selection"}
+    return isinstance(record, dict) and needed <= record.keys()
+
+
+def _is_record(file: Path) -> bool:
+    try:
+        return _has_all(records.read_json(file))
+    except RunError:
+        return False
 
 
 _KEPT = ("config.yaml", "run.json", "retries.json", "metrics.json", ITEMS, "robustness.json", "result.json")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 
+import yaml
+
 from lmgraft import records
 from lmgraft.block import inspect_llm
 from lmgraft.errors import LmgraftError, RecipeError, RunError
@@ -100,6 +102,32 @@ def check_blocks(cells: Sequence[Cell]) -> None:
     """
     for error in missing_blocks(cells):
         raise error
+    check_different(cells)
+
+
+def check_different(cells: Sequence[Cell]) -> None:
+    """Refuse arms that have one block under two numbers, such as layers 29 and -1; LLMs' headers must be there.
+
+    Raises:
+        RecipeError: If there are such arms.
+    """
+    seen: dict[str, str] = {}
+    for cell in {cell.arm: cell for cell in cells}.values():
+        recipe = cell.plan
+        if ARMS[recipe.arm].block is None:
+            continue
+        layers = arm_layer(recipe.arm, recipe.graft.layer)
+        layers = layers if isinstance(layers, tuple) else (layers,)
+        count = inspect_llm(recipe.graft.llm, layers[0], revision=recipe.graft.revision).num_layers
+        content = yaml.safe_load(recipe.yaml)
+        content["graft"]["layer"] = [layer % count for layer in layers]
+        content["seed"] = None
+        content["optim"]["lr"] = None if cell.learning_rate is not None else content["optim"]["lr"]
+        other = seen.setdefault(json.dumps(content, sort_keys=True), cell.arm)
+        if other != cell.arm:
+            raise RecipeError(
+                f"arms {other} and {cell.arm} are the same: layer {layers[0] % count} of {count}", "leave one out"
+            )
 
 
 def missing_blocks(cells: Sequence[Cell]) -> Iterator[LmgraftError]:

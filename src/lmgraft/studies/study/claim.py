@@ -15,6 +15,9 @@ from lmgraft.recipes.record import changed_keys
 from lmgraft.recipes.run import other_recipe
 from lmgraft.studies.study.config import Study, options_of
 
+COMPARISON = "arms.json"
+"""In a folder of `lmgraft.compare`: how its arms were made."""
+
 _SHARED = ("recipe", "overrides", "arguments")
 _ANALYSIS = ("metric", "margin", "confidence", "contrasts", "reference", "learning_rates")
 
@@ -29,8 +32,10 @@ def check_claim(study: Study, out: Path) -> list[str]:
     Raises:
         RunError: If `out` holds another study, or its study.yaml cannot be read.
     """
+    if (out / COMPARISON).exists():
+        raise RunError(f"{out} holds a comparison by lmgraft.compare", "choose another --out")
     file = out / "study.yaml"
-    if not file.exists() or not any((out / "runs").glob("**/config.yaml")):
+    if not file.exists() or not holds_runs(out):
         return []
     before, now = _read(file), yaml.safe_load(study.yaml)
     changed = _other_recipe(before, now)
@@ -40,6 +45,11 @@ def check_claim(study: Study, out: Path) -> list[str]:
     if changed:
         raise RunError(f"{out} holds another study; different now: {'; '.join(changed[:4])}", "choose another --out")
     return changed_afterwards(study, out)
+
+
+def holds_runs(out: Path) -> bool:
+    """Whether there are runs of a study, begun or finished."""
+    return any((out / "runs").glob("**/config.yaml"))
 
 
 def changed_afterwards(study: Study, out: Path) -> list[str]:
@@ -113,7 +123,10 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is damaged ({' '.join(str(error).split())[:120]})", "delete it; runs are kept"
         ) from None
     if not isinstance(before, dict) or not isinstance(before.get("arms"), dict):
-        raise RunError(f"{file} is no study of lmgraft's", "choose another --out")
+        raise RunError(
+            f"{file} is no study of lmgraft's",
+            "delete it if it was cut short: runs are kept; else choose another --out",
+        )
     return before
 
 

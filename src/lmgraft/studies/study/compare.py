@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from lmgraft import records
-from lmgraft.analysis.metrics import Metric, find_metric
+from lmgraft.analysis.metrics import Metric, find_metric, possible
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
@@ -24,7 +24,7 @@ from lmgraft.studies.progress import silent
 from lmgraft.studies.study.arms import ArmSpec
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.checks import check_environment
-from lmgraft.studies.study.claim import changed_afterwards, read_changes, write_claim
+from lmgraft.studies.study.claim import COMPARISON, changed_afterwards, read_changes, write_claim
 from lmgraft.studies.study.config import Study, StudyConfig, check_study
 from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
 from lmgraft.studies.study.jobs import only_one
@@ -113,7 +113,7 @@ def compare(
         margin=margin,
         confidence=confidence,
         overrides={_key(name): value for name, value in {"llm": llm, "layer": layer, **graft_options}.items()},
-        notes=list(notes),
+        notes=[notes] if isinstance(notes, str) else list(notes),
     )
     study = check_study(config, (), name="comparison", where="compare()", metric=measure)
     configs = {label: _graft_config(label, spec, study.overrides) for label, spec in study.arms.items()}
@@ -150,7 +150,7 @@ def _trials(
         if len(before) < len(trials):
             check_environment(list(before.values()), allow_difference)
         said = changed_afterwards(study, folder)
-        records.write_json(folder / "arms.json", arms)
+        records.write_json(folder / COMPARISON, arms)
         write_claim(study, folder, said)
     facts = dict(before)
     for trial in trials:
@@ -167,6 +167,10 @@ def _trials(
 
 
 def _check(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
+    sizes = {len(fact.items): fact for fact in facts if fact.items is not None}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{fact.arm}, seed {fact.seed}: {count}" for count, fact in sizes.items())
+        raise RunError(f"trials have different numbers of test items ({listed})", "show every arm the same test items")
     _check_same_start(facts)
     check_same_blocks(study, facts)
     check_same_versions(facts, allow_difference)
@@ -220,6 +224,13 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
         raise RunError(f"the training loop returned {outcome!r} for {name}", f"return its {metric.title}") from None
     if not np.isfinite(value):
         raise RunError(f"the training loop returned {value} for {name}", "did its loss stay finite?")
+    for one in (value,) if items is None else (value, float(items.min()), float(items.max())):
+        if not possible(one, metric):
+            raise RunError(
+                f"the training loop returned {one:g} for {name}, which is no {metric.title}",
+                "shares lie from 0 to 1 (83.2 % is 0.832), and no cross-entropy below 0; other numbers are an "
+                "lmgraft.analysis.metrics.Metric of your own",
+            )
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")
     return make_fact(trial, value, items, seconds, trial.facts)

@@ -150,6 +150,7 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     content = {key: value for key, value in content.items() if value is not None}  # null is the default, of any key
     earlier = _list_of_text(content.pop("arguments", None), where)
     own, further = _split(arguments)
+    content, own = _robustness_over(content, own, where)
     try:
         from_file = parser.parse_string(yaml.safe_dump(content, sort_keys=False), defaults=True)
         of_file = from_file.metric, from_file.margin
@@ -169,6 +170,29 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
 
 def _keys(own: Sequence[str]) -> list[str]:
     return [argument[2:].partition("=")[0].partition(".")[0] for argument in own if argument.startswith("--")]
+
+
+def _robustness_over(content: dict[str, Any], own: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:
+    """The file's content with --robustness options laid over it, and the other options.
+
+    The parser itself cannot lay an option over a class that has been filled in.
+    """
+    held, left = content.get("robustness"), []
+    options = iter(own)
+    for option in options:
+        name, equals, value = option.removeprefix("--").partition("=")
+        key, dot, part = name.partition(".")
+        if key != "robustness":
+            left.append(option)
+            continue
+        try:
+            given = yaml.safe_load(value if equals else next(options, "null"))
+        except yaml.YAMLError:
+            raise RecipeError(f"{option} has no value that can be read", "docs/studies.md shows robustness") from None
+        if dot and held is not None and not isinstance(held, dict):
+            raise RecipeError(f"{where}: robustness={held!r} has no keys", "give {corruptions: [...], limit: 500}")
+        held = {**(held or {}), part: given} if dot else given
+    return content | ({} if held is None and "robustness" not in content else {"robustness": held}), left
 
 
 _TIES = (Tie("metric", "margin", default=StudyConfig.metric),)

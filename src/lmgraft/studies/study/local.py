@@ -140,7 +140,7 @@ def _attempts(job: Job, place: str | None, say: Callable[[str], None], stop: thr
                 return None
             say(f"{job.name}: {error.message}; attempt {attempt} of {ATTEMPTS}")
         except WorkerDiedError as error:
-            if stop.is_set():
+            if stop.wait(2 * _POLL):
                 return None  # it was told to, before its first step
             say(f"{job.name}: {error.message}; attempt {attempt} of {ATTEMPTS}")
         except LmgraftError as error:

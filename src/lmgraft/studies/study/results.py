@@ -64,7 +64,8 @@ class Breakdown:
     arm: str
     reference: str
     mean: float
-    interval: tuple[float, float]
+    interval: tuple[float, float] | None
+    """Paired t; None where the differences of all seeds are equal, which says nothing of another seed."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lmgraft.errors import RunError
-from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_robustness
+from lmgraft.data.corruptions import find_corruption
+from lmgraft.errors import DataError, RunError
+from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_robustness, plan_cells
 from lmgraft.studies.study.config import Robustness
 from lmgraft.training.checkpoints import checkpoint_path
+
+
+def check_wanted(wanted: Robustness) -> None:
+    """Find mistakes in what a study's file asks for.
+
+    Raises:
+        LmgraftError: If a corruption does not exist or is named twice, none is named, or a number does not fit.
+    """
+    named = wanted.corruptions
+    if named is not None and (not named or len(set(named)) < len(named)):
+        raise DataError(f"robustness.corruptions={named} names {'one twice' if named else 'none'}", "null takes all")
+    for name in named or ():
+        find_corruption(name)
+    if wanted.seed < 0:
+        raise DataError(f"robustness.seed={wanted.seed} must not be negative")
+    _config(wanted)
+
+
+def find_what_is_needed(wanted: Robustness, say: Callable[[str], None]) -> None:
+    """Packages and pictures that the corruptions need, before anything is trained.
+
+    Raises:
+        LmgraftError: If something cannot be had.
+    """
+    plan_cells(_config(wanted), say)
+
+
+def _config(wanted: Robustness) -> RobustnessConfig:
+    chosen = {} if wanted.corruptions is None else {"corruptions": tuple(wanted.corruptions)}
+    return RobustnessConfig(limit=wanted.limit, seed=wanted.seed, **chosen)  # type: ignore[arg-type]
 
 
 def check_weights(folders: Sequence[Path]) -> None:
@@ -32,8 +63,5 @@ def evaluate_missing(folders: Sequence[Path], wanted: Robustness, say: Callable[
         RunError: If a run's weights are not there.
     """
     check_weights(folders)
-    config = RobustnessConfig(limit=wanted.limit, seed=wanted.seed)
-    if wanted.corruptions is not None:
-        config = RobustnessConfig(limit=wanted.limit, seed=wanted.seed, corruptions=tuple(wanted.corruptions))
     for folder in folders:
-        evaluate_robustness([folder], config, say=say)
+        evaluate_robustness([folder], _config(wanted), say=say)

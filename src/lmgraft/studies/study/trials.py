@@ -26,6 +26,7 @@ from lmgraft.graft import GraftConfig, find_graft
 from lmgraft.recipes import ARMS
 from lmgraft.recipes.grafted import graft_arm
 from lmgraft.recipes.record import count_params
+from lmgraft.studies.study.claim import COMPARISON, holds_runs
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact
 from lmgraft.training.items import read_arrays, write_arrays
@@ -105,7 +106,9 @@ def check_arms(folder: Path, study: Study, configs: Mapping[str, GraftConfig]) -
     Raises:
         RunError: If the folder holds a comparison by another metric, or of arms that were made otherwise.
     """
-    file = folder / "arms.json"
+    file = folder / COMPARISON
+    if not file.exists() and holds_runs(folder):
+        raise RunError(f"{folder} holds a study by lmgraft study", "choose another out=")
     kinds = {label: study.arms[label].arm for label in configs}
     now: dict[str, Any] = {
         label: {"arm": kinds[label]} | ({} if ARMS[kinds[label]].block is None else asdict(config))

@@ -54,7 +54,7 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     assert named <= {*list_recipes(), *list_studies()}
 
 
-@pytest.mark.parametrize("name", ["fashion_controls", "fashion_scale", "fashion_depth"])
+@pytest.mark.parametrize("name", ["fashion_controls", "fashion_scale", "fashion_depth", "fashion_rates"])
 def test_the_evidence_page_quotes_the_evidence(name: str) -> None:
     from lmgraft.studies.study.read import read_study
 

@@ -24,7 +24,7 @@ from lmgraft.tasks.image import ImageClassification
 from lmgraft.training.callbacks import PlainProgress
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.features import encoder_digest
-from lmgraft.training.fit import TrainConfig, _precision
+from lmgraft.training.fit import TrainConfig, precision_of
 from lmgraft.training.schedule import make_schedule
 
 STEPS = 8  # two epochs of four
@@ -413,4 +413,4 @@ def test_precision_follows_the_device(monkeypatch, gpu, bf16, options, expected)
     monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
     # Older GPUs emulate bfloat16, slowly: that does not count.
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
-    assert _precision(TrainConfig(**options)) == expected
+    assert precision_of(TrainConfig(**options)) == expected

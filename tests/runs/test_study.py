@@ -548,6 +548,17 @@ def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tm
         assert {f.in_grid for f in _at_best_rate(shuffled)} == {arm.learning_rate}  # the test results have no say
 
 
+def test_seeds_that_are_planned_and_not_trained_were_not_looked_at(out, recipe_file):
+    more = study_of(recipe_file, "--seeds", "3")
+    result = summarise(more, out)
+    assert len(result.missing) == 3
+    assert not (out / "changes.json").exists()
+    said = "After results with 2 seeds had been read, the study went on with 3"
+    result, trained, _ = run_here(more, out)
+    assert trained == [f"{arm}, seed 2" for arm in more.arms]
+    assert any(note.startswith(said) for note in result.notes)
+
+
 def test_results_that_are_none_are_refused(out):
     file = out / "results.json"
     whole = file.read_text()

@@ -69,7 +69,8 @@ def latex_text(text: str) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", _one_line(text))
+    # Within a word an underscore marks nothing.
+    return re.sub(r"([\\`*{}\[\]<>|#~$&]|(?<!\w)_|_(?!\w))", r"\\\1", _one_line(text))
 
 
 def _one_line(text: str) -> str:

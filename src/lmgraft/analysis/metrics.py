@@ -63,15 +63,20 @@ METRICS: dict[str, Metric] = {
 _RANGES = {"accuracy": (0.0, 1.0), "top5": (0.0, 1.0), "nll": (0.0, math.inf)}
 
 
+def _range(metric: Metric) -> tuple[float, float]:
+    """Of one of `METRICS`; of a metric of somebody's own nothing is known."""
+    return _RANGES[metric.name] if metric == METRICS.get(metric.name) else (-math.inf, math.inf)
+
+
 def possible(value: float, metric: Metric) -> bool:
-    """Whether there can be such a value of one of `METRICS`; of another metric nothing is known."""
-    low, high = _RANGES[metric.name] if metric == METRICS.get(metric.name) else (-math.inf, math.inf)
+    """Whether the metric can have this value."""
+    low, high = _range(metric)
     return low <= value <= high
 
 
 def largest_difference(metric: Metric) -> float:
-    """Between two values of one of `METRICS`; infinite where nothing is known."""
-    low, high = _RANGES[metric.name] if metric == METRICS.get(metric.name) else (-math.inf, math.inf)
+    """Between two of its values; infinite where nothing is known."""
+    low, high = _range(metric)
     return high - low
 
 

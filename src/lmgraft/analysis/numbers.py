@@ -7,8 +7,9 @@ import math
 from lmgraft.analysis.metrics import Metric
 
 NONE = "\N{EN DASH}"
-MINUS = "\N{MINUS SIGN}"
 """In place of a number that is not there."""
+MINUS = "\N{MINUS SIGN}"
+"""As pages print it; tables in text have a hyphen."""
 
 
 def in_unit(number: float, metric: Metric, *, signed: bool = False) -> str:

@@ -150,10 +150,15 @@ def _differences(
 ) -> tuple[tuple[float, ...], float, float]:
     """By seed; their mean and standard deviation."""
     arm, reference = pair
-    rows = tuple(values[arm][seed] - values[reference][seed] for seed in seeds)
+    return differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
+
+
+def differences(ones: Sequence[float], others: Sequence[float]) -> tuple[tuple[float, ...], float, float]:
+    """One by one, at least two; their mean, and their deviation: zero where they are equal but for rounding."""
+    rows = tuple(one - other for one, other in zip(ones, others, strict=True))
     mean, sd = mean_and_sd(rows)
     # 0.3 - 0.2 and 0.5 - 0.4 differ by rounding alone; a t of 1e12 would come of it. Means may be in float32.
-    rounding = 5e-7 * max(abs(values[name][seed]) for name in pair for seed in seeds)
+    rounding = 5e-7 * max(map(abs, (*ones, *others)))
     if sd <= rounding:
         return rows, 0.0 if abs(mean) <= rounding else mean, 0.0
     return rows, mean, sd
@@ -164,7 +169,7 @@ def _bootstraps(
 ) -> list[tuple[float, float] | None]:
     """An interval for each pair, where all its runs have values by item."""
     there = [i for i, pair in enumerate(pairs) if all(seed in items.get(arm, {}) for arm in pair for seed in shared[i])]
-    _check_items(items, {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]})
+    check_items(items, {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]})
     found: list[tuple[float, float] | None] = [None] * len(pairs)
     # Together where the number of seeds is the same: the draws of items, most of the work, serve all.
     for number in {len(shared[i]) for i in there}:
@@ -178,7 +183,12 @@ def _bootstraps(
     return found
 
 
-def _check_items(items: Items, runs: set[tuple[str, int]]) -> None:
+def check_items(items: Items, runs: set[tuple[str, int]]) -> None:
+    """Make sure that these runs (arm, seed) have the metric of the same number of test items.
+
+    Raises:
+        RunError: If they have not, or an item's value is not finite.
+    """
     sizes: dict[int, tuple[str, int]] = {}
     for arm, seed in sorted(runs):
         array = items[arm][seed]

@@ -60,11 +60,6 @@ def interval_of(values: Sequence[float], confidence: float = 0.95) -> tuple[floa
     return found
 
 
-def no_spread(values: Sequence[float]) -> bool:
-    """Whether they are equal but for rounding."""
-    return max(values) - min(values) <= 1e-12 * max(1.0, *(abs(value) for value in values))
-
-
 def difference_p(mean: float, sd: float, n: int) -> float:
     """Two-sided p of a one-sample t test that the true mean is zero.
 

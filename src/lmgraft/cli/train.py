@@ -56,7 +56,7 @@ def run(argv: list[str]) -> int:
     except InterruptedRunError as error:
         if rank() == 0:
             print(f"lmgraft train: {error.message} ({run_dir}); {error.remedy}", file=sys.stderr)
-        return 128 + error.signum
+        return error.exit_status
     except KeyboardInterrupt:
         print("\nlmgraft train: interrupted; the same command with --resume goes on", file=sys.stderr)
         return 128 + signal.SIGINT

@@ -1,6 +1,6 @@
-"""A plain encoder made as large as another arm costs; a recipe's model is not built without asking here.
+"""A plain encoder made as large as another arm costs.
 
-So this room knows `build_model` only as it is handed in.
+To build a recipe's model is to ask here first, so this room knows `build_model` only as it is handed in.
 """
 
 from __future__ import annotations

@@ -19,10 +19,9 @@ class Table:
 
 def markdown(table: Table) -> str:
     """The table in Markdown, its text escaped."""
-    lines = [table.header, tuple("---:" if i else "---" for i in range(len(table.header))), *table.rows]
-    head, rule, *body = lines
-    shown = [tuple(map(_markdown_text, head)), rule, *(tuple(map(_markdown_text, row)) for row in body)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
+    head, *body = (map(_markdown_text, row) for row in (table.header, *table.rows))
+    rule = ["---", *["---:"] * (len(table.header) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rule, *body))
 
 
 def latex(table: Table) -> str:

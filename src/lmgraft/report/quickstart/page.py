@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmgraft import records
 from lmgraft.report.figures import COLORS, curves_svg, grey_png, heat_png, intervals_svg
-from lmgraft.report.html import document, sentences
+from lmgraft.report.html import document, head, row, sentences
 from lmgraft.report.quickstart.table import HEADER, rows
 from lmgraft.studies.quickstart import LOSS_WINDOW, MappedImage, Quickstart, Sample, statements
 
@@ -59,14 +59,8 @@ tokens no gradient of their own, so expect little from maps of so short a traini
 
 
 def _table(q: Quickstart) -> str:
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in HEADER)
-    body = "".join(
-        f"<tr><td>{_dot(row[0])}{escape(row[0])}</td>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows(q)
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    body = "".join(row(cells, before=_dot(cells[0])) for cells in rows(q))
+    return f"<table>{head(HEADER)}<tbody>{body}</tbody></table>"
 
 
 def _dot(arm: str) -> str:

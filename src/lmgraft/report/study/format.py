@@ -30,9 +30,9 @@ def size(number: float, metric: Metric) -> str:
     return f"{in_unit(number, metric)} {metric.difference_unit}"
 
 
-def interval(ends: Sequence[float], metric: Metric, *, signed: bool = False) -> str:
-    """Both ends: 90.11 to 92.35, or with signs -0.10 to +1.14; a dash where they are not finite."""
-    if not all(map(math.isfinite, ends)):
+def interval(ends: Sequence[float] | None, metric: Metric, *, signed: bool = False) -> str:
+    """Both ends: 90.11 to 92.35, or with signs -0.10 to +1.14; a dash where there are none, or they are not finite."""
+    if ends is None or not all(map(math.isfinite, ends)):
         return NONE
     return " to ".join(difference(end, metric) if signed else value(end, metric) for end in ends)
 

@@ -185,8 +185,6 @@ def breakdown_table(result: StudyResult, kind: str, minus: str = "-") -> Table:
                 write.NONE
                 if part is None
                 else f"{write.difference(part.mean, m)} ({write.interval(part.interval, m, signed=True)})"
-                if part.interval is not None
-                else f"{write.difference(part.mean, m)} ({write.NONE})"
             )
         rows.append((name, *cells))
     return Table((kind, *(f"{arm} {minus} {reference}" for arm, reference in pairs)), rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from statistics import fmean
 
-from lmgraft.analysis.student import interval_of, no_spread
+from lmgraft.analysis.paired import differences
+from lmgraft.analysis.student import interval_of
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import CorruptedCell, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -31,15 +32,15 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
             ("corruption", [_by_name(f, shared) for f in one], [_by_name(f, shared) for f in other]),
         ):
             for name in [name for name in a[0] if all(name in values for values in (*a, *b))]:
-                differences = [x[name] - y[name] for x, y in zip(a, b, strict=True)]
+                rows, mean, sd = differences([values[name] for values in a], [values[name] for values in b])
                 made.append(
                     Breakdown(
                         kind=kind,
                         name=name,
                         arm=arm,
                         reference=reference,
-                        mean=fmean(differences),
-                        interval=None if no_spread(differences) else interval_of(differences, study.confidence),
+                        mean=mean,
+                        interval=None if sd == 0 else interval_of(rows, study.confidence),
                     )
                 )
     return made, left_out

@@ -112,13 +112,17 @@ def check_different(cells: Sequence[Cell]) -> None:
         RecipeError: If there are such arms.
     """
     seen: dict[str, str] = {}
+    counts: dict[tuple[str, str | None], int] = {}
     for cell in {cell.arm: cell for cell in cells}.values():
         recipe = cell.plan
         if ARMS[recipe.arm].block is None:
             continue
         layers = arm_layer(recipe.arm, recipe.graft.layer)
         layers = layers if isinstance(layers, tuple) else (layers,)
-        count = inspect_llm(recipe.graft.llm, layers[0], revision=recipe.graft.revision).num_layers
+        llm = recipe.graft.llm, recipe.graft.revision
+        if llm not in counts:  # its header is read once, however many arms have it
+            counts[llm] = inspect_llm(llm[0], layers[0], revision=llm[1]).num_layers
+        count = counts[llm]
         content = yaml.safe_load(recipe.yaml)
         content["graft"]["layer"] = [layer % count for layer in layers]
         content["seed"] = None

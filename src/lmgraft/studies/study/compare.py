@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from lmgraft import records
 from lmgraft.analysis.metrics import Metric, find_metric, possible
+from lmgraft.analysis.paired import check_items
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
@@ -167,10 +168,11 @@ def _trials(
 
 
 def _check(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
-    sizes = {len(fact.items): fact for fact in facts if fact.items is not None}
-    if len(sizes) > 1:
-        listed = ", ".join(f"{fact.arm}, seed {fact.seed}: {count}" for count, fact in sizes.items())
-        raise RunError(f"trials have different numbers of test items ({listed})", "show every arm the same test items")
+    items: dict[str, dict[int, NDArray[np.float64]]] = {}
+    for fact in facts:
+        if fact.items is not None:
+            items.setdefault(fact.arm, {})[fact.seed] = fact.items
+    check_items(items, {(arm, seed) for arm, own in items.items() for seed in own})
     _check_same_start(facts)
     check_same_blocks(study, facts)
     check_same_versions(facts, allow_difference)

@@ -192,7 +192,7 @@ def _robustness_over(content: dict[str, Any], own: Sequence[str], where: str) ->
         if dot and held is not None and not isinstance(held, dict):
             raise RecipeError(f"{where}: robustness={held!r} has no keys", "give {corruptions: [...], limit: 500}")
         held = {**(held or {}), part: given} if dot else given
-    return content | ({} if held is None and "robustness" not in content else {"robustness": held}), left
+    return content | {"robustness": held}, left
 
 
 _TIES = (Tie("metric", "margin", default=StudyConfig.metric),)

@@ -11,6 +11,8 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
+from lmgraft.errors import RecipeError
+
 
 class Registry:
     """A table of names to "module:attribute" strings; a duplicate name is an error."""
@@ -37,6 +39,16 @@ class Registry:
     def load(self, name: str) -> Any:
         """Import and return what the row of `name` points to."""
         return load_object(self._rows[name])
+
+    def find(self, name: str) -> Any:
+        """As `load`, for a name that a person gave.
+
+        Raises:
+            RecipeError: If there is no such row; it names the nearest ones.
+        """
+        if name not in self._rows:
+            raise RecipeError(f"there is no {self.kind} {name!r}", suggest(name, self._rows))
+        return self.load(name)
 
 
 def load_object(target: str) -> Any:
@@ -105,3 +117,15 @@ FACTORIES = Registry(
     },
 )
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""
+
+_CLASSIFICATION = "lmgraft.tasks.classification"
+
+METRICS = Registry(
+    "metric",
+    {
+        "accuracy": f"{_CLASSIFICATION}:ACCURACY",
+        "top5": f"{_CLASSIFICATION}:TOP5",
+        "nll": f"{_CLASSIFICATION}:NLL",
+    },
+)
+"""Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from lmgraft.analysis.metrics import METRICS
+from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import contrasts
 from lmgraft.analysis.student import mean_interval
 from lmgraft.analysis.verdict import verdict
@@ -98,7 +98,7 @@ def make_study(arms, planned=(), exploratory=(), **changes):
         question="Does a frozen LLM block help a small ViT, and is it the language?",
         recipe="image/fashion_vit",
         reference="plain",
-        metric=METRICS["accuracy"],
+        metric=METRICS.find("accuracy"),
         margin=0.005,
         confidence=0.95,
         seeds=sorted({seed for arm in arms for seed in arm.values}),
@@ -107,7 +107,7 @@ def make_study(arms, planned=(), exploratory=(), **changes):
         exploratory=list(exploratory),
         verdict=verdict(
             list(planned),
-            METRICS["accuracy"],
+            METRICS.find("accuracy"),
             margin=0.005,
             confidence=0.95,
             arms={arm.label: arm.arm for arm in arms},

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 
 import lmgraft
-from lmgraft.analysis.metrics import Metric, find_metric
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.studies.study.jobs import only_one
 
@@ -133,7 +134,7 @@ def test_trials_of_another_metric_are_not_mixed_in(compare, tmp_path):
     loop = Loop()
     with pytest.raises(RunError, match=r"holds a comparison by accuracy .*, not by nll"):
         compare(loop, out=tmp_path, metric="nll", seeds=3)
-    lower = replace(find_metric("accuracy"), higher_is_better=False)
+    lower = replace(METRICS.find("accuracy"), higher_is_better=False)
     with pytest.raises(RunError, match="less is better"):
         compare(loop, out=tmp_path, metric=lower, seeds=3)
     assert not loop.calls

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_quickstart import Page
 
-from lmgraft.analysis.metrics import METRICS
+from lmgraft.registry import METRICS
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RecipeError, RunError
@@ -476,17 +476,17 @@ def test_known_trainings_are_matched(scanned, tmp_path):
     file.write_text(json.dumps({"source": "a table", "candidates": rows}))
     known = match(read_trainings(file), scan.candidates)
     assert known.gains == {labels[2, "tail"]: 0.5}
-    assert known.metric == METRICS["accuracy"]
+    assert known.metric == METRICS.find("accuracy")
     assert known.unmatched == ["another layer 0, tail"]
 
     study = tmp_path / "study"
     study.mkdir()
     block = {"source": "moved", "layers": [0], "digest": scan.candidates[labels[0, "middle"]].digest}
-    results = study_results([("a", {"1": 0.7, "2": 0.9}, block, "middle")]) | {"metric": asdict(METRICS["nll"])}
+    results = study_results([("a", {"1": 0.7, "2": 0.9}, block, "middle")]) | {"metric": asdict(METRICS.find("nll"))}
     (study / "results.json").write_text(json.dumps(results))
     known = match(read_trainings(study), scan.candidates)
     assert known.gains == {labels[0, "middle"]: pytest.approx(-0.1)}  # less is better
-    assert known.metric == METRICS["nll"]
+    assert known.metric == METRICS.find("nll")
 
     file.write_text(json.dumps({"metric": "acuracy", "candidates": rows}))
     with pytest.raises(LmgraftError, match="no metric 'acuracy'"):
@@ -509,7 +509,7 @@ def study_results(arms):
         {"label": label, "arm": "llm", "values": values, "block": block, "position": position}
         for label, values, block, position in arms
     ]
-    return {"name": "s", "metric": asdict(METRICS["accuracy"]), "arms": rows}
+    return {"name": "s", "metric": asdict(METRICS.find("accuracy")), "arms": rows}
 
 
 def test_known_trainings_that_cannot_belong_to_the_scan_are_refused_before_anything_is_computed(scanned, tmp_path):
@@ -520,7 +520,7 @@ def test_known_trainings_that_cannot_belong_to_the_scan_are_refused_before_anyth
     source, layer = {"llm": name, "position": "tail", "gain": 0.1}, candidates[0].layer
 
     def known(rows, **more):
-        return Trainings(file=tmp_path, source="s", metric=METRICS["accuracy"], rows=rows, **more)
+        return Trainings(file=tmp_path, source="s", metric=METRICS.find("accuracy"), rows=rows, **more)
 
     def of_file(*rows):
         file = tmp_path / "known.json"
@@ -559,7 +559,7 @@ def test_known_trainings_that_cannot_belong_to_the_scan_are_refused_before_anyth
 
 def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_against_them(scanned):
     _, out, scan = scanned
-    known = Known(source="s", gains={}, unmatched=[], metric=METRICS["nll"])
+    known = Known(source="s", gains={}, unmatched=[], metric=METRICS.find("nll"))
     for i, (label, one) in enumerate(scan.candidates.items()):
         one.scores["probe"] = Measured(value=float(i % 3))
         one.gain = Measured(value=0.01 * i)

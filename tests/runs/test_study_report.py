@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from study_results import CLASSES, CORRUPTIONS, breakdown, compare, controls, depth, make_arm, make_study
 
-from lmgraft.analysis.metrics import METRICS
+from lmgraft.registry import METRICS
 from lmgraft.report.drawing import colors, in_the_dark, inline, short, theme, write_figures
 from lmgraft.report.study import format as write
 from lmgraft.report.study import write_report
@@ -342,7 +342,7 @@ def test_latex_by_hand():
 
 
 def test_a_lower_is_better_metric():
-    nll = METRICS["nll"]
+    nll = METRICS.find("nll")
     arms = [make_arm("plain", "plain", 0.31), make_arm("llm", "llm", 0.28)]
     planned = compare(arms, [("llm", "plain")], margin=0.01, higher_is_better=False)
     assert planned[0].outcome == "better"

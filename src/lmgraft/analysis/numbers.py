@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from lmgraft.analysis.metrics import Metric
+from lmgraft.contracts import Metric
 
 NONE = "\N{EN DASH}"
 """In place of a number that is not there."""

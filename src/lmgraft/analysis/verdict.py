@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lmgraft.analysis.bootstrap_coverage import coverage_words
-from lmgraft.analysis.metrics import Metric, largest_difference
+from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import in_unit, probability
 from lmgraft.analysis.paired import Contrast, Outcome
 from lmgraft.analysis.verdict_words import words_of
@@ -224,7 +224,7 @@ def _what_could_be_shown(contrast: Contrast, setting: _Setting) -> list[str]:
 def _detectable(contrast: Contrast, setting: _Setting) -> str:
     if contrast.sd == 0:
         return "Without any spread between seeds it cannot be told how large a difference could have been shown."
-    if contrast.detectable > largest_difference(setting.metric):
+    if contrast.detectable > setting.metric.largest_difference:
         return (
             f"No difference that is possible would have been shown with {100 * contrast.power:g} % probability, if the "
             "spread seen here is the true one."

@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from lmgraft.analysis.metrics import METRICS, Metric
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.report.drawing import INK, MARKERS, PLAIN_STYLE, SOFT, legend, short
 from lmgraft.report.figures import FURTHER
 from lmgraft.report.scan.tables import scale_of, title_of, unit_of
@@ -30,7 +31,7 @@ def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure]:
     """The figures for which there is something to show."""
     figures = {"layers": layers_figure(scan)}
     own = {label: s.gain for label, s in scan.candidates.items() if s.gain is not None}
-    figures["against_short_training"] = against_figure(scan, own, "gain after short training", METRICS["accuracy"])
+    figures["against_short_training"] = against_figure(scan, own, "gain after short training", METRICS.find("accuracy"))
     if known is not None:
         measured = {label: Measured(value=gain) for label, gain in known.gains.items()}
         figures["against_known"] = against_figure(scan, measured, "gain of known training", known.metric)

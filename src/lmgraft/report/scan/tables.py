@@ -10,7 +10,7 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
-from lmgraft.analysis.metrics import Metric
+from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import NONE, in_unit
 from lmgraft.report.table import Table, latex, markdown
 from lmgraft.studies.scan.candidates import short_name

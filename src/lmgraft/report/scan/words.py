@@ -5,7 +5,8 @@ from __future__ import annotations
 import yaml
 
 from lmgraft.analysis.agreement import Agreement
-from lmgraft.analysis.metrics import METRICS, Metric
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.analysis.numbers import in_unit
 from lmgraft.report.scan.tables import title_of, unit_of, written
 from lmgraft.studies.scan.candidates import Candidate
@@ -44,7 +45,7 @@ def truths(scan: Scan, known: Known | None) -> dict[str, dict[str, float]]:
 
 def unit_for(source: str, known: Known | None) -> Metric:
     """The metric of the gains that come from there."""
-    return known.metric if known is not None and source == known.source else METRICS["accuracy"]
+    return known.metric if known is not None and source == known.source else METRICS.find("accuracy")
 
 
 def _favourite(scan: Scan, name: str) -> str:

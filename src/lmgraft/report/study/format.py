@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmgraft.analysis.metrics import Metric
+from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import MINUS as MINUS
 from lmgraft.analysis.numbers import NONE as NONE
 from lmgraft.analysis.numbers import in_unit

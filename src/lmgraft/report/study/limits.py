@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from lmgraft.analysis.metrics import largest_difference
 from lmgraft.analysis.paired import Contrast
 from lmgraft.report.study import format as write
 from lmgraft.studies.study.results import StudyResult
@@ -47,7 +46,7 @@ def limits(result: StudyResult) -> list[str]:
 
 def _together(contrasts: Sequence[Contrast], result: StudyResult) -> str:
     said = f"{len(contrasts)} contrasts: neither better nor worse was shown."
-    most = largest_difference(result.metric)
+    most = result.metric.largest_difference
     seen = sorted(
         (c for c in contrasts if c.sd > 0 and math.isfinite(c.detectable) and c.detectable <= most),
         key=lambda c: c.detectable,
@@ -70,7 +69,7 @@ def _contrast(c: Contrast, result: StudyResult) -> str:
     seen = f" True differences under {write.size(c.detectable, m)} would often be missed by {len(c.seeds)} seeds."
     if c.sd == 0 or not math.isfinite(c.detectable):
         seen = ""
-    elif c.detectable > largest_difference(m):
+    elif c.detectable > m.largest_difference:
         seen = f" Any difference would often be missed by {len(c.seeds)} seeds."
     if c.outcome == "not shown" and c.equivalent:
         return _within(name, result)

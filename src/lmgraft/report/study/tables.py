@@ -6,7 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from lmgraft.analysis.metrics import METRICS, Metric
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import Contrast
 from lmgraft.report.study import format as write
 from lmgraft.report.table import Table
@@ -166,7 +167,7 @@ def breakdown_pairs(result: StudyResult, kind: str) -> list[tuple[str, str]]:
 
 def breakdown_metric(result: StudyResult, kind: str) -> Metric:
     """What is broken down: the study's metric, on corrupted images always the accuracy."""
-    return METRICS["accuracy"] if kind == "corruption" else result.metric
+    return METRICS.find("accuracy") if kind == "corruption" else result.metric
 
 
 def breakdown_table(result: StudyResult, kind: str, minus: str = "-") -> Table:

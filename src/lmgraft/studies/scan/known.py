@@ -19,7 +19,8 @@ from statistics import fmean
 from typing import Any
 
 from lmgraft import records
-from lmgraft.analysis.metrics import METRICS, Metric, find_metric, largest_difference
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.results import Scanned
@@ -61,7 +62,7 @@ class Known:
     gains: dict[str, float]
     unmatched: list[str]
     """What the source knows beside the candidates."""
-    metric: Metric = METRICS["accuracy"]
+    metric: Metric = METRICS.find("accuracy")
     """What was trained for: gains are in its unit."""
 
 
@@ -90,7 +91,7 @@ def read_trainings(path: Path) -> Trainings:
             'give {"candidates": [{"llm": ..., "layer": ..., "position": ..., "gain": ...}]} or a study\'s folder',
         ) from None
     for row in trainings.rows:
-        if not abs(row.gain) <= largest_difference(trainings.metric):
+        if not abs(row.gain) <= trainings.metric.largest_difference:
             raise RunError(
                 f"--known {file}: {row.name} has a gain of {row.gain:g}, which no {trainings.metric.title} can have",
                 "gains are in the metric's own unit: 0.4 points of accuracy are 0.004",
@@ -185,7 +186,7 @@ def _other_data(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
 def _metric(held: Mapping[str, Any]) -> Metric:
     """A study's whole metric, or of a file of one's own the metric's name; accuracy where it names none."""
     given = held.get("metric", "accuracy")
-    return find_metric(given) if isinstance(given, str) else Metric(**given)
+    return METRICS.find(given) if isinstance(given, str) else Metric(**given)
 
 
 def _of_file(row: Mapping[str, Any]) -> Training:

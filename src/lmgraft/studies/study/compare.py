@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from lmgraft import records
-from lmgraft.analysis.metrics import Metric, find_metric, possible
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import check_items
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
@@ -97,9 +98,9 @@ def compare(
     say = say or silent
     if not callable(train):
         raise RecipeError(f"compare() takes a training loop, got {train!r}", "lmgraft study takes a recipe")
-    measure = find_metric(metric) if isinstance(metric, str) else metric
+    measure = METRICS.find(metric) if isinstance(metric, str) else metric
     if not isinstance(measure, Metric):
-        raise RecipeError(f"compare(): metric={metric!r} is none", "give a name, or an lmgraft.analysis.metrics.Metric")
+        raise RecipeError(f"compare(): metric={metric!r} is none", "give a name, or an lmgraft.contracts.Metric")
     for name, number in (("margin", margin), ("confidence", confidence)):
         if not isinstance(number, Real | None):
             raise RecipeError(f"compare(): {name}={number!r} is no number")
@@ -227,11 +228,11 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
     if not np.isfinite(value):
         raise RunError(f"the training loop returned {value} for {name}", "did its loss stay finite?")
     for one in (value,) if items is None else (value, float(items.min()), float(items.max())):
-        if not possible(one, metric):
+        if not metric.possible(one):
             raise RunError(
                 f"the training loop returned {one:g} for {name}, which is no {metric.title}",
                 "shares lie from 0 to 1 (83.2 % is 0.832), and no cross-entropy below 0; other numbers are an "
-                "lmgraft.analysis.metrics.Metric of your own",
+                "lmgraft.contracts.Metric of your own",
             )
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")

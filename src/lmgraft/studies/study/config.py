@@ -25,7 +25,8 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from lmgraft.analysis.metrics import Metric, find_metric
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
 from lmgraft.recipes.recipe import Tie, compose, recipe_parser, tidy
@@ -227,7 +228,7 @@ def _with_metrics_margin(config: StudyConfig, before: str, margin: float | None)
     """Half a point is no margin of a cross-entropy: with another metric than the file's goes that metric's margin."""
     if config.metric == before or margin is None:
         return config
-    own = find_metric(config.metric)
+    own = METRICS.find(config.metric)
     note = (
         f"The metric was set to {config.metric} from the command line in place of {before}: the margin is "
         f"{own.margin}, {config.metric}'s own, and not {margin}, which the file gives for {before}."
@@ -261,7 +262,7 @@ def check_study(
     Raises:
         RecipeError: See `load_study`.
     """
-    metric = metric or find_metric(config.metric)
+    metric = metric or METRICS.find(config.metric)
     if not config.recipe:
         raise RecipeError(f"{where} names no recipe", "add `recipe: image/fashion_vit` or another")
     name = config.name or name

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lmgraft import records
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.results import StudyResult
 
 FILE = "results.json"
@@ -32,7 +34,27 @@ def read_study(path: Path) -> StudyResult:
             f"{file} is no study's result of this version of lmgraft: {error}",
             "lmgraft study NAME --out FOLDER --report-only writes it anew from the runs",
         ) from None
-    return result
+    return result if "things" in content else _upgraded(result)
+
+
+def _upgraded(result: StudyResult) -> StudyResult:
+    """A result of before there were other tasks than image classification, with what went without saying."""
+    accuracy = METRICS.find("accuracy")
+    return replace(
+        result,
+        metric=_with_bounds(result.metric),
+        monitor=accuracy if any(arm.val_values for arm in result.arms) else None,
+        breakdown=[replace(b, metric=accuracy) if b.kind == "corruption" else b for b in result.breakdown],
+    )
+
+
+def _with_bounds(metric: Metric) -> Metric:
+    """A metric of lmgraft's as it was written without its bounds; any other as it is."""
+    if metric.name not in METRICS:
+        return metric
+    known: Metric = METRICS.find(metric.name)
+    same = replace(metric, low=known.low, high=known.high, largest_margin=known.largest_margin) == known
+    return known if same else metric
 
 
 class _UnfitError(Exception):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmgraft.analysis.metrics import Metric
+from lmgraft.contracts import Metric
 from lmgraft.analysis.paired import Contrast
 
 
@@ -51,7 +51,7 @@ class ArmResult:
     learning_rate: float | None
     """None where the training loop is not lmgraft's."""
     val_values: dict[float, dict[int, float]]
-    """Learning rate -> seed -> accuracy on the held-out images; several only with a grid."""
+    """Learning rate -> seed -> `StudyResult.monitor` on the held-out items; several only with a grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +59,15 @@ class Breakdown:
     """One contrast within one class or one corruption; exploratory, not corrected for how many there are."""
 
     kind: str
-    """class: of the study's metric; corruption: of accuracy, whatever the metric."""
+    """A category of the items (class, question_type), or the conditions of a robustness suite (corruption)."""
     name: str
     arm: str
     reference: str
     mean: float
     interval: tuple[float, float] | None
     """Paired t; None where the differences of all seeds are equal, which says nothing of another seed."""
+    metric: Metric | None = None
+    """What is compared here; None: the study's metric."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +102,7 @@ class StudyResult:
     """Sentences."""
     breakdown: list[Breakdown]
     curves: dict[str, dict[str, list[Band]]]
-    """Arm -> train/loss, val/accuracy -> points."""
+    """Arm -> train/loss and val/NAME, NAME that of `monitor` -> points."""
     test_items: int
     data: dict[str, Any]
     """Fingerprint of the data."""
@@ -115,3 +117,7 @@ class StudyResult:
     """Runs that are not there; with any, each contrast speaks of the seeds that both its arms have."""
     notes: list[str] = field(default_factory=list)
     """Confounds and cautions, as the study's file states them, and those found."""
+    things: str = "images"
+    """What an item is called, in the plural."""
+    monitor: Metric | None = None
+    """The validation metric that chose epochs and learning rates; None where the training loop is not lmgraft's."""

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lmgraft import records
-from lmgraft.analysis.metrics import Metric
+from lmgraft.contracts import Metric
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.errors import RunError
 from lmgraft.graft import GraftConfig, find_graft

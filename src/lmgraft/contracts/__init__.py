@@ -19,6 +19,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from lmgraft.contracts.batch import Batch as Batch
+from lmgraft.contracts.metric import Metric as Metric
+
 Tokens = None | int | slice | tuple[int, ...] | Tensor
 """Which tokens of (B, T, d), of all samples or of each.
 

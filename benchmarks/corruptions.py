@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from lmgraft.data.corruptions import CORRUPTIONS, SEVERITIES, SIZE, corrupt
-from lmgraft.data.corruptions_frost import frost_pictures
+from lmgraft.data.image.corruptions import CORRUPTIONS, SEVERITIES, SIZE, corrupt
+from lmgraft.data.image.corruptions_frost import frost_pictures
 
 
 def main() -> None:

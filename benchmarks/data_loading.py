@@ -24,8 +24,8 @@ import torch
 from PIL import Image
 from timm.data import create_dataset, create_loader
 
-from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.transforms import Augment, allow_zero_bits
+from lmgraft.data.image.image_files import ImageFiles
+from lmgraft.data.image.transforms import Augment, allow_zero_bits
 
 DEIT = {
     "scale": (0.08, 1.0),

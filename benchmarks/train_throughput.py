@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from timm.data import auto_augment
 
-from lmgraft.data.transforms import _posterize
+from lmgraft.data.image.transforms import _posterize
 
 AS_TIMM = "--as-timm"
 TIMM = {"timm": [], "timm without its prefetcher": ["--no-prefetcher"]}
@@ -32,7 +32,7 @@ RECIPE = """
 arm: plain
 backbone: {{name: {model}, kwargs: {{drop_path_rate: 0.1}}}}
 data:
-  class_path: lmgraft.data.image_files.ImageFiles
+  class_path: lmgraft.data.image.image_files.ImageFiles
   init_args:
     root: {root}
     val_size: 0
@@ -41,7 +41,7 @@ data:
     num_workers: {workers}
     augment: {{scale: [0.08, 1.0], auto_augment: rand-m9-mstd0.5-inc1, color_jitter: 0.4, re_prob: 0.25}}
 task:
-  class_path: lmgraft.tasks.image.ImageClassification
+  class_path: lmgraft.tasks.classification.Classification
   init_args: {{mixup: 0.8, cutmix: 1.0, label_smoothing: 0.1}}
 optim: {{lr: 0.0005}}
 train: {{epochs: {epochs}, accelerator: cpu, save_every: 1000}}

@@ -9,10 +9,10 @@ import pytest
 import scipy.ndimage
 from PIL import Image
 
-from lmgraft.data import corruptions_filters as filters
-from lmgraft.data import corruptions_frost, corruptions_kinds
-from lmgraft.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt, working_size
-from lmgraft.data.corruptions_frost import PICTURES, frost_pictures
+from lmgraft.data.image import corruptions_filters as filters
+from lmgraft.data.image import corruptions_frost, corruptions_kinds
+from lmgraft.data.image.corruptions import CORRUPTIONS, SEVERITIES, corrupt, working_size
+from lmgraft.data.image.corruptions_frost import PICTURES, frost_pictures
 from lmgraft.errors import DataError, SourceError
 
 
@@ -252,7 +252,7 @@ def test_without_scipy_the_extra_is_named():
     code = (
         "import sys; sys.modules['scipy'] = None\n"
         "from PIL import Image\n"
-        "from lmgraft.data.corruptions import corrupt\n"
+        "from lmgraft.data.image.corruptions import corrupt\n"
         "im = Image.new('RGB', (224, 224))\n"
         "corrupt(im, 'gaussian_noise', 1)\n"
         "corrupt(im, 'glass_blur', 1)\n"

@@ -58,7 +58,7 @@ def test_smollm2_resaved_as_safetensors_is_the_same_block(tmp_path):
 
 
 def test_fashion_mnist_is_found_or_fetched_and_whole():
-    from lmgraft.data.fashion_mnist import FashionMNIST
+    from lmgraft.data.image.fashion_mnist import FashionMNIST
 
     data = FashionMNIST()
     data.prepare_data()

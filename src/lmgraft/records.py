@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -132,13 +132,17 @@ def command() -> list[str]:
     return [name, *sys.argv[1:]]
 
 
-_RECORDED = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning", "numpy", "gguf", "safetensors")
+_RECORDED = ("lmgraft", "torch", "pytorch-lightning", "numpy", "gguf", "safetensors")
 
 
-def environment() -> dict[str, Any]:
-    """Versions, platform and commit: what a reader needs to repeat a run."""
+def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
+    """Versions, platform and commit: what a reader needs to repeat a run.
+
+    Args:
+        packages: Distributions that matter beside lmgraft's own.
+    """
     versions: dict[str, str | None] = {}
-    for name in _RECORDED:
+    for name in dict.fromkeys((*_RECORDED, *packages)):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -129,3 +129,14 @@ METRICS = Registry(
     },
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
+
+_CLASSIFIER = f"{_CLASSIFICATION}.Classification"
+
+MOVED = {
+    "lmgraft.tasks.image.ImageClassification": _CLASSIFIER,
+    "lmgraft.tasks.image.classification.ImageClassification": _CLASSIFIER,
+    "lmgraft.data.fashion_mnist.FashionMNIST": "lmgraft.data.image.fashion_mnist.FashionMNIST",
+    "lmgraft.data.image_files.ImageFiles": "lmgraft.data.image.image_files.ImageFiles",
+    "lmgraft.data.toy.ToyImageNet": "lmgraft.data.image.toy.ToyImageNet",
+}
+"""Class paths that recipes of earlier versions name -> where the class is now."""

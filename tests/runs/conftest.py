@@ -39,9 +39,9 @@ backbone:
   name: vit_tiny_patch16_224
   kwargs: {{patch_size: 14, embed_dim: 24, depth: 2, num_heads: 2, drop_path_rate: 0.3}}
 data:
-  class_path: lmgraft.data.fashion_mnist.FashionMNIST
+  class_path: lmgraft.data.image.fashion_mnist.FashionMNIST
   init_args: {{root: {root}, verify: false, val_size: 20, batch_size: 24, eval_batch_size: 20}}
-task: {{class_path: lmgraft.tasks.image.ImageClassification, init_args: {{mixup: 0.2, cutmix: 0.5}}}}
+task: {{class_path: lmgraft.tasks.classification.Classification, init_args: {{mixup: 0.2, cutmix: 0.5}}}}
 optim: {{lr: 0.003}}
 train: {{epochs: 2, save_every: 1, log_every: 1, accelerator: cpu}}
 """

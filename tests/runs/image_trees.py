@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmgraft.data.image_files import ImageFiles
+from lmgraft.data.image.image_files import ImageFiles
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
 

@@ -7,10 +7,10 @@ import pytest
 from image_trees import WNIDS, encoded, picture, write_folder, write_shards, write_tar
 
 from lmgraft.cli.main import main
-from lmgraft.data import verify
-from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.imagenet_sets import wnids
-from lmgraft.data.layouts import find_splits
+from lmgraft.data.image import verify
+from lmgraft.data.image.image_files import ImageFiles
+from lmgraft.data.image.imagenet_sets import wnids
+from lmgraft.data.image.layouts import find_splits
 from lmgraft.errors import DataError
 
 
@@ -113,7 +113,7 @@ def test_shards_and_recipes(tmp_path, capsys):
     assert main(["check-data", str(tmp_path / "shards"), "--dataset", "wds/", "--workers", "0"]) == 0
     assert "RGB 6" in capsys.readouterr().out
     root = write_folder(tmp_path / "photos", {"train": 3, "val": 1})
-    (tmp_path / "recipe.yaml").write_text("data: {class_path: lmgraft.data.image_files.ImageFiles}\n")
+    (tmp_path / "recipe.yaml").write_text("data: {class_path: lmgraft.data.image.image_files.ImageFiles}\n")
     recipe = str(tmp_path / "recipe.yaml")
     assert main(["check-data", "--recipe", recipe, "--data.root", str(root), "--workers", "0"]) == 0
     assert main(["check-data", "--recipe", recipe, "--data.root", str(root), "--data.classes=4", "--workers", "0"]) == 1

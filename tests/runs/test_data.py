@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from lmgraft.checkpoint import cache
-from lmgraft.data import fashion_mnist, fetch
-from lmgraft.data.arrays import ImageArray, shift_and_flip
+from lmgraft.data.image import fashion_mnist, fetch
+from lmgraft.data.image.arrays import ImageArray, shift_and_flip
 from lmgraft.data.draws import permutation, seeds, uniforms
-from lmgraft.data.fashion_mnist import FashionMNIST
+from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
 from lmgraft.errors import DataError
 

@@ -19,8 +19,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 
 import lmgraft
 from lmgraft import records
-from lmgraft.data.fashion_mnist import FashionMNIST
-from lmgraft.data.images import ImageData
+from lmgraft.data.image.fashion_mnist import FashionMNIST
+from lmgraft.data.image.images import ImageData
 from lmgraft.data.loader import EpochSampler, Fault
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import read_result, train_run

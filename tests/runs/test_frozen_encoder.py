@@ -10,7 +10,7 @@ import torch
 from image_trees import write_folder
 
 import lmgraft
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.image.images import CorruptImageWarning
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, evaluate_run, load_trained, train_run
@@ -128,9 +128,9 @@ seed: 3
 arm: plain
 backbone: {{name: test_vit, kwargs: {{img_size: 32}}}}
 data:
-  class_path: lmgraft.data.image_files.ImageFiles
+  class_path: lmgraft.data.image.image_files.ImageFiles
   init_args: {{root: {root}, img_size: 32, val_size: 3, batch_size: 6, eval_batch_size: 4, num_workers: 0}}
-task: {{class_path: lmgraft.tasks.image.ImageClassification, init_args: {{mixup: 0, cutmix: 0}}}}
+task: {{class_path: lmgraft.tasks.classification.Classification, init_args: {{mixup: 0, cutmix: 0}}}}
 train: {{epochs: 1, accelerator: cpu}}
 features: {{cached: true}}
 """

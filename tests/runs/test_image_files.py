@@ -16,13 +16,13 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from lmgraft.data.holdout import hold_out, name_hashes
-from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.imagenet_sets import IMAGES, wnids
-from lmgraft.data.layouts import find_splits
-from lmgraft.data.tables import ImageTable, as_names
-from lmgraft.data.tars import members
-from lmgraft.data.transforms import Augment
+from lmgraft.data.image.holdout import hold_out, name_hashes
+from lmgraft.data.image.image_files import ImageFiles
+from lmgraft.data.image.imagenet_sets import IMAGES, wnids
+from lmgraft.data.image.layouts import find_splits
+from lmgraft.data.image.tables import ImageTable, as_names
+from lmgraft.data.image.tars import members
+from lmgraft.data.image.transforms import Augment
 from lmgraft.errors import DataError
 from lmgraft.recipes.recipe import parse_recipe
 
@@ -549,7 +549,7 @@ def test_a_recipe_with_deits_augmentation(tmp_path):
     root = write_folder(tmp_path, {"train": 4, "val": 1})
     text = f"""
 data:
-  class_path: lmgraft.data.image_files.ImageFiles
+  class_path: lmgraft.data.image.image_files.ImageFiles
   init_args:
     root: {root}
     augment: {{auto_augment: rand-m9-mstd0.5-inc1, re_prob: 0.25}}

@@ -13,10 +13,10 @@ from PIL import ImageOps
 from timm.data import ImageDataset, create_transform
 
 from lmgraft.data.draws import seeds
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.image.images import CorruptImageWarning
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
-from lmgraft.data.tables import UNREADABLE
-from lmgraft.data.transforms import Augment, kept_generators, seed_generators
+from lmgraft.data.image.tables import UNREADABLE
+from lmgraft.data.image.transforms import Augment, kept_generators, seed_generators
 from lmgraft.errors import DataError
 
 DEIT = Augment(scale=(0.08, 1.0), auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, re_prob=0.25, re_mode="pixel")

@@ -7,7 +7,7 @@ from image_trees import WNIDS, write_folder
 from lasting import InterruptAfter, InterruptError, assert_same_run, watched_by
 
 from lmgraft import records
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.image.images import CorruptImageWarning
 from lmgraft.errors import DataError
 from lmgraft.recipes import train_run
 from lmgraft.recipes.recipe import parse_recipe
@@ -18,7 +18,7 @@ backbone:
   name: vit_tiny_patch16_224
   kwargs: {{embed_dim: 24, depth: 2, num_heads: 2, drop_path_rate: 0.3}}
 data:
-  class_path: lmgraft.data.image_files.ImageFiles
+  class_path: lmgraft.data.image.image_files.ImageFiles
   init_args:
     root: {root}
     img_size: 32
@@ -28,7 +28,7 @@ data:
     repeats: 3
     val_size: 0
     augment: {{scale: [0.08, 1], auto_augment: rand-m9-mstd0.5-inc1, re_prob: 0.25}}
-task: {{class_path: lmgraft.tasks.image.ImageClassification, init_args: {{mixup: 0.8, cutmix: 1.0}}}}
+task: {{class_path: lmgraft.tasks.classification.Classification, init_args: {{mixup: 0.8, cutmix: 1.0}}}}
 train: {{epochs: 2, save_every: 1, log_every: 1, accelerator: cpu}}
 """
 
@@ -42,7 +42,7 @@ def tree(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::lmgraft.data.images.CorruptImageWarning")
+@pytest.mark.filterwarnings("ignore::lmgraft.data.image.images.CorruptImageWarning")
 def test_resuming_inside_an_epoch_is_bit_equal(tree, tmp_path):
     def recipe():
         return parse_recipe(RECIPE.format(root=tree), ["--data.max_corrupt", "1"])

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from lmgraft.cli.main import main
-from lmgraft.data.toy import write_toy_imagenet
+from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import list_recipes, load_recipe, read_result
 from lmgraft.training.optim import OptimConfig
 
@@ -53,7 +53,7 @@ def test_from_a_toy_tree_to_the_robustness_suite(tmp_path, monkeypatch, capsys, 
     run, data = tmp_path / "run", ["--data.root", str(tree), "--data.num_workers", "0"]
     short = ["--train.epochs", "2", "--train.accelerator", "cpu", "--backbone.kwargs.depth", "1"]
     command = ["train", "image/vit_small_imagenet_llama_debug", "--out", str(run), "--llm", str(llama_folder)]
-    monkeypatch.setattr("lmgraft.data.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
+    monkeypatch.setattr("lmgraft.data.image.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
     assert main([*command, *data, *short]) == 0
     result = read_result(run)
     assert (result.total, result.selection, len(result.class_accuracy)) == (1000, "test", 1000)

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 from lmgraft import records
 from lmgraft.cli.main import main
 from lmgraft.cli.train import _one_line_warnings, _take_retries
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.image.images import CorruptImageWarning
 from lmgraft.errors import RunError
 from lmgraft.recipes import build_model, load_trained, read_result, train_run
 from lmgraft.recipes.recipe import parse_recipe
@@ -259,7 +259,7 @@ FILES = """
 arm: plain
 backbone: {{name: vit_tiny_patch16_224, kwargs: {{embed_dim: 24, depth: 1, num_heads: 2}}}}
 data:
-  class_path: lmgraft.data.image_files.ImageFiles
+  class_path: lmgraft.data.image.image_files.ImageFiles
   init_args: {{root: {root}, img_size: 32, batch_size: 4, eval_batch_size: 8, num_workers: 0, val_size: 2}}
 train: {{epochs: 1, save_every: 1, log_every: 1, accelerator: cpu}}
 """

@@ -17,9 +17,9 @@ from torch.utils.data import Dataset
 
 from lmgraft.analysis.robustness import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, Count, summarise
 from lmgraft.cli.main import main
-from lmgraft.data import imagenet_sets
-from lmgraft.data.corruptions import CORRUPTIONS, corrupt
-from lmgraft.data.fashion_mnist import FashionMNIST
+from lmgraft.data.image import imagenet_sets
+from lmgraft.data.image.corruptions import CORRUPTIONS, corrupt
+from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained, train_run
 from lmgraft.report.robustness.table import markdown, to_dict, write_report

@@ -6,8 +6,8 @@ import os
 import pytest
 from PIL import Image
 
-from lmgraft.data import imagenet_sets as sets
-from lmgraft.data.corruptions import CORRUPTIONS
+from lmgraft.data.image import imagenet_sets as sets
+from lmgraft.data.image.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError
 from lmgraft.studies.robustness.sets import SETS, find_sets, other_totals
 

@@ -268,7 +268,7 @@ def test_what_is_wrong_is_said_before_anything_is_computed(small, toy, trained, 
 
 
 def test_data_without_held_out_images_are_refused(small, monkeypatch):
-    from lmgraft.data.fashion_mnist import FashionMNIST
+    from lmgraft.data.image.fashion_mnist import FashionMNIST
 
     monkeypatch.setattr(FashionMNIST, "selection", "test")
     with pytest.raises(RunError, match="test images"):

@@ -12,7 +12,7 @@ from PIL import Image
 from studying import STUDY, Here, no_executor, run_here, study_of, without_flops
 
 from lmgraft import records
-from lmgraft.data.toy import draw
+from lmgraft.data.image.toy import draw
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import load_recipe, read_result, train_run
 from lmgraft.studies.study import checks

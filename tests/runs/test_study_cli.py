@@ -6,7 +6,7 @@ from studying import STUDY, Here, study_of
 
 from lmgraft.cli import study as command
 from lmgraft.cli.main import main
-from lmgraft.data.toy import write_toy_imagenet
+from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
 from lmgraft.studies.study import estimate, flops
 from lmgraft.studies.study.cells import make_cells
@@ -153,7 +153,7 @@ def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, ca
 @pytest.mark.slow
 def test_positions_on_a_toy_imagenet(llama_folder, tmp_path, monkeypatch, in_this_process):
     tree = write_toy_imagenet(tmp_path / "toy", train=2, size=32, suites=())
-    monkeypatch.setattr("lmgraft.data.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
+    monkeypatch.setattr("lmgraft.data.image.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
     small = [
         "--data.root",
         str(tree),

@@ -14,7 +14,7 @@ from timm.data.mixup import Mixup
 import lmgraft
 from lmgraft import records
 from lmgraft.analysis.curves import read_curves
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.data.image.images import CorruptImageWarning
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError, RecipeError, RunError
 from lmgraft.recipes import build_model, evaluate_run, load_trained, read_result, train_run

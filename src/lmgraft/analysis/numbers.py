@@ -16,7 +16,8 @@ def in_unit(number: float, metric: Metric, *, signed: bool = False) -> str:
     """A value of the metric, or with a sign a difference, in the metric's unit but without its name: 91.23, +0.52."""
     if not math.isfinite(number):
         return NONE
-    written = f"{number * metric.scale:{'+' if signed else ''}.{2 if metric.scale >= 100 else 4}f}"
+    digits = (2 if metric.scale >= 100 else 4) if metric.digits is None else metric.digits
+    written = f"{number * metric.scale:{'+' if signed else ''}.{digits}f}"
     return written.lstrip("+-") if float(written) == 0 else written
 
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from lmgraft import records
 from lmgraft.cli.options import take_option
-from lmgraft.data.findings import DataFindings, check
-from lmgraft.data.image_files import ImageFiles
+from lmgraft.data.image.findings import DataFindings, check
+from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.recipes import load_recipe
 

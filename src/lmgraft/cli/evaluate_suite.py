@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lmgraft.data.corruptions import CORRUPTIONS
+from lmgraft.data.image.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.registry import suggest
 from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report

@@ -11,8 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from jsonargparse import ArgumentParser
+
 from lmgraft.cli.options import take_flag, take_option
-from lmgraft.data.images import CorruptImageWarning
+from lmgraft.analysis.numbers import in_unit
+from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import list_recipes, load_recipe, recipe_parser, train_run
 from lmgraft.recipes.recipe import Recipe
@@ -27,7 +30,7 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
 def run(argv: list[str]) -> int:
     if not argv or "-h" in argv or "--help" in argv:
-        print(_help())
+        print(_help(argv[0] if argv and not argv[0].startswith("-") else None))
         return 0 if argv else 2
     arguments = list(argv)
     out, original = take_option(arguments, "--out"), take_option(arguments, "--from-run")
@@ -71,7 +74,8 @@ def run(argv: list[str]) -> int:
         if run_dir.is_dir() and not any(run_dir.iterdir()):
             run_dir.rmdir()
         raise
-    print(f"test accuracy {result.accuracy:.4f} ({result.correct} of {result.total}), "
+    metric = recipe.metric(result.primary)
+    print(f"{metric.title} {in_unit(result.value, metric)} {metric.unit} over {result.items:,} {recipe.data.things}, "
           f"{result.seconds:.0f} s, {result.peak_memory / 2**30:.2f} GiB; everything is in {run_dir}")  # fmt: skip
     return 0
 
@@ -102,7 +106,7 @@ def _one_line_warnings() -> Iterator[None]:
     usual = warnings.formatwarning
 
     def brief(message: Warning | str, category: type[Warning], *place: object, **more: object) -> str:
-        if issubclass(category, RunWarning | CorruptImageWarning):
+        if issubclass(category, RunWarning | UnreadableItemWarning):
             return f"lmgraft train: {message}\n"
         return usual(message, category, *place, **more)  # type: ignore[arg-type]
 
@@ -113,12 +117,12 @@ def _one_line_warnings() -> Iterator[None]:
         warnings.formatwarning = usual
 
 
-def _help() -> str:
+def _help(recipe: str | None) -> str:
     head = f"""usage: lmgraft train RECIPE [--out DIR] [--resume] [--auto-lr-retry [N]] [options]
        lmgraft train --from-run DIR [--out NEW] [--allow-difference] [options]
 
 Train a recipe. The run folder gets its resolved config, logs (CSV, TensorBoard, metrics.json), the
-best, the last and the previous checkpoint, and the result on the test images.
+best, the last and the previous checkpoint, and the result on the test items.
 
   RECIPE              a name below or a path to a .yaml file
   --out DIR           the run folder (default: runs/<recipe>_<arm>_seed<seed>)
@@ -151,26 +155,24 @@ SIGTERM and Ctrl-C save at the next step and end the run, with exit status 143 a
 on. docs/training.md says more about several processes, SLURM, full disks and restarts.
 
 Every key of a recipe is an option; --llm and --layer are short for --graft.llm and --graft.layer.
+lmgraft train RECIPE --help shows the options of the recipe's own data and task too.
 """
-    body = recipe_parser().format_help()
-    return head + body[body.index("\n\n") :] + _of_the_data()
+    return head + _body(recipe_parser()) + ("" if recipe is None else _of_classes(load_recipe(recipe)))
 
 
 def _wrapped(names: Iterable[str]) -> str:
     return textwrap.fill(", ".join(names), 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _of_the_data() -> str:
-    from jsonargparse import ArgumentParser
+def _body(parser: ArgumentParser) -> str:
+    text: str = parser.format_help()
+    return text[text.index("\n\n") :] if "\n\n" in text else text
 
-    from lmgraft.data.fashion_mnist import FashionMNIST
-    from lmgraft.data.image_files import ImageFiles
 
+def _of_classes(recipe: Recipe) -> str:
     text = ""
-    for data in (ImageFiles, FashionMNIST):
+    for key, kind in (("data", type(recipe.data)), ("task", recipe.task_class)):
         parser = ArgumentParser(add_help=False)
-        parser.add_class_arguments(data, "data")
-        body = parser.format_help()
-        text += f"\n\nOptions where data.class_path is {data.__module__}.{data.__qualname__}:"
-        text += body[body.index("\n\n") :] if "\n\n" in body else body
+        parser.add_class_arguments(kind, key, skip={"model", "data", "optimizer", "schedule"} if key == "task" else set())
+        text += f"\n\nOptions where {key}.class_path is {kind.__module__}.{kind.__qualname__}:" + _body(parser)
     return text

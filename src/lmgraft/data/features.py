@@ -24,18 +24,19 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import cache_dir, lock
 from lmgraft.checkpoint.digest import json_digest
-from lmgraft.data.images import Batch, ImageSet
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.labelled import LabelledBatch, LabelledSet
+from lmgraft.data.loader import Draw, Fault
 from lmgraft.errors import DataError
 
 Storage = Literal["float32", "float16"]
-Compute = Callable[[int, int], Batch | Reported]
-"""(first, stop) -> tokens (stop - first, T, V), labels and positions in the source of these samples; with the files
-that could not be read, where there can be such."""
+Compute = Callable[[int, int], tuple[LabelledBatch, tuple[Fault, ...]]]
+"""(first, stop) -> these samples with tokens (stop - first, T, V) in place of inputs, and the files that could not be
+read."""
 
 _FORMAT = 2  # 1 did not keep which files could not be read
 _CHUNK = 512  # samples hashed and written at a time: what is lost when the process is killed
@@ -107,15 +108,16 @@ def store_features(
         started, computed = time.perf_counter(), 0
         for start in missing:
             stop = min(start + _CHUNK, shape[0])
-            values, labels_, sources, *unreadable = compute(start, stop)
+            batch, unreadable = compute(start, stop)
+            values = batch.inputs
             if tuple(values.shape) != (stop - start, *shape[1:]):
                 raise DataError(f"tokens {tuple(values.shape)} of samples {start} to {stop}, expected {shape[1:]} each")
             faults.pop(str(start), None)
-            if unreadable and unreadable[0]:
-                report(unreadable[0])
-                faults[str(start)] = [list(fault) for fault in unreadable[0]]
+            if unreadable:
+                report(unreadable)
+                faults[str(start)] = [list(fault) for fault in unreadable]
             tokens[start:stop] = values.numpy()
-            labels[start:stop] = torch.stack([labels_, sources], 1).numpy()
+            labels[start:stop] = torch.stack([batch.labels, batch.index], 1).numpy()
             tokens.flush()
             labels.flush()
             digests[str(start)] = _digest(tokens[start:stop], labels[start:stop])
@@ -176,19 +178,24 @@ def _digest(*arrays: npt.NDArray[Any]) -> str:
     return digest.hexdigest()
 
 
-class FeatureSet(ImageSet):
-    """Stored tokens in place of images; epoch e takes view e modulo their number.
+class FeatureSet(LabelledSet):
+    """Stored tokens in place of what the encoder takes; epoch e takes view e modulo their number.
 
     Args:
         views: The same samples under different augmentation.
+        groups: (N,) of the samples.
     """
 
-    def __init__(self, views: Sequence[Stored]) -> None:
+    def __init__(self, views: Sequence[Stored], groups: Tensor) -> None:
         self.views = [stored.tokens for stored in views]
         self.labels, self.indices = (torch.from_numpy(np.array(views[0].labels[:, i])) for i in (0, 1))
+        self._groups = groups
 
-    def __getitems__(self, draws: list[Draw]) -> Batch:
+    @property
+    def groups(self) -> Tensor:  # type: ignore[override]
+        return self._groups
+
+    def __getitems__(self, draws: list[Draw]) -> LabelledBatch:
         view = self.views[draws[0].epoch % len(self.views)]
         samples = np.array([draw.sample for draw in draws])
-        index = torch.from_numpy(samples)
-        return torch.from_numpy(view[samples]).float(), self.labels[index], self.indices[index]
+        return self.labelled(torch.from_numpy(view[samples]).float(), torch.from_numpy(samples))

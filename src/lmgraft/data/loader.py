@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from lmgraft.contracts import Batch
 from lmgraft.data.draws import permutation
 
 REPEAT_ROUND = 256
@@ -33,7 +33,7 @@ class Draw(NamedTuple):
 
 
 class Fault(NamedTuple):
-    """A file that could not be read as an image, and why."""
+    """A file that could not be read, and why."""
 
     file: str
     reason: str
@@ -42,9 +42,7 @@ class Fault(NamedTuple):
 class Reported(NamedTuple):
     """A batch, and the files that could not be read while it was made."""
 
-    images: Tensor
-    labels: Tensor
-    sources: Tensor
+    batch: Batch
     faults: tuple[Fault, ...]
 
 
@@ -103,12 +101,17 @@ class EpochSampler(Sampler[list[Draw]]):
 
     def __iter__(self) -> Iterator[list[Draw]]:
         order = permutation(self.seed, self.epoch, self.size) if self.shuffle else np.arange(self.size)
-        mine, batches = self.samples_of(self.rank), len(self)
-        for batch in range(self.start, batches):
-            first, last = (min(k * self.batch_size, mine - batches + k) for k in (batch, batch + 1))
-            if self.drop_last:
-                first, last = batch * self.batch_size, (batch + 1) * self.batch_size
-            yield [self._draw(order, self.rank + self.world * k) for k in range(first, last)]
+        for batch in range(self.start, len(self)):
+            first, stop = self._bound(batch), self._bound(batch + 1)
+            yield [self._draw(order, self.rank + self.world * position) for position in range(first, stop)]
+
+    def _bound(self, batch: int) -> int:
+        """Where a batch begins among this rank's samples.
+
+        In evaluation each batch that is left keeps at least one sample, so that all ranks have as many batches.
+        """
+        full = batch * self.batch_size
+        return full if self.drop_last else min(full, self.samples_of(self.rank) - len(self) + batch)
 
     def _draw(self, order: np.ndarray[Any, Any], position: int) -> Draw:
         # With more ranks than samples DeiT's sampler begins again, hence the modulus.
@@ -163,7 +166,7 @@ class EpochLoader(DataLoader[Any]):
             if isinstance(batch, Reported):
                 if self._report is not None:
                     self._report(batch.faults)
-                batch = tuple(batch[:3])
+                batch = batch.batch
             yield batch
 
 

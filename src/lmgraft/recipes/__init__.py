@@ -7,7 +7,8 @@ model, data and a task, and a run folder can be trained, resumed and evaluated.
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.build import build_model
 from lmgraft.recipes.recipe import Recipe, list_recipes, load_recipe, recipe_parser
-from lmgraft.recipes.run import Result, evaluate_run, load_trained, read_result, train_run
+from lmgraft.recipes.result import Result, read_result
+from lmgraft.recipes.run import evaluate_run, load_trained, train_run
 
 __all__ = [
     "ARMS",

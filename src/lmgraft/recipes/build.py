@@ -16,12 +16,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lmgraft.checkpoint.cache import lock
+from lmgraft.errors import RecipeError
 from lmgraft.recipes.equal_flops import larger_encoder
 from lmgraft.recipes.features import wrap
 from lmgraft.recipes.grafted import graft_arm
-from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.recipe import BackboneConfig, Recipe
 from lmgraft.recipes.record import is_pretrained
-from lmgraft.registry import FACTORIES
+from lmgraft.registry import FACTORIES, load_object
+from lmgraft.tasks.base import Task
 from lmgraft.training.fit import several_processes
 from lmgraft.training.optim import make_optimizer
 from lmgraft.training.schedule import make_schedule
@@ -34,15 +36,36 @@ def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
         initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
     """
     data, config = recipe.data, recipe.graft
-    arguments = {"num_classes": data.num_classes, "in_chans": data.in_chans, "img_size": data.img_size}
+    arguments = data.model_arguments()
     arguments |= recipe.backbone.kwargs | larger_encoder(recipe, build_model)
     rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        factory = FACTORIES.load(recipe.backbone.factory)
-        model: nn.Module = factory(recipe.backbone.name, arguments if initial else rebuilt)
+        model = _make(recipe.backbone, arguments if initial else rebuilt)
     spec = {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
     return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
+
+
+def _make(backbone: BackboneConfig, arguments: dict[str, Any]) -> nn.Module:
+    """The encoder by itself.
+
+    Raises:
+        RecipeError: If nothing of the factory's name can be imported.
+    """
+    name = backbone.factory
+    if "." not in name:
+        model: nn.Module = FACTORIES.find(name)(backbone.name, arguments)
+        return model
+    module, _, attribute = name.rpartition(".")
+    try:
+        factory = load_object(f"{module}:{attribute}")
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(
+            f"backbone.factory={name} cannot be imported: {error}",
+            "give the dotted path of a class or function; the current folder is looked in too",
+        ) from None
+    made: nn.Module = factory(**arguments)
+    return made
 
 
 def set_up_data(recipe: Recipe) -> None:
@@ -57,34 +80,29 @@ def set_up_data(recipe: Recipe) -> None:
     recipe.data.setup()
 
 
-def build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: bool = True) -> Any:
+def build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: bool = True) -> Task:
     """The recipe's task around its model, which knows how to make optimiser and schedule.
 
     Args:
         retries: Restarts at a lower learning rate so far.
         initial: As in `build_model`.
     """
-    task = recipe.task_class(
-        build_model(recipe, initial),
-        recipe.data.num_classes,
-        partial(_optimizer, recipe),
-        partial(_schedule, recipe, [retry["from_step"] for retry in retries]),
-        **recipe.task_options,
-    )
+    cuts = [retry["from_step"] for retry in retries]
+    task = recipe.task(build_model(recipe, initial), partial(_optimizer, recipe), partial(_schedule, recipe, cuts))
     wrap(recipe, task)
     return task
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    return make_optimizer(model, recipe.optim.for_batch(_images_per_step(recipe)))
+    return make_optimizer(model, recipe.optim.for_batch(_items_per_step(recipe)))
 
 
 def _schedule(recipe: Recipe, cuts: list[int], optimizer: Optimizer, total_steps: int) -> LRScheduler:
-    config = recipe.optim.for_batch(_images_per_step(recipe))
+    config = recipe.optim.for_batch(_items_per_step(recipe))
     return make_schedule(optimizer, total_steps, config, epochs=recipe.train.epochs, cuts=cuts)
 
 
-def _images_per_step(recipe: Recipe) -> int:
+def _items_per_step(recipe: Recipe) -> int:
     """Over all processes and accumulated batches; 1 process before there is a trainer."""
     trainer = recipe.data.trainer
     return recipe.data.batch_size * recipe.train.accumulate * (1 if trainer is None else trainer.world_size)

@@ -12,8 +12,8 @@ def count_flops(recipe: Recipe, *, batch_size: int | None = None) -> FlopCount:
     """What a step of the recipe's model takes; builds the model.
 
     Args:
-        recipe: With its data set up, as far as they must be to know the number of classes.
-        batch_size: Images of a step; None for the recipe's.
+        recipe: With its data set up, as far as they must be to know what the model is to put out.
+        batch_size: Items of a step; None for the recipe's.
 
     Raises:
         LmgraftError: If the model cannot be built.

@@ -28,7 +28,7 @@ class EqualFlops:
     kwargs: dict[str, Any]
     """To be laid over the recipe's backbone.kwargs."""
     train: float
-    """Operations an image of a training step of this encoder."""
+    """Operations an item of a training step of this encoder."""
     target: float
     """Those of the other arm."""
 
@@ -72,7 +72,7 @@ def nearest_encoder(recipe: Recipe, build: Build) -> EqualFlops:
     if other is None:
         raise RecipeError(f"arm {recipe.arm} is not made as large as another", "choose arm plain_equal_flops")
     data = recipe.data
-    key = (recipe.yaml, data.batch_size, data.num_classes, data.in_chans, data.img_size)
+    key = (recipe.yaml, data.batch_size, repr(data.model_arguments()))
     if key not in _chosen:
         _check_it_can_grow(recipe)
         target = flops_of(build(replace(recipe, arm=other)), recipe).train  # type: ignore[arg-type]

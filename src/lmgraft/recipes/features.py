@@ -11,25 +11,24 @@ from functools import partial
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import nn
 
-from lmgraft.data.images import SplitName
+from lmgraft.data.base import SPLITS
+from lmgraft.data.labelled import LabelledBatch, LabelledData, LabelledSet
 from lmgraft.errors import RecipeError
 from lmgraft.recipes.recipe import Recipe
-from lmgraft.training.features import OnTokens, encoder_digest, freeze_encoder, store_split
+from lmgraft.tasks.base import Task
+from lmgraft.training.features import OnTokens, encode, encoder_digest, freeze_encoder, store_split
 from lmgraft.training.fit import on_gpu
 
-SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 
-
-def network(task: LightningModule) -> nn.Module:
-    """The task's whole model, from images to logits."""
-    model: nn.Module = task.model  # type: ignore[assignment]
+def network(task: Task) -> nn.Module:
+    """The task's whole model, from its inputs to its output."""
+    model = task.model
     return model.model if isinstance(model, OnTokens) else model
 
 
-def wrap(recipe: Recipe, task: LightningModule) -> None:
+def wrap(recipe: Recipe, task: Task) -> None:
     """Freeze the encoder and let the task's model begin at its tokens, if the recipe says so.
 
     Raises:
@@ -41,18 +40,24 @@ def wrap(recipe: Recipe, task: LightningModule) -> None:
         raise RecipeError(
             "optim.layer_decay with features.cached: the encoder's layers are not trained", "set it to null"
         )
-    task.model = OnTokens(freeze_encoder(task.model))  # type: ignore[arg-type]
+    if not isinstance(recipe.data, LabelledData):
+        raise RecipeError(
+            f"features.cached with {type(recipe.data).__name__}: tokens are stored of items with one label each",
+            "leave features.cached out",
+        )
+    task.model = OnTokens(freeze_encoder(task.model))
 
 
-def use_stored_tokens(recipe: Recipe, task: LightningModule) -> dict[str, Any] | None:
-    """Put stored tokens in the place of the data's images, computing what is not there yet.
+def use_stored_tokens(recipe: Recipe, task: Task) -> dict[str, Any] | None:
+    """Put stored tokens in the place of what the encoder takes, computing what is not there yet.
 
     Returns:
-        What it cost, for the record: bytes, seconds, images a second of the encoder.
+        What it cost, for the record: bytes, seconds, items a second of the encoder.
     """
     if not recipe.features.cached:
         return None
     data, model = recipe.data, network(task)
+    assert isinstance(data, LabelledData), "wrap() has refused others"
     device = torch.device("cuda" if on_gpu(recipe.train) else "cpu")
     identity = {
         "data": data.fingerprint(),
@@ -64,10 +69,11 @@ def use_stored_tokens(recipe: Recipe, task: LightningModule) -> dict[str, Any] |
         if split == "val" and data.selection == "test":
             continue
         augmented = split == "train" and recipe.features.views > 1
-        images = data.split(split) if augmented else data.still(split)
+        items = data.split(split) if augmented else data.still(split)
+        assert isinstance(items, LabelledSet)
         features, parts = store_split(
             model,
-            images,
+            items,
             views=recipe.features.views if split == "train" else 1,
             dtype=recipe.features.dtype,
             identity=identity | {"split": split} | ({"seed": recipe.seed} if augmented else {}),
@@ -85,11 +91,24 @@ def use_stored_tokens(recipe: Recipe, task: LightningModule) -> dict[str, Any] |
     rate = computed / seconds if seconds else None
     size = sum(s.tokens.nbytes for s in stored)
     if rate is not None:
-        sys.stderr.write(f"[features] {size / 2**30:.2f} GiB of tokens, {rate:.0f} images a second, once\n")
+        sys.stderr.write(f"[features] {size / 2**30:.2f} GiB of tokens, {rate:.0f} {data.things} a second, once\n")
     return {
         "folders": [s.folder.name for s in stored],
         "bytes": size,
         "computed": computed,
         "seconds": seconds,
-        "encoder_images_per_second": rate,
+        f"encoder_{data.things}_per_second": rate,
     }
+
+
+def try_task(recipe: Recipe, task: Task) -> None:
+    """Score an example with the task's model, so that a task that does not fit its data is refused before training.
+
+    Raises:
+        LmgraftError: If the batch, or what the task makes of it, is not as it must be.
+    """
+    batch = recipe.data.example(2)
+    if recipe.features.cached:
+        assert isinstance(batch, LabelledBatch), "wrap() has refused others"
+        batch = batch._replace(inputs=encode(network(task), batch.inputs))
+    task.try_on(batch, recipe.data.name)

@@ -18,13 +18,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import Parameter
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmgraft.graft import find_graft
@@ -35,44 +36,48 @@ from lmgraft.training.features import OnTokens, encode, freeze_encoder
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCount:
-    """Floating-point operations for each image."""
+    """Floating-point operations for each item."""
 
     train: float
     """Of a training step, forward and backward; from stored tokens on where the encoder is frozen."""
     evaluation: float
-    """Of an evaluation, from the image to the logits."""
+    """Of an evaluation, from the item to the model's output."""
     batch_size: int
-    """That was counted: the graft's form, and what images share in it, depend on it."""
+    """That was counted: the graft's form, and what items share in it, depend on it."""
 
 
 def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None) -> FlopCount:
     """What a step of the recipe's model takes; the model stays as it is.
 
     Args:
-        recipe: With its data set up, as far as they must be to know the number of classes.
-        batch_size: Images of a step; None for the recipe's.
+        recipe: With its data set up, as far as they must be to know what the model is to put out.
+        batch_size: Items of a step; None for the recipe's.
     """
     batch = batch_size or recipe.data.batch_size
-    shape = (batch, recipe.data.in_chans, *recipe.data.img_size)
+    example = recipe.data.example(batch)
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with _fakes() as mode, sdpa_kernel(SDPBackend.MATH):
         _fake_tensors(twin, mode)
-        images = torch.empty(shape)
+        items = tree_map_only(Tensor, mode.from_tensor, recipe.task(twin, _unused, _unused).inputs(example))
         trained: nn.Module = twin.train()
-        inputs = images
+        inputs = items
         if recipe.features.cached:
-            inputs, trained = encode(twin, images), OnTokens(freeze_encoder(twin))
+            inputs, trained = (encode(twin, *items),), OnTokens(freeze_encoder(twin))
         with FlopCounterMode(display=False) as train, torch.enable_grad():
-            out = [t for t in tree_leaves(trained(inputs)) if isinstance(t, Tensor) and t.is_floating_point()]
+            out = [t for t in tree_leaves(trained(*inputs)) if isinstance(t, Tensor) and t.is_floating_point()]
             torch.autograd.backward([t.float().square().mean() for t in out])
         twin.eval()
         with torch.no_grad(), _folds_ready(twin), FlopCounterMode(display=False) as evaluation:
-            twin(images)
+            twin(*items)
     return FlopCount(
         train=train.get_total_flops() / batch,
         evaluation=evaluation.get_total_flops() / batch,
         batch_size=batch,
     )
+
+
+def _unused(*_: Any) -> Any:
+    raise AssertionError("nothing is trained while operations are counted")
 
 
 @contextmanager

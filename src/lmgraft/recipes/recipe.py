@@ -11,15 +11,16 @@ from typing import Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from pytorch_lightning import LightningModule
+from torch import nn
 
-from lmgraft.data.images import ImageData
+from lmgraft.contracts import Metric
+from lmgraft.data.base import Data
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.registry import load_object, suggest
-from lmgraft.tasks.image import ImageClassification
+from lmgraft.registry import MOVED, load_object, suggest
+from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 from lmgraft.training.features import FeatureConfig
 from lmgraft.training.fit import TrainConfig
 from lmgraft.training.optim import OptimConfig
@@ -42,18 +43,19 @@ ArmName = Literal[
     "linear",
     "plain_equal_flops",
 ]
-_GIVEN_AT_RUN_TIME = {"model", "num_classes", "optimizer", "schedule"}
+_GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
+_DEFAULT_TASK = "lmgraft.tasks.classification.Classification"
 _SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneConfig:
-    """The encoder; channels, image size and classes follow the data."""
+    """The encoder; what follows from the data (of images channels, size and classes) is given to it besides."""
 
     factory: str = "timm"
-    """Who makes it."""
+    """The library that makes it, or the dotted path of a class or function of your own, called with keywords."""
     name: str = "vit_tiny_patch16_224"
-    """Its name there."""
+    """The encoder's name in that library; unused where factory is a path."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Its further arguments."""
     equal_flops: dict[str, Any] = field(default_factory=dict)
@@ -68,14 +70,30 @@ class Recipe:
     arm: ArmName
     backbone: BackboneConfig
     graft: GraftConfig
-    data: ImageData
-    task_class: type[LightningModule]
+    data: Data
+    task_class: type[Task]
     task_options: dict[str, Any]
     optim: OptimConfig
     train: TrainConfig
     features: FeatureConfig
     yaml: str
     """The resolved recipe, all defaults filled in."""
+
+    def task(self, model: nn.Module, optimizer: MakeOptimizer, schedule: MakeSchedule) -> Task:
+        """The recipe's task around a model."""
+        return self.task_class(model, self.data, optimizer, schedule, **self.task_options)
+
+    def metric(self, name: str | None = None) -> Metric:
+        """The metric of this name that the task may have, or its first one; files are not looked at.
+
+        Raises:
+            RecipeError: If the task has none of this name.
+        """
+        metrics = {metric.name: metric for metric in self.task_class.metrics()}
+        name = next(iter(metrics)) if name is None else name
+        if name not in metrics:
+            raise RecipeError(f"{self.task_class.__name__} has no metric {name!r}", suggest(name, metrics))
+        return metrics[name]
 
 
 def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
@@ -89,13 +107,9 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     ))  # fmt: skip
     parser.add_class_arguments(GraftConfig, "graft")
     parser.add_class_arguments(BackboneConfig, "backbone")
-    parser.add_subclass_arguments(ImageData, "data", required=True)
+    parser.add_subclass_arguments(Data, "data", required=True)
     parser.add_subclass_arguments(
-        LightningModule,
-        "task",
-        skip=_GIVEN_AT_RUN_TIME,
-        instantiate=False,
-        default={"class_path": "lmgraft.tasks.image.ImageClassification"},
+        Task, "task", skip=_GIVEN_AT_RUN_TIME, instantiate=False, default={"class_path": _DEFAULT_TASK}
     )
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(TrainConfig, "train")
@@ -141,10 +155,17 @@ def compose(
         RecipeError: If a base is unknown, or recipes extend each other in a circle.
     """
     content = _mapping(text, where)
-    if content is None or "extends" not in content:
+    if content is None:
         return text
-    text = yaml.safe_dump(_on_bases(content, (where,), find, ties), sort_keys=False)
-    return text
+    whole: str = yaml.safe_dump(_under_present_names(_on_bases(content, (where,), find, ties)), sort_keys=False)
+    return whole
+
+
+def _under_present_names(value: Any) -> Any:
+    """The content with the present paths of classes that have moved."""
+    if isinstance(value, dict):
+        return {key: _under_present_names(item) for key, item in value.items()}
+    return MOVED.get(value, value) if isinstance(value, str) else value
 
 
 def _on_bases(
@@ -237,8 +258,10 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
 
 
 def _long_form(argument: str) -> str:
+    if argument in MOVED:  # the value of an option
+        return MOVED[argument]
     name, equals, value = argument.partition("=")
-    return _SHORT.get(name, name) + equals + value
+    return _SHORT.get(name, name) + equals + MOVED.get(value, value)
 
 
 def _recipe(built: Namespace, text: str) -> Recipe:
@@ -258,9 +281,9 @@ def _recipe(built: Namespace, text: str) -> Recipe:
     )
 
 
-def _load_class(path: str) -> type[LightningModule]:
+def _load_class(path: str) -> type[Task]:
     module, _, name = path.rpartition(".")
-    loaded: type[LightningModule] = load_object(f"{module}:{name}")
+    loaded: type[Task] = load_object(f"{module}:{name}")
     return loaded
 
 
@@ -282,7 +305,7 @@ def tidy(message: str, parser: ArgumentParser) -> str:
 def _known_keys(parser: ArgumentParser) -> set[str]:
     """The last parts of all keys: of the groups, and of the data sets' and tasks' own arguments."""
     keys = {action.dest.rpartition(".")[2] for action in parser._actions}
-    pending: list[type] = [ImageData, ImageClassification]
+    pending: list[type] = [Data, Task]
     while pending:
         cls = pending.pop()
         keys |= set(inspect.signature(cls).parameters) - {"options", *_GIVEN_AT_RUN_TIME}

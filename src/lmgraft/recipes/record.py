@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -31,12 +31,12 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "seed": recipe.seed,
         "seeds": {"weights": recipe.seed, "order_and_augmentation": recipe.data.seed, "steps": recipe.seed},
         "data": recipe.data.fingerprint(),
-        "selection": getattr(recipe.data, "selection", "val"),
+        "selection": recipe.data.selection,
         "block": inserted.block.provenance.to_dict() if inserted is not None else None,
         "trained_params": trained,
         "frozen_params": frozen,
         "encoder": {"pretrained": is_pretrained(recipe), "digest": _encoder_digest(model)},
-        "environment": records.environment(),
+        "environment": records.environment((*recipe.data.packages, *recipe.task_class.packages)),
         "command": records.command(),
     }
 
@@ -68,6 +68,17 @@ def count_params(model: nn.Module) -> tuple[int, int]:
     return trained, sum(p.numel() for p in model.parameters()) - trained
 
 
+class Change(NamedTuple):
+    """A dotted key whose value is another one now."""
+
+    key: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {_brief(self.now)}, was {_brief(self.before)}"
+
+
 def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool) -> None:
     """Compare a run that is about to start with the run folder that it repeats.
 
@@ -82,14 +93,14 @@ def check_repeats(record: dict[str, Any], original: Path, allow_difference: bool
         RunError: If there is such a difference.
     """
     file = original / "run.json"
-    grave, slight = _differences(record, records.read_json(file))
-    if grave and not allow_difference:
+    errors, warned = compare_records(records.read_json(file), record)
+    if errors and not allow_difference:
         raise RunError(
-            f"this is no repetition of {original}; different is {'; '.join(grave[:4])}",
+            f"this is no repetition of {original}; different: {_listed(errors)}",
             "give the same data and block, or add --allow-difference",
         )
-    if slight or grave:
-        warnings.warn(f"not as it was in {file}: {'; '.join([*grave, *slight])}", RunWarning, stacklevel=2)
+    if errors or warned:
+        warnings.warn(f"not as it was in {file}: {_listed([*errors, *warned])}", RunWarning, stacklevel=2)
 
 
 def check_resumes(record: dict[str, Any], run_dir: Path) -> None:
@@ -103,49 +114,55 @@ def check_resumes(record: dict[str, Any], run_dir: Path) -> None:
     file = run_dir / "run.json"
     if not file.exists():
         return
-    grave, slight = _differences(record, records.read_json(file))
-    if grave:
+    errors, warned = compare_records(records.read_json(file), record)
+    if errors:
         raise RunError(
-            f"{run_dir} was trained otherwise; different is {'; '.join(grave[:4])}",
+            f"{run_dir} was trained otherwise; different: {_listed(errors)}",
             "give the data and the block it was started with, or choose another --out",
         )
-    if slight:
-        warnings.warn(f"not as it was in {file}: {'; '.join(slight)}", RunWarning, stacklevel=2)
+    if warned:
+        warnings.warn(f"not as it was in {file}: {_listed(warned)}", RunWarning, stacklevel=2)
 
 
-def _differences(record: dict[str, Any], theirs: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What is different in another record: what makes it another run, and what may change its numbers."""
-    here, there = record["environment"], theirs.get("environment", {})
-    versions = there.get("versions", {})
-    slight = [f"{n} {versions.get(n)} there, {v} here" for n, v in here["versions"].items() if versions.get(n) != v]
-    slight += [
-        f"{name} {there.get(name)} there, {here[name]} here"
-        for name in ("python", "git_commit")
-        if there.get(name) != here[name]
+def _listed(changes: list[Change]) -> str:
+    return "; ".join(map(str, changes[:6])) + ("; ..." if len(changes) > 6 else "")
+
+
+def compare_records(before: dict[str, Any], now: dict[str, Any]) -> tuple[list[Change], list[Change]]:
+    """What differs between two records: what makes it another run, and what may only change its numbers."""
+    environments = [record.get("environment") or {} for record in (before, now)]
+    versions = [environment.get("versions") or {} for environment in environments]
+    warned = [
+        Change(name, versions[0].get(name), version)
+        for name, version in versions[1].items()
+        if versions[0].get(name) != version
     ]
-    blocks = [(r.get("block") or {}).get("digest") for r in (theirs, record)]
-    grave = [] if blocks[0] == blocks[1] else [f"the block: digest {_short(blocks[0])} there, {_short(blocks[1])} here"]
-    data = theirs.get("data", {})
-    grave += [
-        f"the data: {key} is {_brief(data.get(key))} there, {_brief(record['data'].get(key))} here"
-        for key in sorted(data.keys() | record["data"].keys())
-        if _plain(data.get(key)) != _plain(record["data"].get(key))
+    pairs = {name: tuple(environment.get(name) for environment in environments) for name in ("python", "git_commit")}
+    warned += [Change(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
+    errors = []
+    blocks = [_short((record.get("block") or {}).get("digest")) for record in (before, now)]
+    if blocks[0] != blocks[1]:
+        errors.append(Change("block.digest", *blocks))
+    errors += [
+        Change(f"data.{key}", before.get("data", {}).get(key), now["data"].get(key))
+        for key in sorted(before.get("data", {}).keys() | now["data"].keys())
+        if _plain(before.get("data", {}).get(key)) != _plain(now["data"].get(key))
     ]
-    encoders = [(r.get("encoder") or {}).get("digest") for r in (theirs, record)]
+    encoders = [(record.get("encoder") or {}).get("digest") for record in (before, now)]
     if encoders[0] != encoders[1] and None not in encoders:
-        said = f"the encoder's initial weights: digest {_short(encoders[0])} there, {_short(encoders[1])} here"
-        (grave if record["encoder"]["pretrained"] else slight).append(said)  # random ones follow seed and versions
-    return grave, slight
+        change = Change("encoder.digest", *map(_short, encoders))
+        (errors if now["encoder"]["pretrained"] else warned).append(change)  # random ones follow seed and versions
+    return errors, warned
 
 
-def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:
-    """Dotted keys that differ in two nested mappings, each with both values."""
+def changed_keys(before: Any, now: Any, key: str = "") -> list[Change]:
+    """Dotted keys that differ in two nested mappings."""
     if not isinstance(before, dict) or not isinstance(now, dict):
-        return [] if before == now else [f"{key} is {_brief(now)}, was {_brief(before)}"]
+        return [] if before == now else [Change(key, before, now)]
     return [
-        line
+        change
         for name in dict.fromkeys([*now, *before])
-        for line in changed_keys(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+        for change in changed_keys(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
     ]
 
 
@@ -178,7 +195,7 @@ def plan_retry(run_dir: Path, error: NotFiniteError, number: int) -> dict[str, A
         "epoch": error.epoch,
         "step_in_epoch": error.step,
         "learning_rate": error.learning_rate,
-        "images": list(error.samples),
+        "samples": list(error.samples),
         "files": list(error.files),
         "from_step": 0 if path is None else int(read_checkpoint(path)["global_step"]),
         "factor": CUT,

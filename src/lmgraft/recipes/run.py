@@ -4,8 +4,8 @@
 <run>/run.json      versions, commit, seeds, launches, data fingerprint, block and encoder, parameter counts
 <run>/retries.json  restarts at a lower learning rate, where there were any
 <run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
-<run>/test_items.npz  what best.ckpt made of each test item
-<run>/result.json   test metrics of best.ckpt and what training cost; written last
+<run>/test_items.npz  what best.ckpt made of each test item (lmgraft.training.items)
+<run>/result.json   test metrics of best.ckpt and what training cost (lmgraft.recipes.result); written last
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback
 from torch import nn
 
 from lmgraft import records
@@ -27,9 +27,10 @@ from lmgraft.graft import find_graft, save_pretrained
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.build import build_model, build_task, set_up_data
 from lmgraft.recipes.equal_flops import settled
-from lmgraft.recipes.features import network, use_stored_tokens
+from lmgraft.recipes.features import network, try_task, use_stored_tokens
 from lmgraft.recipes.recipe import Recipe, parse_recipe
 from lmgraft.recipes.record import (
+    Change,
     changed_keys,
     check_repeats,
     check_resumes,
@@ -40,44 +41,16 @@ from lmgraft.recipes.record import (
     write_record,
     write_retries,
 )
+from lmgraft.recipes.result import Result, read_result, write_result
+from lmgraft.tasks.base import Task
+from lmgraft.tasks.items import by_category
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
 from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank
-from lmgraft.training.items import KeepItems, write_items
+from lmgraft.training.items import write_items
 from lmgraft.training.schedule import check_warmup
 from lmgraft.training.stopping import NotFiniteError
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a finished run reached on the test images and what it cost."""
-
-    arm: str
-    seed: int
-    accuracy: float
-    correct: int
-    total: int
-    class_accuracy: dict[str, float]
-    val_accuracy: float
-    epochs: int
-    steps: int
-    seconds: float
-    """Training, validation included."""
-    peak_memory: int
-    """Bytes."""
-    trained_params: int
-    frozen_params: int
-    block_digest: str | None
-    device: str
-    top5: float | None = None
-    """Accuracy of the five highest logits, where there are more than five classes."""
-    selection: str = "val"
-    """Which images chose the epoch: held-out ones ("val"), or the test images as the paper did."""
-    faults: list[dict[str, str]] = field(default_factory=list)
-    """Files that could not be read as images, and why."""
-    retries: list[dict[str, Any]] = field(default_factory=list)
-    """Restarts at a lower learning rate after a loss that was not finite."""
 
 
 def train_run(
@@ -122,6 +95,7 @@ def train_run(
         check_repeats(record, repeats, allow_difference)
     if resume:
         check_resumes(record, run_dir)
+    try_task(recipe, task)
     features = use_stored_tokens(recipe, task)
     if features is not None:
         record["features"] = features
@@ -159,17 +133,16 @@ def train_run(
     if recipe.train.strategy == "fsdp":
         task = build_task(recipe, initial=False)  # the trained one is in shards
     _load_best(recipe, task, run_dir)
-    items = KeepItems()
-    result = replace(_evaluate(recipe, task, summary, digest, [items]), retries=history)
+    result = replace(_evaluate(recipe, task, summary, digest), retries=history)
     if digest is not None:
         save_pretrained(network(task), run_dir / "model")
-    write_items(run_dir, items.arrays())
-    records.write_json(run_dir / "result.json", asdict(result))
+    write_items(run_dir, task.items)
+    write_result(run_dir, result)
     return result
 
 
 def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: Sequence[Callback] = ()) -> Result:
-    """Evaluate best.ckpt of a run folder on the test images again, from its own record.
+    """Evaluate best.ckpt of a run folder on the test items again, from its own record.
 
     Args:
         run_dir: A folder made by `train_run`.
@@ -187,7 +160,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
         seconds=summary.seconds,
         peak_memory=summary.peak_memory,
         steps=summary.steps,
-        best_val_accuracy=summary.val_accuracy,
+        val=summary.val,
         device=summary.device,
     )
     result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
@@ -219,23 +192,6 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
         ) from None
 
 
-def read_result(run_dir: Path) -> Result:
-    """The result of a finished run.
-
-    Raises:
-        RunError: If the run is not finished or its result is damaged.
-    """
-    file = run_dir / "result.json"
-    if not file.exists():
-        raise RunError(f"{run_dir} is not finished: it has no result.json", "go on with lmgraft train --resume")
-    values = records.read_json(file)
-    known = {f.name for f in fields(Result)}
-    needed = {f.name for f in fields(Result) if f.default is MISSING and f.default_factory is MISSING}
-    if not isinstance(values, dict) or not needed <= set(values) <= known:
-        raise RunError(f"{file} does not hold a result of this version", "delete it and evaluate the run again")
-    return Result(**values)
-
-
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
     recipe = read_run(run_dir, list(overrides))
@@ -244,7 +200,7 @@ def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, 
     return recipe, network(task).eval()
 
 
-def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Any:
+def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Task:
     """Data checked and loaded, and the task around the model: all that can fail before training.
 
     Args:
@@ -255,8 +211,7 @@ def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Pa
     task = build_task(recipe, retries, initial=trained is None)
     if trained is not None:
         _load_best(recipe, task, trained)
-    if hasattr(task, "check_batch_size"):
-        task.check_batch_size(recipe.data.batch_size)
+    task.check(recipe.data.batch_size)
     return task
 
 
@@ -274,17 +229,17 @@ def _claim(recipe: Recipe, run_dir: Path, resume: bool) -> None:
     changed = other_recipe(read_run(run_dir), recipe)
     if changed:
         raise RunError(
-            f"{run_dir} holds a run of another recipe; different now: {'; '.join(changed[:6])}",
+            f"{run_dir} holds a run of another recipe; different now: {'; '.join(map(str, changed[:6]))}",
             "resume with the settings it was started with, or choose another --out",
         )
 
 
-def other_recipe(before: Recipe, now: Recipe) -> list[str]:
-    """Keys in which two recipes would train different things, each with both values."""
+def other_recipe(before: Recipe, now: Recipe) -> list[Change]:
+    """Keys in which two recipes would train different things."""
     changed = changed_keys(yaml.safe_load(before.yaml), yaml.safe_load(now.yaml))
-    changed = [line for line in changed if not _MAY_CHANGE.fullmatch(line.partition(" ")[0])]
+    changed = [change for change in changed if not _MAY_CHANGE.fullmatch(change.key)]
     if before.arm == now.arm and ARMS[now.arm].block is None and ARMS[now.arm].equal_flops is None:
-        changed = [line for line in changed if not line.startswith("graft.")]  # nothing is grafted
+        changed = [change for change in changed if not change.key.startswith("graft.")]  # nothing is grafted
     return changed
 
 
@@ -301,7 +256,7 @@ def block_digest(model: nn.Module) -> str | None:
     return None if inserted is None else inserted.block.provenance.digest
 
 
-def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path) -> None:
+def _load_best(recipe: Recipe, task: Task, run_dir: Path) -> None:
     file = checkpoint_path(run_dir, "best")
     checkpoint = read_checkpoint(file)
     check_block(checkpoint, block_digest(network(task)))
@@ -314,25 +269,20 @@ def _load_best(recipe: Recipe, task: LightningModule, run_dir: Path) -> None:
 
 
 def _evaluate(
-    recipe: Recipe,
-    task: Any,
-    summary: FitSummary,
-    digest: str | None,
-    callbacks: Sequence[Callback] = (),
+    recipe: Recipe, task: Task, summary: FitSummary, digest: str | None, callbacks: Sequence[Callback] = ()
 ) -> Result:
-    metrics = evaluate(task, recipe.data, recipe.train, callbacks)
-    total = len(recipe.data.split("test"))
-    correct = round(metrics["test/accuracy"] * total)
-    by_class = task.test_class_accuracy.compute()
+    data = recipe.data
+    metrics = evaluate(task, data, recipe.train, callbacks)
     trained, frozen = count_params(task.model)
     return Result(
         arm=recipe.arm,
         seed=recipe.seed,
-        accuracy=correct / total,
-        correct=correct,
-        total=total,
-        class_accuracy={n: float(a) for n, a in zip(recipe.data.class_names, by_class, strict=True)},
-        val_accuracy=summary.best_val_accuracy,
+        metrics=metrics,
+        primary=task.primary.name,
+        items=len(task.items["index"]),
+        by=by_category(task.items, task.primary, data.categories()),
+        val=summary.val,
+        selection=data.selection,
         epochs=recipe.train.epochs,
         steps=summary.steps,
         seconds=summary.seconds,
@@ -341,7 +291,5 @@ def _evaluate(
         frozen_params=frozen,
         block_digest=digest,
         device=summary.device,
-        top5=metrics.get("test/top5"),
-        selection=getattr(recipe.data, "selection", "val"),
-        faults=[fault._asdict() for fault in getattr(recipe.data, "faults", ())],
+        faults=[fault._asdict() for fault in data.faults],
     )

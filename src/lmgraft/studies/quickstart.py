@@ -19,8 +19,8 @@ from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
 from lmgraft.block import FrozenBlock, load_block
-from lmgraft.data.arrays import ImageArray
-from lmgraft.data.images import ImageData
+from lmgraft.data.image.arrays import ImageArray
+from lmgraft.data.image.images import ImageData
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run

@@ -31,7 +31,8 @@ class ApproximateTest(Callback):
         if find_graft(model) is None:
             raise RunError("the model of this run has no graft", "leave out --approximate")
         with trainer.precision_plugin.forward_context():
-            self.report = approximate(model, batch[0], self.mode)
+            (inputs,) = pl_module.inputs(batch)
+            self.report = approximate(model, inputs, self.mode)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         inserted = find_graft(pl_module.model)  # type: ignore[arg-type]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from lmgraft.data.images import CorruptImageWarning, ImageData
+from lmgraft.contracts import Metric
+from lmgraft.data.base import Data, UnreadableItemWarning
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError
 from lmgraft.training.stopping import gathered
@@ -64,20 +65,22 @@ def check_block(checkpoint: Mapping[str, Any], digest: str | None) -> None:
 
 
 class ShareFaults(Callback):
-    """At an epoch's end every process knows the unreadable files that any met, and the limit counts them all.
+    """At an epoch's end every process knows the unreadable files of all processes, and the limit counts them all.
 
     Comes before what writes checkpoints and tables.
     """
 
+    def __init__(self, data: Data) -> None:
+        self.data = data
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if trainer.world_size == 1 or not isinstance(data, ImageData):
+        if trainer.world_size == 1:
             return
-        for state in gathered(trainer, data.state_dict()):
-            for split, met in state.get("unreadable", {}).items():
+        for state in gathered(trainer, self.data.state_dict()):
+            for split, files in state.get("unreadable", {}).items():
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", CorruptImageWarning)  # who met them has said so
-                    data.report(split, [Fault(*fault) for fault in met.items()])
+                    warnings.simplefilter("ignore", UnreadableItemWarning)  # the process that read them has warned
+                    self.data.report(split, [Fault(*fault) for fault in files.items()])
 
 
 class Stopwatch(Callback):
@@ -124,32 +127,32 @@ def peak_memory() -> int:
 class PlainProgress(Callback):
     """A line now and then, for logs and terminals without a cursor."""
 
-    def __init__(self, label: str, every: float = 10.0) -> None:
-        self.label, self.every = label, every
-        self._last, self._started, self._first_step, self._images = 0.0, 0.0, 0, 0
+    def __init__(self, label: str, things: str, monitor: Metric, every: float = 10.0) -> None:
+        self.label, self.things, self.monitor, self.every = label, things, monitor, every
+        self._last, self._started, self._first_step, self._items = 0.0, 0.0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._last = time.monotonic()
-        self._first_step, self._images = trainer.global_step, 0
+        self._first_step, self._items = trainer.global_step, 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        self._images += len(batch[1]) * trainer.world_size
+        self._items += len(batch.index) * trainer.world_size
         if now - self._last < self.every:
             return
-        rate = self._images / (now - self._last)
-        self._last, self._images = now, 0
+        rate = self._items / (now - self._last)
+        self._last, self._items = now, 0
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         left = (now - self._started) / max(1, step - self._first_step) * (total - step)
         loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning divides it
-        self._say(trainer, f"step {step}/{total}, loss {loss:.3f}, {rate:.0f} images/s, about {left:.0f} s left")
+        self._say(trainer, f"step {step}/{total}, loss {loss:.3f}, {rate:.0f} {self.things}/s, about {left:.0f} s left")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        if accuracy is not None:
-            self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val accuracy {accuracy:.4f}")
+        name = self.monitor.name
+        value = trainer.callback_metrics[f"val/{name}"]
+        self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val {name} {value:.4f}")
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if not trainer.is_global_zero:

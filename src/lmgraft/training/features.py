@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import map_axes, to_tokens
 from lmgraft.data.features import FeatureSet, Storage, Stored, store_features
-from lmgraft.data.images import Batch, ImageSet
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.base import whole_batch
+from lmgraft.data.labelled import LabelledBatch, LabelledSet
+from lmgraft.data.loader import Draw, Fault
 from lmgraft.errors import RecipeError
 from lmgraft.graft import find_graft
 from lmgraft.graft.hosts import locate
 
 _HEADS = ("get_classifier", "classifier", "heads", "head", "fc")
-_PER_CALL = 64  # images the encoder sees at a time
+_PER_CALL = 64  # items the encoder sees at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ class FeatureConfig:
     dtype: Storage = "float16"
     """Of the stored tokens; float32 for bit-equal training with and without the cache."""
     views: int = 1
-    """Augmented views of each training image to store; 1 stores the image as evaluation sees it."""
+    """Views of each training item under random changes to store; 1 stores it as evaluation sees it."""
 
     def __post_init__(self) -> None:
         if self.views < 1:
@@ -77,7 +78,7 @@ def freeze_encoder(model: nn.Module) -> nn.Module:
     return model
 
 
-def encode(model: nn.Module, images: Tensor) -> Tensor:
+def encode(model: nn.Module, inputs: Tensor) -> Tensor:
     """Tokens (B, T, V) behind the last encoder layer, before any graft; what follows is not run."""
     host, point = _tail(model)
     caught: list[Tensor] = []
@@ -92,7 +93,7 @@ def encode(model: nn.Module, images: Tensor) -> Tensor:
     handle = model.get_submodule(point.module).register_forward_hook(catch, prepend=True)
     try:
         with torch.no_grad():
-            model(images)
+            model(inputs)
     except _Caught:
         pass  # the tokens are in `caught`
     finally:
@@ -106,7 +107,7 @@ class _Caught(Exception):  # noqa: N818 - not an error: it ends the forward pass
 
 def store_split(
     model: nn.Module,
-    images: ImageSet,
+    items: LabelledSet,
     *,
     views: int,
     dtype: Storage,
@@ -118,34 +119,34 @@ def store_split(
     """The tokens of one split, all its views, from the cache or computed now.
 
     Args:
-        images: Draw (epoch v, sample) is view v of a sample.
+        items: Draw (epoch v, sample) is view v of a sample.
         identity: Names data, transform, encoder and split.
         threads: How many batches are read at a time.
         report: Called with files that could not be read, now or when the tokens were computed.
     """
     model.eval().to(device)
-    shape = (len(images), *encode(model, images.batch([0])[0].to(device)).shape[1:])
+    first = whole_batch(items.__getitems__([Draw(0, 0)]))[0]
+    shape = (len(items), *encode(model, first.inputs.to(device)).shape[1:])
     stored = []
     for view in range(views):
 
-        def read(first: int, stop: int, view: int = view) -> Batch | Reported:
-            return images.__getitems__([Draw(view, sample) for sample in range(first, stop)])
+        def read(first: int, stop: int, view: int = view) -> tuple[LabelledBatch, tuple[Fault, ...]]:
+            return whole_batch(items.__getitems__([Draw(view, sample) for sample in range(first, stop)]))
 
-        def compute(first: int, stop: int, read: Callable[[int, int], Batch | Reported] = read) -> Reported:
+        def compute(first: int, stop: int, read: Any = read) -> tuple[LabelledBatch, tuple[Fault, ...]]:
             starts = range(first, stop, _PER_CALL)
-            parts: list[Batch] = []
+            parts: list[LabelledBatch] = []
             faults: list[Fault] = []
             with ThreadPoolExecutor(threads) as pool:
-                for batch in pool.map(lambda start: read(start, min(start + _PER_CALL, stop)), starts):
-                    if isinstance(batch, Reported):
-                        faults += batch.faults
-                    tokens = encode(model, batch[0].to(device)).cpu().to(getattr(torch, dtype))
-                    parts.append((tokens, batch[1], batch[2]))
-            tokens, labels, sources = (torch.cat(part) for part in zip(*parts, strict=True))
-            return Reported(tokens, labels, sources, tuple(dict.fromkeys(faults)))
+                for batch, unreadable in pool.map(lambda start: read(start, min(start + _PER_CALL, stop)), starts):
+                    faults += unreadable
+                    tokens = encode(model, batch.inputs.to(device)).cpu().to(getattr(torch, dtype))
+                    parts.append(batch._replace(inputs=tokens))
+            whole = LabelledBatch(*(torch.cat(part) for part in zip(*parts, strict=True)))
+            return whole, tuple(dict.fromkeys(faults))
 
         stored.append(store_features(identity | {"view": view}, shape, dtype, compute, _say(identity["split"]), report))
-    return FeatureSet(stored), stored
+    return FeatureSet(stored, items.groups), stored
 
 
 def encoder_digest(model: nn.Module) -> str:
@@ -194,6 +195,6 @@ def _say(split: str) -> Callable[[int, int, float], None]:
         if time.monotonic() - last[0] > 5 or done == total:
             last[0] = time.monotonic()
             rate = done / max(seconds, 1e-9)
-            sys.stderr.write(f"[features] {split}: {done}/{total} images, {rate:.0f} a second\n")
+            sys.stderr.write(f"[features] {split}: {done}/{total} items, {rate:.0f} a second\n")
 
     return say

@@ -1,7 +1,7 @@
 """One training run in a run folder: the Trainer, its checkpoints and logs, and resuming.
 
 <run>/checkpoints/last.ckpt   every few steps and at each epoch's end; previous.ckpt is the one before
-<run>/checkpoints/best.ckpt   best on the held-out validation split
+<run>/checkpoints/best.ckpt   best on the validation split by the task's first metric, or of the last epoch
 <run>/logs/csv/version_N/     metrics of the N-th launch; TensorBoard beside it
 <run>/metrics.json            a row for each epoch
 """
@@ -21,11 +21,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning_utilities.core.rank_zero import rank_zero_only
-from pytorch_lightning import LightningDataModule, LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from lmgraft import records
+from lmgraft.data.base import Data
 from lmgraft.errors import RecipeError
+from lmgraft.tasks.base import Task
 from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, ShareFaults, Stopwatch
 from lmgraft.training.checkpoints import newest_whole, set_damaged_aside
 from lmgraft.training.ema import KeepEma
@@ -41,13 +43,13 @@ class TrainConfig:
     """How long, on what, and how often to save."""
 
     epochs: int = 3
-    """Passes over the training images."""
+    """Passes over the training items."""
     precision: str = "auto"
     """auto: on a GPU bfloat16 mixed where it has that, else float16 mixed; on a CPU float32. Or any of Lightning's."""
     accelerator: str = "auto"
     """cpu, gpu, ... as Lightning names them."""
     devices: str | int = "auto"
-    """How many devices on this machine; each has data.batch_size images a step. auto: all, under torchrun
+    """How many devices on this machine; each has data.batch_size items a step. auto: all, under torchrun
     as many as it started processes."""
     num_nodes: int = 1
     """How many machines; under torchrun as many as it has."""
@@ -91,7 +93,8 @@ class FitSummary:
     seconds: float
     peak_memory: int
     steps: int
-    best_val_accuracy: float
+    val: dict[str, float]
+    """Metric -> value on the validation items, of the best epoch."""
     device: str
 
 
@@ -99,8 +102,8 @@ Verbosity = Literal["auto", "plain", "none"]
 
 
 def fit(
-    task: LightningModule,
-    data: LightningDataModule,
+    task: Task,
+    data: Data,
     run_dir: Path,
     config: TrainConfig,
     *,
@@ -127,16 +130,16 @@ def fit(
     devices, nodes = processes(config)
     start_from = newest_whole(run_dir) if resume else None  # a damaged file is reported before anything is set up
     run_dir.mkdir(parents=True, exist_ok=True)
-    watch, table, io = Stopwatch(), EpochTable(run_dir), TolerantIO()
-    keeper = KeepCheckpoints(run_dir, config.save_every, io)
+    watch, table, io = Stopwatch(), EpochTable(run_dir, data), TolerantIO()
+    keeper = KeepCheckpoints(run_dir, config.save_every, io, task.primary, last_epoch=data.selection == "last")
     if rank() == 0 and keeper.last.parent.exists():
         records.sweep_temporaries(keeper.last.parent)
         if start_from is not None:
             set_damaged_aside(run_dir, start_from)
     if config.compile:
-        task.model.compile()  # type: ignore[union-attr] # in place: names in checkpoints stay
-    callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(), watch]
-    callbacks += [ShareFaults(), table, KeepBlockIdentity(block_digest)]
+        task.model.compile()  # in place: names in checkpoints stay
+    callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(data), watch]
+    callbacks += [ShareFaults(data), table, KeepBlockIdentity(block_digest)]
     callbacks += [] if config.ema is None else [KeepEma(config.ema, config.evaluate_ema)]
     with quiet():
         trainer = Trainer(
@@ -154,7 +157,7 @@ def fit(
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the sampler splits by rank itself
             # Last those that may end the run: the others have then seen the step.
-            callbacks=[*callbacks, *_progress(label, progress), StopOnSignal(keeper.save_last), keeper],
+            callbacks=[*callbacks, *_progress(label, progress, task, data), StopOnSignal(keeper.save_last), keeper],
             logger=[RowLog(run_dir / "logs"), CurveLog(run_dir / "logs")],
             plugins=[io, *make_plugins()],
             enable_model_summary=False,
@@ -171,7 +174,7 @@ def fit(
         seconds=watch.seconds,
         peak_memory=watch.peak_memory,
         steps=trainer.global_step,
-        best_val_accuracy=keeper.best_score,
+        val=keeper.best_values,
         device=str(trainer.strategy.root_device),
     )
 
@@ -224,14 +227,12 @@ def end_other_processes() -> None:
         raise SystemExit(0)
 
 
-def evaluate(
-    task: LightningModule, data: LightningDataModule, config: TrainConfig, callbacks: Sequence[Callback] = ()
-) -> dict[str, float]:
-    """Metrics of `task` on the test split."""
+def evaluate(task: Task, data: Data, config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
+    """Metrics of `task` on the test split; what came of each item is in `task.items`."""
     with quiet():
         trainer = Trainer(
             accelerator=config.accelerator,
-            devices=1,  # several processes would pad the test set and count images twice
+            devices=1,  # several processes would pad the test set and count items twice
             precision=precision_of(config),
             logger=False,
             enable_model_summary=False,
@@ -240,8 +241,8 @@ def evaluate(
             enable_progress_bar=False,
             callbacks=list(callbacks),
         )
-        (metrics,) = trainer.test(task, datamodule=data, verbose=False)
-    return {name: float(value) for name, value in metrics.items()}
+        trainer.test(task, datamodule=data, verbose=False)
+    return dict(task.values)
 
 
 def on_gpu(config: TrainConfig) -> bool:
@@ -264,10 +265,10 @@ def _bar_wanted(progress: Verbosity) -> bool:
     return progress == "auto" and sys.stderr.isatty()
 
 
-def _progress(label: str, progress: Verbosity) -> list[Callback]:
+def _progress(label: str, progress: Verbosity, task: Task, data: Data) -> list[Callback]:
     if progress == "none":
         return []
-    return [RichProgressBar()] if _bar_wanted(progress) else [PlainProgress(label)]
+    return [RichProgressBar()] if _bar_wanted(progress) else [PlainProgress(label, data.things, task.primary)]
 
 
 @contextmanager

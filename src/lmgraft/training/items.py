@@ -1,7 +1,9 @@
-"""What a model made of each test item, kept beside a run's result: test_items.npz.
+"""What a model made of each test item, kept beside a run's result.
 
-Statistics over seeds and items, and figures by class, need more than a mean. Which arrays there
-are, a task says: its `test_step` returns them by name, one row an item.
+<run>/test_items.npz         a row for each item of the split: see `lmgraft.tasks.items`
+<run>/test_items.UNIT.npz    the same for metrics that count other items, such as the images of captions
+
+Statistics over seeds and items, and figures by category, need more than a mean. Which columns there are, a task says.
 """
 
 from __future__ import annotations
@@ -13,60 +15,53 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 
 from lmgraft import records
 from lmgraft.errors import RunError
+from lmgraft.tasks.items import Items, by_unit
 
 FILE = "test_items.npz"
 
 
-class KeepItems(Callback):
-    """Collects what `test_step` returns; `arrays` joins it."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, list[Tensor]] = {}
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        if isinstance(outputs, Mapping):
-            for name, values in outputs.items():
-                self._parts.setdefault(name, []).append(values.detach().cpu())
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Name -> (items, ...), in the order of the test set."""
-        return {name: torch.cat(parts).numpy() for name, parts in self._parts.items()}
+def _file(run_dir: Path, unit: str) -> Path:
+    return run_dir / (f"test_items.{unit}.npz" if unit else FILE)
 
 
-def write_items(run_dir: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """Write test_items.npz; nothing without arrays."""
-    if arrays:
-        write_arrays(run_dir / FILE, arrays)
+def write_items(run_dir: Path, items: Items) -> None:
+    """Write the columns of all test items."""
+    for unit, columns in by_unit(items).items():
+        write_arrays(_file(run_dir, unit), columns)
 
 
-def read_items(run_dir: Path) -> dict[str, NDArray[Any]] | None:
-    """Read test_items.npz; None where a run has none (of an older version).
+def read_items(run_dir: Path) -> Items | None:
+    """The columns of all test items; None where a run has kept none (of an older version).
 
     Raises:
-        RunError: If the file is cut short or holds anything but plain arrays of equal length.
+        RunError: If a file is cut short or holds anything but plain arrays of equal length.
     """
-    path = run_dir / FILE
-    if not path.exists():
+    if not (run_dir / FILE).exists():
         return None
-    arrays = read_arrays(path)
-    if len({values.shape[:1] for values in arrays.values()}) != 1:
-        raise RunError(f"{path} holds arrays of unequal length", "delete it and result.json and run again")
-    return arrays
+    items: Items = {}
+    for path in sorted(run_dir.glob("test_items*.npz")):
+        unit = path.name.removeprefix("test_items").removesuffix(".npz").lstrip(".")
+        columns = read_arrays(path)
+        if len({values.shape[:1] for values in columns.values()}) != 1:
+            raise RunError(f"{path} holds arrays of unequal length", "delete it and result.json and run again")
+        if not unit and "index" not in columns:
+            columns = _upgraded(columns)
+        items |= {f"{unit}/{name}" if unit else name: values for name, values in columns.items()}
+    return items
+
+
+def _upgraded(columns: Items) -> Items:
+    """The columns that image classification had before there were other tasks."""
+    index = np.arange(len(columns["label"]))
+    upgraded: Items = {"index": index, "group": index, "by_class": columns["label"], **columns}
+    upgraded["accuracy"] = (columns["label"] == columns["predicted"]).astype(np.float32)
+    if "rank" in columns:
+        upgraded["top5"] = (columns["rank"] < 5).astype(np.float32)
+    return upgraded
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:

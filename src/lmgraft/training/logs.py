@@ -18,6 +18,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from lmgraft import records
+from lmgraft.data.base import Data
 from lmgraft.training.checkpoints import RunWarning
 from lmgraft.training.schedule import base_rate
 
@@ -112,21 +113,21 @@ class CurveLog(TensorBoardLogger):
 
 
 class EpochTable(Callback):
-    """One row an epoch in metrics.json: learning rate of its last step, losses, accuracy, seconds, images a second.
+    """One row an epoch in metrics.json: learning rate of its last step, loss, val/ metrics, seconds, items a second.
 
-    Seconds and images are of training alone, without validation; a row of an epoch that was
+    Seconds and items are of training alone, without validation; a row of an epoch that was
     interrupted counts the steps that led to the present weights.
     """
 
-    def __init__(self, run_dir: Path) -> None:
-        self.file = run_dir / "metrics.json"
+    def __init__(self, run_dir: Path, data: Data) -> None:
+        self.file, self.data = run_dir / "metrics.json", data
         self.rows: list[dict[str, Any]] = []
         self._once = _Once(str(self.file))
         self._rate = 0.0
         self._clear()
 
     def _clear(self) -> None:
-        self._loss, self._batches, self._images, self._seconds = 0.0, 0, 0, 0.0
+        self._loss, self._batches, self._items, self._seconds = 0.0, 0, 0, 0.0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = time.perf_counter()
@@ -146,7 +147,7 @@ class EpochTable(Callback):
         logged = trainer.callback_metrics.get("train/loss")
         self._loss += float(outputs["loss"] * trainer.accumulate_grad_batches if logged is None else logged)
         self._batches += 1
-        self._images += len(batch[1]) * trainer.world_size
+        self._items += len(batch.index) * trainer.world_size
         now = time.perf_counter()
         self._seconds, self._since = self._seconds + now - self._since, now
 
@@ -162,8 +163,8 @@ class EpochTable(Callback):
                 "train/loss": self._loss / self._batches,
                 **metrics,
                 "seconds": self._seconds,
-                "images_per_second": self._images / self._seconds if self._seconds else 0.0,
-                "unreadable_files": len(getattr(trainer.datamodule, "faults", ())),  # type: ignore[attr-defined]
+                f"{self.data.things}_per_second": self._items / self._seconds if self._seconds else 0.0,
+                "unreadable_files": len(self.data.faults),
             }
         )
         self._clear()
@@ -171,8 +172,8 @@ class EpochTable(Callback):
             self._once(lambda: records.write_json(self.file, self.rows))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": list(self.rows), "open": [self._loss, self._batches, self._images, self._seconds]}
+        return {"rows": list(self.rows), "open": [self._loss, self._batches, self._items, self._seconds]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = list(state_dict["rows"])
-        self._loss, self._batches, self._images, self._seconds = state_dict["open"]
+        self._loss, self._batches, self._items, self._seconds = state_dict["open"]

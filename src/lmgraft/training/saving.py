@@ -7,7 +7,6 @@ tries again.
 from __future__ import annotations
 
 import errno
-import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,11 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
+from lmgraft.tasks.base import Task
 from lmgraft.training.checkpoints import AtomicCheckpointIO, RunWarning, checkpoint_path
 from lmgraft.training.stopping import NotFiniteError
-
-MONITOR = "val/accuracy"
 
 
 class TolerantIO(AtomicCheckpointIO):
@@ -48,14 +47,16 @@ class KeepCheckpoints(Checkpoint):
         run_dir: The run folder.
         every: Optimiser steps between saves of last.ckpt.
         io: The trainer's.
+        monitor: The metric whose best value on the validation items makes an epoch the best.
+        last_epoch: The last epoch counts as the best, whatever its value.
     """
 
-    def __init__(self, run_dir: Path, every: int, io: TolerantIO) -> None:
+    def __init__(self, run_dir: Path, every: int, io: TolerantIO, monitor: Metric, last_epoch: bool = False) -> None:
         self.last, self.best = checkpoint_path(run_dir, "last"), checkpoint_path(run_dir, "best")
-        self.every, self.io = every, io
-        self.best_score = -math.inf
-        """Of best.ckpt as it lies on disk."""
-        self._unwritten: tuple[float, dict[str, Any]] | None = None
+        self.every, self.io, self.monitor, self.last_epoch = every, io, monitor, last_epoch
+        self.best_values: dict[str, float] = {}
+        """Metric -> value on the validation items, of best.ckpt as it lies on disk; empty while there is none."""
+        self._unwritten: tuple[dict[str, float], dict[str, Any]] | None = None
         self._steps = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -73,23 +74,29 @@ class KeepCheckpoints(Checkpoint):
         self.save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        found = trainer.callback_metrics.get(MONITOR)
-        score = -math.inf if found is None else float(found)
-        known = self.best_score if self._unwritten is None else self._unwritten[0]
-        if trainer.sanity_checking or not score > known:
+        assert isinstance(pl_module, Task)
+        values = dict(pl_module.values)
+        if trainer.sanity_checking or not self._is_best(values):
             return
-        before, self.best_score = self.best_score, score  # the file is to hold its own score
+        before, self.best_values = self.best_values, values  # the file is to hold its own values
         self._unwritten = None
         if self._save(trainer, self.best):
             return
-        self.best_score = before
+        self.best_values = before
         content = {
             "state_dict": trainer.strategy.lightning_module_state_dict(),
             "callbacks": {c.state_key: c.state_dict() for c in trainer.callbacks if c.state_dict()},  # type: ignore[attr-defined]
         }
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_save_checkpoint(trainer, pl_module, content)
-        self._unwritten = (score, _copied(content))
+        self._unwritten = (values, _copied(content))
+
+    def _is_best(self, values: dict[str, float]) -> bool:
+        known = self.best_values if self._unwritten is None else self._unwritten[0]
+        if self.last_epoch or not known:
+            return True
+        name, direction = self.monitor.name, self.monitor.direction
+        return direction * values[name] > direction * known[name]
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_pending(trainer)
@@ -109,11 +116,11 @@ class KeepCheckpoints(Checkpoint):
         """Try again to write the best weights, which were copied when it was not possible."""
         if self._unwritten is None:
             return
-        score, content = self._unwritten
+        values, content = self._unwritten
         if trainer.is_global_zero:
             self.io.save_checkpoint(content, self.best)
         if self._fault(trainer) is None:
-            self._unwritten, self.best_score = None, score
+            self._unwritten, self.best_values = None, values
 
     def _save(self, trainer: Trainer, path: Path) -> bool:
         self.io.fault = None  # only the first process writes
@@ -136,10 +143,10 @@ class KeepCheckpoints(Checkpoint):
         return fault
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_values": dict(self.best_values)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_values = dict(state_dict["best_values"])
 
 
 def _described(error: OSError | NotFiniteError | None) -> str:

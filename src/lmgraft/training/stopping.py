@@ -9,12 +9,14 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from lmgraft.contracts import Batch
+from lmgraft.data.base import Data
 from lmgraft.errors import RunError
 from lmgraft.training.schedule import base_rate
 
@@ -28,7 +30,7 @@ class NotFiniteError(RunError):
     Attributes:
         epoch, step: Where; step counts batches of the epoch. None for a weight that was to be saved.
         learning_rate: In effect there, without the factors that layers or mappers have on it.
-        samples: Indices of the batch's images in their source.
+        samples: Indices of the batch's items in their source.
         files: Their names, where they are files.
     """
 
@@ -67,9 +69,9 @@ class InterruptedRunError(RunError):
         return type(self), (self.message, self.remedy, self.signum)
 
 
-def met_by_any(trainer: Trainer, met: bool) -> bool:
-    """Whether any process met it; all are asked, and all get one answer."""
-    return met if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(met, all=False))
+def in_any_process(trainer: Trainer, flag: bool) -> bool:
+    """Whether the flag is set in any process; all have to ask, and all get one answer."""
+    return flag if trainer.world_size == 1 else bool(trainer.strategy.reduce_boolean_decision(flag, all=False))
 
 
 def gathered(trainer: Trainer, value: Any) -> list[Any]:
@@ -81,10 +83,19 @@ def gathered(trainer: Trainer, value: Any) -> list[Any]:
     return values
 
 
+class _BadLoss(NamedTuple):
+    """One process's loss that is not finite, and the items it is of."""
+
+    loss: float
+    samples: tuple[int, ...]
+    files: tuple[str, ...]
+
+
 class StopWhenNotFinite(Callback):
     """Stops at the first loss that is NaN or infinite; the last checkpoint is from before it."""
 
-    def __init__(self) -> None:
+    def __init__(self, data: Data) -> None:
+        self.data = data
         self._rate = 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
@@ -94,14 +105,15 @@ class StopWhenNotFinite(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         finite = bool(torch.isfinite(outputs["loss"]))
-        if not met_by_any(trainer, not finite):
+        if not in_any_process(trainer, not finite):
             return
-        mine = None if finite else (outputs["loss"].item(), tuple(batch[2].tolist()), _names(trainer, batch[2]))
-        met = [found for found in gathered(trainer, mine) if found is not None]
-        samples, files = (tuple(x for found in met for x in found[part]) for part in (1, 2))
+        reports = gathered(trainer, None if finite else self._report(outputs["loss"].item(), batch))
+        bad = [report for report in reports if report is not None]
+        samples = tuple(sample for report in bad for sample in report.samples)
+        files = tuple(file for report in bad for file in report.files)
         raise NotFiniteError(
-            f"the loss became {met[0][0]} in epoch {trainer.current_epoch}, step {batch_idx} "
-            f"(learning rate {self._rate:.2g}, images {_list(samples, _SHOWN)}"
+            f"the loss became {bad[0].loss} in epoch {trainer.current_epoch}, step {batch_idx} "
+            f"(learning rate {self._rate:.2g}, {self.data.things} {_list(samples, _SHOWN)}"
             + (f": {_list(files, _NAMED)})" if files else ")"),
             "lower optim.lr or raise optim.warmup, or add --auto-lr-retry; "
             "the last checkpoint holds the weights from before",
@@ -112,12 +124,10 @@ class StopWhenNotFinite(Callback):
             files=files,
         )
 
-
-def _names(trainer: Trainer, sources: torch.Tensor) -> tuple[str, ...]:
-    """Names of training images in their source, where it has such."""
-    split = getattr(trainer.datamodule, "split", None)  # type: ignore[attr-defined]
-    table = getattr(split("train"), "table", None) if callable(split) else None
-    return () if table is None else tuple(table.name(int(source)) for source in sources)
+    def _report(self, loss: float, batch: Batch) -> _BadLoss:
+        samples = tuple(batch.index.tolist())
+        places = (self.data.split("train").place(sample) for sample in samples)
+        return _BadLoss(loss, samples, tuple(place for place in places if place))
 
 
 def _list(values: Sequence[Any], most: int) -> str:
@@ -180,7 +190,7 @@ class StopOnSignal(Callback):
 
     def _saved(self, trainer: Trainer) -> InterruptedRunError | None:
         """Save, if any process was asked to stop; how the run ends then."""
-        if not met_by_any(trainer, self._signum is not None):
+        if not in_any_process(trainer, self._signum is not None):
             return None
         signum = self._signum or signal.SIGTERM
         saved = self._save(trainer)

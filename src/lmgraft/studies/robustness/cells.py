@@ -14,11 +14,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lmgraft.data.corruptions import CORRUPTIONS, SEVERITIES, SIZE, VERSION, corrupt, find_corruption
-from lmgraft.data.corruptions_frost import Picture, frost_pictures
-from lmgraft.data.imagenet_sets import PublishedSet
-from lmgraft.data.images import RawImages
-from lmgraft.data.tables import UNREADABLE
+from lmgraft.data.image.corruptions import CORRUPTIONS, SEVERITIES, SIZE, VERSION, corrupt, find_corruption
+from lmgraft.data.image.corruptions_frost import Picture, frost_pictures
+from lmgraft.data.image.imagenet_sets import PublishedSet
+from lmgraft.data.image.images import RawImages
+from lmgraft.data.image.tables import UNREADABLE
 
 Item = tuple[Tensor, tuple[int, ...]] | str
 """An image (C, H, W) and the right classes, or why it could not be read."""

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader
 from lmgraft import records
 from lmgraft.analysis.robustness import CorruptionSummary, Count, summarise
 from lmgraft.checkpoint.digest import file_digest
-from lmgraft.data.corruptions import CORRUPTIONS, SIZE
-from lmgraft.data.corruptions_filters import scipy_part
-from lmgraft.data.imagenet_sets import NUM_CLASSES, wnids
+from lmgraft.data.image.corruptions import CORRUPTIONS, SIZE
+from lmgraft.data.image.corruptions_filters import scipy_part
+from lmgraft.data.image.imagenet_sets import NUM_CLASSES, wnids
 from lmgraft.errors import DataError, RunError
 from lmgraft.recipes import load_trained
 from lmgraft.recipes.run import read_run

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmgraft.data import imagenet_sets as sets
-from lmgraft.data.imagenet_sets import IMAGES, PublishedSet
+from lmgraft.data.image import imagenet_sets as sets
+from lmgraft.data.image.imagenet_sets import IMAGES, PublishedSet
 from lmgraft.errors import DataError
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.checkpoint.digest import file_digest
-from lmgraft.data.imagenet_sets import wnids
+from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.errors import CheckpointError, RunError
 from lmgraft.registry import suggest
 from lmgraft.studies.progress import Say, silent

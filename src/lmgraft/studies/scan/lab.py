@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.contracts import GraftPoint, Host, MeanOf, Reads, map_axes, take_tokens, to_tokens
-from lmgraft.data.images import ImageSet, SplitName
+from lmgraft.data.image.images import ImageSet, SplitName
 from lmgraft.data.loader import Draw
 from lmgraft.errors import HostError, RunError
 from lmgraft.graft import find_graft

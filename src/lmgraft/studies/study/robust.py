@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lmgraft.data.corruptions import find_corruption
+from lmgraft.data.image.corruptions import find_corruption
 from lmgraft.errors import DataError, RunError
 from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_robustness, plan_cells
 from lmgraft.studies.study.config import Robustness

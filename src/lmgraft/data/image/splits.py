@@ -7,11 +7,11 @@ from typing import Literal
 
 import numpy as np
 
-from lmgraft.data.checks import check_table, notices
-from lmgraft.data.classes import ClassList, ClassMap, number_classes
-from lmgraft.data.holdout import Index, hold_out
-from lmgraft.data.layouts import Layout, find_splits
-from lmgraft.data.tables import ImageTable, as_names
+from lmgraft.data.image.checks import check_table, notices
+from lmgraft.data.image.classes import ClassList, ClassMap, number_classes
+from lmgraft.data.image.holdout import Index, hold_out
+from lmgraft.data.image.layouts import Layout, find_splits
+from lmgraft.data.image.tables import ImageTable, as_names
 from lmgraft.errors import DataError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import create_reader
 
-from lmgraft.data.tables import Found
+from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError
 
 

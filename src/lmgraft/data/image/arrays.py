@@ -13,14 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from lmgraft.data.draws import permutation, uniforms
-from lmgraft.data.images import Batch, ImageData, ImageSet, SplitName, at_least_one
+from lmgraft.data.base import SplitName, at_least_one
+from lmgraft.data.image.images import ImageData
+from lmgraft.data.labelled import LabelledBatch, LabelledSet
 from lmgraft.data.loader import Draw
 from lmgraft.errors import DataError
 
 _SPLIT_SEED = 0  # the split belongs to the data set, not to a run: all runs hold out the same images
 
 
-class ImageArray(ImageSet):
+class ImageArray(LabelledSet):
     """Images that fit into memory, augmented a batch at a time.
 
     Args:
@@ -49,7 +51,7 @@ class ImageArray(ImageSet):
         self.mean, self.std = mean, std
         self.seed, self.pad, self.flip = seed, pad, flip
 
-    def __getitems__(self, draws: list[Draw]) -> Batch:
+    def __getitems__(self, draws: list[Draw]) -> LabelledBatch:
         index = torch.tensor([d.sample for d in draws])
         images = self.images[index]
         sources = self.indices[index]
@@ -58,7 +60,7 @@ class ImageArray(ImageSet):
             epochs = np.array([d.epoch for d in draws])
             drawn = torch.from_numpy(uniforms(self.seed, epochs, sources.numpy(), 3))
             images = shift_and_flip(images, drawn, self.pad, self.flip)
-        return normalised(images, self.mean, self.std), self.labels[index], sources
+        return self.labelled(normalised(images, self.mean, self.std), index)
 
 
 def normalised(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

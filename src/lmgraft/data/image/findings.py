@@ -8,12 +8,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmgraft.data.checks import ignored_files, other_totals
-from lmgraft.data.classes import number_classes
-from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.layouts import find_splits
-from lmgraft.data.tables import Found
-from lmgraft.data.verify import LONG, SMALL, Pictures, Twins, look, twins
+from lmgraft.data.image.checks import ignored_files, other_totals
+from lmgraft.data.image.classes import number_classes
+from lmgraft.data.image.image_files import ImageFiles
+from lmgraft.data.image.layouts import find_splits
+from lmgraft.data.image.tables import Found
+from lmgraft.data.image.verify import LONG, SMALL, Pictures, Twins, look, twins
 from lmgraft.errors import DataError
 
 _IMBALANCE = 10

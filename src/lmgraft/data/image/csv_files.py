@@ -6,8 +6,8 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from lmgraft.data.folders import file_sizes, listed
-from lmgraft.data.tables import FolderFiles, Found, as_names
+from lmgraft.data.image.folders import file_sizes, listed
+from lmgraft.data.image.tables import FolderFiles, Found, as_names
 from lmgraft.errors import DataError
 
 ANY = ""

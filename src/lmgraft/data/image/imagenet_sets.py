@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from lmgraft.data.corruptions import CORRUPTIONS, SEVERITIES
+from lmgraft.data.image.corruptions import CORRUPTIONS, SEVERITIES
 from lmgraft.errors import DataError
 
 NUM_CLASSES = 1000

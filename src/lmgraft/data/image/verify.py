@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lmgraft.data.file_set import reason
+from lmgraft.data.image.file_set import reason
 from lmgraft.data.loader import Fault
-from lmgraft.data.tables import UNREADABLE, Files, Found
+from lmgraft.data.image.tables import UNREADABLE, Files, Found
 from lmgraft.errors import DataError
 
 _CHUNK = 64

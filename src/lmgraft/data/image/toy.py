@@ -23,9 +23,9 @@ from PIL import Image
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import cache_dir
-from lmgraft.data.corruptions import CORRUPTIONS
-from lmgraft.data.image_files import ImageFiles
-from lmgraft.data.imagenet_sets import subset, wnids
+from lmgraft.data.image.corruptions import CORRUPTIONS
+from lmgraft.data.image.image_files import ImageFiles
+from lmgraft.data.image.imagenet_sets import subset, wnids
 
 _DONE = "complete.json"
 Suite = Literal["c", "a", "r", "sketch"]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from timm.utils.misc import natural_key
 
-from lmgraft.data.tables import FolderFiles, Found, as_names
+from lmgraft.data.image.tables import FolderFiles, Found, as_names
 from lmgraft.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")

@@ -14,9 +14,9 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from lmgraft.data import corruptions_kinds as kinds
-from lmgraft.data.corruptions_filters import Pixels
-from lmgraft.data.corruptions_frost import Picture
+from lmgraft.data.image import corruptions_kinds as kinds
+from lmgraft.data.image.corruptions_filters import Pixels
+from lmgraft.data.image.corruptions_frost import Picture
 from lmgraft.errors import DataError
 from lmgraft.registry import suggest
 

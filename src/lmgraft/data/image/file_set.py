@@ -10,14 +10,14 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from lmgraft.data.draws import seeds
-from lmgraft.data.images import ImageSet
+from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported
-from lmgraft.data.pipeline import Pipeline, batch_memory
-from lmgraft.data.tables import UNREADABLE, ImageTable, decode
-from lmgraft.data.transforms import Preprocess, kept_generators, seed_generators
+from lmgraft.data.image.pipeline import Pipeline, batch_memory
+from lmgraft.data.image.tables import UNREADABLE, ImageTable, decode
+from lmgraft.data.image.transforms import Preprocess, kept_generators, seed_generators
 
 
-class ImageFileSet(ImageSet):
+class ImageFileSet(LabelledSet):
     """Some images of a table.
 
     Args:
@@ -65,7 +65,10 @@ class ImageFileSet(ImageSet):
                     out[place].zero_()
                 else:
                     self.transform.into(image, out[place])
-        return Reported(out, self.labels[shown], self.indices[shown], tuple(faults))
+        return Reported(self.labelled(out, shown), tuple(faults))
+
+    def place(self, index: int) -> str:
+        return self.table.name(index)
 
     def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | None]:
         for step in range(min(self.tries, len(self)) if self.replace else 1):
@@ -80,7 +83,7 @@ class ImageFileSet(ImageSet):
 
 def reason(error: BaseException) -> str:
     """Why a file is not readable, in few words."""
-    said = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
-    if isinstance(error, UnidentifiedImageError) or not said:
+    text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
+    if isinstance(error, UnidentifiedImageError) or not text:
         return f"not an image ({type(error).__name__})"
-    return said[0]
+    return text[0]

@@ -12,14 +12,15 @@ import timm
 from PIL import Image
 from torch import Tensor
 
-from lmgraft.data.checks import check_sizes
-from lmgraft.data.classes import ClassList, ClassMap, known_classes
-from lmgraft.data.file_set import ImageFileSet, reason
-from lmgraft.data.images import ImageData, SplitName, at_least_one
-from lmgraft.data.layouts import Layout
-from lmgraft.data.splits import Splits, make_splits
-from lmgraft.data.tables import UNREADABLE, decode
-from lmgraft.data.transforms import Augment, Preprocess, evaluation_transform, statistics, training_transform
+from lmgraft.data.image.checks import check_sizes
+from lmgraft.data.image.classes import ClassList, ClassMap, known_classes
+from lmgraft.data.image.file_set import ImageFileSet, reason
+from lmgraft.data.base import SplitName, at_least_one
+from lmgraft.data.image.images import ImageData
+from lmgraft.data.image.layouts import Layout
+from lmgraft.data.image.splits import Splits, make_splits
+from lmgraft.data.image.tables import UNREADABLE, decode
+from lmgraft.data.image.transforms import Augment, Preprocess, evaluation_transform, statistics, training_transform
 from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8

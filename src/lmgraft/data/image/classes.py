@@ -10,9 +10,9 @@ import numpy.typing as npt
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
-from lmgraft.data.folders import listed
-from lmgraft.data.imagenet_sets import wnids
-from lmgraft.data.tables import Found
+from lmgraft.data.image.folders import listed
+from lmgraft.data.image.imagenet_sets import wnids
+from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError
 
 ClassList = list[str] | int | str | None

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmgraft.data.folders import counted, listed
-from lmgraft.data.imagenet_sets import IMAGES, wnids
-from lmgraft.data.tables import Found, ImageTable
+from lmgraft.data.image.folders import counted, listed
+from lmgraft.data.image.imagenet_sets import IMAGES, wnids
+from lmgraft.data.image.tables import Found, ImageTable
 from lmgraft.errors import DataError
 
 

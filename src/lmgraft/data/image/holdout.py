@@ -7,8 +7,8 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.folders import listed
-from lmgraft.data.tables import Names
+from lmgraft.data.image.folders import listed
+from lmgraft.data.image.tables import Names
 from lmgraft.errors import DataError
 
 Index = npt.NDArray[np.int64]

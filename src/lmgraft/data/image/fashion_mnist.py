@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgraft.data.arrays import ImageArrays
-from lmgraft.data.fetch import fetch_fashion_mnist
+from lmgraft.data.image.arrays import ImageArrays
+from lmgraft.data.image.fetch import fetch_fashion_mnist
 from lmgraft.errors import DataError
 
 FILES = {

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from lmgraft.data import corruptions_filters as filters
-from lmgraft.data.corruptions_filters import Pixels
+from lmgraft.data.image import corruptions_filters as filters
+from lmgraft.data.image.corruptions_filters import Pixels
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmgraft.data.csv_files import ANY, find_in_csv
-from lmgraft.data.folders import find_in_folder
-from lmgraft.data.hub_sets import find_hfds, find_torch
-from lmgraft.data.tables import Found
-from lmgraft.data.tars import find_in_shards, find_in_tars
+from lmgraft.data.image.csv_files import ANY, find_in_csv
+from lmgraft.data.image.folders import find_in_folder
+from lmgraft.data.image.hub_sets import find_hfds, find_torch
+from lmgraft.data.image.tables import Found
+from lmgraft.data.image.tars import find_in_shards, find_in_tars
 from lmgraft.errors import DataError
 
 _TRAIN = ("train", "training")

@@ -14,7 +14,7 @@ from PIL import Image
 from timm.data import auto_augment, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from lmgraft.data.pipeline import Pipeline
+from lmgraft.data.image.pipeline import Pipeline
 from lmgraft.errors import DataError
 
 

@@ -1,0 +1,278 @@
+"""What the data of every task share: splits, loaders, unreadable files, and what a task asks of them.
+
+Knows no kind of item: a data set says what its items are, how a batch of them looks, and which belong together.
+"""
+
+from __future__ import annotations
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar, Literal
+
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lmgraft.contracts import Batch
+from lmgraft.data.check import Findings, ShowProgress, check_items
+from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
+from lmgraft.errors import DataError
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+
+
+class ItemSet(Dataset[Any], ABC):
+    """The items of one split.
+
+    Attributes:
+        indices: (N,) int64, the place of each item in its source.
+        groups: (N,) int64, which items belong together; `indices` where each is independent of all others.
+    """
+
+    indices: Tensor
+    groups: Tensor
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, sample: int) -> Batch:
+        return self.batch([sample])
+
+    def batch(self, samples: Sequence[int]) -> Batch:
+        """The batch of these samples, as epoch 0 shows them."""
+        return whole_batch(self.__getitems__([Draw(0, int(sample)) for sample in samples]))[0]
+
+    @abstractmethod
+    def __getitems__(self, draws: list[Draw]) -> Batch | Reported:
+        """The batch of these draws; with the files that could not be read, where there can be such."""
+
+    def place(self, index: int) -> str:
+        """Where the item with this index in the source lies, for messages; empty where it has no name."""
+        return ""
+
+
+def whole_batch(loaded: Batch | Reported) -> tuple[Batch, tuple[Fault, ...]]:
+    """A batch as a data set gives it, and the files that could not be read for it."""
+    return (loaded.batch, loaded.faults) if isinstance(loaded, Reported) else (loaded, ())
+
+
+class UnreadableItemWarning(UserWarning):
+    """A file could not be read and was passed over, under the stated limit."""
+
+
+class Data(LightningDataModule, ABC):
+    """The data: class_path names the data set, a subclass of this.
+
+    Args:
+        batch_size: Training items a step (and a process).
+        eval_batch_size: Items a step in validation and test.
+        num_workers: Loader processes.
+    """
+
+    name: str
+    things: ClassVar[str] = "items"
+    """What its items are, in the plural: images, clips, scenes, questions."""
+    selection: Literal["val", "test", "last"] = "val"
+    """What chooses the epoch: held-out items, the test items as the paper does, or nothing: the last epoch counts."""
+    repeats: int = 1
+    """How often an item comes in one epoch, each time with other random changes."""
+    max_corrupt: int = 0
+    """Unreadable files, in training and validation, above which a run stops."""
+    max_corrupt_test: int = 0
+    """Unreadable files among the test items above which a run stops."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that read or change the items, whose versions a run records."""
+
+    def __init__(self, *, batch_size: int = 128, eval_batch_size: int = 500, num_workers: int = 0) -> None:
+        super().__init__()
+        at_least_one(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.num_workers = num_workers
+        self.seed = 0
+        """Seed of order and augmentation; the run sets it."""
+        self._sets: dict[str, ItemSet] = {}
+        self._unreadable: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+
+    @abstractmethod
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the data in a record, as plain data."""
+
+    @abstractmethod
+    def transform_record(self) -> dict[str, Any]:
+        """What identifies the transforms, as plain data; not the seed of their draws.
+
+        "preprocess" is evaluation's, the rest training's.
+        """
+
+    @abstractmethod
+    def setup(self, stage: str | None = None) -> None:
+        """Check the data and make the splits; once is enough."""
+
+    @abstractmethod
+    def still(self, name: SplitName) -> ItemSet:
+        """The items of a split as evaluation sees them, also those of "train".
+
+        In "train" the next readable item stands for one that cannot be read, as in training.
+        """
+
+    @abstractmethod
+    def model_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the model that follow from the data, such as its number of classes."""
+
+    @abstractmethod
+    def example(self, size: int, seed: int = 0) -> Batch:
+        """A batch of `size` random items of the right shapes and masks, made without reading any file."""
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        """Ways to divide the items: name -> names of the parts, which columns `by_NAME` number; none by default."""
+        return {}
+
+    def check(self, workers: int, progress: ShowProgress) -> Findings:
+        """Look at all items before a training does; what `lmgraft check-data` prints.
+
+        Args:
+            workers: Processes that may be used; 0 uses this one.
+            progress: Makes what is told of the progress, from the name of a split and its number of items.
+        """
+        self.prepare_data()
+        self.setup()
+        splits = {name: self.still(name) for name in SPLITS if name in self._sets and not self._is_test_again(name)}
+        return check_items(self.things, splits, progress)
+
+    def open(self, sources: Sequence[str]) -> ItemSet:
+        """The items in these files, as evaluation sees them, for a model to predict; labels are not needed.
+
+        Raises:
+            DataError: If a file is missing or cannot be read, or such items cannot come from files of their own.
+        """
+        raise DataError(f"{type(self).__name__} cannot read {self.things} from files by themselves")
+
+    @property
+    def faults(self) -> list[Fault]:
+        """Files that this process could not read so far, each once; a resumed run remembers them."""
+        return [Fault(*fault) for unreadable in self._unreadable.values() for fault in unreadable.items()]
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint: the unreadable files, if there are any."""
+        return {"unreadable": {part: dict(files) for part, files in self._unreadable.items()}} if self.faults else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, files in state_dict["unreadable"].items():
+            self._unreadable[part].update(files)
+
+    def split(self, name: SplitName) -> ItemSet:
+        """The items of "train", "val" or "test", after `setup`."""
+        return self._sets[name]
+
+    def replace(self, name: SplitName, items: ItemSet) -> None:
+        """Let loaders read a split from elsewhere: the same samples in the same order."""
+        assert len(items) == len(self._sets[name])
+        self._sets[name] = items
+
+    def train_dataloader(self) -> EpochLoader:
+        trainer = self.trainer
+        assert trainer is not None, "the trainer asks for the loader"
+
+        def progress() -> tuple[int, int]:
+            return trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
+
+        return self.loader("train", progress=progress)
+
+    def val_dataloader(self) -> EpochLoader:
+        return self.loader("val")
+
+    def test_dataloader(self) -> EpochLoader:
+        return self.loader("test")
+
+    def loader(self, split: SplitName, **options: Any) -> EpochLoader:
+        """The loader of a split: this process's share of it, in a fixed order unless it is "train".
+
+        Args:
+            options: Further ones of `EpochLoader`, such as `progress`.
+        """
+        training, trainer = split == "train", self.trainer
+        sampler = EpochSampler(
+            len(self._sets[split]),
+            self.batch_size if training else self.eval_batch_size,
+            seed=self.seed,
+            shuffle=training,
+            drop_last=training,
+            rank=trainer.global_rank if trainer is not None else 0,
+            world=trainer.world_size if trainer is not None else 1,
+            repeats=self.repeats if training else 1,
+        )
+        return EpochLoader(
+            self._sets[split],
+            sampler,
+            report=lambda faults: self.report(split, faults),
+            num_workers=self.num_workers,
+            pin_memory=trainer is not None and trainer.strategy.root_device.type == "cuda",
+            **options,
+        )
+
+    def report(self, split: SplitName, faults: Iterable[Fault]) -> None:
+        """Note unreadable files that a loader of this split met, each once.
+
+        Raises:
+            DataError: If there are now more than `max_corrupt`, or of the test items `max_corrupt_test`.
+        """
+        test = split == "test" or self._is_test_again(split)
+        limit, key = (self.max_corrupt_test, "max_corrupt_test") if test else (self.max_corrupt, "max_corrupt")
+        unreadable = self._unreadable["test" if test else "train"]
+        for fault in faults:
+            if fault.file in unreadable:
+                continue
+            unreadable[fault.file] = fault.reason
+            sentence = f"{fault.file} is not readable ({fault.reason})"
+            if len(unreadable) > limit:
+                count = len(unreadable)
+                raise DataError(
+                    f"{sentence}; with it {count} {'file is' if count == 1 else 'files are'} unreadable, and "
+                    f"data.{key} is {limit}",
+                    f"lmgraft check-data finds all such files; mend or remove them, or raise data.{key}",
+                )
+            instead = "the next readable one is shown instead" if split == "train" else "a blank one is shown"
+            warnings.warn(
+                f"{sentence}; {instead} ({len(unreadable)} of at most {limit})", UnreadableItemWarning, stacklevel=2
+            )
+
+    def _is_test_again(self, split: SplitName) -> bool:
+        """Whether this split is the test items, which choose the epoch."""
+        return split == "val" and self.selection == "test"
+
+
+def check_batch(batch: Any, name: str, size: int | None = None) -> None:
+    """Refuse a batch without what every batch has.
+
+    Args:
+        name: Of the data set, for the error.
+        size: How many items it must have.
+
+    Raises:
+        DataError: If it has no index or no group, or they are not one number an item.
+    """
+    remedy = "a batch is a NamedTuple of tensors; where items are independent, the group of each is its own index"
+    for field in ("index", "group"):
+        values = getattr(batch, field, None)
+        if not isinstance(values, Tensor):
+            raise DataError(f"batches of {name} have no `{field}`", remedy)
+        if values.dim() != 1 or values.is_floating_point() or len(values) != (len(batch.index) if size is None else size):
+            raise DataError(f"batches of {name}: `{field}` is {values.dtype} {tuple(values.shape)}", remedy)
+
+
+def on_device(batch: Any, device: Any) -> Any:
+    """A batch with all its tensors on a device."""
+    return batch._replace(**{name: value.to(device) for name, value in batch._asdict().items() if hasattr(value, "to")})
+
+
+def at_least_one(**values: int) -> None:
+    """Refuse counts below one.
+
+    Raises:
+        DataError: If there is one; it names the key.
+    """
+    for key, value in values.items():
+        if value < 1:
+            raise DataError(f"data.{key} must be at least 1, got {value}")

@@ -1,0 +1,246 @@
+"""What every task is: a model's inputs, its loss, and what it reaches on each item.
+
+A task is the contract between a family of data and everything that trains, compares and reports: those call the
+methods here and read no batch themselves. Optimiser and schedule come in as callables: a task does not know how it is
+trained.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+import torch.distributed as dist
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils._pytree import tree_map_only
+
+from lmgraft.contracts import Metric
+from lmgraft.contracts.metric import by_name
+from lmgraft.data.base import Data, SplitName, check_batch
+from lmgraft.errors import RecipeError
+from lmgraft.tasks.items import Items, NotFiniteColumnError, check_columns, joined, values_of
+
+MakeOptimizer = Callable[[nn.Module], Optimizer]
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
+
+
+class Task(LightningModule, ABC):
+    """A model, its loss and its metrics. A subclass says what `metrics`, `inputs`, `loss` and `score` are.
+
+    Args:
+        model: What is trained.
+        data: The data set, of which a task reads what it needs to know, such as the number of classes.
+        optimizer: Makes the optimiser from the model.
+        schedule: Makes the step-wise schedule from optimiser and number of steps.
+
+    Raises:
+        RecipeError: If the data are not of the type that the task takes.
+    """
+
+    data_type: ClassVar[type[Data]] = Data
+    """What data it takes."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions that its loss or metrics come from, whose versions a run records."""
+
+    def __init__(self, model: nn.Module, data: Data, optimizer: MakeOptimizer, schedule: MakeSchedule) -> None:
+        super().__init__()
+        if not isinstance(data, self.data_type):
+            raise RecipeError(
+                f"task {type(self).__name__} takes {self.data_type.__name__}, and the data are {type(data).__name__}",
+                "choose a task and a data set that belong together",
+            )
+        self.model = model
+        self.scored: dict[str, Metric] = by_name(self.metrics(data), type(self).__name__)
+        """Metrics by name; the first one chooses the epoch."""
+        self.items: Items = {}
+        """What came of each item of the split that was evaluated last."""
+        self.values: dict[str, float] = {}
+        """Metric -> value on that split."""
+        self._optimizer, self._schedule = optimizer, schedule
+        self._categories = data.categories()
+        self._things = data.things
+        self._parts: list[Items] = []
+
+    @classmethod
+    @abstractmethod
+    def metrics(cls, data: Data | None = None) -> tuple[Metric, ...]:
+        """What the task measures; the first one chooses the epoch.
+
+        Args:
+            data: The data set, where that matters; None: all that the task may have.
+        """
+
+    @abstractmethod
+    def inputs(self, batch: Any) -> tuple[Any, ...]:
+        """What the model is called with, in order."""
+
+    @abstractmethod
+    def loss(self, out: Any, batch: Any) -> Tensor:
+        """The loss of what the model returned, a number."""
+
+    @abstractmethod
+    def score(self, out: Any, batch: Any) -> dict[str, Tensor]:
+        """What is to be kept of each item: columns (B, ...) by name.
+
+        A column named like a metric holds, for each item, a number whose mean over the split is the metric. Columns
+        `by_NAME` hold the number of the item's part in the data's category NAME. `index` and `group` are added.
+        """
+
+    def finish(self, items: Items, split: SplitName) -> Items:
+        """The columns of a whole split, for what needs all items; by default as they are.
+
+        Columns "UNIT/NAME" are of other items than the split's own, such as "images/recall" of captions; of each UNIT
+        there must then be "UNIT/index" and "UNIT/group" too.
+        """
+        return items
+
+    def measure(self, items: Items, split: SplitName) -> dict[str, float]:
+        """Metrics by their own definition from all items: those without a column, or to check a column by; none."""
+        return {}
+
+    def mixed(self, batch: Any) -> Any:
+        """The batch as training sees it, such as by mixup; by default as it is."""
+        return batch
+
+    def targets(self, batch: Any) -> Tensor | None:
+        """(B, K) float, what a linear probe of the tokens is to predict; None where there is no such thing."""
+        return None
+
+    def predict(self, out: Any, batch: Any) -> list[dict[str, Any]]:
+        """What the model says of each item, in the task's own words, as plain data.
+
+        Raises:
+            RecipeError: If the task has no words for it.
+        """
+        raise RecipeError(f"task {type(self).__name__} makes no predictions", "its method `predict` is not written")
+
+    def check(self, batch_size: int) -> None:
+        """Refuse a training batch of a size that the task cannot take; by default any will do.
+
+        Raises:
+            RecipeError: Naming the key.
+        """
+
+    @property
+    def primary(self) -> Metric:
+        """The metric that chooses the epoch."""
+        return next(iter(self.scored.values()))
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.model(*inputs)
+
+    def outputs(self, batch: Any) -> Any:
+        """What the model returns for a batch."""
+        return self(*self.inputs(batch))
+
+    def columns(self, batch: Any) -> Items:
+        """What comes of each item of a batch, with its `index` and `group`; several views of one item count once.
+
+        Raises:
+            RecipeError: If `score` returns columns of another length than the batch, or numbers that are not.
+        """
+        out, batch = _views_averaged(self.outputs(batch), batch)
+        columns = {"index": batch.index, "group": batch.group, **self.score(out, batch)}
+        return check_columns(columns, len(batch.index), type(self).__name__, self._things)
+
+    def try_on(self, batch: Any, name: str) -> None:
+        """Score a batch before any training, so that what is wrong with the task is found now.
+
+        Args:
+            batch: Of the data's own `example`.
+            name: Of the data set.
+
+        Raises:
+            LmgraftError: If the batch or its columns are not as they must be.
+        """
+        check_batch(batch, name)
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        try:
+            with torch.no_grad():
+                self.columns(batch)
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self.mixed(batch)
+        loss = self.loss(self.outputs(batch), batch)
+        self.log("train/loss", loss, prog_bar=True, sync_dist=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._parts.append(self.columns(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self._parts.append(self.columns(batch))
+
+    def on_validation_epoch_start(self) -> None:
+        self._parts = []
+
+    def on_test_epoch_start(self) -> None:
+        self._parts = []
+
+    def on_validation_epoch_end(self) -> None:
+        self._close("val")
+
+    def on_test_epoch_end(self) -> None:
+        self._close("test")
+
+    def _close(self, split: SplitName) -> None:
+        """Count what was scored, over all processes, and log it."""
+        parts: list[Items] = [joined(self._parts)]
+        if self.trainer.world_size > 1:
+            gathered: list[Any] = [None] * self.trainer.world_size
+            dist.all_gather_object(gathered, parts[0])
+            parts = gathered
+        self._parts = []
+        try:
+            self.settle(parts, split)
+        except NotFiniteColumnError:
+            if split != "val" or all(bool(torch.isfinite(p).all()) for p in self.parameters()):
+                raise
+            self.values = dict.fromkeys(self.scored, math.nan)  # the next save refuses such weights, and says so
+        for name, value in self.values.items():
+            self.log(f"{split}/{name}", value, prog_bar=split == "val" and name == self.primary.name)
+
+    def settle(self, parts: list[Items], split: SplitName) -> None:
+        """Make `items` and `values` of the columns of all batches of a split.
+
+        Raises:
+            RecipeError: If a column's mean is not the metric, or a metric has no value.
+        """
+        self.items = self.finish(joined(parts), split)
+        measured = self.measure(self.items, split)
+        self.values = values_of(self.items, self.scored, measured, self._categories, type(self).__name__)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer(self.model)
+        schedule = self._schedule(optimizer, int(self.trainer.estimated_stepping_batches))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def _views_averaged(out: Any, batch: Any) -> tuple[Any, Any]:
+    """The mean of the outputs over views of one item, which follow each other with one index, and its first view."""
+    index = batch.index
+    begins = torch.ones_like(index, dtype=torch.bool)
+    begins[1:] = index[1:] != index[:-1]
+    if bool(begins.all()):
+        return out, batch
+    item = begins.cumsum(0) - 1
+    counts = torch.bincount(item)
+
+    def mean(values: Tensor) -> Tensor:
+        if values.dim() == 0 or len(values) != len(index) or not values.is_floating_point():
+            return values
+        sums = values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, item, values)
+        return sums / counts.to(values).view(-1, *[1] * (values.dim() - 1))
+
+    first = batch._replace(**{name: value[begins] for name, value in batch._asdict().items()})
+    return tree_map_only(Tensor, mean, out), first

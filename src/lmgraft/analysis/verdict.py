@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from lmgraft.analysis.bootstrap_coverage import coverage_words
-from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import in_unit, probability
 from lmgraft.analysis.paired import Contrast, Outcome
 from lmgraft.analysis.verdict_words import words_of
+from lmgraft.contracts import Metric
 
 ENOUGH_SEEDS = 5
 

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lmgraft.cli.options import take_flag, take_option
 from lmgraft.analysis.numbers import in_unit
+from lmgraft.cli.options import take_flag, take_option
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import list_recipes, load_recipe, recipe_parser, train_run
-from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.recipe import GIVEN_AT_RUN_TIME, Recipe
 from lmgraft.recipes.record import read_retries
 from lmgraft.recipes.run import read_run
 from lmgraft.training.checkpoints import RunWarning
@@ -173,6 +173,8 @@ def _of_classes(recipe: Recipe) -> str:
     text = ""
     for key, kind in (("data", type(recipe.data)), ("task", recipe.task_class)):
         parser = ArgumentParser(add_help=False)
-        parser.add_class_arguments(kind, key, skip={"model", "data", "optimizer", "schedule"} if key == "task" else set())
+        parser.add_class_arguments(
+            kind, key, skip={"model", "data", "optimizer", "schedule"} if key == "task" else set()
+        )
         text += f"\n\nOptions where {key}.class_path is {kind.__module__}.{kind.__qualname__}:" + _body(parser)
     return text

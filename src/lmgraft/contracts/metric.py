@@ -41,7 +41,7 @@ class Metric:
     digits: int | None = None
     """Digits behind the point of a written value; None: 2 where `scale` is 100 or more, else 4."""
     items: str = ""
-    """What one item is, where it is not an item of the split ("images" of captions): the column is then "images/NAME"."""
+    """What its items are, where they are not the split's own ("images" of captions); the column is "images/NAME"."""
 
     @property
     def direction(self) -> int:

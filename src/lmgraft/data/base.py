@@ -258,7 +258,11 @@ def check_batch(batch: Any, name: str, size: int | None = None) -> None:
         values = getattr(batch, field, None)
         if not isinstance(values, Tensor):
             raise DataError(f"batches of {name} have no `{field}`", remedy)
-        if values.dim() != 1 or values.is_floating_point() or len(values) != (len(batch.index) if size is None else size):
+        if (
+            values.dim() != 1
+            or values.is_floating_point()
+            or len(values) != (len(batch.index) if size is None else size)
+        ):
             raise DataError(f"batches of {name}: `{field}` is {values.dtype} {tuple(values.shape)}", remedy)
 
 

@@ -85,7 +85,9 @@ def check_items(things: str, splits: Mapping[str, ItemSet], progress: ShowProgre
             for first in range(0, len(items), _CHUNK):
                 draws = [Draw(0, sample) for sample in range(first, min(first + _CHUNK, len(items)))]
                 loaded = items.__getitems__(draws)
-                more = [fault for fault in (loaded.faults if isinstance(loaded, Reported) else ()) if fault not in faults]
+                more = [
+                    fault for fault in (loaded.faults if isinstance(loaded, Reported) else ()) if fault not in faults
+                ]
                 faults.update(dict.fromkeys(more))
                 tell(len(draws), len(more))
         findings.faults[name] = list(faults)

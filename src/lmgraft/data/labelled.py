@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import Data, ItemSet, SplitName
+from lmgraft.data.base import Data, ItemSet
 
 
 class LabelledBatch(NamedTuple):

@@ -43,7 +43,8 @@ ArmName = Literal[
     "linear",
     "plain_equal_flops",
 ]
-_GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
+GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
+"""Arguments of a task that no recipe has."""
 _DEFAULT_TASK = "lmgraft.tasks.classification.Classification"
 _SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
 
@@ -109,7 +110,7 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     parser.add_class_arguments(BackboneConfig, "backbone")
     parser.add_subclass_arguments(Data, "data", required=True)
     parser.add_subclass_arguments(
-        Task, "task", skip=_GIVEN_AT_RUN_TIME, instantiate=False, default={"class_path": _DEFAULT_TASK}
+        Task, "task", skip=GIVEN_AT_RUN_TIME, instantiate=False, default={"class_path": _DEFAULT_TASK}
     )
     parser.add_class_arguments(OptimConfig, "optim")
     parser.add_class_arguments(TrainConfig, "train")
@@ -308,6 +309,6 @@ def _known_keys(parser: ArgumentParser) -> set[str]:
     pending: list[type] = [Data, Task]
     while pending:
         cls = pending.pop()
-        keys |= set(inspect.signature(cls).parameters) - {"options", *_GIVEN_AT_RUN_TIME}
+        keys |= set(inspect.signature(cls).parameters) - {"options", *GIVEN_AT_RUN_TIME}
         pending += cls.__subclasses__()
     return keys

@@ -31,6 +31,8 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "seed": recipe.seed,
         "seeds": {"weights": recipe.seed, "order_and_augmentation": recipe.data.seed, "steps": recipe.seed},
         "data": recipe.data.fingerprint(),
+        "things": recipe.data.things,
+        "categories": {name: list(parts) for name, parts in recipe.data.categories().items()},
         "selection": recipe.data.selection,
         "block": inserted.block.provenance.to_dict() if inserted is not None else None,
         "trained_params": trained,

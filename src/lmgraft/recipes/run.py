@@ -43,7 +43,7 @@ from lmgraft.recipes.record import (
 )
 from lmgraft.recipes.result import Result, read_result, write_result
 from lmgraft.tasks.base import Task
-from lmgraft.tasks.items import by_category
+from lmgraft.tasks.items import Items, by_category
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
@@ -141,13 +141,18 @@ def train_run(
     return result
 
 
-def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: Sequence[Callback] = ()) -> Result:
+def evaluate_run(
+    run_dir: Path, overrides: list[str] | None = None, callbacks: Sequence[Callback] = ()
+) -> tuple[Result, Items]:
     """Evaluate best.ckpt of a run folder on the test items again, from its own record.
 
     Args:
         run_dir: A folder made by `train_run`.
         overrides: Changes of the recipe, such as ["--data.root", "DIR"].
         callbacks: Lightning callbacks of the test.
+
+    Returns:
+        The result, and what came of each test item.
 
     Raises:
         RunError: If the folder is no finished run.
@@ -164,7 +169,7 @@ def evaluate_run(run_dir: Path, overrides: list[str] | None = None, callbacks: S
         device=summary.device,
     )
     result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
-    return replace(result, faults=summary.faults, retries=summary.retries)
+    return replace(result, faults=summary.faults, retries=summary.retries), task.items
 
 
 def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:

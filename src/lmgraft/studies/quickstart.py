@@ -113,7 +113,7 @@ def run_quickstart(
     return Quickstart(
         recipe=recipe,
         results=results,
-        intervals={arm: wilson_interval(r.correct, r.total) for arm, r in results.items()},
+        intervals={arm: _interval(result) for arm, result in results.items()},
         curves={arm: _smoothed(read_curves(out / arm)) for arm in QUICKSTART_ARMS},
         samples=samples,
         mapped=mapped,
@@ -124,6 +124,10 @@ def run_quickstart(
         seed=checked.seed,
         environment=records.environment(),
     )
+
+
+def _interval(result: Result) -> tuple[float, float]:
+    return wilson_interval(round(result.metrics["accuracy"] * result.items), result.items)
 
 
 def _smoothed(curves: dict[str, Curve]) -> dict[str, Curve]:
@@ -145,7 +149,7 @@ def _run_arm(
         return read_result(run_dir)
     started = time.monotonic()
     result = in_own_process(_train_arm, run_dir, recipe, tuple(overrides), progress)
-    say(f"  test accuracy {result.accuracy:.4f} after {time.monotonic() - started:.0f} s")
+    say(f"  test accuracy {result.metrics['accuracy']:.4f} after {time.monotonic() - started:.0f} s")
     return result
 
 
@@ -161,7 +165,7 @@ def _look(out: Path, data: ImageData) -> tuple[list[Sample], list[MappedImage]]:
     if not isinstance(test, ImageArray):
         raise RunError("the quickstart's page shows images that fit into memory", "use lmgraft train for this recipe")
     count = min(_NUM_SAMPLES, len(test))
-    images, labels, _ = test.batch(range(count))
+    images, labels, *_ = test.batch(range(count))
     chosen = {arm: model(images).softmax(-1).max(-1) for arm, model in models.items()}
     samples = [
         Sample(
@@ -180,7 +184,7 @@ def _map_images(models: dict[str, nn.Module], test: ImageArray, names: tuple[str
     for i, label in enumerate(test.labels.tolist()):
         first.setdefault(label, i)
     chosen = sorted(first.values())[:_NUM_MAPPED]
-    images, labels, _ = test.batch(chosen)
+    images, labels, *_ = test.batch(chosen)
     places = {"plain: encoder": ("plain", "encoder")}
     if find_graft(models["llm"]) is not None:
         places |= {"llm: encoder, before the block": ("llm", "encoder"), "llm: behind W2": ("llm", "mapper_out")}
@@ -200,10 +204,10 @@ def _map_images(models: dict[str, nn.Module], test: ImageArray, names: tuple[str
 
 def statements(quickstart: Quickstart) -> list[str]:
     """What the numbers say and what they do not, in words."""
-    results, total = quickstart.results, next(iter(quickstart.results.values())).total
+    results, total = quickstart.results, next(iter(quickstart.results.values())).items
     said = []
     for other, control in (("plain", "the encoder by itself"), ("random_frozen", "a frozen random block")):
-        gap = 100 * (results["llm"].accuracy - results[other].accuracy)
+        gap = 100 * (results["llm"].metrics["accuracy"] - results[other].metrics["accuracy"])
         way = "above" if gap > 0 else "below" if gap < 0 else "equal to"
         size = f"{abs(gap):.2f} points {way}" if gap else way
         said.append(f"With the frozen LLM block, test accuracy was {size} {control} in this one run.")

@@ -14,6 +14,7 @@ from lmgraft.data.labelled import LabelledBatch, LabelledData
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 
+# A tenth of a share is ten points: a margin of 0.5, meant as half a point, would call anything equal.
 ACCURACY = Metric(
     name="accuracy", title="test accuracy", higher_is_better=True, scale=100, unit="%", difference_unit="points",
     margin=0.005, low=0.0, high=1.0, largest_margin=0.1,

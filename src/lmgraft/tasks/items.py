@@ -20,6 +20,7 @@ from lmgraft.errors import RecipeError
 Items = dict[str, NDArray[Any]]
 """Column -> (N, ...), in order of index; "UNIT/NAME" for columns of other items than the split's own."""
 
+
 class NotFiniteColumnError(RecipeError):
     """A column of a metric holds something that is no finite number."""
 
@@ -48,7 +49,9 @@ def check_columns(columns: Mapping[str, Any], size: int, task: str, things: str)
                 f"task {task}: score() returns {name!r} of {shape} for {size} {things}", "return a row for each of them"
             )
         detached = values.detach().cpu()
-        arrays[name] = (detached.float() if detached.dtype.itemsize < 4 and detached.is_floating_point() else detached).numpy()
+        arrays[name] = (
+            detached.float() if detached.dtype.itemsize < 4 and detached.is_floating_point() else detached
+        ).numpy()
     return arrays
 
 
@@ -154,9 +157,7 @@ def _check_categories(items: Items, categories: Mapping[str, Sequence[str]], tas
             raise RecipeError(f"task {task}: column {name!r} must hold whole numbers from 0 to {len(parts) - 1}")
 
 
-def by_category(
-    items: Items, metric: Metric, categories: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, float]]:
+def by_category(items: Items, metric: Metric, categories: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Category -> part -> mean of the metric's column over the part's items; parts without an item are left out.
 
     Empty where the metric has no column, or counts other items than the split's own.

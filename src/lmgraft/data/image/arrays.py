@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lmgraft.data.draws import permutation, uniforms
 from lmgraft.data.base import SplitName, at_least_one
+from lmgraft.data.draws import permutation, uniforms
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.labelled import LabelledBatch, LabelledSet
 from lmgraft.data.loader import Draw

@@ -10,11 +10,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from lmgraft.data.draws import seeds
-from lmgraft.data.labelled import LabelledSet
-from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.image.pipeline import Pipeline, batch_memory
 from lmgraft.data.image.tables import UNREADABLE, ImageTable, decode
 from lmgraft.data.image.transforms import Preprocess, kept_generators, seed_generators
+from lmgraft.data.labelled import LabelledSet
+from lmgraft.data.loader import Draw, Fault, Reported
 
 
 class ImageFileSet(LabelledSet):

@@ -12,10 +12,10 @@ import timm
 from PIL import Image
 from torch import Tensor
 
+from lmgraft.data.base import SplitName, at_least_one
 from lmgraft.data.image.checks import check_sizes
 from lmgraft.data.image.classes import ClassList, ClassMap, known_classes
 from lmgraft.data.image.file_set import ImageFileSet, reason
-from lmgraft.data.base import SplitName, at_least_one
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.layouts import Layout
 from lmgraft.data.image.splits import Splits, make_splits

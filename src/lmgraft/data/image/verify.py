@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from lmgraft.data.image.file_set import reason
-from lmgraft.data.loader import Fault
 from lmgraft.data.image.tables import UNREADABLE, Files, Found
+from lmgraft.data.loader import Fault
 from lmgraft.errors import DataError
 
 _CHUNK = 64

@@ -21,7 +21,7 @@ def write_page(quickstart: Quickstart, path: Path) -> Path:
 def page(quickstart: Quickstart) -> str:
     """The whole page as HTML."""
     q = quickstart
-    values = {arm: (r.accuracy, *q.intervals[arm]) for arm, r in q.results.items()}
+    values = {arm: (r.metrics["accuracy"], *q.intervals[arm]) for arm, r in q.results.items()}
     total = next(iter(q.results.values())).total
     lead = (
         f"A small ViT was trained three times on {q.train_size:,} Fashion-MNIST images, with the same seed, initial "

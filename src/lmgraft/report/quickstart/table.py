@@ -17,7 +17,7 @@ def rows(quickstart: Quickstart) -> list[tuple[str, ...]]:
         made.append(
             (
                 arm,
-                f"{100 * result.accuracy:.2f} %",
+                f"{100 * result.metrics['accuracy']:.2f} %",
                 f"{100 * low:.2f} to {100 * high:.2f}",
                 f"{result.trained_params:,}",
                 f"{result.frozen_params:,}",

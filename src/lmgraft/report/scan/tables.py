@@ -10,8 +10,8 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
-from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import NONE, in_unit
+from lmgraft.contracts import Metric
 from lmgraft.report.table import Table, latex, markdown
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.ranking import GAIN, Ranked, column, columns, rank

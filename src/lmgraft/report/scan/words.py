@@ -5,9 +5,9 @@ from __future__ import annotations
 import yaml
 
 from lmgraft.analysis.agreement import Agreement
+from lmgraft.analysis.numbers import in_unit
 from lmgraft.contracts import Metric
 from lmgraft.registry import METRICS
-from lmgraft.analysis.numbers import in_unit
 from lmgraft.report.scan.tables import title_of, unit_of, written
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import parse_position

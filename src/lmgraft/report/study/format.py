@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lmgraft.contracts import Metric
 from lmgraft.analysis.numbers import MINUS as MINUS
 from lmgraft.analysis.numbers import NONE as NONE
 from lmgraft.analysis.numbers import in_unit
 from lmgraft.analysis.numbers import probability as probability
 from lmgraft.analysis.paired import Contrast
+from lmgraft.contracts import Metric
 from lmgraft.studies.study.results import ArmResult, StudyResult
 
 

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
+from lmgraft.analysis.paired import Contrast
 from lmgraft.contracts import Metric
 from lmgraft.registry import METRICS
-from lmgraft.analysis.paired import Contrast
 from lmgraft.report.study import format as write
 from lmgraft.report.table import Table
 from lmgraft.studies.study.results import ArmResult, Breakdown, StudyResult

@@ -105,12 +105,14 @@ def check_run(run_dir: Path, recipe: Recipe) -> None:
         raise RunError(f"{run_dir} is a run of the arm {trained.arm}", "give a run of the arm plain")
     changed = changed_keys(asdict(trained.backbone), asdict(recipe.backbone), "backbone")
     if changed:
-        raise RunError(f"{run_dir} has another backbone: {'; '.join(changed[:4])}", "scan with the run's recipe")
+        raise RunError(
+            f"{run_dir} has another backbone: {'; '.join(map(str, changed[:4]))}", "scan with the run's recipe"
+        )
     theirs = records.read_json(run_dir / "run.json").get("data")
     mine = json.loads(json.dumps(recipe.data.fingerprint()))
     if theirs != mine:
         raise RunError(
-            f"{run_dir} was trained on other data: {'; '.join(changed_keys(theirs, mine, 'data')[:4])}",
+            f"{run_dir} was trained on other data: {'; '.join(map(str, changed_keys(theirs, mine, 'data')[:4]))}",
             "scan with the run's own data options: else it may have been trained on images held out here",
         )
 
@@ -134,7 +136,7 @@ def load_encoder(config: ScanConfig, recipe: Recipe, out: Path) -> tuple[nn.Modu
         origin=f"the plain encoder, {by_whom} for {result.epochs} epochs ({result.steps:,} steps)",
         run=str(run_dir if config.from_run is not None else run_dir.relative_to(out)),
         weights=file_digest(checkpoint_path(run_dir, "best")),
-        val_accuracy=result.val_accuracy,
+        val_accuracy=result.val[result.primary],
     )
     return model, record
 

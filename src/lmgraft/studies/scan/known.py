@@ -20,8 +20,8 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RunError
+from lmgraft.registry import METRICS
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.results import Scanned
 

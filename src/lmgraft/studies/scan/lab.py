@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.contracts import GraftPoint, Host, MeanOf, Reads, map_axes, take_tokens, to_tokens
-from lmgraft.data.image.images import ImageSet, SplitName
+from lmgraft.data.base import SplitName, whole_batch
+from lmgraft.data.labelled import LabelledSet as ImageSet
 from lmgraft.data.loader import Draw
 from lmgraft.errors import HostError, RunError
 from lmgraft.graft import find_graft
@@ -70,8 +71,8 @@ def still_batches(recipe: Recipe, split: SplitName, samples: list[int], size: in
     """Images (B, C, H, W) as evaluation sees them, and labels; files that cannot be read are reported."""
     images = recipe.data.still(split)
     for start in range(0, len(samples), size):
-        batch = images.__getitems__([Draw(0, sample) for sample in samples[start : start + size]])
-        recipe.data.report(split, batch[3] if len(batch) > 3 else ())
+        batch, faults = whole_batch(images.__getitems__([Draw(0, sample) for sample in samples[start : start + size]]))
+        recipe.data.report(split, faults)
         yield batch[0], batch[1]
 
 

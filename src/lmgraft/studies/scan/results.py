@@ -97,7 +97,7 @@ def check_settings(before: Scan, settings: dict[str, Any], out: Path) -> None:
     changed = changed_keys(theirs, mine)
     if changed:
         raise RunError(
-            f"{out} holds a scan of other settings; different now: {'; '.join(changed[:5])}",
+            f"{out} holds a scan of other settings; different now: {'; '.join(map(str, changed[:5]))}",
             "choose another --out, or give the settings it was started with",
         )
 

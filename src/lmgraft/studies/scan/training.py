@@ -46,7 +46,7 @@ def train_missing(
             changed = other_recipe(read_run(folder), training_recipe(config, seed, candidate))
             if changed:
                 raise RunError(
-                    f"{folder} holds a run of another recipe; different now: {'; '.join(changed[:4])}",
+                    f"{folder} holds a run of another recipe; different now: {'; '.join(map(str, changed[:4]))}",
                     "choose another --out",
                 )
             continue
@@ -79,7 +79,11 @@ def seeds_of(config: ScanConfig, first: int) -> list[int]:
 
 def plain_accuracies(out: Path, seeds: list[int]) -> dict[int, float]:
     """Seed -> held-out accuracy of the plain encoder; the test images are not looked at."""
-    return {seed: read_result(plain_run(out, seed)).val_accuracy for seed in seeds}
+    return {seed: _val(read_result(plain_run(out, seed))) for seed in seeds}
+
+
+def _val(result: Result) -> float:
+    return result.val[result.primary]
 
 
 def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: dict[Path, str]) -> Measured | None:
@@ -91,7 +95,7 @@ def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: di
     if not all((folder / "result.json").exists() for folder in folders.values()):
         return None
     results: dict[int, Result] = {seed: read_result(folder) for seed, folder in folders.items()}
-    differences = [result.val_accuracy - plain[seed] for seed, result in results.items()]
+    differences = [_val(result) - plain[seed] for seed, result in results.items()]
     seconds = sum(result.seconds for result in results.values())
-    accuracy = sum(result.val_accuracy for result in results.values()) / len(results)
+    accuracy = sum(_val(result) for result in results.values()) / len(results)
     return replace(over_draws(differences, accuracy=accuracy), seconds=seconds)

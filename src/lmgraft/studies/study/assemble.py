@@ -79,6 +79,8 @@ def assemble(
         recipe_yaml=recipe_yaml,
         missing=list(missing),
         notes=[*study.notes, *_cautions(study, every, by_arm), *uneven],
+        things=every[0].things,
+        monitor=every[0].monitor,
     )
 
 
@@ -93,14 +95,20 @@ def _unplanned(study: Study, by_arm: ByArm) -> list[Pair]:
 
 
 def _at_best_rate(facts: Sequence[Fact]) -> list[Fact]:
-    """Those at the learning rate whose mean accuracy on held-out images is best; the test images have no say."""
+    """Those at the learning rate whose mean on held-out items is best; the test items have no say."""
     rates = {f.in_grid for f in facts}
     if len(rates) <= 1:
         return list(facts)
     most = max(sum(f.in_grid == rate for f in facts) for rate in rates)
     whole = [rate for rate in rates if sum(f.in_grid == rate for f in facts) == most]
-    best = max(whole, key=lambda rate: fmean(f.val_accuracy or 0.0 for f in facts if f.in_grid == rate))
+    best = max(whole, key=lambda rate: fmean(_score(f) for f in facts if f.in_grid == rate))
     return [f for f in facts if f.in_grid == best]
+
+
+def _score(fact: Fact) -> float:
+    """What chose the run's epoch, such that more is better."""
+    assert fact.monitor is not None and fact.val_value is not None, "a grid is trained by lmgraft"
+    return fact.monitor.direction * fact.val_value
 
 
 def _compare(study: Study, by_arm: ByArm, pairs: Sequence[Pair], *, correct: bool) -> list[Contrast]:
@@ -131,8 +139,8 @@ def _arm(
     memory = [f.peak_memory for f in facts if f.peak_memory is not None]
     val_values: dict[float, dict[int, float]] = {}
     for f in every:
-        if f.val_accuracy is not None and f.learning_rate is not None:
-            val_values.setdefault(f.learning_rate, {})[f.seed] = f.val_accuracy
+        if f.val_value is not None and f.learning_rate is not None:
+            val_values.setdefault(f.learning_rate, {})[f.seed] = f.val_value
     return ArmResult(
         label=label,
         arm=spec.arm,
@@ -157,7 +165,7 @@ def _arm(
 def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str, list[Band]]:
     """Means over seeds at the steps that all seeds logged."""
     made: dict[str, list[Band]] = {}
-    for name in ("train/loss", "val/accuracy"):
+    for name in dict.fromkeys(name for curve in curves for name in curve):
         own = [dict(curve[name]) for curve in curves if curve.get(name)]
         if len(own) < 2:
             continue

@@ -7,6 +7,8 @@ from statistics import fmean
 
 from lmgraft.analysis.paired import differences
 from lmgraft.analysis.student import interval_of
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import CorruptedCell, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -27,10 +29,11 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
                 f"Corrupted images: {arm} - {reference} leaves out {len(every - shared)} of {len(every)} cells of "
                 f"corruption and severity ({lacking}), which not all its runs were shown under the same conditions."
             )
-        for kind, a, b in (
-            ("class", [f.by_class for f in one], [f.by_class for f in other]),
-            ("corruption", [_by_name(f, shared) for f in one], [_by_name(f, shared) for f in other]),
-        ):
+        kinds: list[tuple[str, list[_Values], list[_Values], Metric | None]] = [
+            (kind, [f.by[kind] for f in one], [f.by[kind] for f in other], None) for kind in one[0].by
+        ]
+        corrupted = [_by_name(f, shared) for f in one], [_by_name(f, shared) for f in other]
+        for kind, a, b, metric in (*kinds, ("corruption", *corrupted, METRICS.find("accuracy"))):
             for name in [name for name in a[0] if all(name in values for values in (*a, *b))]:
                 rows, mean, sd = differences([values[name] for values in a], [values[name] for values in b])
                 made.append(
@@ -41,6 +44,7 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
                         reference=reference,
                         mean=mean,
                         interval=None if sd == 0 else interval_of(rows, study.confidence),
+                        metric=metric,
                     )
                 )
     return made, left_out

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,13 +14,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from numpy.typing import NDArray
+import numpy as np
 
 from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import Recipe, Result, load_recipe, read_result
+from lmgraft.recipes.record import Change
 from lmgraft.recipes.run import other_recipe, read_run
 from lmgraft.studies.study.config import Study, options_of
+from lmgraft.tasks.items import RESERVED, Items
 from lmgraft.training.items import FILE as ITEMS
 from lmgraft.training.items import read_items
 
@@ -59,8 +62,8 @@ class Cell:
         """As `load`, read once in a process: to look at, not to set up."""
         return _read_once(self.recipe, self.options)
 
-    def changed(self) -> list[str]:
-        """Keys in which the run in the folder is of another recipe, each with both values.
+    def changed(self) -> list[Change]:
+        """Keys in which the run in the folder is of another recipe.
 
         Raises:
             RunError: If the folder holds no run.
@@ -114,7 +117,7 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
     changed = cell.changed()
     if changed:
         raise RunError(
-            f"{folder} holds a run of another recipe; different now: {'; '.join(changed[:4])}",
+            f"{folder} holds a run of another recipe; different now: {'; '.join(map(str, changed[:4]))}",
             "choose another --out, or go on with the study as it was",
         )
     if not (folder / "result.json").exists():
@@ -130,10 +133,10 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
     return "done"
 
 
-_ITEM_ARRAYS = ("label", "predicted", "nll", "rank")
+_TOLERANCE = 1e-6  # of a metric from float32 columns against result.json
 
 
-def read_finished(folder: Path) -> tuple[Result, Mapping[str, NDArray[Any]], dict[str, Any]]:
+def read_finished(folder: Path) -> tuple[Result, Items, dict[str, Any]]:
     """A finished run's result, what it made of each test item, and its run.json; they must agree.
 
     Raises:
@@ -143,16 +146,15 @@ def read_finished(folder: Path) -> tuple[Result, Mapping[str, NDArray[Any]], dic
     again = "delete its result.json; the same command evaluates it again"
     if items is None:
         raise RunError(f"{folder} has no {ITEMS}", again)
-    missing = [name for name in _ITEM_ARRAYS if name not in items]
+    missing = [name for name in RESERVED if name not in items]
     if missing:
-        raise RunError(f"{folder / ITEMS} has no array {missing[0]}", again)
-    counted = len(items["label"]), int((items["predicted"] == items["label"]).sum())
-    if counted != (result.total, result.correct):
-        raise RunError(
-            f"{folder / ITEMS} has {counted[1]} of {counted[0]} items right, result.json "
-            f"{result.correct} of {result.total}",
-            again,
-        )
+        raise RunError(f"{folder / ITEMS} has no column {missing[0]}", again)
+    if len(items["index"]) != result.items:
+        raise RunError(f"{folder / ITEMS} has {len(items['index'])} items, result.json {result.items}", again)
+    for name, value in result.metrics.items():
+        mean = float(np.mean(items[name], dtype=np.float64)) if name in items else value
+        if not math.isclose(mean, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+            raise RunError(f"{folder / ITEMS}: the mean {name} is {mean:.6g}, in result.json {value:.6g}", again)
     if not _has_all(record):
         raise RunError(f"{folder / 'run.json'} is no record of a run", "train it again in another folder")
     return result, items, record

@@ -16,7 +16,7 @@ from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.record import changed_keys
 from lmgraft.studies.study.cells import Cell
 from lmgraft.studies.study.config import Study
-from lmgraft.studies.study.facts import VERSIONS, Fact
+from lmgraft.studies.study.facts import Fact, other_versions
 
 
 def check_cells(cells: Sequence[Cell]) -> None:
@@ -46,18 +46,22 @@ def check_data(study: Study, cell: Cell, facts: Sequence[Fact]) -> None:
 
     Raises:
         LmgraftError: If they cannot be had, are not those of the runs that are finished, would choose the epoch by
-            the test images, or have too few classes for the metric.
+            the test items, or have no such metric.
     """
     recipe = cell.load()
     set_up_data(recipe)
     check_selection(recipe, cell.name)
-    if study.metric.name == "top5" and recipe.data.num_classes <= 5:
-        raise RecipeError(f"metric top5 with {recipe.data.num_classes} classes says nothing", "compare by accuracy")
+    metrics = [metric.name for metric in recipe.task_class.metrics(recipe.data)]
+    if study.metric.name not in metrics:
+        raise RecipeError(
+            f"{recipe.task_class.__name__} on these data has no metric {study.metric.name!r}",
+            f"compare by {', '.join(metrics)}",
+        )
     here = json.loads(json.dumps(recipe.data.fingerprint()))
     changed = changed_keys(facts[0].record["data"], here, "data") if facts else []
     if changed:
         raise RunError(
-            f"the data are not those of the runs that are finished: {'; '.join(changed[:3])}",
+            f"the data are not those of the runs that are finished: {'; '.join(map(str, changed[:3]))}",
             "give the same data, or choose another --out",
         )
 
@@ -70,9 +74,9 @@ def check_selection(recipe: Recipe, name: str) -> None:
     """
     if recipe.data.selection == "test":
         raise RunError(
-            f"{name}: this recipe chooses its best epoch by the test images, so that its test accuracy is too high "
-            "by an unknown amount",
-            "hold training images out for it, for instance --data.val_size 0.02 (docs/data.md)",
+            f"{name}: this recipe chooses its best epoch by the test items, so that its figures are too good by "
+            "an unknown amount",
+            "hold training items out for it, for instance --data.val_size 0.02 (docs/data.md)",
         )
 
 
@@ -82,11 +86,9 @@ def check_environment(facts: Sequence[Fact], allow_difference: bool) -> None:
     Raises:
         RunError: If versions differ.
     """
-    here = records.environment()["versions"]
-    there = facts[0].record["environment"]["versions"] if facts else here
-    differ = [
-        f"{name} {there.get(name)} there, {here[name]} here" for name in VERSIONS if there.get(name) != here[name]
-    ]
+    there = facts[0].record["environment"]["versions"] if facts else {}
+    here = records.environment(there)["versions"]
+    differ = [f"{name} {there[name]} there, {here[name]} here" for name in other_versions(there, here)]
     if differ and not allow_difference:
         raise RunError(
             f"the runs that are finished were made with other versions: {'; '.join(differ)}",

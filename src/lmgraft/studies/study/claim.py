@@ -11,7 +11,7 @@ import yaml
 from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import load_recipe
-from lmgraft.recipes.record import changed_keys
+from lmgraft.recipes.record import Change, changed_keys
 from lmgraft.recipes.run import other_recipe
 from lmgraft.studies.study.config import Study, options_of
 
@@ -40,10 +40,12 @@ def check_claim(study: Study, out: Path) -> list[str]:
     before, now = _read(file), yaml.safe_load(study.yaml)
     changed = _other_recipe(before, now)
     for label in before["arms"].keys() & now["arms"].keys():
-        lines = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
-        changed += [line for line in lines if not line.startswith(f"arms.{label}.question")]
+        changes = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
+        changed += [change for change in changes if change.key != f"arms.{label}.question"]
     if changed:
-        raise RunError(f"{out} holds another study; different now: {'; '.join(changed[:4])}", "choose another --out")
+        raise RunError(
+            f"{out} holds another study; different now: {'; '.join(map(str, changed[:4]))}", "choose another --out"
+        )
     return changed_afterwards(study, out)
 
 
@@ -130,11 +132,11 @@ def _read(file: Path) -> dict[str, Any]:
     return before
 
 
-def _other_recipe(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _other_recipe(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """What all arms share, resolved: other spellings, places of the data and numbers of workers are the same study."""
     if all(before.get(key) == now[key] for key in _SHARED):
         return []
-    textual = [line for key in _SHARED for line in changed_keys(before.get(key), now[key], key)]
+    textual = [change for key in _SHARED for change in changed_keys(before.get(key), now[key], key)]
     if before.get("recipe") != now["recipe"]:
         return textual
     try:
@@ -150,9 +152,9 @@ def _other_recipe(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str
 def _afterwards(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Sentences on what differs in the plan."""
     said = [
-        f"After results had been read, {line}."
+        f"After results had been read, {change}."
         for key in _ANALYSIS
-        for line in changed_keys(before.get(key), now[key], key)
+        for change in changed_keys(before.get(key), now[key], key)
     ]
     there, here = _seeds(before.get("seeds")), _seeds(now["seeds"])
     if set(here) != set(there):

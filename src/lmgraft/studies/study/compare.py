@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from lmgraft import records
-from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import check_items
+from lmgraft.contracts import Metric
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
+from lmgraft.registry import METRICS
 from lmgraft.studies.progress import silent
 from lmgraft.studies.study.arms import ArmSpec
 from lmgraft.studies.study.assemble import assemble
@@ -31,10 +31,10 @@ from lmgraft.studies.study.config import Study, StudyConfig, check_study
 from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
 from lmgraft.studies.study.jobs import only_one
 from lmgraft.studies.study.results import StudyResult
-from lmgraft.studies.study.trials import Trial, check_arms, keep, kept, make_fact
+from lmgraft.studies.study.trials import Measured, Trial, check_arms, keep, kept, make_fact
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
-"""The metric on the test items, or {"value": it, "items": (N,) the metric of each item}."""
+"""The metric on the test items, or {"value": it, "items": (N,) the metric of each item, "groups": (N,) whole numbers}."""
 
 
 def compare(
@@ -69,7 +69,8 @@ def compare(
     Args:
         train: Makes a model, calls `trial.graft` on it, trains, and returns the metric on test items that
             chose nothing; or a mapping with "value" and "items", (N,) numbers in the test set's order,
-            which adds the bootstrap over items.
+            which adds the bootstrap over items, and "groups", (N,) whole numbers, where items belong together
+            (questions of one image): the bootstrap then draws groups.
         llm: Source of the block.
         layer: Its layer, or several consecutive ones.
         arms: Kinds of arms, or label -> {"arm": kind, and what of `graft_options`, llm and layer it changes}.
@@ -214,12 +215,13 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
     name = f"{trial.label}, seed {trial.seed}"
     if not trial.facts:
         raise RunError(f"the training loop did not call trial.graft for {name}", "model = trial.graft(model)")
-    items = None
+    items = groups = None
     if isinstance(outcome, Mapping):
         if "value" not in outcome and "items" not in outcome:
             raise RunError(f"the training loop returned {sorted(outcome)} for {name}", 'return {"items": ...}')
         if outcome.get("items") is not None:
             items = _row(outcome["items"], name)
+            groups = None if outcome.get("groups") is None else _groups(outcome["groups"], len(items), name)
         outcome = outcome.get("value", None if items is None else items.mean())
     try:
         value = float(outcome)
@@ -236,7 +238,16 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
             )
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")
-    return make_fact(trial, value, items, seconds, trial.facts)
+    return make_fact(trial, Measured(value=value, items=items, groups=groups), seconds, trial.facts)
+
+
+def _groups(given: Any, size: int, name: str) -> NDArray[np.int64]:
+    groups = np.asarray(given.detach().cpu() if isinstance(given, torch.Tensor) else given)
+    if groups.dtype.kind not in "iu" or groups.shape != (size,):
+        raise RunError(
+            f"the groups of {name} are {groups.dtype} {groups.shape} for {size} items", "one whole number for each item"
+        )
+    return groups.astype(np.int64)
 
 
 def _row(given: Any, name: str) -> NDArray[np.float64]:

@@ -26,11 +26,10 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.recipe import Tie, compose, recipe_parser, tidy
-from lmgraft.registry import suggest
+from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy
+from lmgraft.registry import METRICS, suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
 
 
@@ -61,9 +60,9 @@ class StudyConfig:
     seeds: int | list[int] = 5
     """How many, from 0, or which."""
     learning_rates: list[float] = field(default_factory=list)
-    """optim.lr to try for every arm; each takes the one with the best mean on the held-out images."""
-    metric: str = "accuracy"
-    """What is compared: accuracy, top5 or nll."""
+    """optim.lr to try for every arm; each takes the one with the best mean on the held-out items."""
+    metric: str | None = None
+    """What is compared, one of the task's metrics (of classification accuracy, top5, nll); null: its first one."""
     reference: str | None = None
     """Label of the arm that others are held against; None: the one without a block."""
     contrasts: list[list[str]] | None = None
@@ -163,7 +162,7 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
         raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft study --help lists every key") from None
     read = StudyConfig(**vars(config))
     if not any(argument[2:].partition("=")[0] == "margin" for argument in own):
-        read = _with_metrics_margin(read, *of_file)
+        read = _with_metrics_margin(read, *of_file, (*earlier, *further))
     if "arms" in _keys(own):
         read = _without_arms_left_out(read, read_arms(content.get("arms"), where), where, given=_keys(own))
     return check_study(read, (*earlier, *further), name=name, where=where)
@@ -196,7 +195,7 @@ def _robustness_over(content: dict[str, Any], own: Sequence[str], where: str) ->
     return content | {"robustness": held}, left
 
 
-_TIES = (Tie("metric", "margin", default=StudyConfig.metric),)
+_TIES = (Tie("metric", "margin"),)
 """A study that extends another one and changes the metric does not keep a margin in the other metric's unit."""
 
 
@@ -224,14 +223,31 @@ def _without_arms_left_out(
     return config
 
 
-def _with_metrics_margin(config: StudyConfig, before: str, margin: float | None) -> StudyConfig:
+def _metric_of(config: StudyConfig, arguments: Sequence[str]) -> Metric:
+    """The metric that a configuration names, or the first one of its recipe's task.
+
+    Raises:
+        RecipeError: If there is none of this name.
+    """
+    if config.metric is not None and config.metric in METRICS:
+        metric: Metric = METRICS.find(config.metric)
+        return metric
+    return load_recipe(config.recipe, [*options_of(config.overrides), *arguments]).metric(config.metric)
+
+
+def _with_metrics_margin(
+    config: StudyConfig, before: str | None, margin: float | None, arguments: Sequence[str]
+) -> StudyConfig:
     """Half a point is no margin of a cross-entropy: with another metric than the file's goes that metric's margin."""
     if config.metric == before or margin is None:
         return config
-    own = METRICS.find(config.metric)
+    own = _metric_of(config, arguments)
+    before = _metric_of(replace(config, metric=before), arguments).name
+    if own.name == before:
+        return config
     note = (
-        f"The metric was set to {config.metric} from the command line in place of {before}: the margin is "
-        f"{own.margin}, {config.metric}'s own, and not {margin}, which the file gives for {before}."
+        f"The metric was set to {own.name} from the command line in place of {before}: the margin is "
+        f"{own.margin}, {own.name}'s own, and not {margin}, which the file gives for {before}."
     )
     notes = [*config.notes, *([] if note in config.notes else [note])]
     return replace(config, margin=None, notes=notes)
@@ -262,9 +278,9 @@ def check_study(
     Raises:
         RecipeError: See `load_study`.
     """
-    metric = metric or METRICS.find(config.metric)
     if not config.recipe:
         raise RecipeError(f"{where} names no recipe", "add `recipe: image/fashion_vit` or another")
+    metric = metric or _metric_of(config, arguments)
     name = config.name or name
     if not LABEL.fullmatch(name):
         raise RecipeError(f"{where}: name={name!r} names no folder", "up to 80 letters, digits and _ . + -")
@@ -273,7 +289,7 @@ def check_study(
     if not 0.5 < config.confidence < 1:
         raise RecipeError(f"{where}: confidence={config.confidence} must lie between 0.5 and 1")
     margin = metric.margin if config.margin is None else config.margin
-    if not 0 < margin < math.inf or margin > _LARGEST_MARGIN.get(metric.difference_unit, math.inf):
+    if not 0 < margin < math.inf or (metric.largest_margin is not None and margin > metric.largest_margin):
         meant = f" ({margin * metric.scale:g} {metric.difference_unit})" if math.isfinite(margin) else ""
         raise RecipeError(
             f"{where}: margin={margin}{meant} is no margin of {metric.title}",
@@ -319,11 +335,6 @@ def _check_seeds(given: int | Sequence[int], where: str) -> tuple[int, ...]:
             "give at least 2 seeds for a look, 5 for a verdict",
         )
     return seeds
-
-
-_LARGEST_MARGIN = {"points": 0.1, "nats": 1.0}
-"""By unit. Of a share a tenth is ten points, and 0.5, meant as half a point, would call anything equal; so would more
-than a nat of cross-entropy."""
 
 
 def _check_keys(config: StudyConfig, arms: Mapping[str, ArmSpec], where: str) -> None:

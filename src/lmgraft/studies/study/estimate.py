@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import nn
 
+from lmgraft.data.base import on_device
 from lmgraft.errors import LmgraftError
 from lmgraft.recipes import Recipe, build_model
 from lmgraft.recipes.build import set_up_data
@@ -57,7 +58,7 @@ class Row:
 def plan(
     cells: Sequence[Cell], states: Mapping[Cell, State], *, measure: bool, say: Callable[[str], None]
 ) -> list[Row]:
-    """One row an arm; with `measure` the arms that miss runs are timed by a few steps on random images.
+    """One row an arm; with `measure` the arms that miss runs are timed by a few steps on random items.
 
     An arm whose data or block cannot be had says so in its row.
     """
@@ -76,6 +77,10 @@ def plan(
     return rows
 
 
+def _unused(*_: Any) -> Any:
+    raise AssertionError("the optimiser is made here, without a schedule")
+
+
 def _measure(recipe: Recipe) -> Estimate:
     set_up_data(recipe)
     data = recipe.data
@@ -85,20 +90,17 @@ def _measure(recipe: Recipe) -> Estimate:
         )
     model: nn.Module = build_model(recipe).to(fabric.device).train()
     trained, frozen = count_params(model)
-    shape = (data.batch_size, data.in_chans, *data.img_size)
-    generator = torch.Generator().manual_seed(0)
-    batch = torch.randn(shape, generator=generator).to(fabric.device)
-    labels = torch.randint(data.num_classes, (data.batch_size,), generator=generator).to(fabric.device)
+    batch = on_device(data.example(data.batch_size), fabric.device)
     if recipe.features.cached:  # the encoder's tokens are stored once, and a step begins with them
         with torch.no_grad():
-            batch = encode(model, batch)
+            batch = batch._replace(inputs=encode(model, batch.inputs))
         model = OnTokens(freeze_encoder(model))
-    step_model, optimizer = fabric.setup(model, make_optimizer(model, recipe.optim.for_batch(recipe.data.batch_size)))
+    step_model, optimizer = fabric.setup(model, make_optimizer(model, recipe.optim.for_batch(data.batch_size)))
+    task = recipe.task(step_model, _unused, _unused)
     seconds = []
     for _ in range(_STEPS + _AFTER_WARM_UP):
         started = time.perf_counter()
-        out = step_model(batch)
-        fabric.backward(F.cross_entropy(getattr(out, "logits", out), labels))
+        fabric.backward(task.loss(task.outputs(batch), batch))
         optimizer.step()
         optimizer.zero_grad()
         if fabric.device.type == "cuda":

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from lmgraft import records
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.checkpoint.digest import json_digest
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.studies.robustness.run import FILE as ROBUSTNESS
 from lmgraft.studies.study.cells import Cell, read_finished
 from lmgraft.studies.study.config import Study
+from lmgraft.tasks.items import by_category
 
 LOSS_WINDOW = 10
 """Logged losses in the running mean of the learning curves."""
@@ -42,9 +44,15 @@ class Fact:
     value: float
     """The study's metric on the test items."""
     items: NDArray[np.float64] | None
-    """The metric of each test item; its mean is `value`."""
-    val_accuracy: float | None
-    by_class: dict[str, float]
+    """The metric of each test item; its mean is `value`. None for a metric that has no such form."""
+    groups: NDArray[Any] | None
+    """(N,) which items belong together."""
+    monitor: Metric | None
+    """What chose the epoch; None where the training loop is not lmgraft's."""
+    val_value: float | None
+    """`monitor` on the validation items."""
+    by: dict[str, dict[str, float]]
+    """Category of the items -> part -> the study's metric."""
     by_corruption: dict[str, CorruptedCell]
     """By corruption and severity, as fog/3."""
     trained_params: int
@@ -57,18 +65,12 @@ class Fact:
     test_items: int
     retries: int = 0
     """Restarts at a lower learning rate."""
-    labels: str = ""
-    """Digest of the test items' labels, in order."""
+    index: str = ""
+    """Digest of which items were tested, in order."""
+    things: str = "items"
+    """What an item is called, in the plural."""
     record: dict[str, Any] = field(default_factory=dict)
     """run.json."""
-
-
-PER_ITEM: dict[str, Callable[[Mapping[str, NDArray[Any]]], NDArray[Any]]] = {
-    "accuracy": lambda items: items["predicted"] == items["label"],
-    "top5": lambda items: items["rank"] < 5,
-    "nll": lambda items: items["nll"],
-}
-"""Metric -> its value for each test item, from what test_items.npz holds."""
 
 
 def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = False) -> tuple[list[Fact], list[str]]:
@@ -83,37 +85,39 @@ def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = 
         if not (cell.folder / "result.json").exists():
             missing.append(cell.name)
             continue
-        facts.append(_read(cell, study.metric.name))
+        facts.append(_read(cell, study.metric))
     check_together(study, facts, allow_difference)
     return facts, missing
 
 
-def _read(cell: Cell, metric: str) -> Fact:
+def _read(cell: Cell, metric: Metric) -> Fact:
     folder = cell.folder
     recipe, changed = cell.plan, cell.changed()
     if changed:
-        raise RunError(f"{folder} is of another recipe: {'; '.join(changed[:4])}", "choose another --out")
+        raise RunError(f"{folder} is of another recipe: {'; '.join(map(str, changed[:4]))}", "choose another --out")
     result, items, record = read_finished(folder)
-    if metric == "top5" and result.top5 is None:
-        raise RunError(f"{folder} has no top-5 accuracy: there are not more than five classes", "compare by accuracy")
-    per_item = PER_ITEM[metric](items).astype(np.float64)
+    if metric.column not in items and metric.name not in result.metrics:
+        raise RunError(
+            f"{folder} has no {metric.title}: its data or task have no metric {metric.name!r}",
+            f"compare by {result.primary}",
+        )
+    column = items.get(metric.column)
+    group = f"{metric.items}/group" if metric.items else "group"
     curves = read_curves(folder)
     if "train/loss" in curves:
         curves["train/loss"] = running_mean(curves["train/loss"], LOSS_WINDOW)
-    names = list(result.class_accuracy)
+    categories = record.get("categories") or {name: list(parts) for name, parts in result.by.items()}
     return Fact(
         arm=cell.arm,
         seed=cell.seed,
         learning_rate=recipe.optim.lr,
         in_grid=cell.learning_rate,
-        value=float(per_item.mean()),
-        items=per_item,
-        val_accuracy=result.val_accuracy,
-        by_class={
-            name: float(per_item[items["label"] == i].mean())
-            for i, name in enumerate(names)
-            if (items["label"] == i).any()
-        },
+        value=result.metrics[metric.name] if column is None else float(column.astype(np.float64).mean()),
+        items=None if column is None else column.astype(np.float64),
+        groups=None if column is None else items[group],
+        monitor=recipe.metric(result.primary),
+        val_value=result.val[result.primary],
+        by=by_category(items, metric, categories),
         by_corruption=_corruptions(folder),
         trained_params=result.trained_params,
         frozen_params=result.frozen_params,
@@ -121,10 +125,11 @@ def _read(cell: Cell, metric: str) -> Fact:
         peak_memory=result.peak_memory,
         position=recipe.graft.at,
         block=record["block"],
-        curves={name: curves[name] for name in ("train/loss", "val/accuracy") if name in curves},
-        test_items=len(per_item),
+        curves={name: curves[name] for name in ("train/loss", f"val/{result.primary}") if name in curves},
+        test_items=result.items,
         retries=len(result.retries),
-        labels=json_digest({"labels": items["label"].tolist()}),
+        index=json_digest({"index": items["index"].tolist()}),
+        things=record.get("things", "images"),
         record=record,
     )
 
@@ -157,7 +162,13 @@ def _corruptions(folder: Path) -> dict[str, CorruptedCell]:
     return found
 
 
-VERSIONS = ("lmgraft", "torch", "torchvision", "timm", "pytorch-lightning")
+_NOT_DECISIVE = {"numpy", "gguf", "safetensors"}
+"""Distributions whose version does not change what is trained."""
+
+
+def other_versions(first: Mapping[str, str | None], second: Mapping[str, str | None]) -> list[str]:
+    """Distributions of which two records name other versions."""
+    return [n for n in first if n in second and n not in _NOT_DECISIVE and first[n] != second[n]]
 
 
 def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) -> None:
@@ -168,11 +179,11 @@ def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) 
     """
     for fact in facts:
         if fact.record.get("selection", "val") == "test":
-            raise RunError(f"{_name(fact)} chose its epoch by the test data", "hold images out and train it again")
+            raise RunError(f"{_name(fact)} chose its epoch by the test data", "hold items out and train it again")
         if not np.isfinite(fact.value):
             raise RunError(f"{_name(fact)}: its {study.metric.name} is {fact.value}", "look at the run; train it again")
     _one(facts, "the data", lambda f: f.record["data"])
-    _one(facts, "the test items or their order", lambda f: f.labels)
+    _one(facts, "the test items or their order", lambda f: f.index)
     check_same_blocks(study, facts)
     shared = [f for f in facts if not any(k.partition(".")[0] == "backbone" for k in study.arms[f.arm].overrides)]
     for seed in study.seeds:
@@ -201,15 +212,16 @@ def check_same_versions(facts: Sequence[Fact], allow_difference: bool) -> None:
     Raises:
         RunError: If versions differ.
     """
-    if allow_difference:
+    if allow_difference or not facts:
         return
-    for name in VERSIONS:
-        _one(
-            facts,
-            f"the version of {name}",
-            lambda f, name=name: f.record["environment"]["versions"].get(name),  # type: ignore[misc]
-            "train all with one version, or add --allow-difference",
-        )
+    versions = [fact.record["environment"]["versions"] for fact in facts]
+    for fact, others in zip(facts, versions, strict=True):
+        for name in other_versions(versions[0], others):
+            raise RunError(
+                f"{_name(facts[0])} and {_name(fact)} cannot be compared: the version of {name} differs "
+                f"({versions[0][name]} and {others[name]})",
+                "train all with one version, or add --allow-difference",
+            )
 
 
 def _origin(block: Mapping[str, Any]) -> tuple[Any, ...]:

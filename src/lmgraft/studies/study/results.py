@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmgraft.contracts import Metric
 from lmgraft.analysis.paired import Contrast
+from lmgraft.contracts import Metric
 
 
 @dataclass(frozen=True, kw_only=True)

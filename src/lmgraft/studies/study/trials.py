@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lmgraft import records
-from lmgraft.contracts import Metric
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.graft import GraftConfig, find_graft
 from lmgraft.recipes import ARMS
@@ -74,19 +74,31 @@ class Trial:
         return model
 
 
-def make_fact(
-    trial: Trial, value: float, items: NDArray[np.float64] | None, seconds: float, facts: Mapping[str, Any]
-) -> Fact:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a training loop returned."""
+
+    value: float
+    items: NDArray[np.float64] | None = None
+    """(N,) the metric of each test item."""
+    groups: NDArray[np.int64] | None = None
+    """(N,) which items belong together; None where each is independent."""
+
+
+def make_fact(trial: Trial, measured: Measured, seconds: float, facts: Mapping[str, Any]) -> Fact:
     """A trial as a study's run: `facts` is what `Trial.graft` saw."""
+    items, groups = measured.items, measured.groups
     return Fact(
         arm=trial.label,
         seed=trial.seed,
         learning_rate=None,
         in_grid=None,
-        value=value,
+        value=measured.value,
         items=items,
-        val_accuracy=None,
-        by_class={},
+        groups=np.arange(len(items)) if items is not None and groups is None else groups,
+        monitor=None,
+        val_value=None,
+        by={},
         by_corruption={},
         trained_params=facts["trained_params"],
         frozen_params=facts["frozen_params"],
@@ -148,7 +160,8 @@ def keep(folder: Path, trial: Trial, fact: Fact, metric: Metric) -> None:
     """Write a finished trial; its .json last."""
     file = folder / "trials" / trial.label / f"seed{trial.seed}.json"
     if fact.items is not None:
-        write_arrays(file.with_suffix(".npz"), {"items": fact.items})
+        assert fact.groups is not None
+        write_arrays(file.with_suffix(".npz"), {"items": fact.items, "groups": fact.groups})
     digest = None if fact.items is None else hashlib.sha256(fact.items.tobytes()).hexdigest()
     content = {"value": fact.value, "seconds": fact.seconds, "items": digest, "metric": _read_as(metric)}
     records.write_json(file, content | trial.facts | {"environment": fact.record["environment"]})
@@ -164,19 +177,21 @@ def kept(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
     if not file.exists():
         return None
     content = records.read_json(file)
-    items = None
+    items = groups = None
     try:
         if content["items"] is not None:
-            items = read_arrays(file.with_suffix(".npz"))["items"]
+            arrays = read_arrays(file.with_suffix(".npz"))
+            items, groups = arrays["items"], arrays.get("groups")
             if hashlib.sha256(items.tobytes()).hexdigest() != content["items"]:
                 raise ValueError("not the items it was written with")
-        fact = make_fact(trial, _number(content["value"]), items, _number(content["seconds"]), content)
+        measured = Measured(value=_number(content["value"]), items=items, groups=groups)
+        fact = make_fact(trial, measured, _number(content["seconds"]), content)
         fact.record["environment"] = content["environment"]
-        measured = dict(content["metric"])
+        metric_then = dict(content["metric"])
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error})", "delete it and call compare() again") from None
-    if measured != _read_as(metric):
-        raise RunError(f"{file} holds {_words(measured)}, not {_words(_read_as(metric))}", "choose another out=")
+    if metric_then != _read_as(metric):
+        raise RunError(f"{file} holds {_words(metric_then)}, not {_words(_read_as(metric))}", "choose another out=")
     return fact
 
 

@@ -76,7 +76,7 @@ def assert_same_run(mine, theirs):
         assert row.keys() == expected.keys()
         timed = {"seconds", "images_per_second"}
         assert {k: v for k, v in row.items() if k not in timed} == {k: v for k, v in expected.items() if k not in timed}
-    for name in ("accuracy", "class_accuracy", "val_accuracy", "steps", "top5", "correct"):
+    for name in ("metrics", "by", "val", "steps", "items"):
         assert getattr(read_result(mine), name) == getattr(read_result(theirs), name)
 
 

@@ -5,10 +5,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import contrasts
 from lmgraft.analysis.student import mean_interval
 from lmgraft.analysis.verdict import verdict
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult
 
 

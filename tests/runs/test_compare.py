@@ -15,8 +15,8 @@ import torch.nn.functional as F
 
 import lmgraft
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.errors import LmgraftError, RecipeError, RunError
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.jobs import only_one
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from timm.data.distributed_sampler import RepeatAugSampler
 
 from lmgraft.checkpoint import cache
+from lmgraft.data.draws import permutation, seeds, uniforms
 from lmgraft.data.image import fashion_mnist, fetch
 from lmgraft.data.image.arrays import ImageArray, shift_and_flip
-from lmgraft.data.draws import permutation, seeds, uniforms
 from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
 from lmgraft.errors import DataError
@@ -156,7 +156,7 @@ def test_augmentation_equals_a_plain_crop_and_mirror():
 
 def test_without_augmentation_images_are_only_normalised():
     data = array(pad=0, flip=False)
-    images, labels, sources = data.batch(range(5))
+    images, labels, sources, _ = data.batch(range(5))
     assert torch.allclose(images, (data.images / 255 - 0.5) / 0.25)
     assert labels.tolist() == [0, 1, 2, 3, 4]
     assert sources.tolist() == [100, 101, 102, 103, 104]
@@ -249,7 +249,7 @@ def test_files_of_ones_own_are_told_apart(fashion_root, tmp_path):
 def test_raw_test_images_prepared_are_the_test_batch(fashion_root):
     data = FashionMNIST(root=str(fashion_root), verify=False, val_size=20, batch_size=10)
     data.setup()
-    raw, (images, labels, _) = data.raw_test(), data.split("test").batch(range(5))
+    raw, (images, labels, *_) = data.raw_test(), data.split("test").batch(range(5))
     assert len(raw) == len(data.split("test"))
     for i in range(5):
         image, label = raw[i]

@@ -10,7 +10,8 @@ import torch
 
 from lmgraft.data import features
 from lmgraft.data.features import FeatureSet, store_features
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.labelled import LabelledBatch
+from lmgraft.data.loader import Draw, Fault
 from lmgraft.errors import DataError
 
 SHAPE = (25, 3, 4)
@@ -34,7 +35,7 @@ class Encoder:
         self.asked.append((first, stop))
         samples = torch.arange(first, stop)
         tokens = samples[:, None, None] + torch.arange(12).view(3, 4) / 16
-        return tokens.half(), samples % 5, samples + 100
+        return LabelledBatch(tokens.half(), samples % 5, samples + 100, samples + 100), ()
 
 
 def expected(samples):
@@ -48,7 +49,7 @@ def test_computed_once_then_read():
     assert first.computed == 25
     second = store_features({"of": "x"}, SHAPE, "float16", encoder)
     assert (second.computed, second.seconds, len(encoder.asked)) == (0, 0.0, 3)
-    tokens, labels, sources = FeatureSet([second]).__getitems__([Draw(0, 24), Draw(0, 3)])
+    tokens, labels, sources, _ = FeatureSet([second]).__getitems__([Draw(0, 24), Draw(0, 3)])
     assert torch.equal(tokens, expected([24, 3]))
     assert tokens.dtype == torch.float32
     assert labels.tolist() == [4, 3]
@@ -109,7 +110,7 @@ class Unreadable(Encoder):
 
     def __call__(self, first, stop):
         faults = [Fault(f"{first}.jpg", "broken"), *([Fault("3.jpg", "empty")] if first == 0 else [])]
-        return Reported(*super().__call__(first, stop), tuple(faults))
+        return super().__call__(first, stop)[0], tuple(faults)
 
 
 def test_unreadable_files_are_reported_again_from_the_cache():
@@ -161,12 +162,14 @@ def test_tokens_of_another_shape_are_refused():
         store_features({"of": "x"}, (25, 3, 5), "float16", Encoder())
 
 
+def one_more(batch):
+    return batch._replace(inputs=batch.inputs + 1)
+
+
 def test_epochs_take_turns_with_views():
     one = store_features({"of": "x", "view": 0}, SHAPE, "float16", Encoder())
-    two = store_features(
-        {"of": "x", "view": 1}, SHAPE, "float16", lambda a, b: (Encoder()(a, b)[0] + 1, *Encoder()(a, b)[1:])
-    )
+    two = store_features({"of": "x", "view": 1}, SHAPE, "float16", lambda a, b: (one_more(Encoder()(a, b)[0]), ()))
     both = FeatureSet([one, two])
     for epoch in range(4):
-        tokens, _, _ = both.__getitems__([Draw(epoch, 7)])
+        tokens = both.__getitems__([Draw(epoch, 7)]).inputs
         assert torch.equal(tokens, expected([7]) + epoch % 2)

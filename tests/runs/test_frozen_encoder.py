@@ -10,7 +10,7 @@ import torch
 from image_trees import write_folder
 
 import lmgraft
-from lmgraft.data.image.images import CorruptImageWarning
+from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, evaluate_run, load_trained, train_run
@@ -65,14 +65,14 @@ def test_a_run_on_tokens_is_the_run_on_images_with_a_frozen_encoder(make_recipe,
     model, data = freeze_encoder(build_model(recipe)), make_recipe(*CACHED, *STILL).data
     data.seed = recipe.seed
     data.setup()
-    task = recipe.task_class(model, 10, None, None)
+    task = recipe.task(model, None, None)
     steps = result.steps
     optimizer, schedule = _optimiser(recipe, model, steps)
     for epoch in range(recipe.train.epochs):
         sampler = data.loader("train").batch_sampler
         sampler.epoch = epoch
         for draws in sampler:
-            images, labels, _ = data.split("train").__getitems__(draws)
+            images, labels, *_ = data.split("train").__getitems__(draws)
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(task(images), labels).backward()
             optimizer.step()
@@ -97,7 +97,7 @@ def test_arms_share_tokens_and_a_run_is_evaluated_and_loaded(make_recipe, tmp_pa
     costs = [json.loads((tmp_path / arm / "run.json").read_text())["features"] for arm in ("llm", "plain")]
     assert [cost["computed"] for cost in costs] == [180, 0]
     assert costs[0]["folders"] == costs[1]["folders"]
-    assert replace(evaluate_run(tmp_path / "llm"), seconds=0) == replace(first, seconds=0)
+    assert replace(evaluate_run(tmp_path / "llm")[0], seconds=0) == replace(first, seconds=0)
     model = lmgraft.load_pretrained(tmp_path / "llm" / "model")
     _, trained = load_trained(tmp_path / "llm")
     images = torch.randn(2, 1, 28, 28)
@@ -145,7 +145,7 @@ def test_unreadable_images_are_replaced_named_and_counted_with_and_without_the_c
     results = []
     for name in ("first", "again"):
         recipe = parse_recipe(FILES.format(root=root), [])
-        with pytest.warns(CorruptImageWarning, match="next readable image is shown instead") as caught:
+        with pytest.warns(UnreadableItemWarning, match="next readable one is shown instead") as caught:
             results.append(train_run(recipe, tmp_path / name, progress="none"))
         assert len(caught) == 1
         assert [fault.file for fault in recipe.data.faults] == [bad]

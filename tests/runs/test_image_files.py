@@ -565,7 +565,7 @@ def test_channels_and_statistics(tmp_path):
     root = write_folder(tmp_path, {"train": 8, "val": 2})
     deit = Augment(auto_augment="rand-m9-mstd0.5-inc1", re_prob=1.0)
     grey = image_files(root, in_chans=1, augment=deit)
-    images, _, _ = grey.split("train").batch(range(20))
+    images, *_ = grey.split("train").batch(range(20))
     assert images.shape == (20, 1, 32, 32)
     with pytest.raises(DataError, match=r"data\.mean has 3 numbers for data\.in_chans=1"):
         image_files(root, in_chans=1, mean=(0.5, 0.5, 0.5))

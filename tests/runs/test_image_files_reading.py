@@ -12,11 +12,12 @@ from image_trees import WNIDS, encoded, image_files, picture, shown, write_folde
 from PIL import ImageOps
 from timm.data import ImageDataset, create_transform
 
+from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.data.draws import seeds
-from lmgraft.data.image.images import CorruptImageWarning
-from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
 from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.image.transforms import Augment, kept_generators, seed_generators
+from lmgraft.data.labelled import LabelledBatch
+from lmgraft.data.loader import Draw, EpochLoader, EpochSampler
 from lmgraft.errors import DataError
 
 DEIT = Augment(scale=(0.08, 1.0), auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0.4, re_prob=0.25, re_mode="pixel")
@@ -30,7 +31,7 @@ def tree(tmp_path_factory):
 
 def batches(data, split="train", progress=(2, 0), **options):
     loader = data.loader(split, progress=lambda: progress, **options)
-    return [tuple(tensor.clone() for tensor in batch) for batch in loader]
+    return [LabelledBatch(*(tensor.clone() for tensor in batch)) for batch in loader]
 
 
 def equal(a, b):
@@ -69,7 +70,7 @@ def test_training_images_are_timms_under_the_seeds_of_their_key(tree, augment, t
     data = image_files(tree, augment=augment, val_size=0, repeats=3)
     theirs = ImageDataset(str(tree / "train"), transform=create_transform(32, is_training=True, **timms))
     draws = [Draw(epoch, i, repeat) for epoch in (0, 3) for i in range(18) for repeat in (0, 2)]
-    images, labels, sources, faults = data.split("train").__getitems__(draws)
+    (images, labels, sources, _), faults = data.split("train").__getitems__(draws)
     assert faults == ()
     for image, label, source, draw in zip(images, labels, sources, draws, strict=True):
         seed_generators(seeds(0, [draw.epoch], [int(source)], [draw.repeat], 3)[0])
@@ -95,7 +96,7 @@ def test_evaluation_images_are_timms(tree, options, timms):
     size = options.get("img_size", 32)
     transform = create_transform(size, **({"interpolation": "bicubic", "crop_pct": 224 / 256} | timms))
     theirs = ImageDataset(str(tree / "val"), transform=transform)
-    images, labels, _ = data.split("test").batch(range(9))
+    images, labels, *_ = data.split("test").batch(range(9))
     for i in range(9):
         assert torch.equal(images[i], theirs[i][0])
         assert labels[i] == theirs[i][1]
@@ -119,12 +120,12 @@ def test_posterize_may_keep_no_bits(tree):
 def test_a_sample_is_the_same_in_any_batch_and_changes_with_seed_epoch_and_repeat(tree):
     data = image_files(tree, augment=DEIT)
     images = data.split("train")
-    together = images.__getitems__([Draw(1, i, 0) for i in range(8)]).images
+    together = images.__getitems__([Draw(1, i, 0) for i in range(8)]).batch.inputs
     for i in reversed(range(8)):
-        assert torch.equal(images.__getitems__([Draw(1, i, 0)]).images[0], together[i])
-    others = [images.__getitems__([draw]).images[0] for draw in (Draw(2, 0), Draw(1, 0, 1))]
+        assert torch.equal(images.__getitems__([Draw(1, i, 0)]).batch.inputs[0], together[i])
+    others = [images.__getitems__([draw]).batch.inputs[0] for draw in (Draw(2, 0), Draw(1, 0, 1))]
     images.seed = 1
-    others.append(images.__getitems__([Draw(1, 0)]).images[0])
+    others.append(images.__getitems__([Draw(1, 0)]).batch.inputs[0])
     assert not any(torch.equal(other, together[0]) for other in others)
 
 
@@ -132,8 +133,8 @@ def test_a_subset_sees_the_draws_of_the_whole(tree):
     few, all_of_them = (image_files(tree, augment=DEIT, val_size=size) for size in (9, 0))
     names = shown(all_of_them, "train")
     for i, name in enumerate(shown(few, "train")):
-        a = few.split("train").__getitems__([Draw(4, i)]).images
-        assert torch.equal(a, all_of_them.split("train").__getitems__([Draw(4, names.index(name))]).images)
+        a = few.split("train").__getitems__([Draw(4, i)]).batch.inputs
+        assert torch.equal(a, all_of_them.split("train").__getitems__([Draw(4, names.index(name))]).batch.inputs)
 
 
 def test_workers_and_ranks_and_resuming_give_the_same_batches(tree):
@@ -233,7 +234,7 @@ def test_an_unreadable_training_image_is_named_and_replaced_by_the_next(tree, tm
     names = shown(data, "train")
     spoil, words = FAULTS[kind]
     spoil(root / "train" / names[7])
-    with pytest.warns(CorruptImageWarning, match="next readable image is shown instead") as caught:
+    with pytest.warns(UnreadableItemWarning, match="next readable one is shown instead") as caught:
         given = batches(data)
     assert len(caught) == 1  # once a file, though it comes again
     with warnings.catch_warnings():
@@ -244,16 +245,16 @@ def test_an_unreadable_training_image_is_named_and_replaced_by_the_next(tree, tm
     assert fault.file == str(root / "train" / names[7])
     assert words in fault.reason
     assert "BytesIO" not in fault.reason
-    drawn = torch.cat([sources for _, _, sources in given]).tolist()
+    drawn = torch.cat([batch.index for batch in given]).tolist()
     assert 7 not in drawn
-    for _, labels, sources in given:
+    for _, labels, sources, _ in given:
         assert torch.equal(
             labels,
             torch.tensor([int(names[i].startswith(WNIDS[1])) + 2 * names[i].startswith(WNIDS[2]) for i in sources]),
         )
     instead = data.split("train").__getitems__([Draw(2, 7), Draw(2, 8)])
-    assert instead.sources.tolist() == [8, 8]
-    assert not torch.equal(*instead.images)  # the augmentation is that of the image asked for
+    assert instead.batch.index.tolist() == [8, 8]
+    assert not torch.equal(*instead.batch.inputs)  # the augmentation is that of the image asked for
 
 
 def test_workers_report_to_the_main_process(tree, tmp_path):
@@ -261,11 +262,11 @@ def test_workers_report_to_the_main_process(tree, tmp_path):
     data = image_files(root, val_size=0)
     for i in (7, 8):
         cut(root / "train" / shown(data, "train")[i])
-    with pytest.warns(CorruptImageWarning) as caught:
+    with pytest.warns(UnreadableItemWarning) as caught:
         alone = batches(data)
     assert len(caught) == 2
     apart = image_files(root, val_size=0, num_workers=2)
-    with pytest.warns(CorruptImageWarning) as caught:
+    with pytest.warns(UnreadableItemWarning) as caught:
         together = batches(apart)
     assert len(caught) == len(apart.faults) == 2
     assert equal(alone, together)
@@ -278,7 +279,7 @@ def test_too_many_unreadable_images_stop_the_run(tree, tmp_path, limit, spoilt):
     for name in shown(data, "train")[:spoilt]:
         cut(root / "train" / name)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", CorruptImageWarning)
+        warnings.simplefilter("ignore", UnreadableItemWarning)
         with pytest.raises(
             DataError, match=rf"with it {limit + 1} files? (is|are) unreadable, and data\.max_corrupt is {limit}"
         ):
@@ -297,13 +298,12 @@ def test_an_unreadable_test_image_is_an_error_unless_allowed(tree, tmp_path):
     with pytest.raises(DataError, match=rf"{name} is not readable"):
         data.raw_test()[4]
     allowed = image_files(root, max_corrupt_test=1)
-    with pytest.warns(CorruptImageWarning, match="a blank image is shown"):
+    with pytest.warns(UnreadableItemWarning, match="a blank one is shown"):
         after = batches(allowed, "test")
     # Labels and positions stay, so that accuracy is over the same images; this one shows nothing.
-    assert [b[1:] for b in map(tuple, ((x.tolist(), y.tolist(), z.tolist()) for x, y, z in after))] == [
-        b[1:] for b in ((x.tolist(), y.tolist(), z.tolist()) for x, y, z in before)
-    ]
-    a, b = torch.cat([x for x, _, _ in before]), torch.cat([x for x, _, _ in after])
+    for one, other in zip(before, after, strict=True):
+        assert equal([one[1:]], [other[1:]])
+    a, b = (torch.cat([batch.inputs for batch in batches]) for batches in (before, after))
     assert not b[4].any()
     b[4] = a[4]
     assert torch.equal(a, b)
@@ -313,7 +313,7 @@ def test_an_unreadable_validation_image_counts_with_training_unless_it_is_a_test
     root = shutil.copytree(tree, tmp_path / "copy")
     data = image_files(root, val_size=4)
     cut(root / "train" / shown(data, "val")[0])
-    with pytest.warns(CorruptImageWarning, match="a blank image is shown"):
+    with pytest.warns(UnreadableItemWarning, match="a blank one is shown"):
         batches(data, "val")
     cut(root / "val" / shown(data, "test")[0])
     with pytest.raises(DataError, match="max_corrupt_test"):
@@ -332,7 +332,7 @@ def test_a_file_that_may_not_be_read(tree, monkeypatch):
         return original(self, index)
 
     monkeypatch.setattr(type(data.split("train").table.files), "open", refused)
-    with pytest.warns(CorruptImageWarning, match=rf"{name} .*Permission denied"):
+    with pytest.warns(UnreadableItemWarning, match=rf"{name} .*Permission denied"):
         batches(data)
 
 
@@ -354,12 +354,12 @@ def test_an_unreadable_training_image_as_evaluation_sees_it_is_the_next_one(tree
     cut(root / "train" / shown(data, "train")[7])
     cut(root / "val" / shown(data, "test")[4])
     still = data.still("train").__getitems__([Draw(0, 7), Draw(0, 8)])
-    assert still.sources.tolist() == [8, 8]
-    assert torch.equal(*still.images)
+    assert still.batch.index.tolist() == [8, 8]
+    assert torch.equal(*still.batch.inputs)
     assert [fault.file for fault in still.faults] == [data.split("train").table.place(7)]
     blank = data.still("test").__getitems__([Draw(0, 4)])
-    assert blank.sources.tolist() == [4]
-    assert not blank.images.any()
+    assert blank.batch.index.tolist() == [4]
+    assert not blank.batch.inputs.any()
 
 
 def test_training_images_as_evaluation_sees_them(tree):

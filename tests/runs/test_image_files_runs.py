@@ -7,7 +7,7 @@ from image_trees import WNIDS, write_folder
 from lasting import InterruptAfter, InterruptError, assert_same_run, watched_by
 
 from lmgraft import records
-from lmgraft.data.image.images import CorruptImageWarning
+from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import DataError
 from lmgraft.recipes import train_run
 from lmgraft.recipes.recipe import parse_recipe
@@ -42,14 +42,14 @@ def tree(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::lmgraft.data.image.images.CorruptImageWarning")
+@pytest.mark.filterwarnings("ignore::lmgraft.data.base.UnreadableItemWarning")
 def test_resuming_inside_an_epoch_is_bit_equal(tree, tmp_path):
     def recipe():
         return parse_recipe(RECIPE.format(root=tree), ["--data.max_corrupt", "1"])
 
     result = train_run(recipe(), tmp_path / "whole", progress="none")
     assert result.steps == 8
-    assert result.total == 9
+    assert result.items == 9
     assert records.read_json(tmp_path / "whole" / "run.json")["data"]["selection"] == "test"
     with watched_by(InterruptAfter(6)), pytest.raises(InterruptError):
         train_run(recipe(), tmp_path / "run", progress="none")
@@ -63,7 +63,7 @@ def test_resuming_inside_an_epoch_is_bit_equal(tree, tmp_path):
 def test_a_corrupt_file_above_the_limit_ends_the_run_with_its_name(tree, tmp_path):
     recipe = parse_recipe(RECIPE.format(root=tree), ["--data.max_corrupt", "0"])
     with warnings.catch_warnings():
-        warnings.simplefilter("error", CorruptImageWarning)
+        warnings.simplefilter("error", UnreadableItemWarning)
         with pytest.raises(DataError, match=rf"{WNIDS[1]}_3\.JPEG is not readable .* data\.max_corrupt is 0"):
             train_run(recipe, tmp_path / "run", progress="none")
     assert not (tmp_path / "run" / "result.json").exists()

@@ -17,7 +17,7 @@ from pytorch_lightning import Callback
 from lmgraft import records
 from lmgraft.cli.main import main
 from lmgraft.cli.train import _one_line_warnings, _take_retries
-from lmgraft.data.image.images import CorruptImageWarning
+from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import RunError
 from lmgraft.recipes import build_model, load_trained, read_result, train_run
 from lmgraft.recipes.recipe import parse_recipe
@@ -284,7 +284,7 @@ def test_a_corrupt_test_image_found_after_training_is_allowed_on_resuming(tmp_pa
     command = ["train", str(recipe), "--out", str(run)]
     assert main(command) == 2
     assert "data.max_corrupt_test is 0" in capsys.readouterr().err
-    with pytest.warns(CorruptImageWarning), watched_by(InterruptAfter(0)):  # no step is taken any more
+    with pytest.warns(UnreadableItemWarning), watched_by(InterruptAfter(0)):  # no step is taken any more
         assert main([*command, "--resume", "--data.max_corrupt_test", "1"]) == 0
     assert len(read_result(run).faults) == 1
 

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_quickstart import Page
 
-from lmgraft.registry import METRICS
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
+from lmgraft.registry import METRICS
 from lmgraft.report.scan.page import write_report
 from lmgraft.report.scan.words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan

@@ -267,7 +267,7 @@ def as_npy(array):
         (ITEMS, lambda f: f.write_bytes(f.read_bytes()[:300]), "npz is damaged"),
         (ITEMS, lambda f: f.write_bytes(b""), "npz is damaged"),
         (ITEMS, lambda f: f.write_bytes(as_npy(np.zeros(60))), "npz is damaged"),
-        (ITEMS, lambda f: np.savez(f, label=np.zeros(60)), "has no array predicted"),
+        (ITEMS, lambda f: np.savez(f, label=np.zeros(60)), "has no column index"),
         (ITEMS, lambda f: f.unlink(), "has no test_items"),
     ],
 )

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import contrasts
 from lmgraft.analysis.verdict import verdict
 from lmgraft.analysis.verdict_words import WORDS
 from lmgraft.recipes import ARMS
+from lmgraft.registry import METRICS
 
 ACCURACY, NLL = METRICS.find("accuracy"), METRICS.find("nll")
 NOISE = np.array([0.3, -1.2, 0.9, -0.6, 0.6])  # sums to zero

@@ -183,13 +183,13 @@ class FeatureSet(LabelledSet):
 
     Args:
         views: The same samples under different augmentation.
-        groups: (N,) of the samples.
+        groups: (N,) which samples belong together; each is by itself by default.
     """
 
-    def __init__(self, views: Sequence[Stored], groups: Tensor) -> None:
+    def __init__(self, views: Sequence[Stored], groups: Tensor | None = None) -> None:
         self.views = [stored.tokens for stored in views]
         self.labels, self.indices = (torch.from_numpy(np.array(views[0].labels[:, i])) for i in (0, 1))
-        self._groups = groups
+        self._groups = self.indices if groups is None else groups
 
     @property
     def groups(self) -> Tensor:  # type: ignore[override]

@@ -1,4 +1,4 @@
-"""Classification of images, clips, point clouds: cross-entropy, optionally mixup and cutmix, top-1 and top-5 accuracy."""
+"""Classification of images, clips or point clouds: cross-entropy, mixup and cutmix, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Classification(Task):
         return F.cross_entropy(out, batch.labels, label_smoothing=self.label_smoothing if self.training else 0.0)
 
     def score(self, out: Tensor, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Whether each item's class was first, and among the five first; its cross-entropy; the class it was taken for."""
+        """Whether each item's class came first, or among the first five; its cross-entropy; the class that came first."""
         labels = batch.labels
         predicted = out.argmax(1)
         columns = {

@@ -62,7 +62,7 @@ class Known:
     gains: dict[str, float]
     unmatched: list[str]
     """What the source knows beside the candidates."""
-    metric: Metric = METRICS.find("accuracy")
+    metric: Metric = field(default_factory=lambda: METRICS.find("accuracy"))
     """What was trained for: gains are in its unit."""
 
 

@@ -107,7 +107,8 @@ def _at_best_rate(facts: Sequence[Fact]) -> list[Fact]:
 
 def _score(fact: Fact) -> float:
     """What chose the run's epoch, such that more is better."""
-    assert fact.monitor is not None and fact.val_value is not None, "a grid is trained by lmgraft"
+    if fact.monitor is None or fact.val_value is None:
+        raise AssertionError("a grid is trained by lmgraft, which knows what chose the epoch")
     return fact.monitor.direction * fact.val_value
 
 

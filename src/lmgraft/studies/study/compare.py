@@ -34,7 +34,7 @@ from lmgraft.studies.study.results import StudyResult
 from lmgraft.studies.study.trials import Measured, Trial, check_arms, keep, kept, make_fact
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
-"""The metric on the test items, or {"value": it, "items": (N,) the metric of each item, "groups": (N,) whole numbers}."""
+"""The metric on the test items, or {"value": it, "items": (N,) it for each item, "groups": (N,) whole numbers}."""
 
 
 def compare(

@@ -130,6 +130,18 @@ METRICS = Registry(
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
 
+FILE_KINDS = Registry("kind of files", {"images": "lmgraft.data.image.image_files:ImageFiles"})
+"""What files of one's own are, in commands that take a folder -> the data set that reads them."""
+
+PREPARERS = Registry(
+    "preparation",
+    {
+        "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
+        "toy-imagenet": "lmgraft.data.image.toy:prepare",
+    },
+)
+"""What `lmgraft prepare NAME` makes or fetches -> a function of the folder (None: the cache) that returns its place."""
+
 _CLASSIFIER = f"{_CLASSIFICATION}.Classification"
 
 MOVED = {

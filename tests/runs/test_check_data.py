@@ -117,8 +117,6 @@ def test_shards_and_recipes(tmp_path, capsys):
     recipe = str(tmp_path / "recipe.yaml")
     assert main(["check-data", "--recipe", recipe, "--data.root", str(root), "--workers", "0"]) == 0
     assert main(["check-data", "--recipe", recipe, "--data.root", str(root), "--data.classes=4", "--workers", "0"]) == 1
-    assert main(["check-data", "--recipe", "image/fashion_vit"]) == 2
-    assert "image/fashion_vit has no image files" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -127,7 +125,7 @@ def test_shards_and_recipes(tmp_path, capsys):
         (["nowhere"], "there is no such folder"),
         ([], "no folder was given"),
         (["--recipe", "image/fashion_vitt"], "there is no recipe 'image/fashion_vitt'"),
-        ([".", "--workers", "-1"], "must not be negative"),
+        ([".", "--workers", "-1"], "--workers -1 is no whole number of at least 0"),
     ],
 )
 def test_mistakes_in_what_was_asked(arguments, message, capsys):

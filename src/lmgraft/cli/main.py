@@ -21,7 +21,9 @@ COMMANDS = {
     "evaluate": "test metrics of a run's best checkpoint, or its robustness: corruptions, ImageNet-C, -A, -R, ...",
     "study": "arms x seeds with common random numbers, honest statistics, a verdict in words, a page",
     "scan": "which LLM, layer and position: cheap scores of each, short trainings, how well they agreed",
-    "check-data": "find unreadable images, missing classes and duplicates before a training does",
+    "predict": "what a trained model says of files: a line of JSON for each",
+    "prepare": "fetch or make a data set once, before any training",
+    "check-data": "find unreadable files, missing classes and duplicates before a training does",
     "export": "write a trained model as ONNX or for torch.export.load, and compare it with the model",
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
     "bench": "what a frozen block costs in time and memory; --explain: which form a model takes and why",
@@ -54,6 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lmgraft {version('lmgraft')}")
         return 0
     name, *rest = arguments
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for classes of the user's own, such as --task my_package.MyTask
     if name not in COMMANDS:
         print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 from pytorch_lightning import LightningDataModule
@@ -140,6 +140,9 @@ class Data(LightningDataModule, ABC):
         self.setup()
         splits = {name: self.still(name) for name in SPLITS if name in self._sets and not self._is_test_again(name)}
         return check_items(self.things, splits, progress)
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        """Take from a run.json what would be looked up in files, which need not be here; nothing by default."""
 
     def open(self, sources: Sequence[str]) -> ItemSet:
         """The items in these files, as evaluation sees them, for a model to predict; labels are not needed.

@@ -61,6 +61,7 @@ class LabelledData(Data):
         """The shape of one item as the model takes it, without the batch axis."""
 
     def example(self, size: int, seed: int = 0) -> LabelledBatch:
-        """Random inputs of the first class."""
+        """Random inputs, labelled with one class after the other."""
         inputs = torch.randn(size, *self.input_shape, generator=torch.Generator().manual_seed(seed))
-        return LabelledBatch(inputs, torch.zeros(size, dtype=torch.int64), torch.arange(size), torch.arange(size))
+        index = torch.arange(size)
+        return LabelledBatch(inputs, index % self.num_classes, index, index)

@@ -22,6 +22,10 @@ from lmgraft.training.features import OnTokens, encode, encoder_digest, freeze_e
 from lmgraft.training.fit import on_gpu
 
 
+_EXAMPLES = 4
+"""Items that a task is tried on: more than one, so that what is computed of all items varies."""
+
+
 def network(task: Task) -> nn.Module:
     """The task's whole model, from its inputs to its output."""
     model = task.model
@@ -107,7 +111,7 @@ def try_task(recipe: Recipe, task: Task) -> None:
     Raises:
         LmgraftError: If the batch, or what the task makes of it, is not as it must be.
     """
-    batch = recipe.data.example(2)
+    batch = recipe.data.example(_EXAMPLES)
     if recipe.features.cached:
         assert isinstance(batch, LabelledBatch), "wrap() has refused others"
         batch = batch._replace(inputs=encode(network(task), batch.inputs))

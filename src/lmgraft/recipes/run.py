@@ -197,12 +197,24 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
         ) from None
 
 
+def load_task(recipe: Recipe, run_dir: Path) -> Task:
+    """The task of a run with the weights of best.ckpt.
+
+    Args:
+        recipe: The run's; its data need not be set up.
+
+    Raises:
+        RunError: If the checkpoint is missing, damaged or of another model.
+    """
+    task = build_task(recipe, initial=False)
+    _load_best(recipe, task, run_dir)
+    return task
+
+
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
     recipe = read_run(run_dir, list(overrides))
-    task = build_task(recipe, initial=False)
-    _load_best(recipe, task, run_dir)
-    return recipe, network(task).eval()
+    return recipe, network(load_task(recipe, run_dir)).eval()
 
 
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Task:

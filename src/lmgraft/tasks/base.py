@@ -164,7 +164,7 @@ class Task(LightningModule, ABC):
         self.eval()
         try:
             with torch.no_grad():
-                self.columns(batch)
+                self.settle([self.columns(batch)], "val")
         finally:
             for module, training in modes.items():
                 module.training = training

@@ -124,7 +124,7 @@ class Classification(Task):
         return F.cross_entropy(out, batch.labels, label_smoothing=self.label_smoothing if self.training else 0.0)
 
     def score(self, out: Tensor, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Whether each item's class came first, or among the first five; its cross-entropy; the class that came first."""
+        """Whether each item's class came first, or among the first five; its cross-entropy; the first class."""
         labels = batch.labels
         predicted = out.argmax(1)
         columns = {

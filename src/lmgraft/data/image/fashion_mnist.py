@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmgraft import records
 from lmgraft.data.image.arrays import ImageArrays
 from lmgraft.data.image.fetch import fetch_fashion_mnist
 from lmgraft.errors import DataError
@@ -108,6 +110,17 @@ class FashionMNIST(ImageArrays):
         """Digests of the files that were read, or with `verify` of those that there must be."""
         sizes = {name: len(images) for name, images in self._sets.items()}
         return {"name": self.name, "sha256": FILES if self.verify else dict(self._digests), "sizes": sizes}
+
+
+def prepare(out: Path | None) -> Path:
+    """Find or fetch the four files; into `out`, where that is given."""
+    folder = fetch_fashion_mnist(FILES)
+    if out is None:
+        return folder
+    for name in FILES:
+        with records.atomic_path(out / f"{name}.gz") as temporary:
+            shutil.copyfile(folder / f"{name}.gz", temporary)
+    return out
 
 
 def _parse_idx(content: bytes, num_dims: int, file: Path) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import Any, Literal
@@ -13,9 +14,11 @@ from PIL import Image
 from torch import Tensor
 
 from lmgraft.data.base import SplitName, at_least_one
+from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.data.image.checks import check_sizes
 from lmgraft.data.image.classes import ClassList, ClassMap, known_classes
 from lmgraft.data.image.file_set import ImageFileSet, reason
+from lmgraft.data.image.findings import check_files
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.layouts import Layout
 from lmgraft.data.image.splits import Splits, make_splits
@@ -206,6 +209,12 @@ class ImageFiles(ImageData):
             "classes": list(splits.class_names),
             "selection": splits.selection,
         }
+
+    def check(self, workers: int, progress: ShowProgress) -> Findings:
+        return check_files(self.layout, self.classes, self.class_map, workers, progress)
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        self.classes = record.get("categories", {}).get("class", self.classes)
 
     def raw_test(self) -> RawFiles:
         test = self._sets["test"]

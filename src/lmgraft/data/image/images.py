@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
+import torch
 from PIL import Image
 from torch import Tensor
 
-from lmgraft.data.labelled import LabelledData
+from lmgraft.data.image.folders import EXTENSIONS, is_image
+from lmgraft.data.image.tables import UNREADABLE
+from lmgraft.data.labelled import LabelledBatch, LabelledData, LabelledSet
+from lmgraft.data.loader import Draw
+from lmgraft.errors import DataError
 
 
 class RawImages(Protocol):
@@ -18,6 +25,50 @@ class RawImages(Protocol):
 
     def __getitem__(self, index: int, /) -> tuple[Image.Image, int]:
         """A PIL image in mode RGB or L, and its label."""
+
+
+class LooseImages(LabelledSet):
+    """Image files of which no class is known: all labels are 0.
+
+    Args:
+        paths: The files.
+        prepare: The evaluation transform.
+    """
+
+    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
+        self.paths, self.prepare = list(paths), prepare
+        self.indices, self.labels = torch.arange(len(paths)), torch.zeros(len(paths), dtype=torch.int64)
+
+    def __getitems__(self, draws: list[Draw]) -> LabelledBatch:
+        samples = torch.tensor([draw.sample for draw in draws])
+        images = []
+        for path in (self.paths[sample] for sample in samples.tolist()):
+            try:
+                with Image.open(path) as image:
+                    images.append(self.prepare(image.convert("RGB")))
+            except UNREADABLE as error:
+                raise DataError(f"{path} cannot be read ({error})", "leave it out, or mend it") from None
+        return self.labelled(torch.stack(images), samples)
+
+    def place(self, index: int) -> str:
+        return str(self.paths[index])
+
+
+def find_loose(sources: Sequence[str]) -> list[Path]:
+    """Image files by name, and all below these folders, in order.
+
+    Raises:
+        DataError: If one is not there, or a folder holds no image.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise DataError(f"{source} is not there", "check the path")
+        inside = sorted(path for path in source.rglob("*") if is_image(path.name)) if source.is_dir() else [source]
+        if not inside:
+            raise DataError(f"{source} holds no images ({', '.join(EXTENSIONS)})", "check the path")
+        paths += inside
+    return paths
 
 
 class ImageData(LabelledData):
@@ -46,6 +97,9 @@ class ImageData(LabelledData):
     @abstractmethod
     def raw_test(self) -> RawImages:
         """The test images, in the order of `split("test")`, before any transform."""
+
+    def open(self, sources: Sequence[str]) -> LooseImages:
+        return LooseImages(find_loose(sources), self.prepare)
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:

@@ -107,6 +107,15 @@ def _save(file: Path, image: npt.NDArray[np.uint8]) -> None:
     Image.fromarray(image).save(file, "JPEG", quality=80)
 
 
+def _default_tree() -> Path:
+    return cache_dir() / "data" / "toy-imagenet"
+
+
+def prepare(out: Path | None) -> Path:
+    """Write the tree with all robustness sets beside it."""
+    return write_toy_imagenet(_default_tree() if out is None else out)
+
+
 class ToyImageNet(ImageFiles):
     """The toy tree, written into the cache when it is first used: for `debug` recipes.
 
@@ -118,7 +127,7 @@ class ToyImageNet(ImageFiles):
     name = "toy_imagenet"
 
     def __init__(self, root: str | None = None, **options: Any) -> None:
-        self.tree = cache_dir() / "data" / "toy-imagenet" if root is None else Path(root).expanduser()
+        self.tree = _default_tree() if root is None else Path(root).expanduser()
         super().__init__(root=str(self.tree / "imagenet"), **options)
 
     def prepare_data(self) -> None:

@@ -10,7 +10,7 @@ from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import list_recipes, load_recipe, read_result
 from lmgraft.training.optim import OptimConfig
 
-IMAGENET = [n for n in list_recipes() if "_imagenet" in n and not n.endswith("_debug")]
+IMAGENET = [name for name in list_recipes() if "_imagenet" in name]
 
 
 @pytest.mark.parametrize("name", IMAGENET)

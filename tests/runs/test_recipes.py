@@ -18,9 +18,23 @@ def test_every_recipe_is_valid_and_its_header_says_what_to_expect(name):
         assert word in header
 
 
-@pytest.mark.parametrize("name", [n for n in list_recipes() if not n.endswith("_debug")])
-def test_every_recipe_has_a_debug_sibling(name):
-    assert f"{name}_debug" in list_recipes()
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_recipe_has_a_debug_variant(name):
+    recipe, whole = load_recipe(f"{name}_debug"), load_recipe(name)
+    assert recipe.train.epochs <= 3
+    assert "debug" not in yaml.safe_load(recipe.yaml)
+    assert recipe.graft.at == whole.graft.at
+    assert recipe.task_options == whole.task_options
+
+
+def test_a_recipe_without_a_debug_variant_says_so(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {class_path: lmgraft.data.image.fashion_mnist.FashionMNIST}\n")
+    with pytest.raises(RecipeError, match=r"mine\.yaml has no debug variant"):
+        load_recipe(f"{file}_debug")
+    file.write_text(file.read_text() + "debug: {train: {epochs: 1}}\n")
+    assert load_recipe(f"{file}_debug").train.epochs == 1
+    assert load_recipe(str(file)).train.epochs == 3
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,6 @@ from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.read import read_study
 
-DEBUG = [name for name in list_studies() if name.endswith("_debug")]
-
 
 @pytest.fixture
 def in_this_process(monkeypatch):
@@ -26,10 +24,10 @@ def in_this_process(monkeypatch):
     return used
 
 
-@pytest.mark.parametrize("name", DEBUG)
+@pytest.mark.parametrize("name", list_studies())
 def test_a_plan_of_every_debug_study(name, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(["study", name, "--dry-run", "--no-timing", "--out", str(out)]) == 0
+    assert main(["study", name, "--debug", "--dry-run", "--no-timing", "--out", str(out)]) == 0
     said = capsys.readouterr().out
     assert "planned contrasts: " in said
     assert "Nothing was started." in said

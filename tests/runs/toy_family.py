@@ -73,7 +73,7 @@ class ThrowSet(ItemSet):
                 faults.append(Fault(str(self.files[index]), str(error)))
                 throw = {"points": [], "wind": [0.0, 0.0], "landing": [0.0, 0.0], "hand": 0, "thrower": index % 8}
         points = torch.zeros(MOST, 2)
-        points[: len(throw["points"])] = torch.tensor(throw["points"])
+        points[: len(throw["points"])] = torch.tensor(throw["points"]).reshape(-1, 2)
         padded = torch.arange(MOST) >= len(throw["points"])
         wind, landing = torch.tensor(throw["wind"]), torch.tensor(throw["landing"])
         if self.turned:

@@ -13,6 +13,7 @@ from lmgraft.cli.options import take_flag, take_number, take_option, take_option
 from lmgraft.cli.tables import text_table
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import ARMS
+from lmgraft.recipes.recipe import DEBUG
 from lmgraft.report.study import write_report
 from lmgraft.report.study.tables import arms_header, arms_rows, contrast_header, contrast_rows
 from lmgraft.studies.progress import duration
@@ -37,11 +38,11 @@ def run(argv: list[str]) -> int:
     reuse = [Path(folder) for folder in take_options(arguments, "--reuse")]
     dry_run, report_only = take_flag(arguments, "--dry-run"), take_flag(arguments, "--report-only")
     quick, allow_difference = take_flag(arguments, "--no-timing"), take_flag(arguments, "--allow-difference")
-    bars = take_flag(arguments, "--verbose")
+    bars, debug = take_flag(arguments, "--verbose"), take_flag(arguments, "--debug")
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("no study was named", f"lmgraft study NAME ...; studies: {', '.join(list_studies())}")
     name, *options = arguments
-    study = load_study(name, options)
+    study = load_study(name + (DEBUG if debug else ""), options)
     folder = Path(out or f"runs/{study.name}")
 
     if dry_run:
@@ -128,7 +129,7 @@ def _print(result: StudyResult) -> None:
 
 
 def _help() -> str:
-    listed = ", ".join(name for name in list_studies() if not name.endswith("_debug"))
+    listed = ", ".join(list_studies())
     arms = "\n".join(f"  {name:<18} {arm.question}" for name, arm in ARMS.items())
     body = study_parser().format_help()
     return f"""usage: lmgraft study NAME [--out DIR] [--dry-run] [--workers N | --ray ADDRESS] [options]
@@ -140,6 +141,7 @@ write a page that says what was shown and what was not.
   NAME                a study below or a path to a .yaml file
   --out DIR           folder of the study (default: runs/<study>). Runs that are there are kept, interrupted
                       ones go on, arms and seeds may be added
+  --debug             the study cut down to a minute or two, as its `debug` key says; NAME_debug is the same
   --dry-run           print runs and cost, timed by a few steps of each arm, and what LLMs are missing; trains
                       and writes nothing in DIR, but fetches data and blocks into the cache to time them;
                       with --no-timing without timing: only LLMs' headers are fetched
@@ -155,7 +157,7 @@ write a page that says what was shown and what was not.
 Written to DIR: study.yaml (all resolved), runs/<arm>/seed<k>/ (run folders), results.json, report.html,
 tables/ (CSV, Markdown, LaTeX), figures/ (SVG, PNG).
 
-studies (each also as NAME_debug, which takes a minute or two):
+studies:
 {textwrap.fill(listed, 100, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)}
 
 arms:

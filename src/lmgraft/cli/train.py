@@ -18,7 +18,7 @@ from lmgraft.cli.options import take_flag, take_option
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import list_recipes, load_recipe, recipe_parser, train_run
-from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.recipe import DEBUG, Recipe
 from lmgraft.recipes.record import read_retries
 from lmgraft.recipes.run import read_run
 from lmgraft.training.checkpoints import RunWarning
@@ -35,11 +35,12 @@ def run(argv: list[str]) -> int:
     arguments = list(argv)
     out, original = take_option(arguments, "--out"), take_option(arguments, "--from-run")
     resume, allow_difference = take_flag(arguments, "--resume"), take_flag(arguments, "--allow-difference")
+    debug = take_flag(arguments, "--debug")
     retries = _take_retries(arguments)
     if retries is None:
         retries = 0 if original is None else len(read_retries(Path(original)))
     if original is None:
-        name, recipe = _named(arguments)
+        name, recipe = _named(arguments, debug)
         run_dir = Path(out or f"runs/{name.removesuffix('.yaml').replace('/', '_')}_{recipe.arm}_seed{recipe.seed}")
     else:
         name, recipe = f"what {original} trained", read_run(Path(original), arguments)
@@ -80,11 +81,11 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def _named(arguments: list[str]) -> tuple[str, Recipe]:
+def _named(arguments: list[str], debug: bool) -> tuple[str, Recipe]:
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("no recipe was named", f"lmgraft train RECIPE ...; recipes: {', '.join(list_recipes())}")
     name, *overrides = arguments
-    return name, load_recipe(name, overrides)
+    return name, load_recipe(name + (DEBUG if debug else ""), overrides)
 
 
 def _take_retries(arguments: list[str]) -> int | None:
@@ -118,13 +119,14 @@ def _one_line_warnings() -> Iterator[None]:
 
 
 def _help(recipe: str | None) -> str:
-    head = f"""usage: lmgraft train RECIPE [--out DIR] [--resume] [--auto-lr-retry [N]] [options]
+    head = f"""usage: lmgraft train RECIPE [--debug] [--out DIR] [--resume] [--auto-lr-retry [N]] [options]
        lmgraft train --from-run DIR [--out NEW] [--allow-difference] [options]
 
 Train a recipe. The run folder gets its resolved config, logs (CSV, TensorBoard, metrics.json), the
 best, the last and the previous checkpoint, and the result on the test items.
 
   RECIPE              a name below or a path to a .yaml file
+  --debug             the recipe cut down to seconds, as its `debug` key says; RECIPE_debug is the same
   --out DIR           the run folder (default: runs/<recipe>_<arm>_seed<seed>)
   --resume            go on with an interrupted run from its last checkpoint; the result is the same. Data and
                       block must be what they were; how many corrupt files there may be, workers, the size of
@@ -136,8 +138,8 @@ best, the last and the previous checkpoint, and the result on the test items.
                       other pretrained weights an error
   --allow-difference  with --from-run: only warn about them
 
-recipes (each also as NAME_debug, which takes a minute):
-{_wrapped(name for name in list_recipes() if not name.endswith("_debug"))}
+recipes:
+{_wrapped(list_recipes())}
 
 examples:
   lmgraft train image/fashion_vit --out runs/fashion

@@ -21,7 +21,6 @@ from lmgraft.tasks.base import Task
 from lmgraft.training.features import OnTokens, encode, encoder_digest, freeze_encoder, store_split
 from lmgraft.training.fit import on_gpu
 
-
 _EXAMPLES = 4
 """Items that a task is tried on: more than one, so that what is computed of all items varies."""
 

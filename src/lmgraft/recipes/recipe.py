@@ -124,8 +124,32 @@ def list_recipes() -> list[str]:
 
 
 def find_recipe(name: str) -> str:
-    """The YAML text of a recipe by name or path; see `find_named`."""
-    return find_named(name, resources.files("lmgraft.recipes"), "recipe")
+    """The YAML text of a recipe by name or path, or with "_debug" behind it of its debug variant; see `find_named`."""
+    root = resources.files("lmgraft.recipes")
+    return with_debug(name, lambda name: find_named(name, root, "recipe"), lambda name: find_recipe(name))
+
+
+def with_debug(
+    name: str, find: Callable[[str], str], find_base: Callable[[str], str], ties: Sequence[Tie] | None = None
+) -> str:
+    """The YAML text of `name`; with `DEBUG` behind it, that file with its `debug` key laid over it.
+
+    Args:
+        find: Gives the text of a file by its name.
+        find_base: Gives that of a base.
+        ties: See `compose`.
+
+    Raises:
+        RecipeError: If there is no such file, or it has no debug variant.
+    """
+    if not name.endswith(DEBUG):
+        return find(name)
+    name = name.removesuffix(DEBUG)
+    return compose(find(name), name, find_base, (_CLASS,) if ties is None else ties, debug=True)
+
+
+DEBUG = "_debug"
+"""Behind a recipe's or study's name: it is cut down to seconds, as its `debug` key says."""
 
 
 @dataclass(frozen=True)
@@ -142,23 +166,34 @@ _CLASS = Tie("class_path", "init_args")
 
 
 def compose(
-    text: str, where: str = "recipe", find: Callable[[str], str] = find_recipe, ties: Sequence[Tie] = (_CLASS,)
+    text: str,
+    where: str = "recipe",
+    find: Callable[[str], str] = find_recipe,
+    ties: Sequence[Tie] = (_CLASS,),
+    debug: bool = False,
 ) -> str:
-    """The YAML text with the recipe it `extends`, or several, laid under it, key by key.
+    """The YAML text with the recipe it `extends`, or several, laid under it, key by key, and without its `debug`.
 
     Args:
         text: YAML.
         where: What the text is called in errors.
         find: Gives the text of a base by its name.
         ties: Keys of a base that go with another one's value; of recipes, a class's arguments with the class.
+        debug: Lay what stands under `debug` over it.
 
     Raises:
-        RecipeError: If a base is unknown, or recipes extend each other in a circle.
+        RecipeError: If a base is unknown, recipes extend each other in a circle, or there is no debug variant.
     """
     content = _mapping(text, where)
     if content is None:
         return text
-    whole: str = yaml.safe_dump(_under_present_names(_on_bases(content, (where,), find, ties)), sort_keys=False)
+    content = _on_bases(content, (where,), find, ties)
+    cut_down = content.pop("debug", None)
+    if debug:
+        if not isinstance(cut_down, dict):
+            raise RecipeError(f"{where} has no debug variant", "add keys under `debug:` that cut it down to seconds")
+        content = _laid_over(content, _on_bases(cut_down, (where,), find, ties), ties)
+    whole: str = yaml.safe_dump(_under_present_names(content), sort_keys=False)
     return whole
 
 

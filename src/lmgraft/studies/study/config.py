@@ -28,7 +28,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy
+from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy, with_debug
 from lmgraft.registry import METRICS, suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
 
@@ -120,8 +120,9 @@ def list_studies() -> list[str]:
 
 
 def find_study(name: str) -> str:
-    """The YAML text of a study by name or path; see `find_named`."""
-    return find_named(name, resources.files("lmgraft.studies").joinpath("files"), "study")
+    """The YAML text of a study by name or path, or with "_debug" behind it of its debug variant; see `find_named`."""
+    root = resources.files("lmgraft.studies").joinpath("files")
+    return with_debug(name, lambda name: find_named(name, root, "study"), lambda name: find_study(name), _TIES)
 
 
 def load_study(name: str, arguments: Sequence[str] = ()) -> Study:
@@ -134,7 +135,12 @@ def load_study(name: str, arguments: Sequence[str] = ()) -> Study:
     Raises:
         RecipeError: If a key is unknown, a value does not fit, or the plan cannot answer its question.
     """
-    return parse_study(find_study(name), arguments, name=name.removesuffix(".yaml").rpartition("/")[2], where=name)
+    return parse_study(find_study(name), arguments, name=_short(name), where=name)
+
+
+def _short(name: str) -> str:
+    """The name of a study's folder: "controls_debug" of "my/controls.yaml_debug"."""
+    return name.replace(".yaml", "").rpartition("/")[2]
 
 
 def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: str = "study") -> Study:
@@ -195,7 +201,7 @@ def _robustness_over(content: dict[str, Any], own: Sequence[str], where: str) ->
     return content | {"robustness": held}, left
 
 
-_TIES = (Tie("metric", "margin"),)
+_TIES = (Tie("metric", "margin", default="accuracy"),)  # what files that name no metric meant from the first
 """A study that extends another one and changes the metric does not keep a margin in the other metric's unit."""
 
 
@@ -280,7 +286,6 @@ def check_study(
     """
     if not config.recipe:
         raise RecipeError(f"{where} names no recipe", "add `recipe: image/fashion_vit` or another")
-    metric = metric or _metric_of(config, arguments)
     name = config.name or name
     if not LABEL.fullmatch(name):
         raise RecipeError(f"{where}: name={name!r} names no folder", "up to 80 letters, digits and _ . + -")
@@ -288,6 +293,8 @@ def check_study(
     seeds = _check_seeds(config.seeds, where)
     if not 0.5 < config.confidence < 1:
         raise RecipeError(f"{where}: confidence={config.confidence} must lie between 0.5 and 1")
+    _check_keys(config, arms, where)
+    metric = metric or _metric_of(config, arguments)
     margin = metric.margin if config.margin is None else config.margin
     if not 0 < margin < math.inf or (metric.largest_margin is not None and margin > metric.largest_margin):
         meant = f" ({margin * metric.scale:g} {metric.difference_unit})" if math.isfinite(margin) else ""
@@ -295,7 +302,6 @@ def check_study(
             f"{where}: margin={margin}{meant} is no margin of {metric.title}",
             f"it is a positive number in the metric's own unit; {metric.name} takes {metric.margin} by itself",
         )
-    _check_keys(config, arms, where)
     reference = reference_arm(config.reference, arms, where)
     return Study(
         name=name,

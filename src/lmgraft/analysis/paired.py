@@ -11,8 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft.analysis.bootstrap import crossed_bootstrap
+from lmgraft.analysis.groups import group_codes
 from lmgraft.analysis.holm import holm
-from lmgraft.analysis.student import detectable_difference, difference_p, equivalence_p, mean_and_sd, mean_interval
+from lmgraft.analysis.intervals import NoInterval
+from lmgraft.analysis.student import (
+    detectable_difference,
+    difference_p,
+    equal_within,
+    equivalence_p,
+    mean_and_sd,
+    mean_interval,
+)
 from lmgraft.errors import RunError
 
 Outcome = Literal["better", "worse", "not shown"]
@@ -32,9 +41,10 @@ class Contrast:
     mean: float
     sd: float
     """Of the differences; n - 1. Zero where they are equal but for rounding: then nothing is shown, neither a
-    difference nor equivalence, and interval and `detectable`, both without width, mean nothing."""
-    interval: tuple[float, float]
-    """Paired t, at the study's confidence, not corrected."""
+    difference nor equivalence, and `detectable`, which is 0, means nothing."""
+    interval: tuple[float, float] | None
+    """At the study's confidence, not corrected: paired t; where the differences do not spread it is `bootstrap`, and
+    None without that."""
     p: float
     """Paired t, two-sided."""
     p_holm: float
@@ -47,12 +57,18 @@ class Contrast:
     equivalent: bool
     """Within the margin, by those tests at 1 - confidence (of planned contrasts: corrected by Holm too)."""
     bootstrap: tuple[float, float] | None
-    """Secondary: interval over seeds and test items drawn anew (`crossed_bootstrap`), not corrected; None without
-    values by item."""
+    """Secondary: interval over seeds and test items drawn anew (`crossed_bootstrap`), not corrected; None where there
+    is none: the contrast rests on seeds alone."""
     outcome: Outcome
     """better or worse where p_holm < 1 - confidence, in the metric's own sense of better; else not shown."""
     power: float = 0.8
     """That `detectable` speaks of."""
+    interval_over: Literal["seeds", "seeds and items"] = "seeds"
+    """What `interval` is drawn from."""
+    groups: int | None = None
+    """How many groups of test items `bootstrap` draws whole; None where every item stands alone, or without it."""
+    no_bootstrap: NoInterval | None = None
+    """Why there is no `bootstrap`; None where there is, and in results of older versions."""
 
 
 def contrasts(
@@ -64,6 +80,7 @@ def contrasts(
     confidence: float = 0.95,
     power: float = 0.8,
     items: Items | None = None,
+    groups: npt.ArrayLike | None = None,
     correct: bool = True,
 ) -> list[Contrast]:
     """Compare arms over the seeds that both have.
@@ -77,12 +94,14 @@ def contrasts(
         power: Of the smallest detectable difference.
         items: The metric for each test item, whose mean is the value; a contrast of which some run
             has none gets no bootstrap interval.
+        groups: (N,) one whole number for each test item, equal for items that belong together (questions of
+            one image); None where every item stands alone.
         correct: Whether Holm's correction runs over these pairs: for planned ones; with False each
             stands alone.
 
     Raises:
         RunError: If an arm is not there, a value is not finite, a pair shares fewer than two seeds,
-            or runs have different numbers of test items.
+            runs have different numbers of test items, or groups are not one whole number for each.
         ValueError: If margin, confidence or power are out of range.
     """
     if not (margin > 0 and 0 < confidence < 1 and 1 - confidence < power < 1):
@@ -96,7 +115,7 @@ def contrasts(
     p_same = [equivalence_p(mean, sd, len(rows), margin) for rows, mean, sd in found]
     p_holm, p_same_holm = (holm(p), holm(p_same)) if correct else (p, p_same)
     first = alpha / len(pairs) if correct else alpha
-    boots = _bootstraps(items or {}, pairs, shared, confidence)
+    boots = _bootstraps(items or {}, groups, pairs, shared, confidence)
     made = []
     for i, (arm, reference) in enumerate(pairs):
         rows, mean, sd = found[i]
@@ -111,13 +130,16 @@ def contrasts(
                 differences=rows,
                 mean=mean,
                 sd=sd,
-                interval=(mean, mean) if sd == 0 else mean_interval(rows, confidence) or (mean, mean),
+                interval=boots[i].ends if sd == 0 else mean_interval(rows, confidence, rounding=0),
+                interval_over="seeds and items" if sd == 0 and boots[i].ends else "seeds",
                 p=p[i],
                 p_holm=p_holm[i],
                 detectable=detectable_difference(sd, len(rows), alpha=first, power=power),
                 p_equivalence=p_same[i],
                 equivalent=p_same_holm[i] < alpha,
-                bootstrap=boots[i],
+                bootstrap=boots[i].ends,
+                groups=boots[i].groups,
+                no_bootstrap=boots[i].missing,
                 outcome=outcome,
                 power=power,
             )
@@ -158,19 +180,33 @@ def differences(ones: Sequence[float], others: Sequence[float]) -> tuple[tuple[f
     rows = tuple(one - other for one, other in zip(ones, others, strict=True))
     mean, sd = mean_and_sd(rows)
     # 0.3 - 0.2 and 0.5 - 0.4 differ by rounding alone; a t of 1e12 would come of it. Means may be in float32.
-    rounding = 5e-7 * max(map(abs, (*ones, *others)))
+    rounding = equal_within((*ones, *others))
     if sd <= rounding:
         return rows, 0.0 if abs(mean) <= rounding else mean, 0.0
     return rows, mean, sd
 
 
+@dataclass(frozen=True)
+class _Boot:
+    """The bootstrap of one contrast, as `Contrast` records it."""
+
+    ends: tuple[float, float] | None = None
+    groups: int | None = None
+    missing: NoInterval | None = None
+
+
 def _bootstraps(
-    items: Items, pairs: Sequence[tuple[str, str]], shared: Sequence[tuple[int, ...]], confidence: float
-) -> list[tuple[float, float] | None]:
+    items: Items,
+    groups: npt.ArrayLike | None,
+    pairs: Sequence[tuple[str, str]],
+    shared: Sequence[tuple[int, ...]],
+    confidence: float,
+) -> list[_Boot]:
     """An interval for each pair, where all its runs have values by item."""
     there = [i for i, pair in enumerate(pairs) if all(seed in items.get(arm, {}) for arm in pair for seed in shared[i])]
-    check_items(items, {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]})
-    found: list[tuple[float, float] | None] = [None] * len(pairs)
+    runs = {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]}
+    check_items(items, runs)
+    made = [_Boot(missing="no items")] * len(pairs)
     # Together where the number of seeds is the same: the draws of items, most of the work, serve all.
     for number in {len(shared[i]) for i in there}:
         same = [i for i in there if len(shared[i]) == number]
@@ -178,9 +214,22 @@ def _bootstraps(
             [np.subtract(items[pairs[i][0]][s], items[pairs[i][1]][s], dtype=np.float64) for s in shared[i]]
             for i in same
         ]
-        for i, (low, high) in zip(same, crossed_bootstrap(np.array(stacked), confidence), strict=True):
-            found[i] = float(low), float(high)
-    return found
+        for i, boot in zip(same, _crossed(np.array(stacked), groups, confidence), strict=True):
+            made[i] = boot
+    return made
+
+
+def _crossed(stacked: npt.NDArray[Any], groups: npt.ArrayLike | None, confidence: float) -> list[_Boot]:
+    """Of the differences (K, n, N) of K contrasts."""
+    codes = group_codes(groups, stacked.shape[2])
+    number = None if codes is None else int(codes.max()) + 1
+    if number == 1:
+        return [_Boot(missing="one group")] * len(stacked)
+    ends = crossed_bootstrap(stacked, confidence, groups=codes).tolist()
+    return [
+        _Boot((low, high), number) if high - low > equal_within((low, high)) else _Boot(missing="no spread")
+        for low, high in ends
+    ]
 
 
 def check_items(items: Items, runs: set[tuple[str, int]]) -> None:

@@ -137,6 +137,19 @@ def coverage(
     return hits / studies
 
 
+def tied_coverage(situation: Situation, *, studies: int, seeds: int, items: int) -> tuple[float, float]:
+    """How often all seeds differ by the same number of items, and how often the interval holds the truth then."""
+    codes, generator = np.arange(items), np.random.default_rng([seeds, items])
+    tied, hits = 0, 0
+    for start in range(0, studies, _AT_ONCE):
+        differences, true = simulate(situation, min(_AT_ONCE, studies - start), seeds, codes, generator)
+        equal = differences[np.ptp(differences.sum(axis=2), axis=1) == 0]
+        if len(equal):
+            low, high = crossed_bootstrap(equal, draws=1000, seed=start).T
+            tied, hits = tied + len(equal), hits + int(((low <= true) & (true <= high)).sum())
+    return tied / studies, hits / max(tied, 1)
+
+
 def t_coverage(studies: int, seeds: int) -> float:
     """The same of Student's interval, over normal values of seeds."""
     rows = np.random.default_rng(seeds).normal(0, 1, (studies, seeds))
@@ -222,6 +235,16 @@ def print_tests(studies: int) -> None:
         print(f"| {name} | " + " | ".join(f"{100 * measure(n):.1f}" for n in SEEDS) + " |", flush=True)
 
 
+def print_ties(studies: int) -> None:
+    """Of studies so small that all seeds often differ by the same."""
+    cells = [(2, 64), (2, 256), (2, 1000), (3, 64)]
+    print("\n| seeds, items | " + " | ".join(f"{n}, {items}" for n, items in cells) + " |\n|---|" + "---|" * len(cells))
+    for name in ("seeds differ much", "items differ much"):
+        found = [tied_coverage(SITUATIONS[name], studies=5 * studies, seeds=n, items=items) for n, items in cells]
+        print(f"| {name}: equal | " + " | ".join(f"{100 * equal:.1f}" for equal, _ in found) + " |")
+        print("| then covered | " + " | ".join(f"{100 * hit:.1f}" for _, hit in found) + " |", flush=True)
+
+
 def print_coverage(
     title: str, situations: dict[str, Situation], interval: Callable[..., Array], studies: int, groups: int | None
 ) -> dict[int, float]:
@@ -238,13 +261,14 @@ def print_coverage(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=10_000, help="simulated studies a cell")
-    parser.add_argument(
-        "--tables", nargs="+", default=["tests", "items", "groups"], choices=["tests", "items", "groups"]
-    )
+    tables = ["tests", "ties", "items", "groups"]
+    parser.add_argument("--tables", nargs="+", default=tables, choices=tables)
     args = parser.parse_args()
     print(f"{args.studies} simulated studies a cell\n")
     if "tests" in args.tables:
         print_tests(args.studies)
+    if "ties" in args.tables:
+        print_ties(args.studies)
     if "items" in args.tables:
         worst = print_coverage("scaled, as used", SITUATIONS, crossed_bootstrap, args.studies, None)
         print_coverage("percentile", SITUATIONS, percentile_bootstrap, args.studies, None)

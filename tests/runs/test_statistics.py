@@ -184,7 +184,12 @@ def test_bad_values_are_named():
     refuse(
         "arm plain, seed 1: values by test item", items=items | {"plain": items["plain"] | {1: np.full(300, np.nan)}}
     )
-    for bad in ({"margin": 0.0}, {"margin": math.nan}, {"margin": 1, "confidence": 1.0}, {"margin": 1, "power": 0.01}):
+    for bad in (
+        {"margin": 0.0},
+        {"margin": math.nan},
+        {"margin": 1, "confidence": 1.0},
+        {"margin": 1, "confidence": 0.1},
+    ):
         with pytest.raises(ValueError, match="out of range"):
             contrasts(VALUES, PAIRS, **bad)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -27,6 +27,9 @@ from lmgraft.errors import RunError
 Outcome = Literal["better", "worse", "not shown"]
 Items = Mapping[str, Mapping[int, npt.NDArray[Any]]]
 """Arm -> seed -> (N,): one number for each test item, in the same order for all."""
+
+POWER = 0.8
+"""Probability with which the smallest detectable difference would be shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +64,7 @@ class Contrast:
     is none: the contrast rests on seeds alone."""
     outcome: Outcome
     """better or worse where p_holm < 1 - confidence, in the metric's own sense of better; else not shown."""
-    power: float = 0.8
+    power: float = POWER
     """That `detectable` speaks of."""
     interval_over: Literal["seeds", "seeds and items"] = "seeds"
     """What `interval` is drawn from."""
@@ -78,7 +81,6 @@ def contrasts(
     margin: float,
     higher_is_better: bool = True,
     confidence: float = 0.95,
-    power: float = 0.8,
     items: Items | None = None,
     groups: npt.ArrayLike | None = None,
     correct: bool = True,
@@ -91,7 +93,6 @@ def contrasts(
         margin: What counts as equal, above 0, in the metric's unit.
         higher_is_better: Of the metric.
         confidence: Of intervals; tests are at 1 minus this.
-        power: Of the smallest detectable difference.
         items: The metric for each test item, whose mean is the value; a contrast of which some run
             has none gets no bootstrap interval.
         groups: (N,) one whole number for each test item, equal for items that belong together (questions of
@@ -102,49 +103,64 @@ def contrasts(
     Raises:
         RunError: If an arm is not there, a value is not finite, a pair shares fewer than two seeds,
             runs have different numbers of test items, or groups are not one whole number for each.
-        ValueError: If margin, confidence or power are out of range.
+        ValueError: If margin or confidence are out of range.
     """
-    if not (margin > 0 and 0 < confidence < 1 and 1 - confidence < power < 1):
-        raise ValueError(f"margin={margin}, confidence={confidence} or power={power} is out of range")
+    if not (margin > 0 and 1 - POWER < confidence < 1):
+        raise ValueError(f"margin={margin} or confidence={confidence} is out of range")
     if not pairs:
         return []
     shared = [_shared_seeds(values, pair) for pair in pairs]
-    alpha = 1 - confidence
-    found = [_differences(values, pair, seeds) for pair, seeds in zip(pairs, shared, strict=True)]
-    p = [difference_p(mean, sd, len(rows)) for rows, mean, sd in found]
-    p_same = [equivalence_p(mean, sd, len(rows), margin) for rows, mean, sd in found]
-    p_holm, p_same_holm = (holm(p), holm(p_same)) if correct else (p, p_same)
-    first = alpha / len(pairs) if correct else alpha
     boots = _bootstraps(items or {}, groups, pairs, shared, confidence)
-    made = []
-    for i, (arm, reference) in enumerate(pairs):
-        rows, mean, sd = found[i]
-        outcome: Outcome = "not shown"
-        if p_holm[i] < alpha:
-            outcome = "better" if (mean > 0) == higher_is_better else "worse"
-        made.append(
-            Contrast(
-                arm=arm,
-                reference=reference,
-                seeds=shared[i],
-                differences=rows,
-                mean=mean,
-                sd=sd,
-                interval=boots[i].ends if sd == 0 else mean_interval(rows, confidence, rounding=0),
-                interval_over="seeds and items" if sd == 0 and boots[i].ends else "seeds",
-                p=p[i],
-                p_holm=p_holm[i],
-                detectable=detectable_difference(sd, len(rows), alpha=first, power=power),
-                p_equivalence=p_same[i],
-                equivalent=p_same_holm[i] < alpha,
-                bootstrap=boots[i].ends,
-                groups=boots[i].groups,
-                no_bootstrap=boots[i].missing,
-                outcome=outcome,
-                power=power,
-            )
-        )
-    return made
+    level = (1 - confidence) / (len(pairs) if correct else 1)
+    made = [_uncorrected(values, *given, margin, confidence, level) for given in zip(pairs, shared, boots, strict=True)]
+    if correct:
+        made = _corrected(made, 1 - confidence)
+    return [replace(c, outcome=_outcome(c, higher_is_better)) if c.p_holm < 1 - confidence else c for c in made]
+
+
+def _uncorrected(
+    values: Mapping[str, Mapping[int, float]],
+    pair: tuple[str, str],
+    seeds: tuple[int, ...],
+    boot: _Boot,
+    margin: float,
+    confidence: float,
+    level: float,
+) -> Contrast:
+    """One contrast as if it were the only one, and nothing shown; `level` is that of Holm's first step."""
+    arm, reference = pair
+    rows, mean, sd = differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
+    p, p_same = difference_p(mean, sd, len(rows)), equivalence_p(mean, sd, len(rows), margin)
+    return Contrast(
+        arm=arm,
+        reference=reference,
+        seeds=seeds,
+        differences=rows,
+        mean=mean,
+        sd=sd,
+        interval=boot.ends if sd == 0 else mean_interval(rows, confidence, rounding=0),
+        interval_over="seeds and items" if sd == 0 and boot.ends else "seeds",
+        p=p,
+        p_holm=p,
+        detectable=detectable_difference(sd, len(rows), alpha=level, power=POWER),
+        p_equivalence=p_same,
+        equivalent=p_same < 1 - confidence,
+        bootstrap=boot.ends,
+        groups=boot.groups,
+        no_bootstrap=boot.missing,
+        outcome="not shown",
+        power=POWER,
+    )
+
+
+def _corrected(alone: Sequence[Contrast], alpha: float) -> list[Contrast]:
+    """Differences, and apart from them equivalences, by Holm's correction."""
+    p, p_same = holm([c.p for c in alone]), holm([c.p_equivalence for c in alone])
+    return [replace(c, p_holm=p[i], equivalent=p_same[i] < alpha) for i, c in enumerate(alone)]
+
+
+def _outcome(shown: Contrast, higher_is_better: bool) -> Outcome:
+    return "better" if (shown.mean > 0) == higher_is_better else "worse"
 
 
 def _shared_seeds(values: Mapping[str, Mapping[int, float]], pair: tuple[str, str]) -> tuple[int, ...]:
@@ -165,14 +181,6 @@ def _shared_seeds(values: Mapping[str, Mapping[int, float]], pair: tuple[str, st
             "a difference needs at least two seeds that both have run, a verdict five",
         )
     return seeds
-
-
-def _differences(
-    values: Mapping[str, Mapping[int, float]], pair: tuple[str, str], seeds: tuple[int, ...]
-) -> tuple[tuple[float, ...], float, float]:
-    """By seed; their mean and standard deviation."""
-    arm, reference = pair
-    return differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
 
 
 def differences(ones: Sequence[float], others: Sequence[float]) -> tuple[tuple[float, ...], float, float]:

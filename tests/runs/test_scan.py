@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
 from lmgraft.registry import METRICS
 from lmgraft.report.scan.page import write_report
+from lmgraft.report.scan.tables import scores_table
 from lmgraft.report.scan.words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
@@ -31,6 +33,7 @@ from lmgraft.studies.scan.ranking import GAIN, rank
 from lmgraft.studies.scan.results import write_scan
 from lmgraft.studies.scan.scores import SCORES, cka, coherence, probe
 from lmgraft.studies.scan.scores.measured import Measured
+from lmgraft.studies.scan.training import candidate_run, gain_of
 from lmgraft.studies.study.config import load_study
 from lmgraft.studies.study.jobs import Done, train
 
@@ -463,6 +466,47 @@ def test_ranks_say_what_is_not_told_apart(scanned):
     order = rank(scan, "probe")
     assert [r.label for r in order] == [labels[1], labels[2], labels[0], labels[3]]
     assert [r.tied for r in order] == [False, True, False, True]
+
+
+def shares(values):
+    """Accuracies of a short training, seed by seed."""
+    return dict(enumerate(values, start=3))
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "missing"),
+    [((0.5414, 0.5514), "no spread"), ((0.5414,), "one value"), ((0.5414, 0.5614), None)],
+)
+def test_a_gain_that_two_seeds_share_has_no_interval(tmp_path, monkeypatch, scanned, accuracies, missing):
+    """A scan printed +1.14 [+1.14, +1.14] where two seeds gained the same; it then counted as told apart from zero."""
+    scan = read_scan(scanned[1])
+    one, other = list(scan.candidates.values())[:2]
+    plain = shares((0.53, 0.54)[: len(accuracies)])
+    trained = {}
+    for seed, accuracy in shares(accuracies).items():
+        folder = candidate_run(tmp_path, one.candidate, seed)
+        folder.mkdir(parents=True)
+        (folder / "result.json").touch()
+        trained[folder] = SimpleNamespace(val_accuracy=accuracy, seconds=1.0)
+    monkeypatch.setattr("lmgraft.studies.scan.training.read_result", trained.__getitem__)
+    one.gain = gain_of(tmp_path, one.candidate, plain, {})
+    other.gain = Measured(value=0.001, interval=(-0.2, 0.2))
+    assert one.gain.value == pytest.approx(sum(accuracies) / len(accuracies) - sum(plain.values()) / len(plain))
+    assert (one.gain.interval is None, one.gain.no_interval) == (missing is not None, missing)
+    if missing is None:
+        return
+    assert [r.tied for r in rank(scan, GAIN) if r.measured is other.gain] == [True]
+    assert "no candidate's gain over the plain encoder is told apart from zero" in " ".join(statements(scan))
+    [row] = [row for row in scores_table(scan).rows if row[-1].startswith("+1.14")]
+    assert row[-1] == f"+1.14 [{missing}] (1)"
+
+
+def test_an_older_scans_interval_of_no_width_is_none(scanned, tmp_path):
+    scan = read_scan(scanned[1])
+    next(iter(scan.candidates.values())).gain = Measured(value=0.0114, interval=(0.0114, 0.0114), draws=[0.0114] * 2)
+    write_scan(scan, tmp_path)
+    gain = next(iter(read_scan(tmp_path).candidates.values())).gain
+    assert (gain.interval, gain.no_interval) == (None, "no spread")
 
 
 def test_known_trainings_are_matched(scanned, tmp_path):

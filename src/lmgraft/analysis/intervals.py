@@ -1,9 +1,71 @@
-"""Intervals for shares of test items."""
+"""Intervals over the test items of one trained model: they speak of other items, not of other seeds."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.analysis.groups import group_codes, group_values
+from lmgraft.analysis.student import equal_within, t_quantile
+
+NoInterval = Literal["one value", "no items", "one group", "no spread"]
+"""Why there is none: a single item, seed or draw; no values by item; all items belong together; or all values are
+equal, so that nothing tells how another sample would differ."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemInterval:
+    """An interval over items, or why there is none."""
+
+    ends: tuple[float, float] | None
+    method: Literal["wilson", "t"]
+    """Wilson's score interval of a share, or Student's t over items or, where they belong together, over groups."""
+    groups: int | None = None
+    """How many; None where every item stands alone."""
+    missing: NoInterval | None = None
+
+
+def items_interval(
+    values: npt.NDArray[Any],
+    groups: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    *,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> ItemInterval:
+    """The interval of a metric that is the plain mean of a column.
+
+    Wilson's where every value is 0 or 1 and every item stands alone; else Student's t over the groups'
+    values (`analysis.groups.group_values`), a cluster-robust interval.
+
+    Args:
+        values: (N,) finite.
+        groups: (N,) whole numbers, equal for items that belong together; None where each stands alone.
+        confidence: Nominal.
+        possible: Values that the metric can have; the interval is cut there.
+
+    Raises:
+        RunError: If groups are not one whole number for each item.
+        ValueError: If there are no values.
+    """
+    if values.ndim != 1 or values.size == 0:
+        raise ValueError(f"values of shape {values.shape} are no column of items")
+    codes = group_codes(groups, values.size)
+    number = None if codes is None else int(codes.max()) + 1
+    if number is None and np.isin(values, (0, 1)).all():
+        return ItemInterval(ends=wilson_interval(int(values.sum()), values.size, confidence), method="wilson")
+    if number == 1 or values.size == 1:
+        return ItemInterval(ends=None, method="t", groups=number, missing="one group" if number else "one value")
+    by_group, df = group_values(values, codes)
+    mean, sd = float(values.mean(dtype=np.float64)), float(by_group.std(ddof=1))
+    if sd <= equal_within(values):
+        return ItemInterval(ends=None, method="t", groups=number, missing="no spread")
+    half = t_quantile(confidence, df) * sd / math.sqrt(by_group.size)
+    return ItemInterval(ends=(max(mean - half, possible[0]), min(mean + half, possible[1])), method="t", groups=number)
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

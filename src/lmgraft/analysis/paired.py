@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lmgraft.analysis.bootstrap import crossed_bootstrap
+from lmgraft.analysis.groups import group_codes
 from lmgraft.analysis.holm import holm
-from lmgraft.analysis.student import detectable_difference, difference_p, equivalence_p, mean_and_sd, mean_interval
+from lmgraft.analysis.intervals import NoInterval
+from lmgraft.analysis.student import (
+    detectable_difference,
+    difference_p,
+    equal_within,
+    equivalence_p,
+    mean_and_sd,
+    mean_interval,
+)
 from lmgraft.errors import RunError
 
 Outcome = Literal["better", "worse", "not shown"]
 Items = Mapping[str, Mapping[int, npt.NDArray[Any]]]
 """Arm -> seed -> (N,): one number for each test item, in the same order for all."""
+
+POWER = 0.8
+"""Probability with which the smallest detectable difference would be shown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +44,10 @@ class Contrast:
     mean: float
     sd: float
     """Of the differences; n - 1. Zero where they are equal but for rounding: then nothing is shown, neither a
-    difference nor equivalence, and interval and `detectable`, both without width, mean nothing."""
-    interval: tuple[float, float]
-    """Paired t, at the study's confidence, not corrected."""
+    difference nor equivalence, and `detectable`, which is 0, means nothing."""
+    interval: tuple[float, float] | None
+    """At the study's confidence, not corrected: paired t; where the differences do not spread it is `bootstrap`, and
+    None without that."""
     p: float
     """Paired t, two-sided."""
     p_holm: float
@@ -47,12 +60,18 @@ class Contrast:
     equivalent: bool
     """Within the margin, by those tests at 1 - confidence (of planned contrasts: corrected by Holm too)."""
     bootstrap: tuple[float, float] | None
-    """Secondary: interval over seeds and test items drawn anew (`crossed_bootstrap`), not corrected; None without
-    values by item."""
+    """Secondary: interval over seeds and test items drawn anew (`crossed_bootstrap`), not corrected; None where there
+    is none: the contrast rests on seeds alone."""
     outcome: Outcome
     """better or worse where p_holm < 1 - confidence, in the metric's own sense of better; else not shown."""
-    power: float = 0.8
+    power: float = POWER
     """That `detectable` speaks of."""
+    interval_over: Literal["seeds", "seeds and items"] = "seeds"
+    """What `interval` is drawn from."""
+    groups: int | None = None
+    """How many groups of test items `bootstrap` draws whole; None where every item stands alone, or without it."""
+    no_bootstrap: NoInterval | None = None
+    """Why there is no `bootstrap`; None where there is, and in results of older versions."""
 
 
 def contrasts(
@@ -62,8 +81,8 @@ def contrasts(
     margin: float,
     higher_is_better: bool = True,
     confidence: float = 0.95,
-    power: float = 0.8,
     items: Items | None = None,
+    groups: npt.ArrayLike | None = None,
     correct: bool = True,
 ) -> list[Contrast]:
     """Compare arms over the seeds that both have.
@@ -74,55 +93,74 @@ def contrasts(
         margin: What counts as equal, above 0, in the metric's unit.
         higher_is_better: Of the metric.
         confidence: Of intervals; tests are at 1 minus this.
-        power: Of the smallest detectable difference.
         items: The metric for each test item, whose mean is the value; a contrast of which some run
             has none gets no bootstrap interval.
+        groups: (N,) one whole number for each test item, equal for items that belong together (questions of
+            one image); None where every item stands alone.
         correct: Whether Holm's correction runs over these pairs: for planned ones; with False each
             stands alone.
 
     Raises:
         RunError: If an arm is not there, a value is not finite, a pair shares fewer than two seeds,
-            or runs have different numbers of test items.
-        ValueError: If margin, confidence or power are out of range.
+            runs have different numbers of test items, or groups are not one whole number for each.
+        ValueError: If margin or confidence are out of range.
     """
-    if not (margin > 0 and 0 < confidence < 1 and 1 - confidence < power < 1):
-        raise ValueError(f"margin={margin}, confidence={confidence} or power={power} is out of range")
+    if not (margin > 0 and 1 - POWER < confidence < 1):
+        raise ValueError(f"margin={margin} or confidence={confidence} is out of range")
     if not pairs:
         return []
     shared = [_shared_seeds(values, pair) for pair in pairs]
-    alpha = 1 - confidence
-    found = [_differences(values, pair, seeds) for pair, seeds in zip(pairs, shared, strict=True)]
-    p = [difference_p(mean, sd, len(rows)) for rows, mean, sd in found]
-    p_same = [equivalence_p(mean, sd, len(rows), margin) for rows, mean, sd in found]
-    p_holm, p_same_holm = (holm(p), holm(p_same)) if correct else (p, p_same)
-    first = alpha / len(pairs) if correct else alpha
-    boots = _bootstraps(items or {}, pairs, shared, confidence)
-    made = []
-    for i, (arm, reference) in enumerate(pairs):
-        rows, mean, sd = found[i]
-        outcome: Outcome = "not shown"
-        if p_holm[i] < alpha:
-            outcome = "better" if (mean > 0) == higher_is_better else "worse"
-        made.append(
-            Contrast(
-                arm=arm,
-                reference=reference,
-                seeds=shared[i],
-                differences=rows,
-                mean=mean,
-                sd=sd,
-                interval=(mean, mean) if sd == 0 else mean_interval(rows, confidence) or (mean, mean),
-                p=p[i],
-                p_holm=p_holm[i],
-                detectable=detectable_difference(sd, len(rows), alpha=first, power=power),
-                p_equivalence=p_same[i],
-                equivalent=p_same_holm[i] < alpha,
-                bootstrap=boots[i],
-                outcome=outcome,
-                power=power,
-            )
-        )
-    return made
+    boots = _bootstraps(items or {}, groups, pairs, shared, confidence)
+    level = (1 - confidence) / (len(pairs) if correct else 1)
+    made = [_uncorrected(values, *given, margin, confidence, level) for given in zip(pairs, shared, boots, strict=True)]
+    if correct:
+        made = _corrected(made, 1 - confidence)
+    return [replace(c, outcome=_outcome(c, higher_is_better)) if c.p_holm < 1 - confidence else c for c in made]
+
+
+def _uncorrected(
+    values: Mapping[str, Mapping[int, float]],
+    pair: tuple[str, str],
+    seeds: tuple[int, ...],
+    boot: _Boot,
+    margin: float,
+    confidence: float,
+    level: float,
+) -> Contrast:
+    """One contrast as if it were the only one, and nothing shown; `level` is that of Holm's first step."""
+    arm, reference = pair
+    rows, mean, sd = differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
+    p, p_same = difference_p(mean, sd, len(rows)), equivalence_p(mean, sd, len(rows), margin)
+    return Contrast(
+        arm=arm,
+        reference=reference,
+        seeds=seeds,
+        differences=rows,
+        mean=mean,
+        sd=sd,
+        interval=boot.ends if sd == 0 else mean_interval(rows, confidence, rounding=0),
+        interval_over="seeds and items" if sd == 0 and boot.ends else "seeds",
+        p=p,
+        p_holm=p,
+        detectable=detectable_difference(sd, len(rows), alpha=level, power=POWER),
+        p_equivalence=p_same,
+        equivalent=p_same < 1 - confidence,
+        bootstrap=boot.ends,
+        groups=boot.groups,
+        no_bootstrap=boot.missing,
+        outcome="not shown",
+        power=POWER,
+    )
+
+
+def _corrected(alone: Sequence[Contrast], alpha: float) -> list[Contrast]:
+    """Differences, and apart from them equivalences, by Holm's correction."""
+    p, p_same = holm([c.p for c in alone]), holm([c.p_equivalence for c in alone])
+    return [replace(c, p_holm=p[i], equivalent=p_same[i] < alpha) for i, c in enumerate(alone)]
+
+
+def _outcome(shown: Contrast, higher_is_better: bool) -> Outcome:
+    return "better" if (shown.mean > 0) == higher_is_better else "worse"
 
 
 def _shared_seeds(values: Mapping[str, Mapping[int, float]], pair: tuple[str, str]) -> tuple[int, ...]:
@@ -145,32 +183,38 @@ def _shared_seeds(values: Mapping[str, Mapping[int, float]], pair: tuple[str, st
     return seeds
 
 
-def _differences(
-    values: Mapping[str, Mapping[int, float]], pair: tuple[str, str], seeds: tuple[int, ...]
-) -> tuple[tuple[float, ...], float, float]:
-    """By seed; their mean and standard deviation."""
-    arm, reference = pair
-    return differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
-
-
 def differences(ones: Sequence[float], others: Sequence[float]) -> tuple[tuple[float, ...], float, float]:
     """One by one, at least two; their mean, and their deviation: zero where they are equal but for rounding."""
     rows = tuple(one - other for one, other in zip(ones, others, strict=True))
     mean, sd = mean_and_sd(rows)
     # 0.3 - 0.2 and 0.5 - 0.4 differ by rounding alone; a t of 1e12 would come of it. Means may be in float32.
-    rounding = 5e-7 * max(map(abs, (*ones, *others)))
+    rounding = equal_within((*ones, *others))
     if sd <= rounding:
         return rows, 0.0 if abs(mean) <= rounding else mean, 0.0
     return rows, mean, sd
 
 
+@dataclass(frozen=True)
+class _Boot:
+    """The bootstrap of one contrast, as `Contrast` records it."""
+
+    ends: tuple[float, float] | None = None
+    groups: int | None = None
+    missing: NoInterval | None = None
+
+
 def _bootstraps(
-    items: Items, pairs: Sequence[tuple[str, str]], shared: Sequence[tuple[int, ...]], confidence: float
-) -> list[tuple[float, float] | None]:
+    items: Items,
+    groups: npt.ArrayLike | None,
+    pairs: Sequence[tuple[str, str]],
+    shared: Sequence[tuple[int, ...]],
+    confidence: float,
+) -> list[_Boot]:
     """An interval for each pair, where all its runs have values by item."""
     there = [i for i, pair in enumerate(pairs) if all(seed in items.get(arm, {}) for arm in pair for seed in shared[i])]
-    check_items(items, {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]})
-    found: list[tuple[float, float] | None] = [None] * len(pairs)
+    runs = {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]}
+    check_items(items, runs)
+    made = [_Boot(missing="no items")] * len(pairs)
     # Together where the number of seeds is the same: the draws of items, most of the work, serve all.
     for number in {len(shared[i]) for i in there}:
         same = [i for i in there if len(shared[i]) == number]
@@ -178,9 +222,22 @@ def _bootstraps(
             [np.subtract(items[pairs[i][0]][s], items[pairs[i][1]][s], dtype=np.float64) for s in shared[i]]
             for i in same
         ]
-        for i, (low, high) in zip(same, crossed_bootstrap(np.array(stacked), confidence), strict=True):
-            found[i] = float(low), float(high)
-    return found
+        for i, boot in zip(same, _crossed(np.array(stacked), groups, confidence), strict=True):
+            made[i] = boot
+    return made
+
+
+def _crossed(stacked: npt.NDArray[Any], groups: npt.ArrayLike | None, confidence: float) -> list[_Boot]:
+    """Of the differences (K, n, N) of K contrasts."""
+    codes = group_codes(groups, stacked.shape[2])
+    number = None if codes is None else int(codes.max()) + 1
+    if number == 1:
+        return [_Boot(missing="one group")] * len(stacked)
+    ends = crossed_bootstrap(stacked, confidence, groups=codes).tolist()
+    return [
+        _Boot((low, high), number) if high - low > equal_within((low, high)) else _Boot(missing="no spread")
+        for low, high in ends
+    ]
 
 
 def check_items(items: Items, runs: set[tuple[str, int]]) -> None:

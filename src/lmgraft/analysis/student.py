@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from statistics import fmean
 from typing import Any
@@ -34,30 +34,33 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     return mean, math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float] | None:
+def equal_within(values: Iterable[float]) -> float:
+    """The standard deviation up to which numbers computed from these, maybe in 32 bits, are equal but for rounding."""
+    return 5e-7 * max(map(abs, values))
+
+
+def mean_interval(
+    values: Sequence[float], confidence: float = 0.95, *, rounding: float | None = None
+) -> tuple[float, float] | None:
     """Student's interval of the mean of independent, roughly normal values.
 
+    Args:
+        values: Any number of them.
+        confidence: Nominal.
+        rounding: The standard deviation up to which values count as equal; `equal_within(values)` unless
+            they are differences of larger numbers.
+
     Returns:
-        (low, high); None for fewer than two values: one value has no spread, and an interval of
-        width zero would claim certainty.
+        (low, high); None for fewer than two values, or for equal ones: there is no spread to judge by,
+        and an interval of width zero would claim certainty.
     """
     if len(values) < 2:
         return None
     mean, sd = mean_and_sd(values)
+    if sd <= (equal_within(values) if rounding is None else rounding):
+        return None
     half = t_quantile(confidence, len(values) - 1) * sd / math.sqrt(len(values))
     return mean - half, mean + half
-
-
-def interval_of(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """As `mean_interval`, of at least two values.
-
-    Raises:
-        ValueError: If there are fewer.
-    """
-    found = mean_interval(values, confidence)
-    if found is None:
-        raise ValueError(f"an interval needs two values, got {len(values)}")
-    return found
 
 
 def difference_p(mean: float, sd: float, n: int) -> float:

@@ -41,10 +41,12 @@ class _Setting:
 
     def evidence(self, contrast: Contrast) -> str:
         """llm - plain: +0.21 points, 95 % interval -0.10 to +0.52, p = 0.04 after Holm's correction, 5 paired seeds."""
-        low, high = (in_unit(end, self.metric, signed=True) for end in contrast.interval)
-        found = f"{self.nominal} interval {low} to {high}, {_p(contrast.p_holm)} after Holm's correction"
-        if contrast.sd == 0:
-            found = "no interval"
+        found = "no interval"
+        if contrast.interval is not None:
+            low, high = (in_unit(end, self.metric, signed=True) for end in contrast.interval)
+            tested = f"{_p(contrast.p_holm)} after Holm's correction" if contrast.sd else "no test"
+            over = "" if contrast.interval_over == "seeds" else f" over {contrast.interval_over}"
+            found = f"{self.nominal} interval{over} {low} to {high}, {tested}"
         return (
             f"{contrast.arm} - {contrast.reference}: {in_unit(contrast.mean, self.metric, signed=True)} "
             f"{self.metric.difference_unit}, {found}, {len(contrast.seeds)} paired seeds."
@@ -112,18 +114,20 @@ def _turned(contrast: Contrast, arms: Mapping[str, str]) -> Contrast:
     control_first = reference == "llm" and words_of(arm).question != ""
     if not (plain_first or control_first):
         return contrast
-    low, high = contrast.interval
-    boot = contrast.bootstrap
     return replace(
         contrast,
         arm=contrast.reference,
         reference=contrast.arm,
         differences=tuple(-value for value in contrast.differences),
         mean=-contrast.mean,
-        interval=(-high, -low),
-        bootstrap=None if boot is None else (-boot[1], -boot[0]),
+        interval=_negated(contrast.interval),
+        bootstrap=_negated(contrast.bootstrap),
         outcome=_SWAPPED[contrast.outcome],
     )
+
+
+def _negated(ends: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if ends is None else (-ends[1], -ends[0])
 
 
 def _against_plain(contrast: Contrast, setting: _Setting) -> list[str]:
@@ -184,8 +188,10 @@ def _counts_as_equal(contrast: Contrast, setting: _Setting) -> str:
 
 def _beyond_margin(gain: Contrast, setting: _Setting) -> bool:
     """Whether a difference is shown, and the whole of its interval is larger than the margin."""
+    if gain.interval is None or gain.outcome == "not shown":
+        return False
     low, high = gain.interval
-    return gain.outcome != "not shown" and (low > setting.margin or high < -setting.margin)
+    return low > setting.margin or high < -setting.margin
 
 
 def _explained(gain: Contrast | None, by: str, setting: _Setting) -> str:
@@ -255,7 +261,7 @@ def _cautions(contrasts: Sequence[Contrast], setting: _Setting) -> list[str]:
             )
         if c.bootstrap is not None and c.outcome != "not shown" and c.bootstrap[0] <= 0 <= c.bootstrap[1]:
             low, high = (in_unit(end, setting.metric, signed=True) for end in c.bootstrap)
-            covered = coverage_words(len(c.seeds), setting.confidence)
+            covered = coverage_words(len(c.seeds), setting.confidence, c.groups)
             said.append(
                 f"For {name} the secondary interval, over other seeds and other test items, holds zero "
                 f"({low} to {high} {setting.metric.difference_unit}; {covered}): "

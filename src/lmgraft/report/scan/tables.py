@@ -75,6 +75,8 @@ def _cell(scanned: Scanned, name: str, ranked: Ranked | None) -> str:
     text = written(measured.value, name)
     if measured.interval is not None:
         text += f" [{written(measured.interval[0], name)}, {written(measured.interval[1], name)}]"
+    elif measured.no_interval is not None:
+        text += f" [{measured.no_interval}]"
     return f"{text} ({ranked.rank}{TIED if ranked.tied else ''})"
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lmgraft.report.drawing import INK, SOFT, short
-from lmgraft.report.study.format import MINUS
+from lmgraft.report.study.format import MINUS, finite_ends
 from lmgraft.report.study.tables import breakdown_metric, breakdown_pairs
 from lmgraft.studies.study.results import Breakdown, StudyResult
 
@@ -73,6 +73,6 @@ def _figure(result: StudyResult, kind: str) -> Figure | None:
 
 def _row(ax: matplotlib.axes.Axes, row: int, part: Breakdown, scale: float) -> None:
     color = "#2f6f9f"
-    if part.interval is not None and all(map(math.isfinite, part.interval)):
+    if finite_ends(part.interval):
         ax.plot([scale * end for end in part.interval], [row, row], color=color, linewidth=2, alpha=0.5)
     ax.plot(scale * part.mean, row, "o", color=color, markersize=4.5)

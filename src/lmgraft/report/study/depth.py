@@ -115,7 +115,7 @@ def _points(
     scale, color = result.metric.scale, FURTHER[number % len(FURTHER)]
     marker = MARKERS[number % len(MARKERS)]
     for x, arm in zip(places, arms, strict=True):
-        if all(map(math.isfinite, arm.interval)):
+        if write.finite_ends(arm.interval):
             ax.plot([x, x], [scale * end for end in arm.interval], color=color, linewidth=1.6, alpha=0.6)
     style: Literal["-", "none"] = "-" if line else "none"
     middle = [scale * arm.mean for arm in arms]
@@ -128,7 +128,7 @@ def _reference(ax: Axes, result: StudyResult) -> list[Line2D]:
     base, scale = write.reference_arm(result), result.metric.scale
     if base is None or not math.isfinite(base.mean):
         return []
-    if all(map(math.isfinite, base.interval)):
+    if write.finite_ends(base.interval):
         ax.axhspan(*(scale * end for end in base.interval), color=SOFT, alpha=0.22, linewidth=0)
     ax.axhline(scale * base.mean, color=INK, linewidth=1.2, linestyle="--")
     return [Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label=f"{short(base.label)}, band: its interval")]

@@ -172,9 +172,8 @@ def cost_figure(result: StudyResult) -> Figure | None:
 
 
 def _point(ax: Axes, x: float, c: Contrast, scale: float, color: str, marker: str, label: str) -> Line2D:
-    low, high = (scale * end for end in c.interval)
-    if math.isfinite(low) and math.isfinite(high):
-        ax.plot([x, x], [low, high], color=color, linewidth=1.6, alpha=0.7)
+    if write.finite_ends(c.interval):
+        ax.plot([x, x], [scale * end for end in c.interval], color=color, linewidth=1.6, alpha=0.7)
     ax.plot(x, scale * c.mean, marker, color=color, markersize=6.5)
     return Line2D([], [], color=color, marker=marker, linewidth=1.6, markersize=6, label=label)
 
@@ -212,14 +211,14 @@ def _name_rows(ax: Axes, names: Sequence[str]) -> None:
     ax.tick_params(axis="y", length=0)
 
 
-def _interval(ax: Axes, row: float, ends: tuple[float, float], scale: float, color: str) -> None:
-    if all(map(math.isfinite, ends)):
+def _interval(ax: Axes, row: float, ends: tuple[float, float] | None, scale: float, color: str) -> None:
+    if write.finite_ends(ends):
         ax.plot([scale * end for end in ends], [row, row], color=color, linewidth=3, solid_capstyle="butt", alpha=0.5)
 
 
 def _extent(result: StudyResult, group: Sequence[Contrast]) -> float:
     """How far from zero the group reaches, in what is written."""
-    ends = [result.margin, *(end for c in group for end in (c.mean, *c.differences, *c.interval))]
+    ends = [result.margin, *(end for c in group for end in (c.mean, *c.differences, *(c.interval or (0.0,))))]
     return 1.08 * result.metric.scale * max(abs(end) for end in ends if math.isfinite(end))
 
 

@@ -58,7 +58,9 @@ def arms_csv(result: StudyResult) -> str:
         block, cost = arm.block or {}, arm.cost
         rows.append(
             [
-                *(arm.label, arm.arm, arm.question, result.metric.name, arm.mean, *arm.interval, len(arm.values)),
+                *(arm.label, arm.arm, arm.question, result.metric.name, arm.mean),
+                *(arm.interval or (None, None)),
+                len(arm.values),
                 *(arm.values.get(seed) for seed in seeds),
                 *(cost.trained_params, cost.frozen_params, cost.train_flops),
                 write.divide(cost.train_flops, base.cost.train_flops if base else None),
@@ -82,7 +84,7 @@ def contrasts_csv(result: StudyResult) -> str:
     ]
 
     def row(kind: str, c: Contrast) -> list[Any]:
-        tested = [*c.interval, c.p, c.p_holm if kind == "planned" else None, c.p_equivalence]
+        tested = [*(c.interval or ()), c.p, c.p_holm if kind == "planned" else None, c.p_equivalence]
         low, high, p, p_holm, p_equivalence = tested if c.sd else [None] * 5  # without spread there is no test
         by_seed = dict(zip(c.seeds, c.differences, strict=True))
         return [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from lmgraft.analysis.numbers import MINUS as MINUS
 from lmgraft.analysis.numbers import NONE as NONE
@@ -32,14 +32,20 @@ def size(number: float, metric: Metric) -> str:
 
 def interval(ends: Sequence[float] | None, metric: Metric, *, signed: bool = False) -> str:
     """Both ends: 90.11 to 92.35, or with signs -0.10 to +1.14; a dash where there are none, or they are not finite."""
-    if ends is None or not all(map(math.isfinite, ends)):
+    if not finite_ends(ends):
         return NONE
     return " to ".join(difference(end, metric) if signed else value(end, metric) for end in ends)
 
 
+def finite_ends(ends: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
+    """Whether there is an interval that can be written or drawn."""
+    return ends is not None and all(map(math.isfinite, ends))
+
+
 def contrast_interval(contrast: Contrast, metric: Metric) -> str:
-    """Of the difference, signed; a dash where seeds do not spread, so that there is none."""
-    return NONE if contrast.sd == 0 else interval(contrast.interval, metric, signed=True)
+    """Of the difference, signed, and what it is over if not seeds alone; a dash where there is none."""
+    over = "" if contrast.interval is None or contrast.interval_over == "seeds" else f" over {contrast.interval_over}"
+    return interval(contrast.interval, metric, signed=True) + over
 
 
 def share(number: float) -> str:

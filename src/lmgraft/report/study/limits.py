@@ -75,7 +75,7 @@ def _contrast(c: Contrast, result: StudyResult) -> str:
         return _within(name, result)
     if c.outcome == "not shown":
         return f"{name}: neither better nor worse was shown.{seen} More seeds could show either."
-    near = min(c.interval, key=abs)
+    near = min(c.interval or (c.mean,), key=abs)
     return (
         f"{name}: {c.outcome} was shown. The end of the interval nearest to zero is {write.difference(near, m)} "
         f"{m.difference_unit}; new seeds whose interval holds zero would speak against it."

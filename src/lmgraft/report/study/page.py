@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from lmgraft.analysis.bootstrap_coverage import coverage_words
+from lmgraft.analysis.bootstrap_coverage import bootstrap_coverage, coverage_words
 from lmgraft.report.drawing import OUTCOMES, colors, inline, theme
 from lmgraft.report.html import details, document, listed_files, plain_table
 from lmgraft.report.study import format as write
@@ -179,12 +179,22 @@ def _tests(result: StudyResult) -> str:
         "zero beside the words not shown."
     )
     if any(c.sd == 0 for c in (*result.contrasts, *result.exploratory)):
-        said += f" {write.NONE}: seeds do not spread, so that nothing can be tested."
-    seeds = [len(c.seeds) for c in (*result.contrasts, *result.exploratory) if c.bootstrap is not None]
-    if seeds:
-        covered = coverage_words(min(seeds), result.confidence)
-        said += f" Bootstrap: secondary, an interval over seeds and test items drawn anew ({covered})."
-    return said
+        said += (
+            f" {write.NONE}: seeds do not spread, so that nothing can be tested; an interval over seeds and items is "
+            "then the bootstrap's."
+        )
+    return said + _bootstraps(result)
+
+
+def _bootstraps(result: StudyResult) -> str:
+    """What the secondary intervals are, and how often such intervals covered the truth."""
+    drawn = [c for c in (*result.contrasts, *result.exploratory) if c.bootstrap is not None]
+    if not drawn:
+        return ""
+    least = min(drawn, key=lambda c: bootstrap_coverage(len(c.seeds), c.groups) or 0)
+    covered = coverage_words(len(least.seeds), result.confidence, least.groups)
+    of = "" if least.groups is None else f", these in {least.groups} groups that are drawn whole"
+    return f" Bootstrap: secondary, an interval over seeds and test items drawn anew{of} ({covered})."
 
 
 def _power(result: StudyResult) -> str:

@@ -124,4 +124,7 @@ def _scanned(values: dict[str, Any]) -> Scanned:
 
 def _measured(values: dict[str, Any]) -> Measured:
     interval = values["interval"]
-    return _made(Measured, values | {"interval": None if interval is None else (interval[0], interval[1])})  # type: ignore[no-any-return]
+    if interval is not None and interval[0] == interval[1]:  # as older versions wrote of equal draws
+        values = values | {"no_interval": "no spread"}
+        interval = None
+    return _made(Measured, values | {"interval": interval and (interval[0], interval[1])})  # type: ignore[no-any-return]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from lmgraft.analysis.student import equal_within
 from lmgraft.errors import RunError
 from lmgraft.recipes import Result, read_result
 from lmgraft.recipes.run import other_recipe, read_run
@@ -87,7 +88,10 @@ def _val(result: Result) -> float:
 
 
 def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: dict[Path, str]) -> Measured | None:
-    """Held-out accuracy minus plain's, over seeds, with its t interval; None while a run is not finished."""
+    """Held-out accuracy minus plain's, over seeds, with its t interval; None while a run is not finished.
+
+    Accuracies are counts of few images, so that two seeds often gain exactly the same: then there is no interval.
+    """
     folders = {seed: candidate_run(out, candidate, seed) for seed in plain}
     why = [failed[f.resolve()] for f in folders.values() if f.resolve() in failed]
     if why:
@@ -98,4 +102,5 @@ def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: di
     differences = [_val(result) - plain[seed] for seed, result in results.items()]
     seconds = sum(result.seconds for result in results.values())
     accuracy = sum(_val(result) for result in results.values()) / len(results)
-    return replace(over_draws(differences, accuracy=accuracy), seconds=seconds)
+    rounding = equal_within([*plain.values(), *map(_val, results.values())])
+    return replace(over_draws(differences, rounding=rounding, accuracy=accuracy), seconds=seconds)

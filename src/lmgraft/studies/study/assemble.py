@@ -8,7 +8,7 @@ from statistics import fmean, median
 from lmgraft import records
 from lmgraft.analysis.curves import Curve
 from lmgraft.analysis.paired import Contrast, contrasts
-from lmgraft.analysis.student import interval_of
+from lmgraft.analysis.student import mean_interval
 from lmgraft.analysis.verdict import verdict
 from lmgraft.errors import RunError
 from lmgraft.studies.study.arms import ArmSpec, Pair
@@ -149,7 +149,7 @@ def _arm(
         overrides=dict(spec.overrides),
         values=values,
         mean=fmean(values.values()),
-        interval=interval_of(list(values.values()), study.confidence),
+        interval=mean_interval(list(values.values()), study.confidence),
         cost=Cost(
             trained_params=facts[0].trained_params,
             frozen_params=facts[0].frozen_params,
@@ -172,8 +172,9 @@ def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str
             continue
         for step in sorted(set.intersection(*(set(curve) for curve in own))):
             values = [curve[step] for curve in own]
-            low, high = interval_of(values, confidence)
-            made.setdefault(name, []).append(Band(step=step, mean=fmean(values), low=low, high=high))
+            mean = fmean(values)
+            low, high = mean_interval(values, confidence) or (mean, mean)  # a band that is drawn as the line alone
+            made.setdefault(name, []).append(Band(step=step, mean=mean, low=low, high=high))
     return made
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 
 from lmgraft.analysis.paired import differences
-from lmgraft.analysis.student import interval_of
+from lmgraft.analysis.student import mean_interval
 from lmgraft.contracts import Metric
 from lmgraft.registry import METRICS
 from lmgraft.studies.study.config import Study
@@ -43,7 +43,7 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
                         arm=arm,
                         reference=reference,
                         mean=mean,
-                        interval=None if sd == 0 else interval_of(rows, study.confidence),
+                        interval=None if sd == 0 else mean_interval(rows, study.confidence, rounding=0),
                         metric=metric,
                     )
                 )

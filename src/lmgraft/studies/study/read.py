@@ -111,7 +111,16 @@ def _as_record(kind: Any, value: Any, where: str) -> Any:
     needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
     for name in sorted(needed - value.keys()):
         raise _UnfitError(f"{where} has no {name!r}")
+    value = {name: None if name in _ENDS and _no_width(own) else own for name, own in value.items()}
     return kind(**{name: _as(hints[name], own, f"{where}.{name}") for name, own in value.items()})
+
+
+_ENDS = ("interval", "bootstrap")
+
+
+def _no_width(ends: Any) -> bool:
+    """Whether it is two equal ends, as older versions wrote where nothing varies; there is no interval then."""
+    return isinstance(ends, list) and len(ends) == 2 and ends[0] == ends[1]
 
 
 def _as_key(kind: Any, key: str, where: str) -> Any:

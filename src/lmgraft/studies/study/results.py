@@ -41,8 +41,9 @@ class ArmResult:
     values: dict[int, float]
     """Seed -> the metric on the test items."""
     mean: float
-    interval: tuple[float, float]
-    """Student's t over seeds (two at least), of the mean; says nothing about differences between arms."""
+    interval: tuple[float, float] | None
+    """Student's t over seeds (two at least), of the mean; says nothing about differences between arms. None where all
+    seeds gave the same value."""
     cost: Cost
     block: dict[str, Any] | None
     """Provenance of its block: source, layers, control, digest; None without."""

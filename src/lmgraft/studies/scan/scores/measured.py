@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from statistics import fmean
 
+from lmgraft.analysis.intervals import NoInterval
 from lmgraft.analysis.student import mean_interval
 
 
@@ -15,7 +16,7 @@ class Measured:
     value: float | None
     """None where it could not be had; see `failed`."""
     interval: tuple[float, float] | None = None
-    """95 %."""
+    """95 %; None where there is none, see `no_interval`, or no value."""
     draws: list[float] = field(default_factory=list)
     """By draw of W1, or by seed of a training."""
     parts: dict[str, float] = field(default_factory=dict)
@@ -23,8 +24,12 @@ class Measured:
     seconds: float = 0.0
     failed: str | None = None
     """Why there is no value."""
+    no_interval: NoInterval | None = None
+    """Why a value has no interval over its draws; None in scans of older versions too."""
 
 
-def over_draws(draws: list[float], **parts: float) -> Measured:
-    """The mean over draws with its t interval."""
-    return Measured(value=fmean(draws), interval=mean_interval(draws), draws=draws, parts=parts)
+def over_draws(draws: list[float], *, rounding: float | None = None, **parts: float) -> Measured:
+    """The mean over draws with its t interval; with `rounding` as in `mean_interval`."""
+    interval = mean_interval(draws, rounding=rounding)
+    missing: NoInterval | None = None if interval else "one value" if len(draws) < 2 else "no spread"
+    return Measured(value=fmean(draws), interval=interval, draws=draws, parts=parts, no_interval=missing)

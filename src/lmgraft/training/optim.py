@@ -99,15 +99,27 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 def _with_layers(model: nn.Module, layer_decay: float) -> Any:
     """What timm's grouping by layers asks: the model itself if it can say, or the host's layers."""
-    if hasattr(model, "group_matcher") or hasattr(model, "pretrained_cfg"):
+    if hasattr(model, "group_matcher"):
         return model
     host = find_host(model)
+    if (host is None or not host.stem) and hasattr(model, "pretrained_cfg"):
+        return _TimmTrunk(model)
     if host is None or not host.stem:
         raise RecipeError(
             f"optim.layer_decay={layer_decay}: the layers of {type(model).__qualname__} are not known",
             "set it to null, or take a host of docs/hosts.md",
         )
     return _HostLayers(model, host)
+
+
+class _TimmTrunk:
+    """A timm model whose trunk timm cuts into groups of parameters by itself: the graft belongs to the head."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.named_parameters = model.named_parameters
+        cfg: Any = model.pretrained_cfg
+        head = cfg.get("classifier") or ()
+        self.pretrained_cfg = {"classifier": (*([head] if isinstance(head, str) else head), "graft.")}
 
 
 class _HostLayers:

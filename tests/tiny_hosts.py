@@ -8,6 +8,7 @@ from typing import Any
 
 import timm
 import torch
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.beit import Beit
 from timm.models.coat import CoaT
 from timm.models.convnext import ConvNeXt
@@ -17,6 +18,7 @@ from timm.models.efficientvim import EfficientViM
 from timm.models.eva import Eva
 from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
 from timm.models.hrnet import HighResolutionNet
+from timm.models.mobilenetv5 import MobileNetV5
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
@@ -166,6 +168,11 @@ def _efficientvim() -> EfficientViM:
     return EfficientViM(num_classes=7, embed_dim=(16, 32, 48), depths=(1, 1, 2), state_dim=(9, 9, 4))
 
 
+def _mobilenetv5() -> MobileNetV5:
+    blocks = decode_arch_def([["er_r1_k3_s2_e2_c8"], ["uir_r1_a3_k3_s2_e2_c16"], ["uir_r1_a0_k3_s2_e2_c24"]])
+    return MobileNetV5(blocks, num_classes=7, stem_size=8, num_features=48, msfa_output_resolution=2)
+
+
 def tower(cls: Callable[..., nn.Module], **options: Any) -> nn.Module:
     size = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
     if cls in (Gemma4VitClassifier, Gemma4VitEncoder):
@@ -240,6 +247,11 @@ ROWS: dict[str, Row] = {
         make=_hrnet,
         reads=MeanOf(),
         **(MAP | BRANCH | {"rest": True, "width": 2048, "layers": 5, "intermediates": False}),
+    ),
+    "mobilenetv5": Row(
+        make=_mobilenetv5,
+        reads=MeanOf(),
+        **(MAP | {"grid": (2, 2), "checkpoints": False, "intermediates": False}),
     ),
     "efficientvim": Row(make=_efficientvim, **(MAP | {"layers": 3, "rest": False, "grid": (2, 2), "size": (128, 128)})),
     "deepseek": Row(make=lambda: tower(DeepseekVitClassifier, num_classes=7), **TOWER),

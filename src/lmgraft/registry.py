@@ -83,6 +83,8 @@ HOSTS = Registry(
         f"{_TIMM}.qwen3_vit.Qwen3VitEncoder": "lmgraft.backbones.timm_llm:describe_encoder",
         f"{_TIMM}.gemma4_vit.Gemma4VitClassifier": "lmgraft.backbones.timm_llm:describe_classifier",
         f"{_TIMM}.gemma4_vit.Gemma4VitEncoder": "lmgraft.backbones.timm_llm:describe_encoder",
+        f"{_TIMM}.mobilenetv5.MobileNetV5": "lmgraft.backbones.timm_branches:describe_mobilenetv5",
+        f"{_TIMM}.mobilenetv5.MobileNetV5Encoder": "lmgraft.backbones.timm_branches:describe_mobilenetv5",
         f"{_TIMM}.cait.Cait": "lmgraft.backbones.timm_maps:describe_late_class_token",
         f"{_TIMM}.xcit.Xcit": "lmgraft.backbones.timm_maps:describe_late_class_token",
         "timm.*": "lmgraft.backbones.timm_maps:describe_any",

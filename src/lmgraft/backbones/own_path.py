@@ -14,3 +14,11 @@ TIMM_PATH = ("forward", "forward_features", "forward_head")
 def is_own(model: Any, cls: type[Any], names: tuple[str, ...]) -> bool:
     """Return whether `names` of `model` are the methods of `cls`, not those of a subclass or of the instance."""
     return all(getattr(type(model), name, None) is getattr(cls, name) and name not in model.__dict__ for name in names)
+
+
+def timm_class(model: Any, *names: str) -> type[Any]:
+    """Return the class of `model`, or its base class, that timm has under one of `names`.
+
+    For classes that timm does not have in all of its versions that lmgraft takes.
+    """
+    return next(c for c in type(model).__mro__ if c.__name__ in names and c.__module__.startswith("timm."))

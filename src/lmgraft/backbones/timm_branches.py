@@ -2,13 +2,13 @@
 
 Their stages lie in lists that are not called (Twins, PiT, CoaT, EfficientViM), or return more than their
 tokens: a size (MViTv2), pixels of patches (TNT), class tokens apart from a map (PiT), a state (EfficientViM),
-one entry for each branch (CrossViT, CoaT, HRNet). Of several branches the graft takes the last: the widest,
-with the fewest tokens.
+one entry for each branch (CrossViT, CoaT, HRNet); or the head joins several of them (HRNet, MobileNetV5). Of
+several branches the graft takes the last: the widest, with the fewest tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from timm.models.tnt import TNT
 from timm.models.twins import Twins
 from torch import Tensor
 
-from lmgraft.backbones.own_path import TIMM_PATH, is_own
-from lmgraft.backbones.timm_maps import averages, rest_of_resnet
+from lmgraft.backbones.own_path import TIMM_PATH, is_own, timm_class
+from lmgraft.backbones.timm_maps import averages, describe_any, rest_of_resnet
 from lmgraft.backbones.timm_vit import norm_and_head, reads_of_global_pool
 from lmgraft.contracts import Entry, Host, MeanOf, Reads, TokenLayout
 
@@ -212,6 +212,31 @@ def reads_of_hrnet(model: Any) -> Reads:
     """Return the mean, where a head joins the branches and its pooling is one."""
     joins = getattr(model, "final_layer", None) is not None and averages(model.global_pool)
     return MeanOf() if joins and is_own(model, HighResolutionNet, TIMM_PATH) else None
+
+
+def describe_mobilenetv5(model: Any) -> Host | None:
+    """Describe MobileNetV5: its tail is the map that joins the last stages, where it has one, pooled right behind."""
+    host = describe_any(model)
+    if host is None or model.msfa is None:
+        return host
+    cls = timm_class(model, "MobileNetV5", "MobileNetV5Encoder")
+    is_classifier = cls.__name__ == "MobileNetV5" and is_own(model, cls, TIMM_PATH)
+    return replace(
+        host,
+        embed_dim=model.msfa.out_channels,
+        layers=(*host.layers, "msfa"),
+        widths=(model.conv_stem.conv.out_channels, *host.widths[1:], model.msfa.out_channels),
+        axes="NCHW",
+        reads=reads_of_mobilenetv5,
+        rest=rest_of_resnet if is_classifier else None,
+    )
+
+
+def reads_of_mobilenetv5(model: Any) -> Reads:
+    """Return the mean, where a pooling that is one comes right behind the joined map."""
+    cls = timm_class(model, "MobileNetV5", "MobileNetV5Encoder")
+    pools = cls.__name__ == "MobileNetV5" and model.msfa is not None and averages(model.global_pool)
+    return MeanOf() if pools and is_own(model, cls, TIMM_PATH) else None
 
 
 def describe_efficientvim(model: Any) -> Host:

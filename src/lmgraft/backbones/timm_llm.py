@@ -11,10 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmgraft.backbones.own_path import TIMM_PATH, is_own
+from lmgraft.backbones.own_path import TIMM_PATH, is_own, timm_class
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout, unseen_keys
 
-# By name: each came to timm in a version of its own.
 _ENCODERS = ("DeepseekVitEncoder", "Qwen3VitEncoder", "Gemma4VitEncoder")
 _CLASSIFIERS = ("DeepseekVitClassifier", "Qwen3VitClassifier", "Gemma4VitClassifier")
 
@@ -45,8 +44,7 @@ def _host(model: Any, encoder: Any, prefix: str) -> Host:
 
 def _is_own(model: Any) -> bool:
     """Return whether the methods of a model, and of the encoder in it, are those that timm wrote for them."""
-    names = (*_ENCODERS, *_CLASSIFIERS)
-    cls = next(c for c in type(model).__mro__ if c.__name__ in names and c.__module__.startswith("timm."))
+    cls = timm_class(model, *_ENCODERS, *_CLASSIFIERS)
     inner = not hasattr(model, "encoder") or _is_own(model.encoder)
     return inner and is_own(model, cls, TIMM_PATH)
 

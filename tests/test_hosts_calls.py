@@ -424,7 +424,7 @@ class TestBranches:
         model = make_host("hrnet")
         model.prune_intermediate_layers([2], prune_head=True)
         host = find_host(model)
-        assert (host.layers[-1], host.embed_dim, host.rest, host.reads(model)) == ("stage4", 160, None, None)
+        assert (host.layers[-1], host.embed_dim, host.rest, host.reads(model)) == ("stage4", 20, None, None)
 
 
 class TestTowers:

@@ -125,10 +125,10 @@ def test_timm_s_hosts_keep_timm_s_groups(name: str) -> None:
         assert [g.get("lr_scale") for g in found] == [g.get("lr_scale") for g in groups]
 
 
-@pytest.mark.parametrize("name", ["pit", "poolformer"])
-def test_models_that_timm_has_no_layers_of(name: str) -> None:
-    """PiT's stages are known; of others timm cuts the trunk into pieces, to which the graft does not belong."""
-    plain: Any = make_host("pit") if name == "pit" else MetaFormer(depths=(1, 1), dims=(8, 16), num_classes=7)
+@pytest.mark.parametrize("name", ["pit", "poolformer", "qwen3", "deepseek", "gemma4"])
+def test_the_graft_is_no_layer_of_timm_s(name: str) -> None:
+    """PiT's stages are known. Of PoolFormer timm cuts the trunk into pieces, and of towers it names the head alone."""
+    plain: Any = MetaFormer(depths=(1, 1), dims=(8, 16), num_classes=7) if name == "poolformer" else make_host(name)
     plain.pretrained_cfg = {"classifier": "head"}
     before = settings_of(plain, layer_decay=0.5)
     after = settings_of(lmgraft.graft(plain, random_block()), layer_decay=0.5)

@@ -70,7 +70,7 @@ class Row:
     checkpoints: bool = True
     """timm's own gradient checkpointing is supported."""
     groups: bool = True
-    """timm's model says how its parameters are grouped by layers."""
+    """By timm's own groups a graft belongs to the head."""
     intermediates: bool = True
     """forward_intermediates gives what is behind the tail."""
 
@@ -126,7 +126,7 @@ def _torchvision() -> VisionTransformer:
 def _mvitv2(**options: Any) -> MultiScaleVit:
     strides = {"stride_q": ((1, 1), (2, 2), (2, 2)), "stride_kv_adaptive": (2, 2)}
     config = MultiScaleVitCfg(depths=(1, 1, 2), embed_dim=(16, 32, 48), num_heads=(1, 2, 3), **strides, **options)
-    return MultiScaleVit(config, img_size=(32, 64), num_classes=7)
+    return MultiScaleVit(config, img_size=32, num_classes=7)
 
 
 def _twins(**options: Any) -> Twins:
@@ -135,7 +135,7 @@ def _twins(**options: Any) -> Twins:
 
 
 def _pit(**options: Any) -> PoolingVisionTransformer:
-    stages = {"base_dims": (8, 16, 16), "heads": (2, 2, 3), "depth": (1, 1, 2)}
+    stages = {"base_dims": (8, 8, 16), "heads": (1, 3, 3), "depth": (1, 1, 2)}
     return PoolingVisionTransformer(img_size=(40, 64), num_classes=7, **stages, **options)
 
 
@@ -150,7 +150,7 @@ def _crossvit(**options: Any) -> CrossVit:
 
 
 def _coat(**options: Any) -> CoaT:
-    widths = {"embed_dims": (24, 48, 48, 48), "num_heads": 3, "mlp_ratios": (2, 2, 2, 2)}
+    widths = {"embed_dims": (24, 48, 48, 48), "num_heads": 8, "mlp_ratios": (2, 2, 2, 2)}
     return CoaT(img_size=(64, 96), patch_size=4, serial_depths=(1, 1, 1, 2), num_classes=7, **widths, **options)
 
 
@@ -184,7 +184,7 @@ def tower(cls: Callable[..., nn.Module], **options: Any) -> nn.Module:
 
 ENCODERS = {"deepseek": DeepseekVitEncoder, "qwen3": Qwen3VitEncoder, "gemma4": Gemma4VitEncoder}
 
-TOWER = {"prefix": 0, "grid": (4, 6), "size": (32, 48)}
+TOWER = {"prefix": 0, "groups": False, "grid": (4, 6), "size": (32, 48)}
 NO_TIMM = {"timm": False, "rest": False}
 MAP = {"axes": "NCHW", "prefix": 0, "layers": 4, "grid": (2, 3), "size": (64, 96)}
 BRANCH = {"part": -1, "rest": False, "checkpoints": False}
@@ -218,10 +218,8 @@ ROWS: dict[str, Row] = {
     "convnext_mlp": Row(make=lambda: _convnext(head_hidden_size=20), reads=MeanOf(), **MAP),
     "convnext_norm_first": Row(make=lambda: _convnext(head_norm_first=True), **MAP),
     "efficientnet": Row(make=_efficientnet, **(MAP | {"width": 64, "layers": 5})),
-    "mvitv2": Row(make=_mvitv2, prefix=0, grid=(2, 4), size=(32, 64)),
-    "mvitv2_token": Row(
-        make=lambda: _mvitv2(use_cls_token=True, use_abs_pos=True), reads=0, grid=(2, 4), size=(32, 64)
-    ),
+    "mvitv2": Row(make=_mvitv2, prefix=0, grid=(2, 2)),
+    "mvitv2_token": Row(make=lambda: _mvitv2(use_cls_token=True, use_abs_pos=True), reads=0, grid=(2, 2)),
     "twins": Row(make=_twins, prefix=0, grid=(2, 4), size=(32, 64), checkpoints=False),
     "pit": Row(make=_pit, reads=0, grid=(1, 2), size=(40, 64), prefix_apart=True, checkpoints=False, groups=False),
     "pit_distilled": Row(

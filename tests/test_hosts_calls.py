@@ -410,11 +410,12 @@ class TestBranches:
 
     def test_heads_that_change(self) -> None:
         """A class token is read of each scale, until a mean behind a norm is asked for; unless maps are wanted."""
-        for name in ("coat", "coat_lite", "crossvit"):
+        for name in ("coat", "coat_lite", "crossvit", "tnt"):
             model = grafted(name)
             assert model.graft.host.reads(model) == 0
             model.reset_classifier(7, "avg")
             assert model.graft.host.reads(model) is None
+            call(model, name)
         coat = grafted("coat_lite")
         coat.return_interm_layers, coat.out_features = True, ["x4_nocls"]
         assert coat.graft.host.reads(coat) is None

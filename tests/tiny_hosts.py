@@ -22,7 +22,7 @@ from timm.models.mobilenetv5 import MobileNetV5
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from timm.models.pit import PoolingVisionTransformer
 from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from timm.models.tnt import TNT
@@ -154,6 +154,17 @@ def _coat(**options: Any) -> CoaT:
     return CoaT(img_size=(64, 96), patch_size=4, serial_depths=(1, 1, 1, 2), num_classes=7, **widths, **options)
 
 
+class SmallHead(HighResolutionNet):
+    """HRNet whose head is as wide as the other hosts, and not 2048."""
+
+    def _make_head(self, pre_stage_channels: list[int], **options: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+        self.num_features, self.head_channels = 48, [4] * 4
+        wider = [self._make_layer(Bottleneck, channels, 4, 1) for channels in pre_stage_channels]
+        down = [nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)) for _ in range(3)]
+        final = nn.Sequential(nn.Conv2d(16, 48, 1), nn.BatchNorm2d(48), nn.ReLU(inplace=True))
+        return nn.ModuleList(wider), nn.ModuleList(down), final
+
+
 def _hrnet(**options: Any) -> HighResolutionNet:
     def stage(kind: str, *channels: int) -> dict[str, Any]:
         shape = {"num_modules": 1, "num_branches": len(channels), "num_blocks": (1,) * len(channels)}
@@ -161,7 +172,7 @@ def _hrnet(**options: Any) -> HighResolutionNet:
 
     stages = [stage("BOTTLENECK", 8), *(stage("BASIC", *(8, 12, 16, 20)[:n]) for n in (2, 3, 4))]
     config = {f"stage{i + 1}": found for i, found in enumerate(stages)}
-    return HighResolutionNet({"stem_width": 8} | config, num_classes=7, **options)
+    return SmallHead({"stem_width": 8} | config, num_classes=7, **options)
 
 
 def _efficientvim() -> EfficientViM:
@@ -233,18 +244,13 @@ ROWS: dict[str, Row] = {
         groups=False,
     ),
     "tnt": Row(make=_tnt, reads=0, part=1, grid=(4, 6), size=(32, 48)),
-    "tnt_avg": Row(make=lambda: _tnt(global_pool="avg", legacy=True), part=1, grid=(4, 6), size=(32, 48)),
     "crossvit": Row(make=_crossvit, reads=0, **BRANCH, grid=(4, 6), size=(32, 48), layers=2),
-    "crossvit_avg": Row(make=lambda: _crossvit(global_pool="avg"), **BRANCH, grid=(4, 6), size=(32, 48), layers=2),
     "coat": Row(make=lambda: _coat(parallel_depth=2), reads=0, **BRANCH, grid=(2, 3), size=(64, 96), layers=6),
     "coat_lite": Row(make=_coat, reads=0, **(BRANCH | {"rest": True}), grid=(2, 3), size=(64, 96), layers=4),
-    "coat_lite_avg": Row(
-        make=lambda: _coat(global_pool="avg"), **(BRANCH | {"rest": True}), grid=(2, 3), size=(64, 96), layers=4
-    ),
     "hrnet": Row(
         make=_hrnet,
         reads=MeanOf(),
-        **(MAP | BRANCH | {"rest": True, "width": 2048, "layers": 5, "intermediates": False}),
+        **(MAP | BRANCH | {"rest": True, "layers": 5, "intermediates": False}),
     ),
     "mobilenetv5": Row(
         make=_mobilenetv5,

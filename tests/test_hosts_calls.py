@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +18,13 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 import lmgraft
-from lmgraft.contracts import GraftPoint, Host, MeanOf, from_tokens, map_axes, to_tokens, unseen_keys
+from lmgraft.contracts import Entry, GraftPoint, Host, MeanOf, from_tokens, map_axes, to_tokens, unseen_keys
 from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
 from lmgraft.registry import HOSTS
 from test_hosts import call, flat, grafted, mapped, replaced, unflat
 from tiny import calls_of, random_block, randomise_, relative_error
-from tiny_hosts import ROWS, hf, make_host, pictures
+from tiny_hosts import ENCODERS, ROWS, hf, make_host, pictures, tower
 
 
 class TestPoints:
@@ -338,15 +340,130 @@ class TestAnyTimmModel:
             lmgraft.graft(model, random_block(), at="head")
 
     def test_tokens_and_something_else(self) -> None:
-        """PiT's last stage gives a map and class tokens: those would pass the graft by, and they alone are read."""
-        model = timm.create_model(
-            "pit_ti_224", img_size=64, base_dims=(8, 8, 8), heads=(1, 1, 1), depth=(1, 1, 1), num_classes=7
-        )
-        lmgraft.graft(model, random_block())
+        """What a stage of an unknown model gives beside its map would pass the graft by."""
+        model = timm.create_model("test_byobnet", num_classes=7)
+        model.stages[-1].register_forward_hook(lambda *call: (call[-1], call[-1]))
+        lmgraft.graft(model, random_block(), at="stages.3")
         with pytest.raises(HostError, match="gives more than tokens"):
             model(torch.zeros(1, 3, 64, 64))
+
+    @pytest.mark.parametrize(
+        ("name", "options"), [("cait_xxs24_224", {"depth": 1}), ("xcit_nano_12_p16_224", {"depth": 1})]
+    )
+    def test_class_tokens_that_come_later(self, name: str, options: dict[str, Any]) -> None:
+        with torch.device("meta"):
+            model = timm.create_model(name, **options)
+        assert model.num_prefix_tokens == 1
+        host = find_host(model)
+        outputs = calls_of(model.get_submodule(host.layers[-1]))
+        model(torch.zeros(1, 3, 224, 224, device="meta"))
+        assert host.layout.num_prefix_tokens == 0
+        assert outputs[0][1].shape[1] == 14 * 14
 
     def test_models_of_features_only(self) -> None:
         model = timm.create_model("test_resnet", features_only=True)
         with pytest.raises(HostError, match="is no backbone whose tokens lmgraft knows"):
             lmgraft.graft(model, random_block())
+
+
+class TestBranches:
+    def test_another_branch_by_name(self, tmp_path: Path) -> None:
+        model = make_host("crossvit").double()
+        x = pictures("crossvit", dtype=torch.float64)
+        outputs = calls_of(model.blocks[-1])
+        model(x)
+        small, large = outputs[0][1]
+        lmgraft.graft(model, random_block(), at="blocks.1", host_spec={"embed_dim": 24, "part": 0})
+        after = calls_of(model.blocks[-1])
+        found = model(x)
+        assert relative_error(after[0][1][0], mapped(model.graft, small)) <= 1e-10
+        assert torch.equal(after[0][1][1], large)
+        lmgraft.save_pretrained(model, tmp_path)
+        again = lmgraft.load_pretrained(tmp_path, model=make_host("crossvit").double(), llm=random_block())
+        assert torch.equal(again(x), found)
+
+    @pytest.mark.parametrize("spec", [{"part": 2}, {}])
+    def test_no_such_branch(self, spec: dict[str, Any]) -> None:
+        model = make_host("crossvit")
+        lmgraft.graft(model, random_block(), at="blocks.1", host_spec={"embed_dim": 24} | spec)
+        with pytest.raises(HostError, match="gave list"):
+            model(pictures("crossvit"))
+
+    def test_a_branch_that_is_no_index(self) -> None:
+        with pytest.raises(HostError, match="part='small' is no index"):
+            lmgraft.graft(make_host("crossvit"), random_block(), at="blocks.1", host_spec={"part": "small"})
+
+    @pytest.mark.parametrize(
+        ("output", "index", "tokens", "changed"),
+        [
+            ("a", None, "a", "new"),
+            (("a", "b"), None, "a", ("new", "b")),
+            (["a", "b"], None, ["a", "b"], ["new", "b"]),
+            (("a", "b"), -1, "b", ("a", "new")),
+            (["a", "b"], 1, "b", ["a", "new"]),
+        ],
+    )
+    def test_entries(self, output: Any, index: int | None, tokens: Any, changed: Any) -> None:
+        entry = Entry(index)
+        assert entry.take(output) == tokens
+        assert entry.put(output, "new") == changed
+
+    def test_heads_that_change(self) -> None:
+        """A class token is read of each scale, until a mean behind a norm is asked for; unless maps are wanted."""
+        for name in ("coat", "coat_lite", "crossvit", "tnt"):
+            model = grafted(name)
+            assert model.graft.host.reads(model) == 0
+            model.reset_classifier(7, "avg")
+            assert model.graft.host.reads(model) is None
+            call(model, name)
+        coat = grafted("coat_lite")
+        coat.return_interm_layers, coat.out_features = True, ["x4_nocls"]
+        assert coat.graft.host.reads(coat) is None
+        assert coat(pictures("coat_lite"))["x4_nocls"].shape == (2, 48, 2, 3)
+
+    def test_hrnet_without_its_head(self) -> None:
+        model = make_host("hrnet")
+        model.prune_intermediate_layers([2], prune_head=True)
+        host = find_host(model)
+        assert (host.layers[-1], host.embed_dim, host.rest, host.reads(model)) == ("stage4", 20, None, None)
+
+
+class TestTowers:
+    """Vision towers of multimodal LLMs: encoders, classifiers around them, and patches of which some are padding."""
+
+    @pytest.mark.parametrize("kind", ["deepseek", "qwen3", "gemma4"])
+    @pytest.mark.parametrize("pool", ["avg", ""])
+    def test_encoders(self, kind: str, pool: str) -> None:
+        options = {} if kind == "gemma4" else {"out_features": 40}
+        encoder = randomise_(tower(ENCODERS[kind], global_pool=pool, **options), seed=5).eval()
+        x = pictures(kind)
+        lmgraft.graft(encoder, random_block())
+        means = pool == "avg" and kind != "deepseek"
+        assert encoder.graft.host.reads(encoder) == (MeanOf() if means else None)
+        dense = copy.deepcopy(encoder)
+        dense.graft.config = replace(dense.graft.config, form="dense")
+        assert relative_error(encoder(x), dense(x)) <= 1e-5
+        encoder.forward = type(encoder).forward.__get__(encoder)
+        assert encoder.graft.host.reads(encoder) is None
+
+    @pytest.mark.parametrize("kind", ["deepseek", "qwen3", "gemma4"])
+    def test_an_encoder_of_ones_own(self, kind: str) -> None:
+        model = grafted(kind)
+        model.encoder.forward_features = type(model.encoder).forward_features.__get__(model.encoder)
+        assert model.graft.host.reads(model) is None
+        assert find_host(model).rest is None
+
+    @pytest.mark.parametrize("checkpointing", [False, True])
+    def test_padded_patches(self, checkpointing: bool) -> None:
+        model = grafted("gemma4").double().train()
+        model.encoder.set_grad_checkpointing(checkpointing)
+        generator = torch.Generator().manual_seed(1)
+        patches = torch.rand(2, 6, 192, generator=generator, dtype=torch.float64)
+        places = torch.cartesian_prod(torch.arange(2), torch.arange(3)).repeat(2, 1, 1)
+        places[1, 4:] = -1
+        whole = model({"patches": patches, "patch_coord": places})
+        few = model({"patches": patches[1:, :4], "patch_coord": places[1:, :4]})
+        assert relative_error(whole[1:], few) <= 1e-10
+        assert relative_error(model(patches[1:, :4], places[1:, :4]), few) <= 1e-10
+        (gradient,) = torch.autograd.grad(whole.sum(), model.graft.mapper_in.weight)
+        assert gradient.any()

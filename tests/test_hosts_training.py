@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from timm.models.metaformer import MetaFormer
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
@@ -20,7 +21,7 @@ from tiny import random_block
 from tiny_hosts import ROWS, make_host, pictures, tensors_of
 
 OTHERS = [name for name, row in ROWS.items() if not row.timm]
-TIMM = [name for name, row in ROWS.items() if row.timm]
+TIMM = [name for name, row in ROWS.items() if row.timm and row.groups]
 CLASSIFIERS = [name for name in ROWS if not name.startswith("hf_") or name.endswith("_classifier")]
 STEM = re.compile(r"(^|\.)(embeddings\.|pre_layrnorm\.|conv_proj\.|class_token$|pos_embedding$)")
 LAYER = re.compile(r"(?:^|\.)(?:layers?\.|encoder_layer_)(\d+)\.")
@@ -122,6 +123,21 @@ def test_timm_s_hosts_keep_timm_s_groups(name: str) -> None:
         assert [[id(p) for p in g["params"]] for g in found] == [[id(p) for p in g["params"]] for g in groups]
         assert [g["weight_decay"] for g in found] == [g["weight_decay"] for g in groups]
         assert [g.get("lr_scale") for g in found] == [g.get("lr_scale") for g in groups]
+
+
+@pytest.mark.parametrize("name", ["pit", "poolformer", "qwen3", "deepseek", "gemma4"])
+def test_the_graft_is_no_layer_of_timm_s(name: str) -> None:
+    """PiT's stages are known. Of PoolFormer timm cuts the trunk into pieces, and of towers it names the head alone."""
+    plain: Any = MetaFormer(depths=(1, 1), dims=(8, 16), num_classes=7) if name == "poolformer" else make_host(name)
+    plain.pretrained_cfg = {"classifier": "head"}
+    before = settings_of(plain, layer_decay=0.5)
+    after = settings_of(lmgraft.graft(plain, random_block()), layer_decay=0.5)
+    assert {n: value for n, value in after.items() if not n.startswith("graft.")} == before
+    assert after["graft.mapper_in.weight"] == after["graft.mapper_out.weight"] == (1.0, 0.05)
+    if name == "pit":
+        assert before["pos_embed"] == before["cls_token"] == (0.5**4, 0.0)
+        rates = [before[f"transformers.{i}.blocks.0.mlp.fc1.weight"][0] for i in range(3)]
+        assert (*rates, before["norm.weight"][0], before["head.weight"][0]) == (0.125, 0.25, 0.5, 1.0, 1.0)
 
 
 class _Unknown(nn.Module):

@@ -8,12 +8,25 @@ from typing import Any
 
 import timm
 import torch
+from timm.models._efficientnet_builder import decode_arch_def
 from timm.models.beit import Beit
+from timm.models.coat import CoaT
 from timm.models.convnext import ConvNeXt
+from timm.models.crossvit import CrossVit
+from timm.models.deepseek_vit import DeepseekVitClassifier, DeepseekVitEncoder
+from timm.models.efficientvim import EfficientViM
 from timm.models.eva import Eva
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
+from timm.models.hrnet import HighResolutionNet
+from timm.models.mobilenetv5 import MobileNetV5
+from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
+from timm.models.pit import PoolingVisionTransformer
+from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
+from timm.models.tnt import TNT
+from timm.models.twins import Twins
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
@@ -49,6 +62,17 @@ class Row:
     layers: int = 3
     rest: bool = True
     timm: bool = True
+    part: int = 0
+    """Which entry of a tuple or list the tokens are."""
+    prefix_apart: bool = False
+    """Layers return a map and the prefix tokens."""
+    knows_grid: bool = True
+    checkpoints: bool = True
+    """timm's own gradient checkpointing is supported."""
+    groups: bool = True
+    """By timm's own groups a graft belongs to the head."""
+    intermediates: bool = True
+    """forward_intermediates gives what is behind the tail."""
 
     @property
     def tokens(self) -> int:
@@ -99,8 +123,82 @@ def _torchvision() -> VisionTransformer:
     )
 
 
+def _mvitv2(**options: Any) -> MultiScaleVit:
+    strides = {"stride_q": ((1, 1), (2, 2), (2, 2)), "stride_kv_adaptive": (2, 2)}
+    config = MultiScaleVitCfg(depths=(1, 1, 2), embed_dim=(16, 32, 48), num_heads=(1, 2, 3), **strides, **options)
+    return MultiScaleVit(config, img_size=32, num_classes=7)
+
+
+def _twins(**options: Any) -> Twins:
+    shape = {"embed_dims": (16, 32, 48), "num_heads": (1, 2, 3), "mlp_ratios": (2, 2, 2), "sr_ratios": (2, 2, 1)}
+    return Twins(img_size=(32, 64), depths=(1, 2, 2), num_classes=7, **shape, **options)
+
+
+def _pit(**options: Any) -> PoolingVisionTransformer:
+    stages = {"base_dims": (8, 8, 16), "heads": (1, 3, 3), "depth": (1, 1, 2)}
+    return PoolingVisionTransformer(img_size=(40, 64), num_classes=7, **stages, **options)
+
+
+def _tnt(**options: Any) -> TNT:
+    shape = {"embed_dim": 48, "inner_dim": 8, "depth": 3, "num_heads_inner": 2, "num_heads_outer": 3}
+    return TNT(img_size=(32, 48), patch_size=8, num_classes=7, **shape, **options)
+
+
+def _crossvit(**options: Any) -> CrossVit:
+    shape = {"patch_size": (4, 8), "embed_dim": (24, 48), "num_heads": (2, 3), "depth": ((1, 2, 0), (1, 1, 0))}
+    return CrossVit(img_size=(32, 48), num_classes=7, **shape, **options)
+
+
+def _coat(**options: Any) -> CoaT:
+    widths = {"embed_dims": (24, 48, 48, 48), "num_heads": 8, "mlp_ratios": (2, 2, 2, 2)}
+    return CoaT(img_size=(64, 96), patch_size=4, serial_depths=(1, 1, 1, 2), num_classes=7, **widths, **options)
+
+
+class SmallHead(HighResolutionNet):
+    """HRNet whose head is as wide as the other hosts, and not 2048."""
+
+    def _make_head(self, pre_stage_channels: list[int], **options: Any) -> tuple[nn.Module, nn.Module, nn.Module]:
+        self.num_features, self.head_channels = 48, [4] * 4
+        wider = [self._make_layer(Bottleneck, channels, 4, 1) for channels in pre_stage_channels]
+        down = [nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(inplace=True)) for _ in range(3)]
+        final = nn.Sequential(nn.Conv2d(16, 48, 1), nn.BatchNorm2d(48), nn.ReLU(inplace=True))
+        return nn.ModuleList(wider), nn.ModuleList(down), final
+
+
+def _hrnet(**options: Any) -> HighResolutionNet:
+    def stage(kind: str, *channels: int) -> dict[str, Any]:
+        shape = {"num_modules": 1, "num_branches": len(channels), "num_blocks": (1,) * len(channels)}
+        return shape | {"block_type": kind, "num_channels": channels, "fuse_method": "SUM"}
+
+    stages = [stage("BOTTLENECK", 8), *(stage("BASIC", *(8, 12, 16, 20)[:n]) for n in (2, 3, 4))]
+    config = {f"stage{i + 1}": found for i, found in enumerate(stages)}
+    return SmallHead({"stem_width": 8} | config, num_classes=7, **options)
+
+
+def _efficientvim() -> EfficientViM:
+    return EfficientViM(num_classes=7, embed_dim=(16, 32, 48), depths=(1, 1, 2), state_dim=(9, 9, 4))
+
+
+def _mobilenetv5() -> MobileNetV5:
+    blocks = decode_arch_def([["er_r1_k3_s2_e2_c8"], ["uir_r1_a3_k3_s2_e2_c16"], ["uir_r1_a0_k3_s2_e2_c24"]])
+    return MobileNetV5(blocks, num_classes=7, stem_size=8, num_features=48, msfa_output_resolution=2)
+
+
+def tower(cls: Callable[..., nn.Module], **options: Any) -> nn.Module:
+    size = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    if cls in (Gemma4VitClassifier, Gemma4VitEncoder):
+        size |= {"head_dim": 16, "intermediate_size": 96, "position_embedding_size": 16}
+    else:
+        size |= {"mlp_ratio": 2.0}
+    return cls(**size, **options)
+
+
+ENCODERS = {"deepseek": DeepseekVitEncoder, "qwen3": Qwen3VitEncoder, "gemma4": Gemma4VitEncoder}
+
+TOWER = {"prefix": 0, "groups": False, "grid": (4, 6), "size": (32, 48)}
 NO_TIMM = {"timm": False, "rest": False}
 MAP = {"axes": "NCHW", "prefix": 0, "layers": 4, "grid": (2, 3), "size": (64, 96)}
+BRANCH = {"part": -1, "rest": False, "checkpoints": False}
 NHWC = {"axes": "NHWC", "prefix": 0, "layers": 2, "width": 32, "grid": (4, 6), "size": (32, 48)}
 ROWS: dict[str, Row] = {
     "vit": Row(make=make_vit, reads=0),
@@ -131,6 +229,44 @@ ROWS: dict[str, Row] = {
     "convnext_mlp": Row(make=lambda: _convnext(head_hidden_size=20), reads=MeanOf(), **MAP),
     "convnext_norm_first": Row(make=lambda: _convnext(head_norm_first=True), **MAP),
     "efficientnet": Row(make=_efficientnet, **(MAP | {"width": 64, "layers": 5})),
+    "mvitv2": Row(make=_mvitv2, prefix=0, grid=(2, 2)),
+    "mvitv2_token": Row(make=lambda: _mvitv2(use_cls_token=True, use_abs_pos=True), reads=0, grid=(2, 2)),
+    "twins": Row(make=_twins, prefix=0, grid=(2, 4), size=(32, 64), checkpoints=False),
+    "pit": Row(make=_pit, reads=0, grid=(1, 2), size=(40, 64), prefix_apart=True, checkpoints=False, groups=False),
+    "pit_distilled": Row(
+        make=lambda: _pit(distilled=True),
+        reads=(0, 1),
+        prefix=2,
+        grid=(1, 2),
+        size=(40, 64),
+        prefix_apart=True,
+        checkpoints=False,
+        groups=False,
+    ),
+    "tnt": Row(make=_tnt, reads=0, part=1, grid=(4, 6), size=(32, 48)),
+    "crossvit": Row(make=_crossvit, reads=0, **BRANCH, grid=(4, 6), size=(32, 48), layers=2),
+    "coat": Row(make=lambda: _coat(parallel_depth=2), reads=0, **BRANCH, grid=(2, 3), size=(64, 96), layers=6),
+    "coat_lite": Row(make=_coat, reads=0, **(BRANCH | {"rest": True}), grid=(2, 3), size=(64, 96), layers=4),
+    "hrnet": Row(
+        make=_hrnet,
+        reads=MeanOf(),
+        **(MAP | BRANCH | {"rest": True, "layers": 5, "intermediates": False}),
+    ),
+    "mobilenetv5": Row(
+        make=_mobilenetv5,
+        reads=MeanOf(),
+        **(MAP | {"grid": (2, 2), "checkpoints": False, "intermediates": False}),
+    ),
+    "efficientvim": Row(make=_efficientvim, **(MAP | {"layers": 3, "rest": False, "grid": (2, 2), "size": (128, 128)})),
+    "deepseek": Row(make=lambda: tower(DeepseekVitClassifier, num_classes=7), **TOWER),
+    "qwen3": Row(make=lambda: tower(Qwen3VitClassifier, num_classes=7), reads=MeanOf(), **TOWER),
+    "qwen3_merge": Row(
+        make=lambda: tower(Qwen3VitClassifier, num_classes=7, encoder_pool="merge", out_features=40),
+        **(TOWER | {"rest": False}),
+    ),
+    "gemma4": Row(
+        make=lambda: tower(Gemma4VitClassifier, num_classes=7), reads=MeanOf(), **(TOWER | {"knows_grid": False})
+    ),
     "torchvision": Row(make=_torchvision, reads=0, timm=False),
     "hf_vit": Row(make=lambda: hf("ViTModel", False), **NO_TIMM),
     "hf_vit_classifier": Row(make=lambda: hf("ViTForImageClassification"), reads=0, timm=False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,8 +55,8 @@ def patch_tokens(model: nn.Module, images: Tensor, stage: Stage) -> tuple[Tensor
     module, side = _stage_module(model, stage, host.layers[-1])
     caught: list[Tensor] = []
 
-    def catch(_: nn.Module, args: tuple[Tensor, ...], output: Tensor | None = None) -> None:
-        tokens = args[0] if output is None else output
+    def catch(_: nn.Module, args: tuple[Tensor, ...], output: Any = None) -> None:
+        tokens = args[0] if output is None else host.output.take(output)
         caught.append(tokens.detach())
 
     handle = module.register_forward_pre_hook(catch) if side == "in" else module.register_forward_hook(catch)

@@ -1,4 +1,4 @@
-"""Whether a model still goes the way from tokens to output that its adapter has read in the library's code.
+"""Check that a model still goes the way from tokens to output that its adapter has read in the library's code.
 
 An adapter says what a head reads because it knows the methods between the last encoder layer and
 the output. A subclass or an instance that overrides one of them may read anything.
@@ -12,5 +12,13 @@ TIMM_PATH = ("forward", "forward_features", "forward_head")
 
 
 def is_own(model: Any, cls: type[Any], names: tuple[str, ...]) -> bool:
-    """Whether `names` of `model` are `cls`'s own methods, not a subclass's or an instance's."""
-    return all(getattr(type(model), n, None) is getattr(cls, n) and n not in model.__dict__ for n in names)
+    """Return whether `names` of `model` are the methods of `cls`, not those of a subclass or of the instance."""
+    return all(getattr(type(model), name, None) is getattr(cls, name) and name not in model.__dict__ for name in names)
+
+
+def timm_class(model: Any, *names: str) -> type[Any]:
+    """Return the class of `model`, or its base class, that timm has under one of `names`.
+
+    For classes that timm does not have in all of its versions that lmgraft takes.
+    """
+    return next(c for c in type(model).__mro__ if c.__name__ in names and c.__module__.startswith("timm."))

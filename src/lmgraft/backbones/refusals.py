@@ -1,4 +1,4 @@
-"""What the libraries raise where a model cannot be had, as one error in words for every factory."""
+"""Turn what the libraries raise where they cannot build a model into one error for every factory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from lmgraft.checkpoint.hub_http import network_errors
 from lmgraft.errors import HostError, LmgraftError
 
-_OF_WEIGHTS: tuple[type[Exception], ...] = (RuntimeError, SafetensorError, UnpicklingError)
+_WEIGHT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, SafetensorError, UnpicklingError)
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def in_words(what: str, remedy: str, pretrained: bool) -> Iterator[None]:
     """Turn a library's refusal to build a model into `what` and its cause, in one line.
 
     Args:
-        what: What was not to be had.
+        what: What could not be built.
         remedy: What to do about it.
         pretrained: Whether weights are fetched and read. RuntimeErrors then say that there are none, or
             that they do not fit; without weights they are left alone.
@@ -31,11 +31,11 @@ def in_words(what: str, remedy: str, pretrained: bool) -> Iterator[None]:
         yield
     except LmgraftError:
         raise
-    except _kinds(pretrained) as error:
+    except _error_types(pretrained) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise HostError(f"{what}: {lines[0] if lines else type(error).__name__}", remedy) from error
 
 
-def _kinds(pretrained: bool) -> tuple[type[Exception], ...]:
-    kinds: tuple[type[Exception], ...] = (ValueError, *network_errors())
-    return kinds + _OF_WEIGHTS if pretrained else kinds
+def _error_types(pretrained: bool) -> tuple[type[Exception], ...]:
+    types: tuple[type[Exception], ...] = (ValueError, *network_errors())
+    return types + _WEIGHT_ERRORS if pretrained else types

@@ -1,4 +1,4 @@
-"""timm's Swin, ResNet, ConvNeXt and EfficientNet, and any other timm model with stages, described as hosts.
+"""This module describes timm's Swin, ResNet, ConvNeXt, EfficientNet, and any other timm model with stages, as hosts.
 
 Their layers are stages, whose widths differ. The places of a feature map are the tokens, row by row.
 """
@@ -6,6 +6,7 @@ Their layers are stages, whose widths differ. The places of a feature map are th
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from timm.layers import SelectAdaptivePool2d
@@ -27,7 +28,7 @@ Rest = Callable[[Any, Tensor], Any]
 
 
 def describe_swin(model: SwinTransformer | SwinTransformerV2) -> Host:
-    """Swin, both versions: maps (B, H, W, V), a norm before the pooling."""
+    """Describe Swin, both versions: its maps are (B, H, W, V), and a norm comes before the pooling."""
     cls = SwinTransformerV2 if isinstance(model, SwinTransformerV2) else SwinTransformer
     stages = [f"layers.{i}" for i in range(len(model.layers))]
     widths = [info["num_chs"] for info in model.feature_info]
@@ -43,7 +44,7 @@ def describe_swin(model: SwinTransformer | SwinTransformerV2) -> Host:
 
 
 def describe_resnet(model: ResNet) -> Host:
-    """ResNet and its kin: maps (B, V, H, W), pooled right behind the last stage."""
+    """Describe ResNet and its kin: maps (B, V, H, W) are pooled right behind the last stage."""
     infos = model.feature_info[-4:]
     widths = [model.feature_info[0]["num_chs"], *(info["num_chs"] for info in infos)]
     stages = [f"layer{i}" for i in range(1, 5)]
@@ -51,7 +52,7 @@ def describe_resnet(model: ResNet) -> Host:
 
 
 def describe_convnext(model: ConvNeXt) -> Host:
-    """ConvNeXt: maps (B, V, H, W); pooled, then normed, unless `head_norm_first`."""
+    """Describe ConvNeXt: maps (B, V, H, W) are pooled, then normed, unless `head_norm_first`."""
     widths = [info["num_chs"] for info in model.feature_info]
     return _stages(
         model,
@@ -65,16 +66,17 @@ def describe_convnext(model: ConvNeXt) -> Host:
 
 
 def describe_efficientnet(model: EfficientNet) -> Host:
-    """EfficientNet: maps (B, V, H, W); behind the last stage come a 1 x 1 convolution, norm and activation."""
+    """Describe EfficientNet: behind its last map (B, V, H, W) come a 1 x 1 convolution, norm and activation."""
     widths = [model.conv_stem.out_channels, *(info["num_chs"] for info in model.feature_info)]
     stages = [info["module"] for info in model.feature_info]
     return _stages(model, EfficientNet, stages, widths, rest=rest_of_efficientnet)
 
 
 def describe_any(model: Any) -> Host | None:
-    """Any timm model that says in `feature_info` where its stages end: every token may be read.
+    """Describe any timm model that says in `feature_info` where its stages end: every token may be read.
 
-    Tokens or maps, as they come. What lies before the first stage has no known width: no "head".
+    Stages give tokens or maps, as they come. The width before the first stage is not known, so there is no "head".
+    None if the model does not say it.
     """
     infos = getattr(model, "feature_info", None)
     if not isinstance(infos, list) or not hasattr(model, "forward_features"):
@@ -87,6 +89,12 @@ def describe_any(model: Any) -> Host | None:
     return _stages(
         model, type(model), [info["module"] for info in known], [None, *(i["num_chs"] for i in known)], axes=axes
     )
+
+
+def describe_late_class_token(model: Any) -> Host | None:
+    """Describe CaiT and XCiT: stages hold patches alone, and the class token comes in the attention behind them."""
+    host = describe_any(model)
+    return None if host is None else replace(host, layout=TokenLayout())
 
 
 def _stages(
@@ -118,8 +126,10 @@ def _stages(
 
 
 def _end(model: nn.Module, stage: str, index: int) -> str:
-    """Path of the first (0) or last (-1) child of a plain Sequential, as deep as they go: checkpointing
-    (`checkpoint_seq(..., flatten=True)`) calls children and passes their stage by."""
+    """Return the path of the first (0) or last (-1) child of a plain Sequential, as deep as they go.
+
+    Checkpointing (`checkpoint_seq(..., flatten=True)`) calls the children and passes their stage by.
+    """
     module = model.get_submodule(stage)
     while isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward and len(module):
         name = list(module._modules)[index]
@@ -127,8 +137,8 @@ def _end(model: nn.Module, stage: str, index: int) -> str:
     return stage
 
 
-def _averages(pool: Any) -> bool:
-    """Whether `pool` is timm's mean over all places."""
+def averages(pool: Any) -> bool:
+    """Return whether `pool` is timm's mean over all places."""
     inner = getattr(pool, "pool", None)
     mean = type(pool) is SelectAdaptivePool2d and type(inner) in (nn.AdaptiveAvgPool2d, FastAdaptiveAvgPool)
     size = getattr(inner, "output_size", 1)
@@ -136,40 +146,40 @@ def _averages(pool: Any) -> bool:
 
 
 def reads_of_resnet(model: Any) -> Reads:
-    """The mean, where the global pooling is one."""
-    return MeanOf() if is_own(model, ResNet, TIMM_PATH) and _averages(model.global_pool) else None
+    """Return the mean, where the global pooling is one."""
+    return MeanOf() if is_own(model, ResNet, TIMM_PATH) and averages(model.global_pool) else None
 
 
 def reads_of_convnext(model: Any) -> Reads:
-    """The mean, where the head pools before it norms."""
+    """Return the mean, where the head pools before it norms."""
     if not is_own(model, ConvNeXt, TIMM_PATH) or not isinstance(model.norm_pre, nn.Identity):
         return None
     pools_first = type(model.head) in (NormMlpClassifierHead, ClassifierHead)
-    return MeanOf() if pools_first and _averages(model.head.global_pool) else None
+    return MeanOf() if pools_first and averages(model.head.global_pool) else None
 
 
 def rest_of_swin(model: Any, tokens: Tensor) -> Any:
-    """Norm and head; the head pools all places, so that one long row will do."""
+    """Run the norm and the head, which pools all places, so that one long row will do."""
     return model.forward_head(model.norm(_as_row(tokens, "NHWC", model.head.global_pool)))
 
 
 def rest_of_resnet(model: Any, tokens: Tensor) -> Any:
-    """Pooling and classifier."""
+    """Run the pooling and the classifier."""
     return model.forward_head(_as_row(tokens, "NCHW", model.global_pool))
 
 
 def rest_of_convnext(model: Any, tokens: Tensor) -> Any:
-    """Norm, if it comes before the pooling, and head."""
+    """Run the norm, if it comes before the pooling, and the head."""
     return model.forward_head(model.norm_pre(_as_row(tokens, "NCHW", model.head.global_pool)))
 
 
 def rest_of_efficientnet(model: Any, tokens: Tensor) -> Any:
-    """The 1 x 1 convolution, norm and activation, and head."""
+    """Run the 1 x 1 convolution, norm and activation, and the head."""
     return model.forward_head(model.bn2(model.conv_head(_as_row(tokens, "NCHW", model.global_pool))))
 
 
 def _as_row(tokens: Tensor, axes: Axes, pool: Any) -> Tensor:
-    """Tokens (B, T, V) as a map of height 1.
+    """Return tokens (B, T, V) as a map of height 1.
 
     Raises:
         HostError: If the head does not pool: its output would have another shape.

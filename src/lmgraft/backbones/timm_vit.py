@@ -1,6 +1,6 @@
-"""timm's VisionTransformer, EVA (with DINOv3) and BEiT described as hosts; and timm's factory.
+"""This module describes timm's VisionTransformer, EVA (with DINOv3) and BEiT as hosts, and holds timm's factory.
 
-Imported on demand through the tables in `lmgraft.registry`; knows timm, not the graft.
+It is imported on demand through the tables in `lmgraft.registry`; it knows timm, not the graft.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lmgraft.errors import HostError
 
 
 def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    """`timm.create_model`, with an error that names near misses.
+    """Call `timm.create_model`, with an error that names near misses.
 
     Raises:
         HostError: If timm knows no such model or refuses the arguments; if pretrained weights cannot be
@@ -51,22 +51,22 @@ def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def describe(model: VisionTransformer) -> Host:
-    """A plain VisionTransformer: class token first unless it has none, head by global_pool."""
+    """Describe a plain VisionTransformer: the class token is first, if any, and the head reads by global_pool."""
     return _blocks_of(model, VisionTransformer, reads_of_pooling)
 
 
 def describe_distilled(model: VisionTransformerDistilled) -> Host:
-    """DeiT's distilled variant: class and distillation token first, both read."""
+    """Describe DeiT's distilled variant: class and distillation token come first; both are read."""
     return _blocks_of(model, VisionTransformerDistilled, reads_of_distilled)
 
 
 def describe_eva(model: Eva) -> Host:
-    """EVA, EVA-02, and timm's DINOv3: rotary positions reach the layers as `rope=`, which the graft ignores."""
+    """Describe EVA, EVA-02 and timm's DINOv3: rotary positions reach layers as `rope=`, which the graft ignores."""
     return _blocks_of(model, Eva, reads_of_eva)
 
 
 def describe_beit(model: Beit) -> Host:
-    """BEiT: always a class token; relative positions reach the layers as `shared_rel_pos_bias=`."""
+    """Describe BEiT: it always has a class token; relative positions come as `shared_rel_pos_bias=`."""
     return _blocks_of(model, Beit, reads_of_beit)
 
 
@@ -85,12 +85,12 @@ def _blocks_of(model: Any, cls: type[Any], reads: Any) -> Host:
 
 
 def norm_and_head(model: Any, tokens: Tensor) -> Any:
-    """What timm's `forward` does behind the last encoder layer."""
+    """Run what timm's `forward` does behind the last encoder layer."""
     return model.forward_head(model.norm(tokens))
 
 
 def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """Tokens that nobody may attend to under timm's `attn_mask=`."""
+    """Return the tokens that nobody may attend to under timm's `attn_mask=`."""
     return unseen_keys(kwargs.get("attn_mask"))
 
 
@@ -98,31 +98,34 @@ _HEAD_PATH = (*TIMM_PATH, "pool")
 
 
 def reads_of_pooling(model: Any) -> Reads:
-    """The class token under `global_pool="token"`; the mean of the patch tokens where the head averages
-    before its own norm; anything else may read every token."""
+    """Return what `global_pool` reads; with attention pooling, or a method that is not timm's, every token."""
     if not is_own(model, VisionTransformer, _HEAD_PATH) or model.attn_pool is not None:
         return None
-    return _by_pool(model, 0 if model.pool_include_prefix else model.num_prefix_tokens)
+    return reads_of_global_pool(model, 0 if model.pool_include_prefix else model.num_prefix_tokens)
 
 
 def reads_of_distilled(model: nn.Module) -> Reads:
-    """Class and distillation token, whatever global_pool says: that head ignores it."""
+    """Return class and distillation token, whatever global_pool says: that head ignores it."""
     return (0, 1) if is_own(model, VisionTransformerDistilled, _HEAD_PATH) else None
 
 
 def reads_of_eva(model: Any) -> Reads:
-    """As `reads_of_pooling`; prefix tokens are never part of the mean."""
+    """Return the same as `reads_of_pooling`; prefix tokens are never part of the mean."""
     if not is_own(model, Eva, _HEAD_PATH) or model.attn_pool is not None:
         return None
-    return _by_pool(model, model.num_prefix_tokens)
+    return reads_of_global_pool(model, model.num_prefix_tokens)
 
 
 def reads_of_beit(model: Any) -> Reads:
-    """As `reads_of_pooling`; the head's pooling lies in `forward_head`."""
-    return _by_pool(model, model.num_prefix_tokens) if is_own(model, Beit, TIMM_PATH) else None
+    """Return the same as `reads_of_pooling`; the head's pooling lies in `forward_head`."""
+    return reads_of_global_pool(model, model.num_prefix_tokens) if is_own(model, Beit, TIMM_PATH) else None
 
 
-def _by_pool(model: Any, first: int) -> Reads:
+def reads_of_global_pool(model: Any, first: int) -> Reads:
+    """Return the class token under "token", the mean from token `first` on under "avg" where no norm comes before it.
+
+    Anything else may read every token: None.
+    """
     if model.global_pool == "token":
         return 0
     if model.global_pool == "avg" and isinstance(model.norm, nn.Identity):

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +114,40 @@ def from_tokens(tokens: Tensor, like: Tensor, axes: Axes) -> Tensor:
     return folded.contiguous() if like.is_contiguous() else folded
 
 
+class Output(Protocol):
+    """Where the tokens are in what a layer returns, which may hold more than them."""
+
+    def take(self, output: Any) -> Any:
+        """Return the tokens (B, T, V), or the map, of `output`."""
+        ...
+
+    def put(self, output: Any, tokens: Tensor) -> Any:
+        """Return `output` with `tokens`, all of them or those that are read, in the place of its own."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Tokens that are one entry of a tuple or a list; a tensor that is returned alone is taken as it is."""
+
+    index: int | None = None
+    """Position of the tokens. None: first in a tuple, while a list is left to be refused."""
+
+    def take(self, output: Any) -> Any:
+        """Return the entry that holds the tokens, or `output` itself where it has no such entry."""
+        index = self.index or 0
+        is_known = isinstance(output, tuple) or (self.index is not None and isinstance(output, list))
+        return output[index] if is_known and -len(output) <= index < len(output) else output
+
+    def put(self, output: Any, tokens: Tensor) -> Any:
+        """Return `tokens`, or a tuple or list like `output` with them in it."""
+        if not isinstance(output, (tuple, list)):
+            return tokens
+        entries = [*output]
+        entries[self.index or 0] = tokens
+        return entries if isinstance(output, list) else tuple(entries)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
     """How a host's tokens lie along T: prefix tokens first, then the grid, row by row."""
@@ -196,6 +230,8 @@ class Host:
     """V before the first layer and behind each one; None where unknown. Empty: `embed_dim` everywhere."""
     axes: Axes = "tokens"
     """How tokens lie at every point."""
+    output: Output = Entry()
+    """Where tokens are in what a layer returns."""
     layout: TokenLayout = TokenLayout()
     mapper_init: Literal["trunc_normal", "default"] = "default"
     """How this host's own linear layers are initialised; the mappers follow it."""

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from torch import nn
 
-from lmgraft.contracts import Axes, GraftPoint, Host
+from lmgraft.contracts import Axes, Entry, GraftPoint, Host
 from lmgraft.errors import HostError
 from lmgraft.registry import HOSTS
 
@@ -65,9 +65,12 @@ def _by_path(model: nn.Module, at: str, host: Host | None, host_spec: Mapping[st
     axes = host_spec.get("axes", "tokens" if host is None else host.axes)
     if axes not in get_args(Axes):
         raise HostError(f"host_spec axes={axes!r} is not known", f"one of {', '.join(get_args(Axes))}")
+    if not isinstance(host_spec.get("part"), int | None):
+        raise HostError(f"host_spec part={host_spec['part']!r} is no index", "the position of the tokens, as 1")
+    output = Entry(host_spec.get("part"))
     if host is None:
-        return Host(embed_dim=_width(model, host_spec), layers=(at,), axes=axes)
-    return replace(host, embed_dim=host_spec.get("embed_dim", host.embed_dim), axes=axes)
+        return Host(embed_dim=_width(model, host_spec), layers=(at,), axes=axes, output=output)
+    return replace(host, embed_dim=host_spec.get("embed_dim", host.embed_dim), axes=axes, output=output)
 
 
 def _width(model: nn.Module, host_spec: Mapping[str, Any]) -> int:

@@ -20,6 +20,7 @@ from lmgraft.block.load import place, storage
 from lmgraft.block.trained import TrainBlock
 from lmgraft.contracts import (
     Axes,
+    Entry,
     GraftPoint,
     MeanOf,
     Reads,
@@ -42,19 +43,19 @@ class RunAfter:
         self.graft, self.last, self.axes = graft, last, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        found, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        if rest and self.axes == "any":
+        host = self.graft.host
+        if self.axes == "any" and host.output == Entry() and isinstance(output, tuple) and len(output) > 1:
             raise HostError(
                 f"{type(module).__name__} gives more than tokens, which would pass the graft by",
                 "choose another place with at=, or say how its first output lies: host_spec={'axes': 'tokens'}",
             )
-        found, axes = _checked(found, self.axes, self.graft, module)
-        mask = self.graft.host.padding_mask(module, args, kwargs)
+        found, axes = _checked(host.output.take(output), self.axes, self.graft, module)
+        mask = host.padding_mask(module, args, kwargs)
         reads = self.graft.read_state.current(_first_tensor(args, kwargs, found)) if self.last else None
         if axes != "tokens" and reads is not None and not isinstance(reads, MeanOf):
             raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: MeanOf()")
         out = from_tokens(self.graft(to_tokens(found, axes), mask, reads=reads), found, axes)
-        return out if rest is None else (out, *rest)
+        return host.output.put(output, out)
 
 
 class RunBefore:
@@ -121,7 +122,8 @@ def graft(
         revision: Revision of a Hub source.
         host_spec: Recorded by `save_pretrained` to rebuild the host without it at hand:
             {"factory": "timm", "name": ..., "kwargs": {...}}; and for a dotted path {"embed_dim": d}
-            where the width cannot be found out, {"axes": "NHWC"} or "NCHW" where it gives a map.
+            where the width cannot be found out, {"axes": "NHWC"} or "NCHW" where it gives a map,
+            {"part": i} where it gives a tuple or list whose entry i holds the tokens.
 
     Returns:
         `model` itself, grafted.
@@ -251,7 +253,8 @@ def _own_layer(block: FrozenBlock) -> int | tuple[int, ...]:
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:
-    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), default)
+    flat = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, tuple | list) else [a])]
+    return next((x for x in flat if isinstance(x, Tensor)), default)
 
 
 def _checked(found: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
@@ -264,7 +267,7 @@ def _checked(found: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) ->
         raise HostError(
             f"at {inserted.config.at!r} the graft needs {wanted}, {type(module).__name__} gave {got}",
             "choose another place with at=, or the right width with host_spec={'embed_dim': d}, "
-            "or for a map host_spec={'axes': 'NCHW'} or 'NHWC'",
+            "or for a map host_spec={'axes': 'NCHW'} or 'NHWC', or for one of several outputs host_spec={'part': 1}",
         )
     return found, lies
 

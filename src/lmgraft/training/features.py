@@ -84,7 +84,7 @@ def encode(model: nn.Module, inputs: Tensor) -> Tensor:
     caught: list[Tensor] = []
 
     def catch(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        tokens = output[0] if isinstance(output, tuple) else output
+        tokens = host.output.take(output)
         axes = map_axes(tokens, host.axes, host.embed_dim)
         assert axes is not None, "the graft would have refused it"
         caught.append(to_tokens(tokens, axes))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
+from timm.models import group_parameters
+from timm.optim import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from lmgraft.contracts import Host
@@ -98,16 +100,38 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def _with_layers(model: nn.Module, layer_decay: float) -> Any:
-    """What timm's grouping by layers asks: the model itself if it can say, or the host's layers."""
-    if hasattr(model, "group_matcher") or hasattr(model, "pretrained_cfg"):
-        return model
-    host = find_host(model)
+    """Return what timm's grouping by layers asks of a model: timm's own layers if it has them, or the host's."""
+    host = None if hasattr(model, "group_matcher") else find_host(model)
+    if hasattr(model, "group_matcher") or (hasattr(model, "pretrained_cfg") and not (host and host.stem)):
+        return _TimmLayers(model)
     if host is None or not host.stem:
         raise RecipeError(
             f"optim.layer_decay={layer_decay}: the layers of {type(model).__qualname__} are not known",
             "set it to null, or take a host of docs/hosts.md",
         )
     return _HostLayers(model, host)
+
+
+class _TimmLayers:
+    """A timm model's parameters by timm's own layers; the graft goes with the last, wherever its name would lead."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.named_parameters = model.named_parameters
+        inserted = find_graft(model)
+        added = {id(p) for p in inserted.parameters()} if inserted is not None else set()
+        timm_only: Any = SimpleNamespace(
+            named_parameters=lambda: [(n, p) for n, p in model.named_parameters() if id(p) not in added],
+            pretrained_cfg=getattr(model, "pretrained_cfg", {}),
+        )
+        matcher: Any = getattr(model, "group_matcher", None)
+        if matcher is None:
+            self._layers = auto_group_layers(timm_only)
+        else:
+            self._layers = group_parameters(timm_only, matcher(coarse=False), reverse=True)
+        self._last = max(self._layers.values())
+
+    def group_matcher(self, coarse: bool) -> Callable[[str], int]:
+        return lambda name: self._layers.get(name, self._last)
 
 
 class _HostLayers:

@@ -135,8 +135,8 @@ def tokens_at(model: nn.Module, places: dict[str, tuple[Host, GraftPoint]], imag
     handles = []
     for position, (host, point) in places.items():
 
-        def catch(given: Any, position: str = position, host: Host = host) -> None:
-            tokens = given[0] if isinstance(given, tuple) else given
+        def catch(given: Any, position: str = position, host: Host = host, when: str = point.when) -> None:
+            tokens = host.output.take(given) if when == "after" else given[0]
             lies = map_axes(tokens, host.axes, host.embed_dim) if isinstance(tokens, Tensor) else None
             if lies is None:
                 raise HostError(f"--positions {position}: no tokens {host.embed_dim} wide pass there")

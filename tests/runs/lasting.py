@@ -20,6 +20,13 @@ HARD = (
 )  # fmt: skip
 """Everything that resuming has to carry over; the stand-in recipe has mixup and drop path by itself."""
 
+KNOBS = (
+    "--optim.optimizer=adam", "--optim.schedule=linear", "--optim.min_lr=0", "--optim.warmup_steps=3",
+    "--optim.warmup_rise=from_zero", "--optim.rates={head: 5, blocks.*: 0.5, graft.mapper_*: 3}",
+    "--optim.decays={graft.mapper_*: 0}", "--train.clip_value=0.01",
+)  # fmt: skip
+"""Rates by module, a line from zero to zero, clipping by value: what the recipes of other families take."""
+
 
 class InterruptError(Exception):
     """Stands in for a killed process: nothing after it runs."""

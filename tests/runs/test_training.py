@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from lasting import HARD, InterruptAfter, InterruptError, assert_same_run, final_state, interrupt, watched_by
+from lasting import HARD, KNOBS, InterruptAfter, InterruptError, assert_same_run, final_state, interrupt, watched_by
 from pytorch_lightning import Callback
 from timm.data.mixup import Mixup
 from torchmetrics.classification import MulticlassAccuracy
@@ -45,21 +45,36 @@ def test_resume_after_any_step_is_bit_equal(make_recipe, tmp_path, whole, steps)
 
 
 @pytest.fixture(scope="module")
-def hard(tmp_path_factory):
-    return tmp_path_factory.mktemp("hard") / "run"
+def uncut(tmp_path_factory):
+    return tmp_path_factory.mktemp("uncut")
 
 
-@pytest.mark.parametrize("batches", [1, 2, 3, 5, 6, 7])
-def test_resume_with_accumulation_running_mean_and_rates_by_epoch(make_recipe, tmp_path, hard, batches):
-    """After odd batches the step is half done: last.ckpt is from before it."""
-    options = (*HARD, "--train.save_every", "1")
-    if not hard.exists():
-        train_run(make_recipe(*options), hard, progress="none")
-        assert final_state(hard)["mean"]
+@pytest.mark.parametrize(
+    ("name", "options", "batches"),
+    [*(("hard", HARD, batches) for batches in (1, 2, 3, 5, 6, 7)), ("knobs", KNOBS, 2)],
+)
+def test_resume_with_what_else_has_to_be_carried_over(make_recipe, tmp_path, uncut, name, options, batches):
+    """With accumulation, after odd batches the step is half done: last.ckpt is from before it."""
+    options = (*options, "--train.save_every", "1")
+    if not (uncut / name).exists():
+        with watched_by(Steepest()) as watch:
+            train_run(make_recipe(*options), uncut / name, progress="none")
+        assert bool(final_state(uncut / name)["mean"]) == (name == "hard")
+        assert (watch.steepest == pytest.approx(0.01)) == (name == "knobs")
     interrupt(make_recipe(*options), tmp_path / "run", batches)
     interrupt(make_recipe(*options), tmp_path / "run", 1, resume=True)
     train_run(make_recipe(*options), tmp_path / "run", resume=True, progress="none")
-    assert_same_run(tmp_path / "run", hard)
+    assert_same_run(tmp_path / "run", uncut / name)
+
+
+class Steepest(Callback):
+    """The largest gradient of any one weight behind the steps."""
+
+    steepest = 0.0
+
+    def on_train_batch_end(self, trainer, pl_module, *_):
+        gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+        self.steepest = max(self.steepest, *(float(g.abs().max()) for g in gradients))
 
 
 @pytest.mark.parametrize(

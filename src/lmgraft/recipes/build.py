@@ -18,14 +18,15 @@ from torch.optim.lr_scheduler import LRScheduler
 from lmgraft.checkpoint.cache import lock
 from lmgraft.errors import RecipeError
 from lmgraft.recipes.equal_flops import larger_encoder
-from lmgraft.recipes.features import wrap
+from lmgraft.recipes.features import network, wrap
 from lmgraft.recipes.grafted import graft_arm
 from lmgraft.recipes.recipe import BackboneConfig, Recipe
 from lmgraft.recipes.record import is_pretrained
 from lmgraft.registry import FACTORIES, load_object
 from lmgraft.tasks.base import Task
+from lmgraft.training.features import OnTokens
 from lmgraft.training.fit import several_processes
-from lmgraft.training.optim import make_optimizer
+from lmgraft.training.optim import make_optimizer, parameter_groups
 from lmgraft.training.schedule import make_schedule
 
 
@@ -90,10 +91,14 @@ def build_task(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), initial: 
     cuts = [retry["from_step"] for retry in retries]
     task = recipe.task(build_model(recipe, initial), partial(_optimizer, recipe), partial(_schedule, recipe, cuts))
     wrap(recipe, task)
+    if initial:
+        parameter_groups(network(task), recipe.optim)  # its mistakes are errors before tokens are stored
     return task
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    if isinstance(model, OnTokens):
+        model = model.model  # whose names recipes know
     return make_optimizer(model, recipe.optim.for_batch(_items_per_step(recipe)))
 
 

@@ -28,6 +28,7 @@ from lmgraft import records
 from lmgraft.data.base import Data
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import Task
+from lmgraft.training.batchnorm import BatchNormMomentum, MomentumConfig
 from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, ShareFaults, Stopwatch
 from lmgraft.training.checkpoints import newest_whole, set_damaged_aside
 from lmgraft.training.ema import KeepEma
@@ -63,6 +64,12 @@ class TrainConfig:
     """Batches whose gradients are added up before a step."""
     clip_grad: float | None = None
     """Largest gradient norm; None does not clip."""
+    clip_value: float | None = None
+    """Largest gradient of any one weight, in place of clip_grad; None does not clip."""
+    sync_batchnorm: bool = False
+    """Batch norms take their means over all processes; on GPUs, with several processes of strategy ddp."""
+    batchnorm_momentum: MomentumConfig | None = None
+    """Momentum of all batch norms as it falls over epochs (SQA3D); None leaves it as the model has it."""
     ema: float | None = None
     """Decay of a running mean of the weights, saved in checkpoints (DeiT: 0.99996); None keeps none."""
     evaluate_ema: bool = False
@@ -76,8 +83,19 @@ class TrainConfig:
         for name in ("epochs", "accumulate", "num_nodes", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise RecipeError(f"train.{name}={getattr(self, name)} must be at least 1")
-        if self.clip_grad is not None and self.clip_grad <= 0:
-            raise RecipeError(f"train.clip_grad={self.clip_grad} must be positive", "leave it out for no clipping")
+        for name in ("clip_grad", "clip_value"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
+                raise RecipeError(
+                    f"train.{name}={getattr(self, name)} must be positive", "leave it out for no clipping"
+                )
+        if self.clip_grad is not None and self.clip_value is not None:
+            raise RecipeError(
+                f"train.clip_grad={self.clip_grad} clips the norm and train.clip_value={self.clip_value} each weight's "
+                "gradient",
+                "set one of them to null",
+            )
+        if self.sync_batchnorm and self.strategy == "fsdp":
+            raise RecipeError("train.sync_batchnorm does not work with train.strategy=fsdp", "leave out one of them")
         if self.ema is not None and not 0 < self.ema < 1:
             raise RecipeError(f"train.ema={self.ema} is a decay between 0 and 1", "DeiT has 0.99996")
         if self.evaluate_ema and self.ema is None:
@@ -141,6 +159,7 @@ def fit(
     callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(data), watch]
     callbacks += [ShareFaults(data), table, KeepBlockIdentity(block_digest)]
     callbacks += [] if config.ema is None else [KeepEma(config.ema, config.evaluate_ema)]
+    callbacks += [] if config.batchnorm_momentum is None else [BatchNormMomentum(config.batchnorm_momentum)]
     with quiet():
         trainer = Trainer(
             default_root_dir=run_dir,
@@ -152,7 +171,9 @@ def fit(
             strategy=make_strategy(config.strategy, task),
             deterministic="warn" if config.deterministic else None,
             accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_grad,
+            gradient_clip_val=config.clip_grad if config.clip_value is None else config.clip_value,
+            gradient_clip_algorithm="norm" if config.clip_value is None else "value",
+            sync_batchnorm=config.sync_batchnorm,
             log_every_n_steps=config.log_every,
             num_sanity_val_steps=0,
             use_distributed_sampler=False,  # the sampler splits by rank itself
@@ -163,7 +184,7 @@ def fit(
             enable_model_summary=False,
             enable_progress_bar=_bar_wanted(progress),
         )
-        _check_processes(trainer)
+        _check_processes(trainer, config)
         try:
             trainer.fit(task, datamodule=data, ckpt_path=start_from, weights_only=True)
         except SystemExit as error:
@@ -198,13 +219,15 @@ def processes(config: TrainConfig) -> tuple[str | int, int]:
     return local, nodes
 
 
-def _check_processes(trainer: Trainer) -> None:
+def _check_processes(trainer: Trainer, config: TrainConfig) -> None:
     started = int(os.environ.get("WORLD_SIZE") or 1)
     if started != 1 and trainer.world_size == 1:
         raise RecipeError(
             f"{started} processes were started, but train.devices and train.num_nodes make one of it",
             f"give --train.devices, the processes of one machine (torchrun's --nproc_per_node), of {started} in all",
         )
+    if config.sync_batchnorm and trainer.world_size > 1 and trainer.strategy.root_device.type == "cpu":
+        raise RecipeError("train.sync_batchnorm works on GPUs only: torch has it for no CPU", "set it to false")
 
 
 def rank() -> int:

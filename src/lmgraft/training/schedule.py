@@ -27,7 +27,7 @@ def make_schedule(
     epochs: int = 1,
     cuts: Sequence[int] = (),
 ) -> LambdaLR:
-    """Linear warm-up, then a cosine from `lr` to `min_lr`; a function of the step alone.
+    """The warm-up and what `config.schedule` says comes behind it; a function of the step alone.
 
     Args:
         total_steps: Steps of the whole run.
@@ -39,7 +39,7 @@ def make_schedule(
         RecipeError: If the warm-up is not shorter than the run.
     """
     check_warmup(config, epochs)
-    uncut = (_by_step if config.schedule == "step" else _by_epoch)(total_steps, epochs, config)
+    uncut = (_by_epoch if config.schedule == "epoch" else _by_step)(total_steps, epochs, config)
 
     def factor(step: int) -> float:
         return uncut(step) * CUT ** sum(step >= cut for cut in cuts)
@@ -48,43 +48,77 @@ def make_schedule(
 
 
 def check_warmup(config: OptimConfig, epochs: int) -> None:
-    """Refuse a warm-up as long as the run.
+    """Refuse a warm-up as long as the run, or as the fall of the rate.
 
     Raises:
         RecipeError: Naming both keys.
     """
-    if config.warmup_epochs is not None and config.warmup_epochs >= epochs:
-        raise RecipeError(
-            f"optim.warmup_epochs={config.warmup_epochs} is not below train.epochs={epochs}",
-            "train longer or warm up for fewer epochs",
-        )
+    lengths = {"train.epochs": epochs} | ({"optim.decay_epochs": config.decay_epochs} if config.decay_epochs else {})
+    for key, length in lengths.items():
+        if config.warmup_epochs is not None and config.warmup_epochs >= length:
+            raise RecipeError(
+                f"optim.warmup_epochs={config.warmup_epochs} is not below {key}={length}",
+                "train longer or warm up for fewer epochs",
+            )
 
 
 def _by_step(total_steps: int, epochs: int, config: OptimConfig) -> Callable[[int], float]:
+    warmup = _warmup_steps(total_steps, epochs, config)
+    rise, fall = _RISES[config.warmup_rise], _fall(total_steps, epochs, warmup, config)
+    return lambda step: rise(step, warmup) if step < warmup else fall(step)
+
+
+def _warmup_steps(total_steps: int, epochs: int, config: OptimConfig) -> int:
+    if config.warmup_steps is not None and config.warmup_steps >= total_steps:
+        raise RecipeError(
+            f"optim.warmup_steps={config.warmup_steps} is not below the {total_steps} steps of the run",
+            "train longer or warm up for fewer steps",
+        )
     share = config.warmup if config.warmup_epochs is None else config.warmup_epochs / epochs
-    warmup = max(1, round(share * total_steps))
+    steps = round(share * total_steps) if config.warmup_steps is None else config.warmup_steps
+    # The cosine has always had a first step at its peak.
+    return max(1, steps) if config.schedule == "step" and config.warmup_rise == "from_first" else steps
+
+
+_RISES: dict[str, Callable[[int, int], float]] = {
+    "from_first": lambda step, warmup: (step + 1) / warmup,
+    "from_zero": lambda step, warmup: step / warmup,
+    "zero_to_peak": lambda step, warmup: step / max(1, warmup - 1),
+}
+
+
+def _fall(total_steps: int, epochs: int, warmup: int, config: OptimConfig) -> Callable[[int], float]:
+    """What the rate is multiplied by behind the warm-up."""
+    steps = max(1, total_steps // epochs)
+    end = total_steps if config.decay_epochs is None else steps * config.decay_epochs
+    drops = config.drop_steps or [epoch * steps for epoch in config.drop_epochs]
     floor = config.min_lr / config.lr
 
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        done = min(1.0, (step - warmup) / max(1, total_steps - warmup))
-        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    def done(step: int) -> float:
+        return min(1.0, (step - warmup) / max(1, end - warmup))
 
-    return factor
+    falls: dict[str, Callable[[int], float]] = {
+        "step": lambda step: floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done(step))),
+        "linear": lambda step: floor + (1 - floor) * (1 - done(step)),
+        "drops": lambda step: config.drop_factor ** sum(step >= drop for drop in drops),
+    }
+    falls["constant"] = falls["drops"]  # of which it has none
+    return falls[config.schedule]
 
 
 def _by_epoch(total_steps: int, epochs: int, config: OptimConfig) -> Callable[[int], float]:
     """DeiT steps timm's scheduler behind each epoch with that epoch's number: rates lag by one."""
     warmup = round(config.warmup * epochs) if config.warmup_epochs is None else config.warmup_epochs
     steps = max(1, total_steps // epochs)
+    end = config.decay_epochs or epochs
 
     def factor(step: int) -> float:
         epoch = max(step // steps - 1, 0)
         if epoch < warmup:
             rate = config.warmup_lr + epoch * (config.lr - config.warmup_lr) / warmup
         else:
-            rate = config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(math.pi * epoch / epochs))
+            angle = math.pi * min(epoch, end) / end
+            rate = config.min_lr + 0.5 * (config.lr - config.min_lr) * (1 + math.cos(angle))
         return rate / config.lr
 
     return factor

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
-from lmgraft.block.load import place, storage
+from lmgraft.block.load import place
 from lmgraft.block.trained import TrainBlock
 from lmgraft.contracts import (
     Axes,
@@ -130,15 +130,13 @@ def graft(
         HostError: If the model is already grafted, is not known, or has no such place.
         SourceError, CheckpointError, BlockError: As `load_block`.
     """
-    if find_graft(model) is not None:
-        raise HostError("this model is grafted already", "call lmgraft.ungraft(model) first")
-    if isinstance(model, nn.Sequential):
-        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
-    if hasattr(model, NAME):
-        raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
+    given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
+    if isinstance(llm, FrozenBlock) and any(given.values()):
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
     config = GraftConfig(
         llm=llm if isinstance(llm, str) else llm.provenance.source,
-        layer=layer if isinstance(llm, str) else _own_layer(llm),
+        layer=layer,
         at=at,
         reads=reads if isinstance(reads, str) else plain_reads(reads),
         residual=residual,
@@ -149,23 +147,67 @@ def graft(
         lora_alpha=lora_alpha,
         lora_targets=tuple(lora_targets) if lora_targets is not None else None,
         mapper_init=mapper_init,
-        final_norm=final_norm or ("unit" if isinstance(llm, str) else llm.provenance.final_norm),
-        dtype=_storage(llm, dtype),
+        final_norm=final_norm or "unit",
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         revision=revision,
     )
-    host, point = locate(model, at, host_spec)
-    if reads is not None and host.point(at) is not None and not point.last:
-        raise HostError(f"reads={reads!r} with at={at!r}", "later encoder layers read every token: leave reads out")
-    if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(parse_reads(config.reads), MeanOf):
+    return insert(model, config, None if isinstance(llm, str) else llm, host_spec=host_spec, device=device)
+
+
+def insert(
+    model: nn.Module,
+    config: GraftConfig,
+    block: FrozenBlock | None = None,
+    *,
+    host_spec: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+) -> nn.Module:
+    """Put a block into `model`, in place, as `config` says: what `graft` does with its keywords packed.
+
+    Args:
+        model: See `graft`.
+        config: Every choice. Where `block` is given, its `llm`, `layer`, `final_norm` and `revision` count
+            for nothing: the record has those of the block.
+        block: The block to insert; None loads the one that `config` names.
+        host_spec: See `graft`.
+        device: See `graft`.
+
+    Raises:
+        LmgraftError: As `graft`.
+    """
+    if find_graft(model) is not None:
+        raise HostError("this model is grafted already", "call lmgraft.ungraft(model) first")
+    if isinstance(model, nn.Sequential):
+        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
+    if hasattr(model, NAME):
+        raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
+    host, point = locate(model, config.at, host_spec)
+    known, reads = host.point(config.at) is not None, parse_reads(config.reads)
+    if reads is not None and known and not point.last:
+        raise HostError(
+            f"reads={reads!r} with at={config.at!r}", "later encoder layers read every token: leave reads out"
+        )
+    if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(reads, MeanOf):
         raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: leave reads out, or MeanOf()")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = device or like.device
-    block = _block(llm, layer, config, device, final_norm, revision)
+    if block is None:
+        block = load_block(
+            config.llm,
+            config.layer,
+            dtype=config.dtype,
+            device=device,
+            revision=config.revision,
+            final_norm=config.final_norm,
+        )
+    else:
+        block = place(block, config.dtype, device)
+        config = config.describing(block)
     inserted = GraftLayer(block, host, config, host_spec)
     for trained in (p for p in inserted.parameters() if p.requires_grad):
         trained.data = trained.data.to(device=device, dtype=like.dtype)
     inserted.train(model.training)
-    _attach(model, inserted, point, host.point(at) is not None)
+    _attach(model, inserted, point, known)
     return model
 
 
@@ -217,37 +259,6 @@ def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, known: bo
         model.register_forward_pre_hook(asking, with_kwargs=True)
         model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
     model.add_module(NAME, inserted)
-
-
-def _block(
-    llm: str | FrozenBlock,
-    layer: int | tuple[int, ...],
-    config: GraftConfig,
-    device: Any,
-    final_norm: FinalNorm | None,
-    revision: str | None,
-) -> FrozenBlock:
-    if isinstance(llm, str):
-        return load_block(
-            llm, layer, dtype=config.dtype, device=device, revision=revision, final_norm=config.final_norm
-        )
-    given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
-    if any(given.values()):
-        names = ", ".join(name for name, is_given in given.items() if is_given)
-        raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
-    return place(llm, config.dtype, device)
-
-
-def _storage(llm: str | FrozenBlock, dtype: torch.dtype | str | None) -> str | None:
-    """What the record says about storage: a block that was given keeps its own when loaded again."""
-    if dtype is not None:
-        return str(dtype).removeprefix("torch.")
-    return None if isinstance(llm, str) else storage(llm)
-
-
-def _own_layer(block: FrozenBlock) -> int | tuple[int, ...]:
-    layers = block.provenance.layers
-    return layers[0] if len(layers) == 1 else layers
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:

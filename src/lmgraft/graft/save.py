@@ -23,7 +23,7 @@ from lmgraft.block import FrozenBlock, load_block
 from lmgraft.errors import BlockError, CheckpointError, HostError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
-from lmgraft.graft.insert import graft, ungraft
+from lmgraft.graft.insert import insert, ungraft
 from lmgraft.graft.layer import NAME, GraftLayer, find_graft, require_graft
 from lmgraft.registry import FACTORIES, suggest
 
@@ -91,8 +91,7 @@ def load_pretrained(
     was_plain = inserted is None
     if inserted is None:
         block = _recorded_block(record["block"], config, llm)
-        options = {name: getattr(config, name) for name in ("form", "mapper_init", *_WIRING)}
-        graft(model, block, **options, dtype=config.dtype, host_spec=record["host"]["spec"])
+        insert(model, config, block, host_spec=record["host"]["spec"])
         inserted = require_graft(model)
         inserted.config = replace(config, llm=inserted.config.llm)
     else:

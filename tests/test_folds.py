@@ -49,7 +49,7 @@ def plan_of(model: nn.Module) -> LayerPlan:
 
 
 def is_kept(model: nn.Module) -> bool:
-    return model.graft.fold_cache._kept is not None
+    return model.graft.compute.fold_cache._kept is not None
 
 
 def assert_fresh(model: nn.Module) -> None:
@@ -116,10 +116,10 @@ class TestForms:
 
 class TestKept:
     def test_used_again(self, model: nn.Module) -> None:
-        kept = model.graft.fold_cache._kept
+        kept = model.graft.compute.fold_cache._kept
         with torch.no_grad():
             model(images())
-        assert model.graft.fold_cache._kept is kept
+        assert model.graft.compute.fold_cache._kept is kept
 
     def test_equal_those_of_the_first_call(self, model: nn.Module) -> None:
         assert_fresh(model)
@@ -303,7 +303,7 @@ class TestInferenceMode:
         with torch.inference_mode():
             inside = model(images())
         assert is_kept(model)
-        assert not any(f.weight.is_inference() for f in model.graft.fold_cache._kept.folds.projections.values())
+        assert not any(f.weight.is_inference() for f in model.graft.compute.fold_cache._kept.folds.projections.values())
         model.requires_grad_(False)
         x = images().requires_grad_()
         model(x).sum().backward()  # an inference tensor in the graph would raise here
@@ -424,10 +424,10 @@ class TestBaked:
             with baked(model):
                 assert torch.equal(model(images()), expected)
                 assert isinstance(model.graft, GraftLayer)
-                assert model.graft.baked is not None
-        assert model.graft.baked is None
+                assert model.graft.compute.baked is not None
+        assert model.graft.compute.baked is None
 
     def test_dropped_after_an_error(self, model: nn.Module) -> None:
         with pytest.raises(HostError), baked(model):
             raise HostError("stop")
-        assert model.graft.baked is None
+        assert model.graft.compute.baked is None

@@ -59,6 +59,11 @@ def take_tokens(x: Tensor, reads: Tokens) -> Tensor:
     return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
 
 
+def take_reads(x: Tensor, reads: Reads) -> Tensor:
+    """What is read of `x` (B, T, d): its tokens (B, R, d), or their mean (B, 1, d)."""
+    return take_tokens(x, reads.tokens).mean(1, keepdim=True) if isinstance(reads, MeanOf) else take_tokens(x, reads)
+
+
 def count_tokens(tokens: int, reads: Reads) -> int:
     """R: how many of `tokens` tokens `reads` names."""
     if isinstance(reads, MeanOf):

@@ -107,7 +107,7 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
     if mode == "int8" and device.type != "cpu":
         raise ApproximationError(f"int8 runs on CPUs only, the block lies on {device}", 'use mode="16bit"')
     call = _caller(model, sample_input)
-    holder = inserted.approximation
+    holder = inserted.compute.approximation
     holder.clear()
     try:
         with _evaluating(model), torch.no_grad():
@@ -124,7 +124,7 @@ def exact(model: nn.Module) -> nn.Module:
     Raises:
         HostError: If the model is not grafted.
     """
-    require_graft(model).approximation.clear()
+    require_graft(model).compute.approximation.clear()
     return model
 
 
@@ -136,7 +136,7 @@ def _measure(
     device: torch.device,
     repeats: int,
 ) -> ApproximationReport:
-    holder = inserted.approximation
+    holder = inserted.compute.approximation
     output, read = _run(inserted, call)
     with reading_all_tokens(model):
         _, everything = _run(inserted, call)
@@ -194,7 +194,7 @@ def _time(
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats):
         for exactly in (True, False) if turn % 2 == 0 else (False, True):
-            inserted.approximation.paused = exactly
+            inserted.compute.approximation.paused = exactly
             try:
                 _wait(device)
                 start = time.perf_counter()
@@ -202,7 +202,7 @@ def _time(
                 _wait(device)
                 seconds[exactly].append(time.perf_counter() - start)
             finally:
-                inserted.approximation.paused = False
+                inserted.compute.approximation.paused = False
     return seconds[True], seconds[False]
 
 

@@ -35,5 +35,5 @@ class ApproximateTest(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         inserted = find_graft(pl_module.model)  # type: ignore[arg-type]
-        if inserted is not None and inserted.approximation.mode is None:
+        if inserted is not None and inserted.compute.approximation.mode is None:
             raise ApproximationError("the block changed during the test, which made it exact again", "test it again")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.approximation import Approximation
 from lmgraft.graft.forms.cache import FoldCache, Folds, packed
 from lmgraft.graft.forms.plan import layer_plans, plans_for_tracing
-from lmgraft.graft.forms.problem import LayerPlan, Problem
+from lmgraft.graft.forms.problem import PLANS, LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, is_watched, make_folds, mean_comes_early, planned
 
 _READABLE = LayerPlan()
@@ -87,7 +87,9 @@ class Compute:
         if torch.compiler.is_compiling():
             read_all = reads is None or isinstance(reads, MeanOf)
             grad = _is_trained(graft.mapper_in) or (torch.is_grad_enabled() and x.requires_grad)
-            return self._traced_plans(read_all, grad, self._constants(graft) is not None, graft.config.form)
+            ready = self._constants(graft) is not None
+            form, layers = graft.config.form, range(len(graft.block.layers))
+            return tuple([PLANS[self._traced_plan(i, read_all, grad, ready, form)] for i in layers])
         return layer_plans(self.problem(graft, x, reads), len(graft.block.layers), graft.config.form)
 
     def problem(self, graft: Wired, x: Tensor, reads: Reads = None) -> Problem:
@@ -122,8 +124,10 @@ class Compute:
         self._trained = _Trained()
 
     @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a search is not to be traced
-    def _traced_plans(self, read_all: bool, grad: bool, ready: bool, form: str) -> tuple[LayerPlan, ...]:
-        return plans_for_tracing(*self._shape, form, read_all=read_all, grad=grad, ready=ready)
+    def _traced_plan(self, layer: int, read_all: bool, grad: bool, ready: bool, form: str) -> int:
+        """Index in `PLANS`: of constants a trace takes numbers, but no objects."""
+        plans = plans_for_tracing(*self._shape, form, read_all=read_all, grad=grad, ready=ready)
+        return PLANS.index(plans[layer])
 
     def _folds(self, graft: Wired, plan: LayerPlan) -> Folds | None:
         if plan.space == "wide":
@@ -135,13 +139,11 @@ class Compute:
         if not self._may_keep_folds(graft):
             return make_folds(graft.mapper_in, layer, frozenset(plan.folds()))
         compared = [*_own(graft.mapper_in), *_own(layer.attention_norm)]
-        sampled = []
+        sampled: list[Tensor] = []
         for projection in (layer.attention.q, layer.attention.k, layer.attention.v):
             for tensor in _own(projection):
                 (compared if tensor.requires_grad else sampled).append(tensor)
-        return self.fold_cache.get(
-            compared, sampled, lambda: make_folds(graft.mapper_in, layer, frozenset("qkv"))
-        )
+        return self.fold_cache.get(compared, sampled, lambda: make_folds(graft.mapper_in, layer, frozenset("qkv")))
 
     def _constants(self, graft: Wired) -> Folds | None:
         """What `bake` made, unless a gradient is wanted that would have to pass through it."""
@@ -179,7 +181,8 @@ def _folded(graft: Wired) -> list[Tensor]:
     """Every tensor that folds are made of."""
     layer = _first(graft)
     attention = layer.attention
-    return [p for m in (graft.mapper_in, layer.attention_norm, attention.q, attention.k, attention.v) for p in _own(m)]
+    modules = (graft.mapper_in, layer.attention_norm, attention.q, attention.k, attention.v)
+    return [p for module in modules for p in module._parameters.values() if p is not None]
 
 
 def _own(module: nn.Module) -> list[Tensor]:
@@ -205,7 +208,7 @@ class TrainedParts:
     lora: tuple[str, ...] = ()
     lora_rank: int = 0
 
-    def now(self) -> dict[str, object]:
+    def now(self) -> dict[str, Any]:
         """As fields of `Problem`: no gradient is wanted where autograd is off."""
         grad = torch.is_grad_enabled()
         return {

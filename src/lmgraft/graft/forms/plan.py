@@ -44,27 +44,37 @@ def layer_problems(whole: Problem, layers: int) -> list[Problem]:
     return found
 
 
-def plans_for_tracing(
-    config: BlockConfig, layers: int, narrow: int, form: str
-) -> dict[tuple[bool, bool, bool], tuple[LayerPlan, ...]]:
-    """Plans by: all tokens are read, gradients flow, folds are ready.
+@lru_cache(maxsize=1024)
+def layer_plans(whole: Problem, layers: int, form: str) -> tuple[LayerPlan, ...]:
+    """The quickest exact plan for each layer of a block; `whole` as in `layer_problems`, `form` as in `choose`."""
+    return tuple(choose(one, form) for one in layer_problems(whole, layers))
 
-    While a compiler traces, sizes may be symbols: plans are made for 32 samples of 197 tokens, once.
+
+def plans_for_tracing(
+    config: BlockConfig, layers: int, width: int, form: str, *, read_all: bool, grad: bool, ready: bool
+) -> tuple[LayerPlan, ...]:
+    """As `layer_plans`, for a trace, whose sizes may be symbols: made for 32 samples of 197 tokens.
+
+    Args:
+        config: Of the block.
+        layers: How many it has.
+        width: V, of the tokens.
+        form: See `choose`.
+        read_all: Whether all tokens are read, or one.
+        grad: Whether gradients flow.
+        ready: Whether folds are constants.
     """
-    plans = {}
-    for read_all, grad, ready in itertools.product((False, True), repeat=3):
-        whole = Problem(
-            config=config,
-            batch=32,
-            tokens=197,
-            reads=197 if read_all else 1,
-            narrow=narrow,
-            x_grad=grad,
-            mapper_grad=grad,
-            folds_ready=ready,
-        )
-        plans[read_all, grad, ready] = tuple(choose(one, form) for one in layer_problems(whole, layers))
-    return plans
+    whole = Problem(
+        config=config,
+        batch=32,
+        tokens=197,
+        reads=197 if read_all else 1,
+        narrow=width,
+        x_grad=grad,
+        mapper_grad=grad,
+        folds_ready=ready,
+    )
+    return layer_plans(whole, layers, form)
 
 
 def exact_plans(problem: Problem) -> Iterator[LayerPlan]:

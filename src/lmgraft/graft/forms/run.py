@@ -11,7 +11,7 @@ tokens unread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import cast
 
 import torch
@@ -92,11 +92,12 @@ def mean_comes_early(block: FrozenBlock) -> bool:
     )
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hook would miss a call of `module` that a form does not make."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def is_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody's hook would miss a call of one of `modules` that a form does not make."""
+    for m in modules:  # noqa: SIM110 - a generator costs a call for each
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return True
+    return False
 
 
 def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:

@@ -186,7 +186,7 @@ class TestMaps:
         model.reset_classifier(0, "")
         assert model(pictures("resnet")).shape == (2, 48, 2, 3)
         with pytest.raises(HostError, match="without pooling"):
-            model.graft.host.rest(model, torch.zeros(2, 6, 48))
+            model.graft.host.head_from_tokens(model, torch.zeros(2, 6, 48))
 
 
 class OwnEva(Eva):
@@ -225,47 +225,47 @@ class TestHeadsOfOnesOwn:
     def test_subclasses(self, name: str, cls: type[nn.Module]) -> None:
         model = grafted(name)
         model.__class__ = cls
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         assert find_host(model).layers == model.graft.host.layers
 
     @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.reads is not None])
     def test_a_forward_of_the_instance(self, name: str) -> None:
         model = grafted(name)
         model.forward = type(model).forward.__get__(model)
-        assert model.graft.host.reads(model) is None
-        assert find_host(model).rest is None
+        assert model.graft.host.reads(model, (), {}) is None
+        assert find_host(model).head_from_tokens is None
 
     @pytest.mark.parametrize("name", ["hf_vit_classifier", "hf_clip_classifier"])
     def test_an_encoder_of_the_instance(self, name: str) -> None:
         model = grafted(name)
         encoder = model.vit if "vit_c" in name else model.vision_model
         encoder.forward = type(encoder).forward.__get__(encoder)
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
 
     def test_pooling_changed_afterwards(self) -> None:
         model = grafted("eva_avg")
         for pool, reads in [("token", 0), ("max", None), ("avg", MeanOf(slice(1, None))), ("", None)]:
             model.reset_classifier(7, pool)
-            assert model.graft.host.reads(model) == reads
+            assert model.graft.host.reads(model, (), {}) == reads
         resnet = grafted("resnet")
         for pool, expected in [("max", None), ("avg", MeanOf()), ("avgmax", None), ("fast", MeanOf()), ("", None)]:
             resnet.reset_classifier(7, pool)
-            assert resnet.graft.host.reads(resnet) == expected
+            assert resnet.graft.host.reads(resnet, (), {}) == expected
         convnext = grafted("convnext")
         for pool, expected in [("max", None), ("avg", MeanOf())]:
             convnext.reset_classifier(7, pool)
-            assert convnext.graft.host.reads(convnext) == expected
+            assert convnext.graft.host.reads(convnext, (), {}) == expected
         convnext.norm_pre = nn.ReLU()
-        assert convnext.graft.host.reads(convnext) is None
+        assert convnext.graft.host.reads(convnext, (), {}) is None
         beit = grafted("beit_avg")
         for pool, reads in [("token", 0), ("", None)]:
             beit.reset_classifier(7, pool)
-            assert beit.graft.host.reads(beit) == reads
+            assert beit.graft.host.reads(beit, (), {}) == reads
 
     def test_a_pooling_module_of_ones_own(self) -> None:
         model = grafted("resnet")
         model.global_pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         for size, pool, expected in [
             (1, "avg", MeanOf()),
             (2, "avg", None),
@@ -273,9 +273,9 @@ class TestHeadsOfOnesOwn:
             (1, "fast", MeanOf()),
         ]:
             model.global_pool = timm.layers.SelectAdaptivePool2d(size, pool, flatten=True)
-            assert model.graft.host.reads(model) == expected
+            assert model.graft.host.reads(model, (), {}) == expected
         model.global_pool.pool = nn.AdaptiveMaxPool2d(1)
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
 
 
 SMALL = {
@@ -307,7 +307,7 @@ class TestAnyTimmModel:
         ((_, plain),) = last
         axes = map_axes(plain, host.axes, host.embed_dim)
         assert axes == SMALL[name]
-        assert host.reads(model) is None
+        assert host.reads(model, (), {}) is None
         lmgraft.graft(model, random_block())
         outputs = calls_of(model.get_submodule(host.layers[-1]))
         model(x)

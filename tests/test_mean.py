@@ -99,13 +99,13 @@ class TestClassifier:
     )
     def test_what_each_head_reads(self, options: dict[str, Any], expected: Any) -> None:
         model = lmgraft.graft(make_vit(**options), random_block(dim=160)).eval()
-        assert model.graft.host.reads(model) == expected
+        assert model.graft.host.reads(model, (), {}) == expected
         assert_fresh(model)
 
     def test_pooling_changed_afterwards(self) -> None:
         model = grafted(vit={"global_pool": "avg"})
         model.reset_classifier(5, "max")
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         nn.init.normal_(model.head.weight)
         assert_fresh(model)
 

@@ -12,6 +12,7 @@ as a `Host`; the graft reads that description; neither imports the other.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -124,6 +125,9 @@ class TokenLayout:
     """Class, distillation and register tokens before the first patch token."""
     grid: tuple[int, ...] | None = None
     """Sizes of the token grid, outermost first (rows, columns); None if unknown, and of maps, which have theirs."""
+    places: Callable[[nn.Module, tuple[Any, ...]], Tensor] | None = None
+    """From a model and the arguments of its call: where each token lies, (B, T, k), in the data's own units.
+    Point centres, times of tubelets, ends of lanes; None where the grid says it all. A module-level function."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,14 +144,9 @@ class GraftPoint:
     """V here; None where it is the host's `embed_dim`."""
 
 
-def reads_everything(model: nn.Module) -> Reads:
+def reads_everything(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """The safe answer of a host that cannot tell what its head reads."""
     return None
-
-
-def only_its_head(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """The answer of a host whose calls give what its head makes, and nothing else."""
-    return False
 
 
 def no_padding(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -188,10 +187,10 @@ class Host:
     """
     first: str | None = None
     """Path of the module that the first layer starts with; None for the first layer itself."""
-    stem: tuple[str, ...] = ()
+    embedding_paths: tuple[str, ...] = ()
     """Dotted paths of the modules and parameters before the first layer; empty where they are unknown, or
     where the model groups its parameters itself (timm's `group_matcher`)."""
-    undecayed: tuple[str, ...] = ()
+    no_weight_decay: tuple[str, ...] = ()
     """Names of parameters that weight decay is not meant for: class tokens, positions. Empty where the model
     says so itself (timm's `no_weight_decay`)."""
     widths: tuple[int | None, ...] = ()
@@ -201,18 +200,23 @@ class Host:
     layout: TokenLayout = TokenLayout()
     mapper_init: Literal["trunc_normal", "default"] = "default"
     """How this host's own linear layers are initialised; the mappers follow it."""
-    reads: Callable[[nn.Module], Reads] = reads_everything
-    """Asked at every call: which tokens does the head read as the model stands now?"""
-    asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = only_its_head
-    """From a call of the model: does it also ask for tokens that the head does not read (hidden states)?"""
+    reads: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Reads] = reads_everything
+    """From a call of the model: which tokens does it read behind the tail, as the model stands now? None for
+    all, as where the call also asks for tokens that the head does not read (hidden states)."""
+    asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] | None = None
+    """Of adapters in the earlier form, with `reads(model)`: whether a call asks for all tokens."""
     padding_mask: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Tensor | None] = no_padding
     """From a call of the module at the point: (B, T) bool, True = padded, or None."""
-    before_hooks: bool = False
+    run_before_existing_hooks: bool = False
     """Whether hooks that lie at the point already are to see the graft's output: true of a host that
     records its hidden states by hooks of its own."""
-    rest: Callable[[Any, Tensor], Any] | None = None
+    head_from_tokens: Callable[[Any, Tensor], Any] | None = None
     """From the tokens behind the tail point, all (B, T, V) or the read ones (B, R, V), to the model's
     output; None where that is not known. Called with the model."""
+
+    def __post_init__(self) -> None:
+        if len(inspect.signature(self.reads).parameters) == 1:
+            object.__setattr__(self, "reads", _ReadsOfModel(self.reads, self.asks_all))
 
     def point(self, at: str | int) -> GraftPoint | None:
         """The point that `at` names, or None when `at` is no name or index of a point."""
@@ -228,3 +232,14 @@ class Host:
         else:
             return None
         return GraftPoint(module=self.layers[index], last=last, width=self.widths[index + 1] if self.widths else None)
+
+
+@dataclass(frozen=True)
+class _ReadsOfModel:
+    """`Host.reads` of an adapter in the earlier form: `reads(model)`, and `asks_all` of the call."""
+
+    reads: Callable[..., Reads]
+    asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] | None
+
+    def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
+        return None if self.asks_all is not None and self.asks_all(model, args, kwargs) else self.reads(model)

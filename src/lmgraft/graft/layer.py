@@ -24,7 +24,8 @@ from lmgraft.graft.reads import ReadState
 from lmgraft.graft.trained import prepared
 
 NAME = "graft"
-"""Attribute of the host under which the graft lies, and prefix of its tensors in `state_dict()`."""
+"""Attribute of the host under which its first graft lies, and prefix of its tensors in `state_dict()`. Further
+ones are called graft_2, graft_3, ..."""
 
 
 class GraftLayer(nn.Module):
@@ -94,6 +95,12 @@ class GraftLayer(nn.Module):
         """The block's layers as the planner sees them for this input, as things stand now."""
         return layer_problems(self.compute.problem(self, x, reads), len(self.block.layers))
 
+    def place(self, at: str | int | None = None) -> tuple[str, str]:
+        """Where the graft lies, or a graft at `at` would: the module's path in its host, and "before" or "after"."""
+        at = self.config.at if at is None else at
+        point = self.host.point(at)
+        return (str(at), "after") if point is None else (point.module, point.when)
+
     def train(self, mode: bool = True) -> GraftLayer:
         if mode != self.training:
             self.compute.clear()
@@ -123,24 +130,57 @@ def baked(model: nn.Module) -> Iterator[None]:
     Weights must not change inside. Where gradients are wanted of W1 or of the block, folds are made
     anew as always: freeze W1 or use `torch.no_grad()`.
     """
-    inserted = find_graft(model)
-    if inserted is not None:
+    grafts = list(find_grafts(model).values())
+    for inserted in grafts:
         inserted.compute.bake(inserted)
     try:
         yield
     finally:
-        if inserted is not None:
+        for inserted in grafts:
             inserted.compute.baked = None
 
 
-def find_graft(model: nn.Module) -> GraftLayer | None:
-    """The graft of `model`, if it has one."""
-    found = getattr(model, NAME, None)
-    return found if isinstance(found, GraftLayer) else None
+def find_grafts(model: nn.Module, at: str | int | None = None) -> dict[str, GraftLayer]:
+    """The grafts of `model` and of the models inside it, by path as in `named_modules()`, first inserted first.
+
+    Args:
+        model: Grafted or not.
+        at: Only those at this place: as it was given to `graft`, another name of the same place, the path of
+            a module inside `model`, or the path of the graft itself.
+    """
+    grafts = {path: module for path, module in model.named_modules() if isinstance(module, GraftLayer)}
+    return {path: inserted for path, inserted in grafts.items() if at is None or _lies_at(path, inserted, at)}
 
 
-def require_graft(model: nn.Module) -> GraftLayer:
-    inserted = find_graft(model)
-    if inserted is None:
-        raise HostError(f"this model has no {NAME!r}: it is not grafted", "call lmgraft.graft(model, ...) first")
-    return inserted
+def find_graft(model: nn.Module, at: str | int | None = None) -> GraftLayer | None:
+    """The first of `find_grafts`; None where there is none."""
+    return next(iter(find_grafts(model, at).values()), None)
+
+
+def require_grafts(model: nn.Module, at: str | int | None = None) -> dict[str, GraftLayer]:
+    """As `find_grafts`.
+
+    Raises:
+        HostError: If there is none.
+    """
+    grafts = find_grafts(model, at)
+    if not grafts:
+        where = "" if at is None else f" at {at!r}"
+        raise HostError(f"this model has no {NAME!r}: it is not grafted{where}", "call lmgraft.graft(model, ...) first")
+    return grafts
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile and DDP: its tensors have names of their own."""
+    while True:
+        children = model._modules
+        inner = children.get("_orig_mod", children.get("module") if len(children) == 1 else None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _lies_at(path: str, inserted: GraftLayer, at: str | int) -> bool:
+    host = path.rpartition(".")[0]
+    place = inserted.place()
+    return at in (path, f"{host}.{place[0]}") or inserted.place(at) == place

@@ -12,7 +12,7 @@ from torch import nn
 
 from lmgraft.contracts import Host
 from lmgraft.errors import RecipeError
-from lmgraft.graft import find_graft
+from lmgraft.graft import find_grafts
 from lmgraft.graft.hosts import find_host
 
 
@@ -81,7 +81,7 @@ def make_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         RecipeError: If layer_decay is given and the model's layers are not known.
     """
     host = None if hasattr(model, "no_weight_decay") else find_host(model)
-    exempt: Any = getattr(model, "no_weight_decay", lambda: () if host is None else host.undecayed)()
+    exempt: Any = getattr(model, "no_weight_decay", lambda: () if host is None else host.no_weight_decay)()
     if config.layer_decay is None:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
     else:
@@ -102,7 +102,7 @@ def _with_layers(model: nn.Module, layer_decay: float) -> Any:
     if hasattr(model, "group_matcher") or hasattr(model, "pretrained_cfg"):
         return model
     host = find_host(model)
-    if host is None or not host.stem:
+    if host is None or not host.embedding_paths:
         raise RecipeError(
             f"optim.layer_decay={layer_decay}: the layers of {type(model).__qualname__} are not known",
             "set it to null, or take a host of docs/hosts.md",
@@ -115,7 +115,7 @@ class _HostLayers:
 
     def __init__(self, model: nn.Module, host: Host) -> None:
         self.named_parameters = model.named_parameters
-        self._places = [host.stem, *((layer,) for layer in host.layers)]
+        self._places = [host.embedding_paths, *((layer,) for layer in host.layers)]
 
     def group_matcher(self, coarse: bool) -> Callable[[str], int]:
         return self._index
@@ -128,10 +128,10 @@ class _HostLayers:
 
 
 def _mappers_apart(model: nn.Module, groups: list[dict[str, Any]], factor: float) -> list[dict[str, Any]]:
-    inserted = find_graft(model)
-    if inserted is None:
+    grafts = find_grafts(model).values()
+    if not grafts:
         return groups  # the plain arm of a recipe with mappers
-    mappers = {id(p) for mapper in (inserted.mapper_in, inserted.mapper_out) for p in mapper.parameters()}
+    mappers = {id(p) for g in grafts for mapper in (g.mapper_in, g.mapper_out) for p in mapper.parameters()}
     split = []
     for group in groups:
         scale = group.get("lr_scale", 1.0)

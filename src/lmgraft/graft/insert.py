@@ -43,19 +43,19 @@ class RunAfter:
         self.graft, self.state, self.last, self.axes = graft, graft.read_state, last, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        found, rest = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
-        if rest and self.axes == "any":
+        tokens, others = (output[0], output[1:]) if isinstance(output, tuple) else (output, None)
+        if others and self.axes == "any":
             raise HostError(
                 f"{type(module).__name__} gives more than tokens, which would pass the graft by",
                 "choose another place with at=, or say how its first output lies: host_spec={'axes': 'tokens'}",
             )
-        found, axes = _checked(found, self.axes, self.graft, module)
+        tokens, axes = _checked(tokens, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
-        reads = self.state.current(_first_tensor(args, kwargs, found)) if self.last else None
+        reads = self.state.current(_first_tensor(args, kwargs, tokens)) if self.last else None
         if axes != "tokens" and reads is not None and not isinstance(reads, MeanOf):
             raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: MeanOf()")
-        out = from_tokens(self.graft(to_tokens(found, axes), mask, reads=reads), found, axes)
-        return out if rest is None else (out, *rest)
+        out = from_tokens(self.graft(to_tokens(tokens, axes), mask, reads=reads), tokens, axes)
+        return out if others is None else (out, *others)
 
 
 class RunBefore:
@@ -67,9 +67,9 @@ class RunBefore:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = None if args else next((n for n, value in kwargs.items() if isinstance(value, Tensor)), None)
         given = args[0] if args else kwargs.get(name or "")
-        found, axes = _checked(given, self.axes, self.graft, module)
+        tokens, axes = _checked(given, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
-        out = from_tokens(self.graft(to_tokens(found, axes), mask), found, axes)
+        out = from_tokens(self.graft(to_tokens(tokens, axes), mask), tokens, axes)
         return ((out, *args[1:]), kwargs) if name is None else (args, kwargs | {name: out})
 
 
@@ -313,19 +313,19 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor
     return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), default)
 
 
-def _checked(found: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
-    """`found` and how it lies; what is not as it should be is refused."""
+def _checked(given: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
+    """`given` and how it lies; what is not as it should be is refused."""
     width = inserted.host.embed_dim
-    lies = map_axes(found, axes, width) if isinstance(found, Tensor) else None
-    if lies is None:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    actual = map_axes(given, axes, width) if isinstance(given, Tensor) else None
+    if actual is None:
+        got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         wanted = _SHAPES[axes].format(width=width)
         raise HostError(
             f"at {inserted.config.at!r} the graft needs {wanted}, {type(module).__name__} gave {got}",
             "choose another place with at=, or the right width with host_spec={'embed_dim': d}, "
             "or for a map host_spec={'axes': 'NCHW'} or 'NHWC'",
         )
-    return found, lies
+    return given, actual
 
 
 _SHAPES: dict[Axes, str] = {

@@ -128,7 +128,7 @@ def baked(model: nn.Module) -> Iterator[None]:
     """Inside, folds are constants: for exporting or compiling a model whose weights stay as they are.
 
     Weights must not change inside. Where gradients are wanted of W1 or of the block, folds are made
-    anew as always: freeze W1 or use `torch.no_grad()`.
+    in every call as always: freeze W1 or use `torch.no_grad()`.
     """
     grafts = list(find_grafts(model).values())
     for inserted in grafts:

@@ -174,7 +174,7 @@ def reading(model: nn.Module, reads: Reads) -> Iterator[None]:
 
     For tokens known only at the call, as the target agent of each scene: a long tensor (B, R) of
     indices. What comes behind the graft must expect R tokens. A model without a graft is left
-    alone; a compiled one is traced anew inside.
+    alone; a compiled one is traced again inside.
 
     Raises:
         HostError: If `reads` is a tensor that holds no indices, or layers that need all tokens

@@ -163,15 +163,17 @@ def verify_block(block: FrozenBlock, recorded: Mapping[str, Any]) -> None:
     Raises:
         BlockError: Naming the first tensors that differ.
     """
-    found = block.provenance
-    if found.digest == recorded["digest"]:
+    actual = block.provenance
+    if actual.digest == recorded["digest"]:
         return
-    theirs = dict(recorded["tensors"])
-    differing = sorted(n for n in theirs.keys() | found.tensors.keys() if theirs.get(n) != found.tensors.get(n))
-    what = f"{len(differing)} of {len(theirs)} tensors differ, first {differing[0]}" if differing else "config differs"
+    expected = dict(recorded["tensors"])
+    differing = sorted(n for n in expected.keys() | actual.tensors.keys() if expected.get(n) != actual.tensors.get(n))
+    what = "config differs"
+    if differing:
+        what = f"{len(differing)} of {len(expected)} tensors differ, first {differing[0]}"
     raise BlockError(
         f"this is another block than the one it was trained with: {what} "
-        f"(digest {found.digest[:12]}, recorded {recorded['digest'][:12]})",
+        f"(digest {actual.digest[:12]}, recorded {recorded['digest'][:12]})",
         f"give the recorded block: {recorded['source']}, layers {recorded['layers']}",
     )
 

@@ -28,16 +28,16 @@ def prepared(block: FrozenBlock, config: GraftConfig) -> tuple[FrozenBlock, Graf
             lora_targets=config.lora_targets,
         )
         return made, config
-    own = replace(
+    actual = replace(
         config,
         train_block=given["kind"],
         lora_rank=given.get("rank", config.lora_rank),
         lora_alpha=given.get("alpha", config.lora_alpha),
         lora_targets=tuple(given["targets"]) if "targets" in given else config.lora_targets,
     )
-    if config.train_block not in ("none", own.train_block):
+    if config.train_block not in ("none", actual.train_block):
         raise BlockError(
-            f"this block is trained already ({own.train_block}), train_block={config.train_block!r} is asked for",
+            f"this block is trained already ({actual.train_block}), train_block={config.train_block!r} is asked for",
             "leave train_block out, or start from load_block's",
         )
-    return block, own
+    return block, actual

@@ -41,13 +41,13 @@ class Trace:
 
     def contents(self) -> dict[str, int]:
         """Bytes of the program's tensors, by what they belong to."""
-        found = {"host": 0, "mappers": 0, "block": 0, "folds and constants": _bytes(self.program.constants)}
+        sizes = {"host": 0, "mappers": 0, "block": 0, "folds and constants": _bytes(self.program.constants)}
         grafts = tuple(f"{at}." for at in find_grafts(self.model))
         blocks = tuple(f"{at}block." for at in grafts)
         for name, tensor in self.program.state_dict.items():
             kind = "block" if name.startswith(blocks) else "mappers" if name.startswith(grafts) else "host"
-            found[kind] += tensor.nbytes
-        return found
+            sizes[kind] += tensor.nbytes
+        return sizes
 
 
 def export_program(

@@ -33,15 +33,17 @@ def choose(problem: Problem, form: str = "auto") -> LayerPlan:
 def layer_problems(whole: Problem, layers: int) -> list[Problem]:
     """One problem for each of `layers` layers: the first is mapped to, the last is read from."""
     flows = whole.x_grad or whole.mapper_grad or whole.block_grad or whole.norm_grad or whole.lora_grad
-    found = []
+    problems = []
     for index in range(layers):
-        one = whole
+        problem = whole
         if index > 0:
-            one = replace(one, narrow=None, mapper_bias=False, mapper_grad=False, folds_ready=False, x_grad=flows)
-        if index < layers - 1 and one.config.branches != "mlp":
-            one = replace(one, reads=whole.tokens, mean_early=False)
-        found.append(one)
-    return found
+            problem = replace(
+                problem, narrow=None, mapper_bias=False, mapper_grad=False, folds_ready=False, x_grad=flows
+            )
+        if index < layers - 1 and problem.config.branches != "mlp":
+            problem = replace(problem, reads=whole.tokens, mean_early=False)
+        problems.append(problem)
+    return problems
 
 
 @lru_cache(maxsize=1024)

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import TRAITS
 from torch import Tensor, nn
 
 import lmgraft
 from lmgraft.block import FrozenBlock, rounded
 from lmgraft.errors import ApproximationError, HostError
 from lmgraft.graft import find_graft
-from test_forms import TRAITS
 from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
 
 X = images(6)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm.optim
 import torch
+from oracle import TRAITS, assert_same, counted, draw, exact, make_mapper, problem, results
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -33,8 +34,6 @@ from lmgraft.graft.forms.run import dense
 from lmgraft.recipes.recipe import load_recipe
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.optim import OptimConfig, make_optimizer
-from test_forms import TRAITS, assert_same, draw, exact, make_mapper, problem, results
-from test_plan import counted
 from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
 
 KINDS = ["all", "norms", "lora"]

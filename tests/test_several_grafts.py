@@ -236,6 +236,15 @@ class TestTwoEncoders:
         with pytest.raises(CheckpointError, match="where a graft was saved"):
             lmgraft.load_pretrained(folder, make_vit(), random_block())
 
+    @pytest.mark.parametrize("path", [None, "forward", "encoder_a.graft", "graft.graft_x", 3])
+    def test_a_record_with_a_bad_path(self, tmp_path: Path, path: Any) -> None:
+        file = lmgraft.save_pretrained(self.grafted(), tmp_path) / "lmgraft.json"
+        record = json.loads(file.read_text())
+        record["grafts"][-1]["path"] = path if path != "encoder_a.graft" else record["grafts"][0]["path"]
+        file.write_text(json.dumps(record))
+        with pytest.raises(CheckpointError, match="path"):
+            lmgraft.load_pretrained(tmp_path, TwoEncoders(), random_block())
+
     def test_a_layer_by_its_path_in_the_model_around(self) -> None:
         model = lmgraft.graft(TwoEncoders(), random_block(), at="encoder_b.blocks.1")
         assert model.graft.mapper_in.in_features == 24

@@ -13,6 +13,7 @@ model.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts, u
 from lmgraft.registry import FACTORIES, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
+_PATH = re.compile(rf"([^.]+\.)*{NAME}(_\d+)?")
 _NEEDED: dict[str, set[str]] = {
     "graft": set(),
     "block": {"source", "revision", "layers", "final_norm", "control", "tensors", "digest"},
@@ -133,7 +135,7 @@ def _insert_recorded(
     for at, row in rows.items():
         given = llm.get(at) if isinstance(llm, Mapping) else llm
         key = row["block"]["digest"], configs[at].dtype
-        block = blocks.get(key) or _recorded_block(row["block"], configs[at], given)
+        block = blocks.get(key) or _recorded_block(row["block"], given)
         if block.provenance.trained is None:
             blocks[key] = block
         host = _host_of(model, at)
@@ -196,7 +198,7 @@ def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> N
         )
 
 
-def _recorded_block(recorded: Mapping[str, Any], config: GraftConfig, llm: str | FrozenBlock | None) -> FrozenBlock:
+def _recorded_block(recorded: Mapping[str, Any], llm: str | FrozenBlock | None) -> FrozenBlock:
     if isinstance(llm, FrozenBlock):
         block = llm
     else:
@@ -220,19 +222,20 @@ def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
         raise CheckpointError(f"{file} is no record of a saved graft", "save the model again")
     if record.get("format") not in (1, 2):
         raise CheckpointError(f"{file} has format {record.get('format')!r}", "update lmgraft")
-    listed = [{"path": NAME, **record}] if record["format"] == 1 else record.get("grafts")
+    listed = [{**record, "path": NAME}] if record["format"] == 1 else record.get("grafts")
     if not isinstance(listed, list) or not listed:
         raise CheckpointError(f"{file} lacks grafts", "save the model again")
     rows: dict[str, dict[str, Any]] = {}
     for row in listed:
+        path = row.get("path") if isinstance(row, dict) else None
+        if not isinstance(path, str) or path in rows or not _PATH.fullmatch(path):
+            raise CheckpointError(f"{file} has a graft without a path, or two of one path", "save the model again")
         for part, keys in _NEEDED.items():
             value = row.get(part)
             absent = sorted(keys - value.keys()) if isinstance(value, dict) else [""]
             if absent:
                 raise CheckpointError(f"{file} lacks {part}.{absent[0]}".rstrip("."), "save the model again")
-        if not isinstance(row.get("path"), str) or row["path"] in rows:
-            raise CheckpointError(f"{file} has no path, or one twice, for a graft", "save the model again")
-        rows[row["path"]] = row
+        rows[path] = row
     return rows
 
 

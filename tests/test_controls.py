@@ -12,9 +12,16 @@ from torch import Tensor
 import lmgraft
 from lmgraft.block import FrozenBlock
 from lmgraft.errors import BlockError
-from lmgraft.graft.controls import CONTROLS, apply_control, random_frozen, shuffled, spectrum
-from lmgraft.graft.controls_rearranged import _orthonormal, singular_values
-from lmgraft.graft.controls_redrawn import philox
+from lmgraft.graft.controls import (
+    CONTROLS,
+    _orthonormal,
+    apply_control,
+    philox,
+    random_frozen,
+    shuffled,
+    singular_values,
+    spectrum,
+)
 from tiny import images, make_vit, random_block, randomise_, relative_error
 
 

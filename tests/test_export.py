@@ -204,7 +204,7 @@ class TestTheModel:
         assert [p.data_ptr() for p in model.parameters()] == places
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
         assert all(torch.equal(p.grad, gradients[n]) for n, p in model.named_parameters() if p.grad is not None)
-        assert model.graft.baked is None
+        assert model.graft.compute.baked is None
         assert model.graft.read_state.traced is None
         assert torch.is_grad_enabled()
         model.zero_grad()
@@ -227,7 +227,7 @@ class TestTheModel:
         model = make()
         with baked(model):
             program = export_program(torch.compile(model, backend="eager"), X)
-            assert model.graft.baked is not None
+            assert model.graft.compute.baked is not None
         assert relative_error(program.module()(X), model(X)) <= 1e-5
 
     @pytest.mark.parametrize(("pool", "pinned", "rows"), [("token", False, 1), ("token", True, 17), ("avg", False, 17)])

@@ -99,7 +99,7 @@ class TestWhatTheHeadSees:
         out = model(X_64)
         assert [tuple(x.shape) for x, _ in queries] == [(B, rows, 32)]
         features = model.forward_features(X_64)
-        averaged = isinstance(find_host(model).reads(model), MeanOf)  # every token is then the mean
+        averaged = isinstance(find_host(model).reads(model, (), {}), MeanOf)  # every token is then the mean
         assert normed[0][0].shape == (B, features.shape[1] if averaged else rows, V)
         assert features.shape[1] == find_host(model).layout.num_prefix_tokens + 16
         assert relative_error(features, features_by_hand(model, X_64)) <= 1e-12

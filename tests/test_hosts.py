@@ -132,8 +132,8 @@ class TestEveryHost:
         assert (host.embed_dim, len(host.layers), host.axes) == (row.width, row.layers, row.axes)
         assert host.layout.num_prefix_tokens == row.prefix
         assert host.layout.grid == (row.grid if row.axes == "tokens" and row.knows_grid else None)
-        assert host.reads(model) == row.reads
-        assert (host.rest is not None) == row.rest
+        assert host.reads(model, (), {}) == row.reads
+        assert (host.head_from_tokens is not None) == row.rest
 
     def test_equals_the_reference(self, name: str) -> None:
         model = grafted(name, torch.float64)
@@ -207,9 +207,9 @@ class TestEveryHost:
             call(model, name)
         (_, read), (_, everything) = seen
         assert everything.shape == (2, row.tokens, row.width)
-        if host.rest is not None:
+        if host.head_from_tokens is not None:
             for tokens in (read, everything):
-                for found, wanted in zip(tensors_of(host.rest(model, tokens)), expected, strict=True):
+                for found, wanted in zip(tensors_of(host.head_from_tokens(model, tokens)), expected, strict=True):
                     assert relative_error(found, wanted) <= 1e-5
 
     def test_checkpointing(self, name: str) -> None:

@@ -188,7 +188,7 @@ class TestMaps:
         model.reset_classifier(0, "")
         assert model(pictures("resnet")).shape == (2, 48, 2, 3)
         with pytest.raises(HostError, match="without pooling"):
-            model.graft.host.rest(model, torch.zeros(2, 6, 48))
+            model.graft.host.head_from_tokens(model, torch.zeros(2, 6, 48))
 
 
 class OwnEva(Eva):
@@ -227,47 +227,47 @@ class TestHeadsOfOnesOwn:
     def test_subclasses(self, name: str, cls: type[nn.Module]) -> None:
         model = grafted(name)
         model.__class__ = cls
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         assert find_host(model).layers == model.graft.host.layers
 
     @pytest.mark.parametrize("name", [n for n, row in ROWS.items() if row.reads is not None])
     def test_a_forward_of_the_instance(self, name: str) -> None:
         model = grafted(name)
         model.forward = type(model).forward.__get__(model)
-        assert model.graft.host.reads(model) is None
-        assert find_host(model).rest is None
+        assert model.graft.host.reads(model, (), {}) is None
+        assert find_host(model).head_from_tokens is None
 
     @pytest.mark.parametrize("name", ["hf_vit_classifier", "hf_clip_classifier"])
     def test_an_encoder_of_the_instance(self, name: str) -> None:
         model = grafted(name)
         encoder = model.vit if "vit_c" in name else model.vision_model
         encoder.forward = type(encoder).forward.__get__(encoder)
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
 
     def test_pooling_changed_afterwards(self) -> None:
         model = grafted("eva_avg")
         for pool, reads in [("token", 0), ("max", None), ("avg", MeanOf(slice(1, None))), ("", None)]:
             model.reset_classifier(7, pool)
-            assert model.graft.host.reads(model) == reads
+            assert model.graft.host.reads(model, (), {}) == reads
         resnet = grafted("resnet")
         for pool, expected in [("max", None), ("avg", MeanOf()), ("avgmax", None), ("fast", MeanOf()), ("", None)]:
             resnet.reset_classifier(7, pool)
-            assert resnet.graft.host.reads(resnet) == expected
+            assert resnet.graft.host.reads(resnet, (), {}) == expected
         convnext = grafted("convnext")
         for pool, expected in [("max", None), ("avg", MeanOf())]:
             convnext.reset_classifier(7, pool)
-            assert convnext.graft.host.reads(convnext) == expected
+            assert convnext.graft.host.reads(convnext, (), {}) == expected
         convnext.norm_pre = nn.ReLU()
-        assert convnext.graft.host.reads(convnext) is None
+        assert convnext.graft.host.reads(convnext, (), {}) is None
         beit = grafted("beit_avg")
         for pool, reads in [("token", 0), ("", None)]:
             beit.reset_classifier(7, pool)
-            assert beit.graft.host.reads(beit) == reads
+            assert beit.graft.host.reads(beit, (), {}) == reads
 
     def test_a_pooling_module_of_ones_own(self) -> None:
         model = grafted("resnet")
         model.global_pool = nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten())
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         for size, pool, expected in [
             (1, "avg", MeanOf()),
             (2, "avg", None),
@@ -275,9 +275,9 @@ class TestHeadsOfOnesOwn:
             (1, "fast", MeanOf()),
         ]:
             model.global_pool = timm.layers.SelectAdaptivePool2d(size, pool, flatten=True)
-            assert model.graft.host.reads(model) == expected
+            assert model.graft.host.reads(model, (), {}) == expected
         model.global_pool.pool = nn.AdaptiveMaxPool2d(1)
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
 
 
 SMALL = {
@@ -309,7 +309,7 @@ class TestAnyTimmModel:
         ((_, plain),) = last
         axes = map_axes(plain, host.axes, host.embed_dim)
         assert axes == SMALL[name]
-        assert host.reads(model) is None
+        assert host.reads(model, (), {}) is None
         lmgraft.graft(model, random_block())
         outputs = calls_of(model.get_submodule(host.layers[-1]))
         model(x)
@@ -412,20 +412,25 @@ class TestBranches:
         """A class token is read of each scale, until a mean behind a norm is asked for; unless maps are wanted."""
         for name in ("coat", "coat_lite", "crossvit", "tnt"):
             model = grafted(name)
-            assert model.graft.host.reads(model) == 0
+            assert model.graft.host.reads(model, (), {}) == 0
             model.reset_classifier(7, "avg")
-            assert model.graft.host.reads(model) is None
+            assert model.graft.host.reads(model, (), {}) is None
             call(model, name)
         coat = grafted("coat_lite")
         coat.return_interm_layers, coat.out_features = True, ["x4_nocls"]
-        assert coat.graft.host.reads(coat) is None
+        assert coat.graft.host.reads(coat, (), {}) is None
         assert coat(pictures("coat_lite"))["x4_nocls"].shape == (2, 48, 2, 3)
 
     def test_hrnet_without_its_head(self) -> None:
         model = make_host("hrnet")
         model.prune_intermediate_layers([2], prune_head=True)
         host = find_host(model)
-        assert (host.layers[-1], host.embed_dim, host.rest, host.reads(model)) == ("stage4", 20, None, None)
+        assert (host.layers[-1], host.embed_dim, host.head_from_tokens, host.reads(model, (), {})) == (
+            "stage4",
+            20,
+            None,
+            None,
+        )
 
 
 class TestTowers:
@@ -439,19 +444,19 @@ class TestTowers:
         x = pictures(kind)
         lmgraft.graft(encoder, random_block())
         means = pool == "avg" and kind != "deepseek"
-        assert encoder.graft.host.reads(encoder) == (MeanOf() if means else None)
+        assert encoder.graft.host.reads(encoder, (), {}) == (MeanOf() if means else None)
         dense = copy.deepcopy(encoder)
         dense.graft.config = replace(dense.graft.config, form="dense")
         assert relative_error(encoder(x), dense(x)) <= 1e-5
         encoder.forward = type(encoder).forward.__get__(encoder)
-        assert encoder.graft.host.reads(encoder) is None
+        assert encoder.graft.host.reads(encoder, (), {}) is None
 
     @pytest.mark.parametrize("kind", ["deepseek", "qwen3", "gemma4"])
     def test_an_encoder_of_ones_own(self, kind: str) -> None:
         model = grafted(kind)
         model.encoder.forward_features = type(model.encoder).forward_features.__get__(model.encoder)
-        assert model.graft.host.reads(model) is None
-        assert find_host(model).rest is None
+        assert model.graft.host.reads(model, (), {}) is None
+        assert find_host(model).head_from_tokens is None
 
     @pytest.mark.parametrize("checkpointing", [False, True])
     def test_padded_patches(self, checkpointing: bool) -> None:

@@ -52,6 +52,33 @@ def edit_record(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     file.write_text(json.dumps(record))
 
 
+FORMAT_1 = Path(__file__).parent / "saved_format_1"
+"""Written by lmgraft before several grafts in a model, with its LLM, an input and the output for it."""
+
+
+class TestFormat1:
+    @pytest.mark.parametrize("host", ["recorded", "given", "grafted"])
+    def test_it_loads(self, host: str) -> None:
+        kwargs = json.loads((FORMAT_1 / "lmgraft.json").read_text())["host"]["spec"]["kwargs"]
+        given = None if host == "recorded" else make_vit(**kwargs)
+        if host == "grafted":
+            lmgraft.graft(given, str(FORMAT_1 / "llm"), residual="gated", train_block="norms")
+        expected = load_file(FORMAT_1 / "expected.safetensors")
+        loaded = lmgraft.load_pretrained(FORMAT_1, given, FORMAT_1.joinpath("llm").as_posix())
+        assert relative_error(loaded(expected["x"]), expected["out"]) <= 1e-5
+
+    def test_one_graft_is_still_written_so(self, tmp_path: Path) -> None:
+        loaded = lmgraft.load_pretrained(FORMAT_1, llm=str(FORMAT_1 / "llm"))
+        folder = lmgraft.save_pretrained(loaded, tmp_path)
+        old, new = (load_file(f / "model.safetensors") for f in (FORMAT_1, folder))
+        assert old.keys() == new.keys()
+        assert all(torch.equal(old[name], new[name]) for name in old)
+        edit_record(folder, lambda record: record["graft"].update(llm="llm"))
+        edit_record(folder, lambda record: record["block"].update(source="llm"))
+        old, new = (json.loads((f / "lmgraft.json").read_text()) for f in (FORMAT_1, folder))
+        assert old == new
+
+
 class TwoLinears(nn.Module):
     """A host that lmgraft does not know."""
 

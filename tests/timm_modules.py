@@ -177,8 +177,8 @@ def row_of(module: str) -> str:
         f"`{SMALL[module][0]}`",
         f"`{host.layers[-1]}`",
         lies,
-        "the mean" if isinstance(reads := host.reads(model), MeanOf) else WORDS[reads],
-        "yes" if host.rest is not None else "no",
+        "the mean" if isinstance(reads := host.reads(model, (), {}), MeanOf) else WORDS[reads],
+        "yes" if host.head_from_tokens is not None else "no",
         PAST.get(module, ""),
     ]
     return f"| {' | '.join(cells)} |"

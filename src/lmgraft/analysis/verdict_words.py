@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmgraft.recipes.arms import ARMS
+
 
 @dataclass(frozen=True, kw_only=True)
 class Words:
@@ -20,65 +22,8 @@ class Words:
 
 
 WORDS: dict[str, Words] = {
-    "plain": Words(noun="the encoder alone"),
-    "llm": Words(noun="the frozen LLM block"),
-    "random_frozen": Words(
-        noun="a frozen random block",
-        better="The language matters",
-        question="whether the language matters",
-        explained="a frozen random block",
-    ),
-    "shuffled": Words(
-        noun="the LLM block's weights in random places",
-        better="The places of the pretrained weights matter",
-        question="whether the places of the pretrained weights matter",
-        explained="a block of the same weights in random places",
-    ),
-    "spectrum": Words(
-        noun="random matrices with the LLM block's singular values",
-        better="More than the singular values of the pretrained weights matters",
-        question="whether more than the singular values of the pretrained weights matters",
-        explained="random matrices with the same singular values",
-    ),
-    "random_trained": Words(
-        noun="a trained block, random at first",
-        better="The pretrained block does more than a trained one of its size",
-        question="whether the pretrained block does more than a trained one of its size",
-        explained="a trained block of the same size",
-    ),
-    "mlp": Words(
-        noun="GELU and LayerNorm between the mappers",
-        better="The block does more than the extra trained layers",
-        question="whether the block does more than the extra trained layers",
-        explained="the extra trained layers",
-    ),
-    "linear": Words(
-        noun="the two mappers alone",
-        better="The block does more than the two mappers",
-        question="whether the block does more than the two mappers",
-        explained="the two mappers",
-    ),
-    "attention_only": Words(
-        noun="the block's attention alone",
-        better="The whole block does more than its attention",
-        question="whether the whole block does more than its attention",
-        explained="the block's attention",
-    ),
-    "mlp_only": Words(
-        noun="the block's feed-forward part alone",
-        better="The whole block does more than its feed-forward part",
-        question="whether the whole block does more than its feed-forward part",
-        explained="the block's feed-forward part",
-    ),
-    "plain_equal_flops": Words(
-        noun="the encoder alone at the same compute",
-        better="The block does more than the same compute spent on the encoder",
-        question="whether the block does more than the same compute spent on the encoder",
-        explained="the compute",
-    ),
-    "llm_finetuned": Words(noun="the LLM block trained too"),
-    "llm_lora": Words(noun="the LLM block adapted at low rank"),
-    "two_blocks": Words(noun="two LLM blocks"),
+    name: Words(noun=arm.noun, better=arm.better, question=arm.unclear, explained=arm.explained)
+    for name, arm in ARMS.items()
 }
 
 

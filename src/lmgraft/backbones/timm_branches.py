@@ -22,7 +22,7 @@ from timm.models.twins import Twins
 from torch import Tensor
 
 from lmgraft.backbones.own_path import TIMM_PATH, is_own, timm_class
-from lmgraft.backbones.timm_maps import averages, describe_any, rest_of_resnet
+from lmgraft.backbones.timm_maps import averages, describe_any, head_of_resnet
 from lmgraft.backbones.timm_vit import norm_and_head, reads_of_global_pool
 from lmgraft.contracts import Entry, Host, MeanOf, Reads, TokenLayout
 
@@ -39,11 +39,11 @@ def describe_mvitv2(model: MultiScaleVit) -> Host:
         layout=TokenLayout(num_prefix_tokens=model.num_prefix_tokens, grid=tuple(model.stages[-1].feat_size)),
         mapper_init="trunc_normal",
         reads=reads_of_mvitv2,
-        rest=norm_and_head if is_own(model, MultiScaleVit, TIMM_PATH) else None,
+        head_from_tokens=norm_and_head if is_own(model, MultiScaleVit, TIMM_PATH) else None,
     )
 
 
-def reads_of_mvitv2(model: Any) -> Reads:
+def reads_of_mvitv2(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads, where the methods are timm's own."""
     own = is_own(model, MultiScaleVit, TIMM_PATH)
     return reads_of_global_pool(model, model.num_prefix_tokens) if own else None
@@ -61,11 +61,11 @@ def describe_twins(model: Twins) -> Host:
         layout=TokenLayout(grid=(patches.H, patches.W)),
         mapper_init="trunc_normal",
         reads=reads_of_twins,
-        rest=norm_and_head if is_own(model, Twins, TIMM_PATH) else None,
+        head_from_tokens=norm_and_head if is_own(model, Twins, TIMM_PATH) else None,
     )
 
 
-def reads_of_twins(model: Any) -> Reads:
+def reads_of_twins(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads, where the methods are timm's own."""
     return reads_of_global_pool(model, 0) if is_own(model, Twins, TIMM_PATH) else None
 
@@ -98,23 +98,23 @@ def describe_pit(model: PoolingVisionTransformer) -> Host:
         embed_dim=widths[-1],
         layers=tuple(f"transformers.{i}" for i in range(len(stages))),
         first="transformers.0.blocks.0",
-        stem=("patch_embed", "pos_embed", "cls_token"),
+        embedding_paths=("patch_embed", "pos_embed", "cls_token"),
         widths=(widths[0], *widths),
         output=MapAndClassTokens(),
         layout=TokenLayout(num_prefix_tokens=model.num_tokens, grid=(height, width)),
         reads=reads_of_pit,
-        rest=rest_of_pit if is_own(model, PoolingVisionTransformer, TIMM_PATH) else None,
+        head_from_tokens=head_of_pit if is_own(model, PoolingVisionTransformer, TIMM_PATH) else None,
     )
 
 
-def reads_of_pit(model: Any) -> Reads:
+def reads_of_pit(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the class tokens: the map behind the last stage is dropped."""
     if not is_own(model, PoolingVisionTransformer, TIMM_PATH):
         return None
     return 0 if model.num_tokens == 1 else tuple(range(model.num_tokens))
 
 
-def rest_of_pit(model: Any, tokens: Tensor) -> Any:
+def head_of_pit(model: Any, tokens: Tensor) -> Any:
     """Run the norm and the head on the class tokens."""
     return model.forward_head(model.norm(tokens[:, : model.num_tokens]))
 
@@ -129,11 +129,11 @@ def describe_tnt(model: TNT) -> Host:
         layout=TokenLayout(num_prefix_tokens=model.num_prefix_tokens, grid=tuple(model.pixel_embed.grid_size)),
         mapper_init="trunc_normal",
         reads=reads_of_tnt,
-        rest=norm_and_head if is_own(model, TNT, TIMM_PATH) else None,
+        head_from_tokens=norm_and_head if is_own(model, TNT, TIMM_PATH) else None,
     )
 
 
-def reads_of_tnt(model: Any) -> Reads:
+def reads_of_tnt(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads, where the methods are timm's own."""
     return reads_of_global_pool(model, model.num_prefix_tokens) if is_own(model, TNT, TIMM_PATH) else None
 
@@ -153,7 +153,7 @@ def describe_crossvit(model: CrossVit) -> Host:
     )
 
 
-def reads_of_crossvit(model: Any) -> Reads:
+def reads_of_crossvit(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the branch's class token; with "avg", every token: a norm comes before the mean."""
     return 0 if is_own(model, CrossVit, TIMM_PATH) and model.global_pool == "token" else None
 
@@ -174,17 +174,17 @@ def describe_coat(model: CoaT) -> Host:
         layout=TokenLayout(num_prefix_tokens=1, grid=tuple(getattr(model, f"patch_embed{serial[-1]}").grid_size)),
         mapper_init="trunc_normal",
         reads=reads_of_coat,
-        rest=rest_of_coat_lite if is_lite and is_own(model, CoaT, TIMM_PATH) else None,
+        head_from_tokens=head_of_coat_lite if is_lite and is_own(model, CoaT, TIMM_PATH) else None,
     )
 
 
-def reads_of_coat(model: Any) -> Reads:
+def reads_of_coat(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the scale's class token, unless a mean behind a norm, or the maps of all scales, are asked for."""
     reads_token = model.global_pool == "token" and not model.return_interm_layers
     return 0 if reads_token and is_own(model, CoaT, TIMM_PATH) else None
 
 
-def rest_of_coat_lite(model: Any, tokens: Tensor) -> Any:
+def head_of_coat_lite(model: Any, tokens: Tensor) -> Any:
     """Run the norm of the last scale and the head."""
     return model.forward_head(model.norm4(tokens))
 
@@ -204,11 +204,11 @@ def describe_hrnet(model: HighResolutionNet) -> Host:
         axes="NCHW",
         output=LAST_BRANCH,
         reads=reads_of_hrnet,
-        rest=rest_of_resnet if has_head and is_own(model, HighResolutionNet, TIMM_PATH) else None,
+        head_from_tokens=head_of_resnet if has_head and is_own(model, HighResolutionNet, TIMM_PATH) else None,
     )
 
 
-def reads_of_hrnet(model: Any) -> Reads:
+def reads_of_hrnet(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the mean, where a head joins the branches and its pooling is one."""
     joins = getattr(model, "final_layer", None) is not None and averages(model.global_pool)
     return MeanOf() if joins and is_own(model, HighResolutionNet, TIMM_PATH) else None
@@ -228,11 +228,11 @@ def describe_mobilenetv5(model: Any) -> Host | None:
         widths=(model.conv_stem.conv.out_channels, *host.widths[1:], model.msfa.out_channels),
         axes="NCHW",
         reads=reads_of_mobilenetv5,
-        rest=rest_of_resnet if is_classifier else None,
+        head_from_tokens=head_of_resnet if is_classifier else None,
     )
 
 
-def reads_of_mobilenetv5(model: Any) -> Reads:
+def reads_of_mobilenetv5(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the mean, where a pooling that is one comes right behind the joined map."""
     cls = timm_class(model, "MobileNetV5", "MobileNetV5Encoder")
     pools = cls.__name__ == "MobileNetV5" and model.msfa is not None and averages(model.global_pool)

@@ -36,9 +36,8 @@ def _host(model: Any, encoder: Any, prefix: str) -> Host:
         layout=TokenLayout(num_prefix_tokens=0, grid=None if grid is None else tuple(grid)),
         mapper_init="trunc_normal",
         reads=reads_of_mean,
-        asks_all=is_padded,
         padding_mask=padding_of_mask,
-        rest=norm_and_head if prefix and _is_own(model) and encoder.global_pool in ("", "none") else None,
+        head_from_tokens=norm_and_head if prefix and _is_own(model) and encoder.global_pool in ("", "none") else None,
     )
 
 
@@ -49,19 +48,21 @@ def _is_own(model: Any) -> bool:
     return inner and is_own(model, cls, TIMM_PATH)
 
 
-def reads_of_mean(model: Any) -> Reads:
+def reads_of_mean(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the mean, where it is taken of the tokens as the blocks give them.
 
-    Not behind DeepSeek's norm, and not behind a projector.
+    Not behind DeepSeek's norm, not behind a projector, and not where Gemma's mean may leave padded patches out.
     """
+    if is_padded(args, kwargs):
+        return None
     encoder = getattr(model, "encoder", model)
     means = model.global_pool == "avg" and (encoder is model or encoder.global_pool in ("", "none"))
     normed = not isinstance(getattr(encoder, "norm", None), nn.Identity | None)
     return MeanOf() if means and not normed and _is_own(model) else None
 
 
-def is_padded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Return whether a call gives more than images: then Gemma's mean may leave padded patches out."""
+def is_padded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether a call of the model gives more than images."""
     return len(args) + len(kwargs) != 1 or not all(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
 
 

@@ -24,7 +24,7 @@ from lmgraft.backbones.timm_vit import padding_of_mask
 from lmgraft.contracts import Axes, Host, MeanOf, Reads, TokenLayout, reads_everything
 from lmgraft.errors import HostError
 
-Rest = Callable[[Any, Tensor], Any]
+Head = Callable[[Any, Tensor], Any]
 
 
 def describe_swin(model: SwinTransformer | SwinTransformerV2) -> Host:
@@ -39,7 +39,7 @@ def describe_swin(model: SwinTransformer | SwinTransformerV2) -> Host:
         [widths[0], *widths],
         axes="NHWC",
         mapper_init="trunc_normal",
-        rest=rest_of_swin,
+        head=head_of_swin,
     )
 
 
@@ -48,7 +48,7 @@ def describe_resnet(model: ResNet) -> Host:
     infos = model.feature_info[-4:]
     widths = [model.feature_info[0]["num_chs"], *(info["num_chs"] for info in infos)]
     stages = [f"layer{i}" for i in range(1, 5)]
-    return _stages(model, ResNet, stages, widths, reads=reads_of_resnet, rest=rest_of_resnet)
+    return _stages(model, ResNet, stages, widths, reads=reads_of_resnet, head=head_of_resnet)
 
 
 def describe_convnext(model: ConvNeXt) -> Host:
@@ -61,7 +61,7 @@ def describe_convnext(model: ConvNeXt) -> Host:
         [widths[0], *widths],
         mapper_init="trunc_normal",
         reads=reads_of_convnext,
-        rest=rest_of_convnext,
+        head=head_of_convnext,
     )
 
 
@@ -69,7 +69,7 @@ def describe_efficientnet(model: EfficientNet) -> Host:
     """Describe EfficientNet: behind its last map (B, V, H, W) come a 1 x 1 convolution, norm and activation."""
     widths = [model.conv_stem.out_channels, *(info["num_chs"] for info in model.feature_info)]
     stages = [info["module"] for info in model.feature_info]
-    return _stages(model, EfficientNet, stages, widths, rest=rest_of_efficientnet)
+    return _stages(model, EfficientNet, stages, widths, head=head_of_efficientnet)
 
 
 def describe_any(model: Any) -> Host | None:
@@ -105,8 +105,8 @@ def _stages(
     *,
     axes: Axes = "NCHW",
     mapper_init: Any = "default",
-    reads: Callable[[nn.Module], Reads] = reads_everything,
-    rest: Rest | None = None,
+    reads: Callable[..., Reads] = reads_everything,
+    head: Head | None = None,
 ) -> Host:
     own = is_own(model, cls, TIMM_PATH)
     width = widths[-1]
@@ -121,7 +121,7 @@ def _stages(
         mapper_init=mapper_init,
         reads=reads,
         padding_mask=padding_of_mask,
-        rest=rest if own else None,
+        head_from_tokens=head if own else None,
     )
 
 
@@ -145,12 +145,12 @@ def averages(pool: Any) -> bool:
     return mean and size in (1, (1, 1))
 
 
-def reads_of_resnet(model: Any) -> Reads:
+def reads_of_resnet(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the mean, where the global pooling is one."""
     return MeanOf() if is_own(model, ResNet, TIMM_PATH) and averages(model.global_pool) else None
 
 
-def reads_of_convnext(model: Any) -> Reads:
+def reads_of_convnext(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the mean, where the head pools before it norms."""
     if not is_own(model, ConvNeXt, TIMM_PATH) or not isinstance(model.norm_pre, nn.Identity):
         return None
@@ -158,22 +158,22 @@ def reads_of_convnext(model: Any) -> Reads:
     return MeanOf() if pools_first and averages(model.head.global_pool) else None
 
 
-def rest_of_swin(model: Any, tokens: Tensor) -> Any:
+def head_of_swin(model: Any, tokens: Tensor) -> Any:
     """Run the norm and the head, which pools all places, so that one long row will do."""
     return model.forward_head(model.norm(_as_row(tokens, "NHWC", model.head.global_pool)))
 
 
-def rest_of_resnet(model: Any, tokens: Tensor) -> Any:
+def head_of_resnet(model: Any, tokens: Tensor) -> Any:
     """Run the pooling and the classifier."""
     return model.forward_head(_as_row(tokens, "NCHW", model.global_pool))
 
 
-def rest_of_convnext(model: Any, tokens: Tensor) -> Any:
+def head_of_convnext(model: Any, tokens: Tensor) -> Any:
     """Run the norm, if it comes before the pooling, and the head."""
     return model.forward_head(model.norm_pre(_as_row(tokens, "NCHW", model.head.global_pool)))
 
 
-def rest_of_efficientnet(model: Any, tokens: Tensor) -> Any:
+def head_of_efficientnet(model: Any, tokens: Tensor) -> Any:
     """Run the 1 x 1 convolution, norm and activation, and the head."""
     return model.forward_head(model.bn2(model.conv_head(_as_row(tokens, "NCHW", model.global_pool))))
 

@@ -80,7 +80,7 @@ def _blocks_of(model: Any, cls: type[Any], reads: Any) -> Host:
         mapper_init="trunc_normal",
         reads=reads,
         padding_mask=padding_of_mask,
-        rest=norm_and_head if own else None,
+        head_from_tokens=norm_and_head if own else None,
     )
 
 
@@ -97,26 +97,26 @@ def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 _HEAD_PATH = (*TIMM_PATH, "pool")
 
 
-def reads_of_pooling(model: Any) -> Reads:
+def reads_of_pooling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads; with attention pooling, or a method that is not timm's, every token."""
     if not is_own(model, VisionTransformer, _HEAD_PATH) or model.attn_pool is not None:
         return None
     return reads_of_global_pool(model, 0 if model.pool_include_prefix else model.num_prefix_tokens)
 
 
-def reads_of_distilled(model: nn.Module) -> Reads:
+def reads_of_distilled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return class and distillation token, whatever global_pool says: that head ignores it."""
     return (0, 1) if is_own(model, VisionTransformerDistilled, _HEAD_PATH) else None
 
 
-def reads_of_eva(model: Any) -> Reads:
+def reads_of_eva(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the same as `reads_of_pooling`; prefix tokens are never part of the mean."""
     if not is_own(model, Eva, _HEAD_PATH) or model.attn_pool is not None:
         return None
     return reads_of_global_pool(model, model.num_prefix_tokens)
 
 
-def reads_of_beit(model: Any) -> Reads:
+def reads_of_beit(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the same as `reads_of_pooling`; the head's pooling lies in `forward_head`."""
     return reads_of_global_pool(model, model.num_prefix_tokens) if is_own(model, Beit, TIMM_PATH) else None
 

@@ -66,15 +66,15 @@ def describe(model: VisionTransformer) -> Host:
     return Host(
         embed_dim=model.hidden_dim,
         layers=tuple(f"encoder.layers.{name}" for name, _ in model.encoder.layers.named_children()),
-        stem=("conv_proj", "class_token", "encoder.pos_embedding"),
-        undecayed=("class_token", "encoder.pos_embedding"),
+        embedding_paths=("conv_proj", "class_token", "encoder.pos_embedding"),
+        no_weight_decay=("class_token", "encoder.pos_embedding"),
         layout=TokenLayout(num_prefix_tokens=1, grid=(side, side)),
         reads=reads_class_token,
-        rest=norm_and_head if own else None,
+        head_from_tokens=norm_and_head if own else None,
     )
 
 
-def reads_class_token(model: Any) -> Reads:
+def reads_class_token(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Token 0, as `forward` is written."""
     own = is_own(model, VisionTransformer, ("forward",)) and is_own(model.encoder, Encoder, ("forward",))
     return 0 if own else None

@@ -45,42 +45,39 @@ def describe(model: nn.Module) -> Host:
     return Host(
         embed_dim=config.hidden_size,
         layers=tuple(f"{prefix}{layers}.{i}" for i in range(count)),
-        stem=tuple(prefix + name for name in _STEM if hasattr(encoder, name)),
-        undecayed=tuple(f"{prefix}embeddings.{name}" for name in tokens),
+        embedding_paths=tuple(prefix + name for name in _STEM if hasattr(encoder, name)),
+        no_weight_decay=tuple(f"{prefix}embeddings.{name}" for name in tokens),
         layout=TokenLayout(
             num_prefix_tokens=sum(hasattr(encoder.embeddings, name) for name in _PREFIX)
             + getattr(config, "num_register_tokens", 0),
             grid=tuple(s // p for s, p in zip(_pair(config.image_size), _pair(config.patch_size), strict=True)),
         ),
         mapper_init="trunc_normal",
-        asks_all=asks_hidden_states,
         padding_mask=padding_of_mask,
-        before_hooks=True,
+        run_before_existing_hooks=True,
     )
 
 
 def describe_vit_classifier(model: nn.Module) -> Host:
     """ViTForImageClassification and DeiT's: the classifier reads the class token behind the encoder's norm."""
-    return _classifier(model, reads_of_vit_classifier, rest_of_vit_classifier)
+    return _classifier(model, reads_of_vit_classifier, head_of_vit_classifier)
 
 
 def describe_dinov2_classifier(model: nn.Module) -> Host:
     """Dinov2ForImageClassification, with registers or without: it reads the class token and, behind a
     norm, all patches."""
-    return _classifier(model, None, rest_of_dinov2_classifier)
+    return _classifier(model, None, head_of_dinov2_classifier)
 
 
 def describe_clip_classifier(model: nn.Module) -> Host:
     """CLIPForImageClassification: the mean over the patches, without a norm."""
-    return _classifier(model, reads_of_clip_classifier, rest_of_clip_classifier)
+    return _classifier(model, reads_of_clip_classifier, head_of_clip_classifier)
 
 
-def _classifier(
-    model: nn.Module, reads: Callable[[nn.Module], Reads] | None, rest: Callable[[Any, Tensor], Any]
-) -> Host:
+def _classifier(model: nn.Module, reads: Callable[..., Reads] | None, head: Callable[[Any, Tensor], Any]) -> Host:
     host = describe(model)
     host = host if reads is None else replace(host, reads=reads)
-    return replace(host, rest=rest) if _is_as_written(model) else host
+    return replace(host, head_from_tokens=head) if _is_as_written(model) else host
 
 
 def asks_hidden_states(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -107,22 +104,23 @@ def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return ~mask.bool() if mask.dim() == 2 else unseen_keys(mask)
 
 
-def reads_of_vit_classifier(model: nn.Module) -> Reads:
-    """Token 0."""
-    return 0 if _is_as_written(model) else None
+def reads_of_vit_classifier(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
+    """Token 0, unless the call wants hidden states."""
+    return None if asks_hidden_states(model, args, kwargs) or not _is_as_written(model) else 0
 
 
-def reads_of_clip_classifier(model: nn.Module) -> Reads:
-    """The mean of all but token 0; what the encoder makes of token 0 is thrown away."""
-    return MeanOf(slice(1, None)) if _is_as_written(model) else None
+def reads_of_clip_classifier(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
+    """The mean of all but token 0, unless the call wants hidden states; what the encoder makes of token 0 is
+    thrown away."""
+    return None if asks_hidden_states(model, args, kwargs) or not _is_as_written(model) else MeanOf(slice(1, None))
 
 
-def rest_of_vit_classifier(model: Any, tokens: Tensor) -> Any:
+def head_of_vit_classifier(model: Any, tokens: Tensor) -> Any:
     """Norm, class token, classifier."""
     return _output(model, _encoder(model)[1].layernorm(tokens)[:, 0])
 
 
-def rest_of_dinov2_classifier(model: Any, tokens: Tensor) -> Any:
+def head_of_dinov2_classifier(model: Any, tokens: Tensor) -> Any:
     """Norm; class token and mean of the patches; classifier."""
     encoder = _encoder(model)[1]
     normed = encoder.layernorm(tokens)
@@ -130,7 +128,7 @@ def rest_of_dinov2_classifier(model: Any, tokens: Tensor) -> Any:
     return _output(model, normed[:, 0], patches.mean(1))
 
 
-def rest_of_clip_classifier(model: Any, tokens: Tensor) -> Any:
+def head_of_clip_classifier(model: Any, tokens: Tensor) -> Any:
     """Mean of the patches, classifier."""
     return _output(model, tokens[:, 1:].mean(1))
 

@@ -6,7 +6,7 @@ Speaks to backbones only through `contracts.Host`; knows no backbone, no data an
 from lmgraft.graft.approximate import ApproximationReport, approximate, exact
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.insert import graft, ungraft
-from lmgraft.graft.layer import GraftLayer, baked, find_graft
+from lmgraft.graft.layer import GraftLayer, baked, find_graft, find_grafts
 from lmgraft.graft.reads import reading, reading_all_tokens
 from lmgraft.graft.save import load_pretrained, save_pretrained
 
@@ -18,6 +18,7 @@ __all__ = [
     "baked",
     "exact",
     "find_graft",
+    "find_grafts",
     "graft",
     "load_pretrained",
     "reading",

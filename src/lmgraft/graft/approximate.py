@@ -8,8 +8,8 @@ and asking returns the measured error.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lmgraft.errors import ApproximationError
-from lmgraft.graft.layer import GraftLayer, require_graft
+from lmgraft.graft.layer import GraftLayer, require_grafts
 from lmgraft.graft.reads import reading_all_tokens
 from lmgraft.registry import suggest
 
@@ -73,7 +73,7 @@ class ApproximationReport:
 
 
 def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repeats: int = 3) -> ApproximationReport:
-    """Compute the graft of `model` in fewer bits from now on, where no gradient can flow.
+    """Compute the grafts of `model` in fewer bits from now on, where no gradient can flow.
 
     Calls in eval mode under `no_grad` or `inference_mode` (or where nothing requires gradients)
     are approximate. Training stays exact, and so are saved files, copies, pickles, exported and
@@ -82,9 +82,9 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
     again.
 
     Args:
-        model: A grafted model, on the device where it will run.
-        sample_input: What the model is called with: a tensor, a tuple of arguments, or a mapping
-            of named ones. Some dozens of samples of the data it is meant for.
+        model: A grafted model, on the device where it will run; all its grafts are meant.
+        sample_input: What the model is called with: a tensor, a tuple of arguments (tokens and a padding
+            mask, two encoders' inputs), or a mapping of named ones. Some dozens of samples of the data it is meant for.
         mode: "int8" (CPU), "16bit" (bfloat16), or "auto": int8 on a CPU, 16 bits elsewhere.
         repeats: Pairs of calls that are timed.
 
@@ -96,26 +96,24 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
         ApproximationError: If the mode is not known or not to be had here, if outputs are not
             finite, or if the approximation could not be used. The model is then exact.
     """
-    inserted = require_graft(model)
+    grafts = list(require_grafts(model).values())
     if mode not in MODES:
         raise ApproximationError(f"mode {mode!r} is not known", suggest(str(mode), MODES))
-    if not inserted.block.layers:
+    if not all(len(inserted.block.layers) for inserted in grafts):
         raise ApproximationError("this graft holds no block whose products could be rounded", "leave it exact")
-    device = next(inserted.block.parameters()).device
+    device = next(grafts[0].block.parameters()).device
     if mode == "auto":
         mode = "int8" if device.type == "cpu" else "16bit"
     if mode == "int8" and device.type != "cpu":
         raise ApproximationError(f"int8 runs on CPUs only, the block lies on {device}", 'use mode="16bit"')
     call = _caller(model, sample_input)
-    holder = inserted.approximation
-    holder.clear()
+    _clear(grafts)
     try:
         with _evaluating(model), torch.no_grad():
-            report = _measure(model, inserted, call, mode, device, max(1, repeats))
+            return _measure(model, grafts, call, mode, device, max(1, repeats))
     except BaseException:
-        holder.clear()
+        _clear(grafts)
         raise
-    return report
 
 
 def exact(model: nn.Module) -> nn.Module:
@@ -124,35 +122,41 @@ def exact(model: nn.Module) -> nn.Module:
     Raises:
         HostError: If the model is not grafted.
     """
-    require_graft(model).approximation.clear()
+    _clear(require_grafts(model).values())
     return model
+
+
+def _clear(grafts: Iterable[GraftLayer]) -> None:
+    for inserted in grafts:
+        inserted.compute.approximation.clear()
 
 
 def _measure(
     model: nn.Module,
-    inserted: GraftLayer,
+    grafts: Sequence[GraftLayer],
     call: Callable[[], Any],
     mode: str,
     device: torch.device,
     repeats: int,
 ) -> ApproximationReport:
-    holder = inserted.approximation
-    output, read = _run(inserted, call)
+    output, read = _run(grafts, call)
     with reading_all_tokens(model):
-        _, everything = _run(inserted, call)
+        _, everything = _run(grafts, call)
     _check_finite(output, "exact")
-    holder.make(inserted.block, mode)
-    before = holder.calls
-    near_output, near_read = _run(inserted, call)
+    holders = [inserted.compute.approximation for inserted in grafts]
+    for holder, inserted in zip(holders, grafts, strict=True):
+        holder.make(inserted.block, mode)
+    before = [holder.calls for holder in holders]
+    near_output, near_read = _run(grafts, call)
     with reading_all_tokens(model):
-        _, near_everything = _run(inserted, call)
-    if holder.calls == before:
+        _, near_everything = _run(grafts, call)
+    if any(holder.calls == calls for holder, calls in zip(holders, before, strict=True)):
         raise ApproximationError(
             "the approximation was not used in a call of the model",
             "remove hooks from the block's modules, and give the model itself, not a compiled one",
         )
     _check_finite(near_output, "approximate")
-    exactly, nearly = _time(inserted, call, device, repeats)
+    exactly, nearly = _time(grafts, call, device, repeats)
     pairs = [a / b for a, b in zip(exactly, nearly, strict=True)]
     first = output[0]
     classes = first.dim() == 2 and first.shape[1] > 1 and len(output) == 1
@@ -168,33 +172,34 @@ def _measure(
         seconds_approximate=median(nearly),
         speedup=median(pairs),
         speedup_range=(min(pairs), max(pairs)),
-        memory=holder.added_memory(),
+        memory=sum(holder.added_memory() for holder in holders),
     )
 
 
-def _run(inserted: GraftLayer, call: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
-    """Floating tensors of the model's output, and what the graft gave on the way."""
-    seen: list[Tensor] = []
-    handle = inserted.register_forward_hook(lambda *call: seen.append(call[2]))
-    try:
+def _run(grafts: Sequence[GraftLayer], call: Callable[[], Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """Floating tensors of the model's output, and what the grafts gave on the way."""
+    seen: list[tuple[nn.Module, Tensor]] = []
+    with ExitStack() as hooks:
+        for inserted in grafts:
+            handle = inserted.register_forward_hook(lambda module, _, out: seen.append((module, out)))
+            hooks.callback(handle.remove)
         leaves = tree_leaves(call())
-    finally:
-        handle.remove()
     output = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.is_floating_point()]
-    if not output or not seen:
+    ran = {id(module) for module, _ in seen}
+    if not output or len(ran) < len(grafts):
         what = "gives no tensor of real numbers" if not output else "did not run its graft"
         raise ApproximationError(f"the model {what} for this sample", "give a sample that the model is meant for")
-    return output, seen
+    return output, [out for _, out in seen]
 
 
 def _time(
-    inserted: GraftLayer, call: Callable[[], Any], device: torch.device, repeats: int
+    grafts: Sequence[GraftLayer], call: Callable[[], Any], device: torch.device, repeats: int
 ) -> tuple[list[float], list[float]]:
     """Seconds of calls, exact and approximate by turns, so that a busy machine slows both."""
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for turn in range(repeats):
         for exactly in (True, False) if turn % 2 == 0 else (False, True):
-            inserted.approximation.paused = exactly
+            _pause(grafts, exactly)
             try:
                 _wait(device)
                 start = time.perf_counter()
@@ -202,8 +207,13 @@ def _time(
                 _wait(device)
                 seconds[exactly].append(time.perf_counter() - start)
             finally:
-                inserted.approximation.paused = False
+                _pause(grafts, False)
     return seconds[True], seconds[False]
+
+
+def _pause(grafts: Sequence[GraftLayer], exactly: bool) -> None:
+    for inserted in grafts:
+        inserted.compute.approximation.paused = exactly
 
 
 def _wait(device: torch.device) -> None:

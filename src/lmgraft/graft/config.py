@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from lmgraft.block import FrozenBlock
 from lmgraft.block.config import FinalNorm
+from lmgraft.block.load import storage
 from lmgraft.block.trained import TrainBlock, check_training
 from lmgraft.contracts import MeanOf, Reads, Tokens
 from lmgraft.errors import HostError
@@ -86,6 +88,18 @@ class GraftConfig:
             )
         check_training(self.train_block, self.lora_rank, self.lora_alpha, self.lora_targets)
         parse_reads(self.reads)
+
+    def describing(self, block: FrozenBlock) -> GraftConfig:
+        """These choices with source, layers, final norm and storage of `block`, whatever they named before."""
+        origin = block.provenance
+        return replace(
+            self,
+            llm=origin.source,
+            layer=origin.layers[0] if len(origin.layers) == 1 else origin.layers,
+            final_norm=origin.final_norm,
+            dtype=storage(block),
+            revision=None,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: tuples become lists."""

@@ -39,7 +39,7 @@ def locate(model: nn.Module, at: str | int, host_spec: Mapping[str, Any] | None)
         return host if point.width is None else replace(host, embed_dim=point.width), point
     # "head" is a place of a known host, also where it has none: not its module of that name.
     if isinstance(at, str) and at in dict(model.named_modules()) and (host is None or at != "head"):
-        return _by_path(model, at, host, host_spec or {}), GraftPoint(module=at)
+        return _by_path(model, at, host or _around(model, at), host_spec or {}), GraftPoint(module=at)
     if host is None:
         raise HostError(
             f"{type(model).__module__}.{type(model).__qualname__} is no backbone whose tokens lmgraft knows",
@@ -71,6 +71,27 @@ def _by_path(model: nn.Module, at: str, host: Host | None, host_spec: Mapping[st
     if host is None:
         return Host(embed_dim=_width(model, host_spec), layers=(at,), axes=axes, output=output)
     return replace(host, embed_dim=host_spec.get("embed_dim", host.embed_dim), axes=axes, output=output)
+
+
+def _around(model: nn.Module, at: str) -> Host | None:
+    """The innermost encoder of `model` around the module at path `at`, as a host of that place alone.
+
+    What lies behind the place is not known: every token is read there.
+    """
+    names = at.split(".")
+    for count in range(len(names) - 1, 0, -1):
+        host = find_host(model.get_submodule(".".join(names[:count])))
+        if host is not None:
+            widths = dict(zip(host.layers, host.widths[1:], strict=False))
+            return Host(
+                embed_dim=widths.get(".".join(names[count:])) or host.embed_dim,
+                layers=(at,),
+                axes=host.axes,
+                mapper_init=host.mapper_init,
+                padding_mask=host.padding_mask,
+                run_before_existing_hooks=host.run_before_existing_hooks,
+            )
+    return None
 
 
 def _width(model: nn.Module, host_spec: Mapping[str, Any]) -> int:

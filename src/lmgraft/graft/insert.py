@@ -8,6 +8,7 @@ intermediate is the encoder's output behind the graft.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
-from lmgraft.block.load import place, storage
+from lmgraft.block.load import place
 from lmgraft.block.trained import TrainBlock
 from lmgraft.contracts import (
     Axes,
@@ -32,7 +33,7 @@ from lmgraft.contracts import (
 from lmgraft.errors import HostError
 from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual, parse_reads, plain_reads
 from lmgraft.graft.hosts import locate
-from lmgraft.graft.layer import NAME, GraftLayer, find_graft
+from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, unwrapped
 from lmgraft.graft.reads import CloseReads, OpenReads
 
 
@@ -40,7 +41,7 @@ class RunAfter:
     """Forward hook on the module at the graft point: its output goes through the graft."""
 
     def __init__(self, graft: GraftLayer, last: bool, axes: Axes = "tokens") -> None:
-        self.graft, self.last, self.axes = graft, last, axes
+        self.graft, self.state, self.last, self.axes = graft, graft.read_state, last, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         host = self.graft.host
@@ -49,12 +50,12 @@ class RunAfter:
                 f"{type(module).__name__} gives more than tokens, which would pass the graft by",
                 "choose another place with at=, or say how its first output lies: host_spec={'axes': 'tokens'}",
             )
-        found, axes = _checked(host.output.take(output), self.axes, self.graft, module)
+        tokens, axes = _checked(host.output.take(output), self.axes, self.graft, module)
         mask = host.padding_mask(module, args, kwargs)
-        reads = self.graft.read_state.current(_first_tensor(args, kwargs, found)) if self.last else None
+        reads = self.state.current(_first_tensor(args, kwargs, tokens)) if self.last else None
         if axes != "tokens" and reads is not None and not isinstance(reads, MeanOf):
             raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: MeanOf()")
-        out = from_tokens(self.graft(to_tokens(found, axes), mask, reads=reads), found, axes)
+        out = from_tokens(self.graft(to_tokens(tokens, axes), mask, reads=reads), tokens, axes)
         return host.output.put(output, out)
 
 
@@ -62,14 +63,14 @@ class RunBefore:
     """Forward pre-hook on the module at the graft point: its first input goes through the graft."""
 
     def __init__(self, graft: GraftLayer, axes: Axes = "tokens") -> None:
-        self.graft, self.axes = graft, axes
+        self.graft, self.state, self.axes = graft, graft.read_state, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = None if args else next((n for n, value in kwargs.items() if isinstance(value, Tensor)), None)
         given = args[0] if args else kwargs.get(name or "")
-        found, axes = _checked(given, self.axes, self.graft, module)
+        tokens, axes = _checked(given, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
-        out = from_tokens(self.graft(to_tokens(found, axes), mask), found, axes)
+        out = from_tokens(self.graft(to_tokens(tokens, axes), mask), tokens, axes)
         return ((out, *args[1:]), kwargs) if name is None else (args, kwargs | {name: out})
 
 
@@ -95,6 +96,10 @@ def graft(
     host_spec: Mapping[str, Any] | None = None,
 ) -> nn.Module:
     """Put a frozen LLM block into `model`, in place, as one more encoder layer.
+
+    Call it again, with another `at`, for several grafts in one model. Where a model holds several encoders,
+    graft the one that is meant, `graft(model.encoder_a, ...)`, or name a layer of it,
+    `graft(model, ..., at="encoder_a.blocks.3")`.
 
     Args:
         model: A backbone lmgraft knows (docs/hosts.md), or any module with `at` naming a submodule
@@ -129,18 +134,16 @@ def graft(
         `model` itself, grafted.
 
     Raises:
-        HostError: If the model is already grafted, is not known, or has no such place.
+        HostError: If the model is already grafted there, is not known, or has no such place.
         SourceError, CheckpointError, BlockError: As `load_block`.
     """
-    if find_graft(model) is not None:
-        raise HostError("this model is grafted already", "call lmgraft.ungraft(model) first")
-    if isinstance(model, nn.Sequential):
-        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
-    if hasattr(model, NAME):
-        raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
+    given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
+    if isinstance(llm, FrozenBlock) and any(given.values()):
+        names = ", ".join(name for name, is_given in given.items() if is_given)
+        raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
     config = GraftConfig(
         llm=llm if isinstance(llm, str) else llm.provenance.source,
-        layer=layer if isinstance(llm, str) else _own_layer(llm),
+        layer=layer,
         at=at,
         reads=reads if isinstance(reads, str) else plain_reads(reads),
         residual=residual,
@@ -151,47 +154,135 @@ def graft(
         lora_alpha=lora_alpha,
         lora_targets=tuple(lora_targets) if lora_targets is not None else None,
         mapper_init=mapper_init,
-        final_norm=final_norm or ("unit" if isinstance(llm, str) else llm.provenance.final_norm),
-        dtype=_storage(llm, dtype),
+        final_norm=final_norm or "unit",
+        dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         revision=revision,
     )
-    host, point = locate(model, at, host_spec)
-    if reads is not None and host.point(at) is not None and not point.last:
-        raise HostError(f"reads={reads!r} with at={at!r}", "later encoder layers read every token: leave reads out")
-    if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(parse_reads(config.reads), MeanOf):
+    return insert(model, config, None if isinstance(llm, str) else llm, host_spec=host_spec, device=device)
+
+
+def insert(
+    model: nn.Module,
+    config: GraftConfig,
+    block: FrozenBlock | None = None,
+    *,
+    host_spec: Mapping[str, Any] | None = None,
+    device: torch.device | str | None = None,
+    name: str | None = None,
+) -> nn.Module:
+    """Put a block into `model`, in place, as `config` says: what `graft` does with its keywords packed.
+
+    Args:
+        model: See `graft`.
+        config: Every choice. Where `block` is given, its `llm`, `layer`, `final_norm` and `revision` count
+            for nothing: the record has those of the block.
+        block: The block to insert; None loads the one that `config` names.
+        host_spec: See `graft`.
+        device: See `graft`.
+        name: Attribute of `model` under which the graft is to lie; None takes the next one that is free.
+
+    Raises:
+        LmgraftError: As `graft`.
+    """
+    if isinstance(model, nn.Sequential):
+        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
+    name = _free_name(model) if name is None else name
+    host, point = locate(model, config.at, host_spec)
+    if any(isinstance(hook, _AT_POINT[point.when]) for hook in _hooks_at(model, point).values()):
+        raise HostError(
+            f"this model is grafted already at {config.at!r}",
+            "call lmgraft.ungraft(model) first, or give another at=",
+        )
+    known, reads = host.point(config.at) is not None, parse_reads(config.reads)
+    if reads is not None and known and not point.last:
+        raise HostError(
+            f"reads={reads!r} with at={config.at!r}", "later encoder layers read every token: leave reads out"
+        )
+    if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(reads, MeanOf):
         raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: leave reads out, or MeanOf()")
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     device = device or like.device
-    block = _block(llm, layer, config, device, final_norm, revision)
-    inserted = GraftLayer(block, host, config, host_spec)
+    if block is None:
+        block = load_block(
+            config.llm,
+            config.layer,
+            dtype=config.dtype,
+            device=device,
+            revision=config.revision,
+            final_norm=config.final_norm,
+        )
+    else:
+        block = place(block, config.dtype, device)
+        config = config.describing(block)
+    inserted = GraftLayer(_not_shared(block, model), host, config, host_spec)
     for trained in (p for p in inserted.parameters() if p.requires_grad):
         trained.data = trained.data.to(device=device, dtype=like.dtype)
     inserted.train(model.training)
-    _attach(model, inserted, point, host.point(at) is not None)
+    _attach(model, name, inserted, point, known)
     return model
 
 
-def ungraft(model: nn.Module) -> nn.Module:
-    """Take the graft out again; the model is then what it was, bit for bit.
+def ungraft(model: nn.Module, at: str | int | None = None) -> nn.Module:
+    """Take grafts out again; the model is then what it was, bit for bit.
+
+    Args:
+        model: Grafted, or a model that holds grafted ones.
+        at: Take out only what lies at this place, see `find_grafts`; None takes out all grafts.
 
     Raises:
-        HostError: If the model is not grafted.
+        HostError: If the model is not grafted, or not there.
     """
-    if find_graft(model) is None:
-        raise HostError("this model is not grafted", "there is nothing to take out")
-    if NAME not in model._modules:  # torch.compile's wrapper passes attributes on
+    grafts = find_grafts(model, at)
+    if not grafts:
+        where = "" if at is None else f" at {at!r}"
+        raise HostError(f"this model is not grafted{where}", "there is nothing to take out")
+    if unwrapped(model) is not model:
         raise HostError(f"this {type(model).__name__} only wraps a grafted model", "ungraft the model inside")
+    states = [inserted.read_state for inserted in grafts.values()]
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
-            for key in [k for k, hook in hooks.items() if isinstance(hook, _HOOKS)]:
-                del hooks[key]
-                for flags in _hook_flags(module):
-                    flags.pop(key, None)
-    delattr(model, NAME)
+            for key, hook in list(hooks.items()):
+                if isinstance(hook, _HOOKS) and hook.state in states:
+                    del hooks[key]
+                    for flags in _hook_flags(module):
+                        flags.pop(key, None)
+    for path in grafts:
+        host, _, name = path.rpartition(".")
+        delattr(model.get_submodule(host), name)
     return model
 
 
 _HOOKS = (RunAfter, RunBefore, OpenReads, CloseReads)
+_AT_POINT = {"before": RunBefore, "after": RunAfter}
+
+
+def _hooks_at(model: nn.Module, point: GraftPoint) -> Mapping[int, Any]:
+    module = model.get_submodule(point.module)
+    return module._forward_hooks if point.when == "after" else module._forward_pre_hooks
+
+
+def _free_name(model: nn.Module) -> str:
+    """The attribute for the next graft of `model`.
+
+    Raises:
+        HostError: If the first one's is taken by something else.
+    """
+    first = getattr(model, NAME, None)
+    if first is not None and not isinstance(first, GraftLayer):
+        raise HostError(f"this model has an attribute {NAME!r} of its own", "rename it: the graft lies there")
+    further = (f"{NAME}_{i}" for i in itertools.count(2))
+    return NAME if first is None else next(name for name in further if not hasattr(model, name))
+
+
+def _not_shared(block: FrozenBlock, model: nn.Module) -> FrozenBlock:
+    """`block`, unless another graft of `model` trains its very tensors: those are one graft's alone.
+
+    Raises:
+        HostError: If so.
+    """
+    if block.provenance.trained is not None and any(module is block for module in model.modules()):
+        raise HostError("this block is trained, and lies in another graft of the model", "give a copy.deepcopy of it")
+    return block
 
 
 def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
@@ -202,7 +293,7 @@ def _hook_flags(module: nn.Module) -> list[dict[int, Any]]:
     ]
 
 
-def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, known: bool) -> None:
+def _attach(model: nn.Module, name: str, inserted: GraftLayer, point: GraftPoint, known: bool) -> None:
     """Hook the graft on; `known` where the host itself names the point, and so what follows it."""
     module = model.get_submodule(point.module)
     reads_apply = point.when == "after" and (point.last or not known)
@@ -211,45 +302,13 @@ def _attach(model: nn.Module, inserted: GraftLayer, point: GraftPoint, known: bo
         module.register_forward_pre_hook(RunBefore(inserted, host.axes), with_kwargs=True)
     else:
         run = RunAfter(inserted, reads_apply, host.axes)
-        module.register_forward_hook(run, with_kwargs=True, prepend=host.before_hooks)
+        module.register_forward_hook(run, with_kwargs=True, prepend=host.run_before_existing_hooks)
     state.applies = reads_apply
     if reads_apply:
         asked = host.reads if point.last else reads_everything
-        asking = OpenReads(state, asked, parse_reads(inserted.config.reads), host.asks_all)
-        model.register_forward_pre_hook(asking, with_kwargs=True)
+        model.register_forward_pre_hook(OpenReads(state, asked, parse_reads(inserted.config.reads)), with_kwargs=True)
         model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
-    model.add_module(NAME, inserted)
-
-
-def _block(
-    llm: str | FrozenBlock,
-    layer: int | tuple[int, ...],
-    config: GraftConfig,
-    device: Any,
-    final_norm: FinalNorm | None,
-    revision: str | None,
-) -> FrozenBlock:
-    if isinstance(llm, str):
-        return load_block(
-            llm, layer, dtype=config.dtype, device=device, revision=revision, final_norm=config.final_norm
-        )
-    given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
-    if any(given.values()):
-        names = ", ".join(name for name, is_given in given.items() if is_given)
-        raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
-    return place(llm, config.dtype, device)
-
-
-def _storage(llm: str | FrozenBlock, dtype: torch.dtype | str | None) -> str | None:
-    """What the record says about storage: a block that was given keeps its own when loaded again."""
-    if dtype is not None:
-        return str(dtype).removeprefix("torch.")
-    return None if isinstance(llm, str) else storage(llm)
-
-
-def _own_layer(block: FrozenBlock) -> int | tuple[int, ...]:
-    layers = block.provenance.layers
-    return layers[0] if len(layers) == 1 else layers
+    model.add_module(name, inserted)
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:
@@ -257,19 +316,19 @@ def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor
     return next((x for x in flat if isinstance(x, Tensor)), default)
 
 
-def _checked(found: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
-    """`found` and how it lies; what is not as it should be is refused."""
+def _checked(given: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:
+    """`given` and how it lies; what is not as it should be is refused."""
     width = inserted.host.embed_dim
-    lies = map_axes(found, axes, width) if isinstance(found, Tensor) else None
-    if lies is None:
-        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    actual = map_axes(given, axes, width) if isinstance(given, Tensor) else None
+    if actual is None:
+        got = tuple(given.shape) if isinstance(given, Tensor) else type(given).__name__
         wanted = _SHAPES[axes].format(width=width)
         raise HostError(
             f"at {inserted.config.at!r} the graft needs {wanted}, {type(module).__name__} gave {got}",
             "choose another place with at=, or the right width with host_spec={'embed_dim': d}, "
             "or for a map host_spec={'axes': 'NCHW'} or 'NHWC', or for one of several outputs host_spec={'part': 1}",
         )
-    return found, lies
+    return given, actual
 
 
 _SHAPES: dict[Axes, str] = {

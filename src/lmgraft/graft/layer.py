@@ -8,28 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock
-from lmgraft.block.block import Layer
-from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_tokens
+from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_reads
 from lmgraft.errors import HostError
 from lmgraft.graft.config import GraftConfig
-from lmgraft.graft.forms.approximation import Approximation
-from lmgraft.graft.forms.cache import FoldCache, Folds, packed
-from lmgraft.graft.forms.plan import choose, layer_problems, plans_for_tracing
+from lmgraft.graft.forms.compute import Compute
+from lmgraft.graft.forms.plan import layer_problems
 from lmgraft.graft.forms.problem import LayerPlan, Problem
-from lmgraft.graft.forms.run import dense, is_watched, make_folds, mean_comes_early, planned
 from lmgraft.graft.reads import ReadState
-from lmgraft.graft.trained import prepared, trained_parts
+from lmgraft.graft.trained import prepared
 
 NAME = "graft"
-"""Attribute of the host under which the graft lies, and prefix of its tensors in `state_dict()`."""
-
-_READABLE = LayerPlan()
+"""Attribute of the host under which its first graft lies, and prefix of its tensors in `state_dict()`. Further
+ones are called graft_2, graft_3, ..."""
 
 
 class GraftLayer(nn.Module):
@@ -67,10 +63,7 @@ class GraftLayer(nn.Module):
         # Last, since LoRA draws: whatever of the block is trained, the mappers start alike.
         self.block, self.config = prepared(block, config)
         self.read_state = ReadState()
-        self.fold_cache = FoldCache()
-        self.approximation = Approximation()
-        self.baked: Folds | None = None
-        self._traced_plans = plans_for_tracing(block.config, len(block.layers), host.embed_dim, config.form)
+        self.compute = Compute(block.config, len(block.layers), host.embed_dim)
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
         """(B, T, V) -> (B, T, V), or (B, R, V) for `reads`; the dtype of `x` is kept.
@@ -78,151 +71,56 @@ class GraftLayer(nn.Module):
         With a read token, the block is computed for that token alone, and every token gets its output.
         Where only a mean is read, every token gets the mean: (B, T, V).
         """
-        if isinstance(reads, MeanOf):
-            if self.config.form == "dense" or self.read_token is not None:
-                reads = None
-            else:
-                out = self._residual(x, self._through_block(x, key_padding_mask, reads), reads)
-                return out.expand(-1, x.shape[1], -1)
+        if isinstance(reads, MeanOf) and (self.config.form == "dense" or self.read_token is not None):
+            reads = None
         if self.read_token is None:
-            out = self._through_block(x, key_padding_mask, reads)
+            y, h = self.compute(self, x, key_padding_mask, reads)
         else:
-            token = self.read_token.to(x.dtype).expand(x.shape[0], 1, -1)
-            mask = key_padding_mask
-            if mask is not None:
-                mask = torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)
-            out = self._through_block(torch.cat([x, token], dim=1), mask, x.shape[1])
+            y, h = self.compute(self, *_with_token(x, key_padding_mask, self.read_token), x.shape[1])
+        residual = self.config.residual
+        out: Tensor = self.mapper_out(y + h if residual == "in" else y).to(x.dtype)
+        if self.read_token is not None:
             out = out.expand(-1, count_tokens(x.shape[1], reads), -1)
-        return self._residual(x, out, reads)
+        if self.gate is not None:
+            out = self.gate * out
+        if residual in ("out", "gated"):
+            out = take_reads(x, reads) + out
+        return out.expand(-1, x.shape[1], -1) if isinstance(reads, MeanOf) else out
 
     def plan(self, x: Tensor, reads: Reads = None) -> tuple[LayerPlan, ...]:
         """How each layer of the block would be computed for this input, as things stand now."""
-        if not self._folds_apply():
-            return (_READABLE,) * len(self.block.layers)
-        if torch.compiler.is_compiling():
-            read_all = reads is None or isinstance(reads, MeanOf)
-            grad = self._mapper_is_trained() or (torch.is_grad_enabled() and x.requires_grad)
-            return self._traced_plans[read_all, grad, self._constants() is not None]
-        return tuple(choose(problem, self.config.form) for problem in self.problems(x, reads))
+        return self.compute.plan(self, x, reads)
 
     def problems(self, x: Tensor, reads: Reads = None) -> list[Problem]:
         """The block's layers as the planner sees them for this input, as things stand now."""
-        has_bias = getattr(self.mapper_in, "bias", None) is not None
-        whole = Problem(
-            config=self.block.config,
-            batch=x.shape[0],
-            tokens=x.shape[1],
-            reads=count_tokens(x.shape[1], reads),
-            narrow=x.shape[2] + has_bias,
-            mean_early=isinstance(reads, MeanOf) and mean_comes_early(self.block),
-            mapper_bias=has_bias,
-            x_grad=torch.is_grad_enabled() and x.requires_grad,
-            mapper_grad=self._mapper_is_trained(),
-            **trained_parts(self.block),
-            folds_ready=self._constants() is not None or self._may_keep_folds(),
-            itemsize=2 if torch.is_autocast_enabled(x.device.type) else x.element_size(),
-            device=x.device.type,
-        )
-        return layer_problems(whole, len(self.block.layers))
+        return layer_problems(self.compute.problem(self, x, reads), len(self.block.layers))
+
+    def place(self, at: str | int | None = None) -> tuple[str, str]:
+        """Where the graft lies, or a graft at `at` would: the module's path in its host, and "before" or "after"."""
+        at = self.config.at if at is None else at
+        point = self.host.point(at)
+        return (str(at), "after") if point is None else (point.module, point.when)
 
     def train(self, mode: bool = True) -> GraftLayer:
         if mode != self.training:
-            self.fold_cache.clear()
+            self.compute.clear()
         super().train(mode)
         return self
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        self.fold_cache.clear()
+        self.compute.clear()
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.fold_cache.clear()
-        self.approximation.clear()
+        self.compute.clear()
+        self.compute.approximation.clear()
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _residual(self, x: Tensor, out: Tensor, reads: Reads) -> Tensor:
-        if self.gate is not None:
-            out = self.gate * out
-        if self.config.residual not in ("out", "gated"):
-            return out
-        if isinstance(reads, MeanOf):
-            return take_tokens(x, reads.tokens).mean(1, keepdim=True) + out
-        return take_tokens(x, reads) + out
 
-    def _through_block(self, x: Tensor, mask: Tensor | None, reads: Reads) -> Tensor:
-        tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)
-        block = self.approximation.block(self, self.block, x)
-        plans = () if self.config.form == "dense" else self.plan(x, reads)
-        if self.block.tokenwise and self.config.form != "dense":
-            h = self.mapper_in(take_tokens(x, tokens))  # nothing mixes tokens: the others are not needed
-            y = block(h)
-            y, h = (y.mean(1, keepdim=True), h.mean(1, keepdim=True)) if mean else (y, h)
-        elif not plans:
-            y, h = dense(self.mapper_in, block, x, mask, tokens)
-        elif all(plan == _READABLE for plan in plans):
-            wide = self.mapper_in(x)
-            y, h = block(wide, mask, reads=tokens), take_tokens(wide, tokens)
-            y, h = (y.mean(1, keepdim=True), h.mean(1, keepdim=True)) if mean else (y, h)
-        else:
-            y, h = planned(self.mapper_in, block, x, mask, tokens, plans, self._folds(plans[0]), mean)
-        if self.config.residual == "in":
-            y = y + h
-        out: Tensor = self.mapper_out(y).to(x.dtype)
-        return out
-
-    def _folds(self, plan: LayerPlan) -> Folds | None:
-        if plan.space == "wide":
-            return None
-        layer = self._first_layer()
-        constants = self._constants()
-        if constants is not None:
-            return constants
-        if not self._may_keep_folds():
-            return make_folds(self.mapper_in, layer, frozenset(plan.folds()))
-        a, norm = layer.attention, layer.attention_norm
-        own = [tensor for projection in (a.q, a.k, a.v) for tensor in projection.parameters()]
-        trained = [*self.mapper_in.parameters(), *norm.parameters(), *(p for p in own if p.requires_grad)]
-        frozen = [p for p in own if not p.requires_grad]
-        return self.fold_cache.get(trained, frozen, lambda: make_folds(self.mapper_in, layer, frozenset("qkv")))
-
-    def _constants(self) -> Folds | None:
-        """What `baked` made, unless a gradient is wanted that would have to pass through it."""
-        return None if self._mapper_is_trained() or self._block_is_trained() else self.baked
-
-    def _may_keep_folds(self) -> bool:
-        if self.block.tokenwise or torch.compiler.is_compiling():
-            return False
-        if self._block_is_trained() or self._mapper_is_trained():
-            return False
-        attention = self._first_layer().attention
-        if any(p.weight.requires_grad for p in (attention.q, attention.k, attention.v)):
-            return False  # too large to be compared in full, and whoever trains may write any of it
-        # In training W1 changes at every step, also where autograd is off for a while (reentrant checkpointing).
-        return not (self.training and any(p.requires_grad for p in (*self.mapper_in.parameters(), *self._in_folds())))
-
-    def _in_folds(self) -> Iterator[nn.Parameter]:
-        layer = self._first_layer()
-        for module in (layer.attention_norm, layer.attention.q, layer.attention.k, layer.attention.v):
-            yield from module.parameters()
-
-    def _mapper_is_trained(self) -> bool:
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.mapper_in.parameters())
-
-    def _block_is_trained(self) -> bool:
-        return torch.is_grad_enabled() and any(p.requires_grad for p in self.block.parameters())
-
-    def _folds_apply(self) -> bool:
-        """Whether tokens are mixed, W1 is linear, and nobody watches a module that planned forms do not call."""
-        if type(self.mapper_in) is not nn.Linear or self.block.tokenwise:
-            return False
-        passed_by = [self.mapper_in, self.block]
-        for layer in self.block.layers:
-            attention = cast(Layer, layer).attention
-            passed_by += [layer, attention, cast(Layer, layer).attention_norm, *attention.children()]
-        return not any(is_watched(module) for module in passed_by)
-
-    def _first_layer(self) -> Layer:
-        return cast(Layer, self.block.layers[0])
+def _with_token(x: Tensor, mask: Tensor | None, token: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Tokens and padding mask with one more token, which is never padded, behind them."""
+    x = torch.cat([x, token.to(x.dtype).expand(x.shape[0], 1, -1)], dim=1)
+    return x, None if mask is None else torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)
 
 
 @contextmanager
@@ -230,28 +128,59 @@ def baked(model: nn.Module) -> Iterator[None]:
     """Inside, folds are constants: for exporting or compiling a model whose weights stay as they are.
 
     Weights must not change inside. Where gradients are wanted of W1 or of the block, folds are made
-    anew as always: freeze W1 or use `torch.no_grad()`.
+    in every call as always: freeze W1 or use `torch.no_grad()`.
     """
-    inserted = find_graft(model)
-    if inserted is None or not inserted._folds_apply() or inserted.config.form == "dense":
-        yield
-        return
-    with torch.no_grad():
-        inserted.baked = packed(make_folds(inserted.mapper_in, inserted._first_layer(), frozenset("qkv")))
+    grafts = list(find_grafts(model).values())
+    for inserted in grafts:
+        inserted.compute.bake(inserted)
     try:
         yield
     finally:
-        inserted.baked = None
+        for inserted in grafts:
+            inserted.compute.baked = None
 
 
-def find_graft(model: nn.Module) -> GraftLayer | None:
-    """The graft of `model`, if it has one."""
-    found = getattr(model, NAME, None)
-    return found if isinstance(found, GraftLayer) else None
+def find_grafts(model: nn.Module, at: str | int | None = None) -> dict[str, GraftLayer]:
+    """The grafts of `model` and of the models inside it, by path as in `named_modules()`, first inserted first.
+
+    Args:
+        model: Grafted or not.
+        at: Only those at this place: as it was given to `graft`, another name of the same place, the path of
+            a module inside `model`, or the path of the graft itself.
+    """
+    grafts = {path: module for path, module in model.named_modules() if isinstance(module, GraftLayer)}
+    return {path: inserted for path, inserted in grafts.items() if at is None or _lies_at(path, inserted, at)}
 
 
-def require_graft(model: nn.Module) -> GraftLayer:
-    inserted = find_graft(model)
-    if inserted is None:
-        raise HostError(f"this model has no {NAME!r}: it is not grafted", "call lmgraft.graft(model, ...) first")
-    return inserted
+def find_graft(model: nn.Module, at: str | int | None = None) -> GraftLayer | None:
+    """The first of `find_grafts`; None where there is none."""
+    return next(iter(find_grafts(model, at).values()), None)
+
+
+def require_grafts(model: nn.Module, at: str | int | None = None) -> dict[str, GraftLayer]:
+    """As `find_grafts`.
+
+    Raises:
+        HostError: If there is none.
+    """
+    grafts = find_grafts(model, at)
+    if not grafts:
+        where = "" if at is None else f" at {at!r}"
+        raise HostError(f"this model has no {NAME!r}: it is not grafted{where}", "call lmgraft.graft(model, ...) first")
+    return grafts
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile and DDP: its tensors have names of their own."""
+    while True:
+        children = model._modules
+        inner = children.get("_orig_mod", children.get("module") if len(children) == 1 else None)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _lies_at(path: str, inserted: GraftLayer, at: str | int) -> bool:
+    host = path.rpartition(".")[0]
+    place = inserted.place()
+    return at in (path, f"{host}.{place[0]}") or inserted.place(at) == place

@@ -4,8 +4,9 @@
 `forward_features`, `forward_intermediates` and everything else get all tokens. timm's `forward`
 calls `forward_features`, so the difference is made where only a call of the model passes:
 
-1. A forward pre-hook on the host asks `Host.reads(model)` and opens a frame; an always-called
-   forward hook closes it, also after an error. Outside a frame all tokens are read.
+1. A forward pre-hook on the host asks `Host.reads` of the call and opens a frame; an always-called
+   forward hook closes it, also after an error. Outside a frame all tokens are read. Each of several
+   grafts has hooks and frames of its own.
 2. Frames lie in a ContextVar: two threads do not see each other's. Dynamo cannot trace a
    ContextVar being set, so while compiling or exporting the answer lies in an attribute of the
    graft instead; there it is a constant of the trace.
@@ -22,13 +23,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import Reads, only_its_head
+from lmgraft.contracts import Reads
 from lmgraft.errors import HostError
 
 _MOST_REMEMBERED = 256  # forwards whose backward is still to come
@@ -45,6 +46,13 @@ class _Frame:
     parent: _Frame | None
     ran: list[bool] = field(default_factory=list)
     """Not empty once the graft has run inside."""
+
+
+def _without(frame: _Frame, frames: _Frame | None) -> _Frame | None:
+    """`frames`, innermost first, without `frame`: the hooks of several grafts close theirs in any order."""
+    if frames is None or frames is frame:
+        return frame.parent
+    return replace(frames, parent=_without(frame, frames.parent))
 
 
 _frames: ContextVar[_Frame | None] = ContextVar("lmgraft_reads", default=None)
@@ -110,17 +118,16 @@ def _address(x: Tensor) -> tuple[int, ...]:
 class OpenReads:
     """Forward pre-hook on the host, with keyword arguments: opens a frame with what is read.
 
-    That is `reads`, or all tokens where `asks_all` says so of the call, or what `asked` says.
+    That is `reads` where the graft's config says so, or what `asked` says of the call.
     """
 
     def __init__(
         self,
         state: ReadState,
-        asked: Callable[[nn.Module], Reads],
+        asked: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Reads],
         reads: Reads,
-        asks_all: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], bool] = only_its_head,
     ) -> None:
-        self.state, self.asked, self.reads, self.asks_all = state, asked, reads, asks_all
+        self.state, self.asked, self.reads = state, asked, reads
 
     def __call__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         state = self.state
@@ -133,9 +140,7 @@ class OpenReads:
         _frames.set(_Frame(state, reads, pinned, True, _frames.get()))
 
     def _ask(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
-        if self.reads is not None:
-            return self.reads
-        return None if self.asks_all(model, args, kwargs) else self.asked(model)
+        return self.asked(model, args, kwargs) if self.reads is None else self.reads
 
 
 class CloseReads:
@@ -155,7 +160,7 @@ class CloseReads:
         frame = self.state.frame()
         if frame is None:
             return
-        _frames.set(frame.parent)
+        _frames.set(_without(frame, _frames.get()))
         if not frame.ran and output is not None:  # after an error there is none
             raise HostError(
                 f"this call of {type(model).__qualname__} passed the graft by",
@@ -169,7 +174,7 @@ def reading(model: nn.Module, reads: Reads) -> Iterator[None]:
 
     For tokens known only at the call, as the target agent of each scene: a long tensor (B, R) of
     indices. What comes behind the graft must expect R tokens. A model without a graft is left
-    alone; a compiled one is traced anew inside.
+    alone; a compiled one is traced again inside.
 
     Raises:
         HostError: If `reads` is a tensor that holds no indices, or layers that need all tokens
@@ -181,8 +186,15 @@ def reading(model: nn.Module, reads: Reads) -> Iterator[None]:
             "give indices: a long tensor (R,) or (B, R)",
         )
     states = [s for m in model.modules() if isinstance(s := getattr(m, "read_state", None), ReadState)]
-    if reads is not None and any(not state.applies for state in states):
-        raise HostError("layers behind the graft need every token", "graft at the tail to read some only")
+    if reads is not None and states:
+        states = [state for state in states if state.applies]
+        if not states:
+            raise HostError("layers behind the graft need every token", "graft at the tail to read some only")
+        if len(states) > 1:
+            raise HostError(
+                f"{len(states)} grafts of this model could leave tokens unread",
+                "say which: reading(model.encoder_a, ...), or reading(graft, ...) of one of find_grafts(model)",
+            )
     before = _frames.get()
     for state in states:
         state.pinned = (*state.pinned, reads)

@@ -5,10 +5,15 @@
 
 The block itself is not saved: loading fetches it again and refuses one of another digest. Where more
 than the mappers was trained (`train_block`), those tensors of the block are saved, and laid over it.
+
+Format 1 is the record of one graft that lies at `model.graft`, and is still what such a model gets. Format 2
+has a list of such records, each with the path of its graft: several grafts, or grafts of encoders inside the
+model.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,11 +28,12 @@ from lmgraft.block import FrozenBlock, load_block
 from lmgraft.errors import BlockError, CheckpointError, HostError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
-from lmgraft.graft.insert import graft, ungraft
-from lmgraft.graft.layer import NAME, GraftLayer, find_graft, require_graft
+from lmgraft.graft.insert import insert, ungraft
+from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts, unwrapped
 from lmgraft.registry import FACTORIES, suggest
 
-_TENSORS, _RECORD, _FORMAT = "model.safetensors", "lmgraft.json", 1
+_TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
+_PATH = re.compile(rf"([^.]+\.)*{NAME}(_\d+)?")
 _NEEDED: dict[str, set[str]] = {
     "graft": set(),
     "block": {"source", "revision", "layers", "final_norm", "control", "tensors", "digest"},
@@ -40,71 +46,117 @@ _WIRING = ("at", "reads", "residual", "read_token", "train_block", "lora_rank", 
 
 
 def save_pretrained(model: nn.Module, path: str | Path) -> Path:
-    """Save a grafted model's trained tensors and a verified reference to its block.
+    """Save the trained tensors of a model with grafts, and a verified reference to each block.
+
+    Args:
+        model: Grafted, or a model that holds grafted encoders.
+        path: The folder; files in it are replaced.
 
     Raises:
         HostError: If `model` is not grafted.
     """
     model = unwrapped(model)
-    inserted = require_graft(model)
+    grafts = require_grafts(model)
     folder = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with records.atomic_path(folder / _TENSORS) as temporary:
         save_file(_without_aliases(state), str(temporary), metadata={"format": "pt"})
-    records.write_json(
-        folder / _RECORD,
-        {
-            "format": _FORMAT,
+    rows = {
+        at: {
             "graft": inserted.config.to_dict(),
             "block": inserted.block.provenance.to_dict(),
-            "host": {"class": _class_path(model), "spec": inserted.host_spec},
-        },
-    )
+            "host": {"class": _class_path(_host_of(model, at)), "spec": inserted.host_spec},
+        }
+        for at, inserted in grafts.items()
+    }
+    if list(rows) == [NAME]:
+        record = {"format": 1, **rows[NAME]}
+    else:
+        record = {"format": 2, "grafts": [{"path": at, **row} for at, row in rows.items()]}
+    records.write_json(folder / _RECORD, record)
     return folder
 
 
 def load_pretrained(
-    path: str | Path, model: nn.Module | None = None, llm: str | FrozenBlock | None = None
+    path: str | Path,
+    model: nn.Module | None = None,
+    llm: str | FrozenBlock | Mapping[str, str | FrozenBlock] | None = None,
 ) -> nn.Module:
     """Load what `save_pretrained` wrote.
 
     Args:
         path: The folder.
         model: The host, plain or grafted, changed in place; None builds the recorded one.
-        llm: A moved copy of the block's source, or the block; None uses the recorded source.
+        llm: A moved copy of the block's source, or the block; None uses the recorded source. By path of the
+            graft where several grafts have several blocks.
 
     Returns:
         The grafted model in eval mode. If anything fails, `model` is as it was.
 
     Raises:
         CheckpointError: If the folder is incomplete, damaged, or does not fit the model.
-        BlockError: If the block's digest is not the recorded one.
+        BlockError: If a block's digest is not the recorded one.
         HostError: If `model` is None and no way to build it was recorded.
     """
     folder = Path(path)
-    record = _read_record(folder)
+    rows = _read_record(folder)
     state = _read_state(folder)
-    config = GraftConfig.from_dict(record["graft"])
+    configs = {at: GraftConfig.from_dict(row["graft"]) for at, row in rows.items()}
     if model is None:
-        model = _build_host(folder, record["host"])
-    inserted = find_graft(model)
-    was_plain = inserted is None
-    if inserted is None:
-        block = _recorded_block(record["block"], config, llm)
-        options = {name: getattr(config, name) for name in ("form", "mapper_init", *_WIRING)}
-        graft(model, block, **options, dtype=config.dtype, host_spec=record["host"]["spec"])
-        inserted = require_graft(model)
-        inserted.config = replace(config, llm=inserted.config.llm)
-    else:
-        verify_block(inserted.block, record["block"])
-        _verify_wiring(inserted, config, folder)
+        model = _build_host(folder, rows)
+    grafts = find_grafts(model)
+    if grafts and grafts.keys() != rows.keys():
+        raise CheckpointError(
+            f"{folder} does not fit this model: it is grafted at {', '.join(grafts)} ({', '.join(rows)} when saved)",
+            "give the model without a graft: it is then grafted as recorded",
+        )
+    for at, inserted in grafts.items():
+        verify_block(inserted.block, rows[at]["block"])
+        _verify_wiring(inserted, configs[at], folder)
     try:
+        if not grafts:
+            _insert_recorded(model, rows, configs, llm)
         _load_state(model, state, folder)
-    except CheckpointError:
-        if was_plain:
+    except BaseException:
+        if not grafts and find_grafts(model):
             ungraft(model)
         raise
     return model.eval()
+
+
+def _insert_recorded(
+    model: nn.Module,
+    rows: Mapping[str, dict[str, Any]],
+    configs: Mapping[str, GraftConfig],
+    llm: str | FrozenBlock | Mapping[str, str | FrozenBlock] | None,
+) -> None:
+    """Graft `model` as it was; a frozen block that several grafts share is loaded once."""
+    blocks: dict[tuple[str, str | None], FrozenBlock] = {}
+    for at, row in rows.items():
+        given = llm.get(at) if isinstance(llm, Mapping) else llm
+        key = row["block"]["digest"], configs[at].dtype
+        block = blocks.get(key) or _recorded_block(row["block"], given)
+        if block.provenance.trained is None:
+            blocks[key] = block
+        host = _host_of(model, at)
+        insert(host, configs[at], block, host_spec=row["host"]["spec"], name=at.rpartition(".")[2])
+        inserted = find_grafts(model)[at]
+        inserted.config = replace(configs[at], llm=inserted.config.llm)
+
+
+def _host_of(model: nn.Module, at: str) -> nn.Module:
+    """The module in which the graft at path `at` lies.
+
+    Raises:
+        CheckpointError: If `model` has none of that path.
+    """
+    try:
+        return model.get_submodule(at.rpartition(".")[0])
+    except AttributeError:
+        raise CheckpointError(
+            f"{type(model).__qualname__} has no {at.rpartition('.')[0]!r}, where a graft was saved",
+            "build the model exactly as it was when it was saved",
+        ) from None
 
 
 def verify_block(block: FrozenBlock, recorded: Mapping[str, Any]) -> None:
@@ -113,15 +165,17 @@ def verify_block(block: FrozenBlock, recorded: Mapping[str, Any]) -> None:
     Raises:
         BlockError: Naming the first tensors that differ.
     """
-    found = block.provenance
-    if found.digest == recorded["digest"]:
+    actual = block.provenance
+    if actual.digest == recorded["digest"]:
         return
-    theirs = dict(recorded["tensors"])
-    differing = sorted(n for n in theirs.keys() | found.tensors.keys() if theirs.get(n) != found.tensors.get(n))
-    what = f"{len(differing)} of {len(theirs)} tensors differ, first {differing[0]}" if differing else "config differs"
+    expected = dict(recorded["tensors"])
+    differing = sorted(n for n in expected.keys() | actual.tensors.keys() if expected.get(n) != actual.tensors.get(n))
+    what = "config differs"
+    if differing:
+        what = f"{len(differing)} of {len(expected)} tensors differ, first {differing[0]}"
     raise BlockError(
         f"this is another block than the one it was trained with: {what} "
-        f"(digest {found.digest[:12]}, recorded {recorded['digest'][:12]})",
+        f"(digest {actual.digest[:12]}, recorded {recorded['digest'][:12]})",
         f"give the recorded block: {recorded['source']}, layers {recorded['layers']}",
     )
 
@@ -129,17 +183,13 @@ def verify_block(block: FrozenBlock, recorded: Mapping[str, Any]) -> None:
 def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> None:
     """Refuse a grafted model whose tensors would fit and which computes something else."""
 
-    def place(at: str | int) -> Any:
-        point = inserted.host.point(at)
-        return at if point is None else (point.module, point.when)
-
-    own = inserted.config
-    same = {name: getattr(own, name) == getattr(config, name) for name in _WIRING}
-    same["at"] = place(own.at) == place(config.at)
-    if own.train_block == config.train_block != "lora":
+    now = inserted.config
+    same = {name: getattr(now, name) == getattr(config, name) for name in _WIRING}
+    same["at"] = inserted.place() == inserted.place(config.at)
+    if now.train_block == config.train_block != "lora":
         same = {name: equal for name, equal in same.items() if not name.startswith("lora_")}
     differing = [
-        f"{n}={getattr(own, n)!r} ({getattr(config, n)!r} when saved)" for n, equal in same.items() if not equal
+        f"{n}={getattr(now, n)!r} ({getattr(config, n)!r} when saved)" for n, equal in same.items() if not equal
     ]
     if differing:
         raise CheckpointError(
@@ -148,7 +198,7 @@ def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> N
         )
 
 
-def _recorded_block(recorded: Mapping[str, Any], config: GraftConfig, llm: str | FrozenBlock | None) -> FrozenBlock:
+def _recorded_block(recorded: Mapping[str, Any], llm: str | FrozenBlock | None) -> FrozenBlock:
     if isinstance(llm, FrozenBlock):
         block = llm
     else:
@@ -164,18 +214,29 @@ def _recorded_block(recorded: Mapping[str, Any], config: GraftConfig, llm: str |
     return block
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    record = records.read_json(folder / _RECORD)
+def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """The records of the grafts by their paths in the model."""
+    file = folder / _RECORD
+    record = records.read_json(file)
     if not isinstance(record, dict):
-        raise CheckpointError(f"{folder / _RECORD} is no record of a saved graft", "save the model again")
-    if record.get("format") != _FORMAT:
-        raise CheckpointError(f"{folder / _RECORD} has format {record.get('format')!r}", "update lmgraft")
-    for part, keys in _NEEDED.items():
-        value = record.get(part)
-        absent = sorted(keys - value.keys()) if isinstance(value, dict) else [""]
-        if absent:
-            raise CheckpointError(f"{folder / _RECORD} lacks {part}.{absent[0]}".rstrip("."), "save the model again")
-    return record
+        raise CheckpointError(f"{file} is no record of a saved graft", "save the model again")
+    if record.get("format") not in (1, 2):
+        raise CheckpointError(f"{file} has format {record.get('format')!r}", "update lmgraft")
+    listed = [{**record, "path": NAME}] if record["format"] == 1 else record.get("grafts")
+    if not isinstance(listed, list) or not listed:
+        raise CheckpointError(f"{file} lacks grafts", "save the model again")
+    rows: dict[str, dict[str, Any]] = {}
+    for row in listed:
+        path = row.get("path") if isinstance(row, dict) else None
+        if not isinstance(path, str) or path in rows or not _PATH.fullmatch(path):
+            raise CheckpointError(f"{file} has a graft without a path, or two of one path", "save the model again")
+        for part, keys in _NEEDED.items():
+            value = row.get(part)
+            absent = sorted(keys - value.keys()) if isinstance(value, dict) else [""]
+            if absent:
+                raise CheckpointError(f"{file} lacks {part}.{absent[0]}".rstrip("."), "save the model again")
+        rows[path] = row
+    return rows
 
 
 def _read_state(folder: Path) -> dict[str, Tensor]:
@@ -190,19 +251,19 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
 
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
-    own = model.state_dict()
-    aliases = set(own) - set(_without_aliases(own))
-    problems = [f"missing {n}" for n in own if n not in state and n not in aliases]
-    problems += [f"unknown {n}" for n in state if n not in own]
+    wanted = model.state_dict()
+    aliases = set(wanted) - set(_without_aliases(wanted))
+    problems = [f"missing {n}" for n in wanted if n not in state and n not in aliases]
+    problems += [f"unknown {n}" for n in state if n not in wanted]
     problems += [
-        f"{n} has shape {tuple(t.shape)}, the model {tuple(own[n].shape)}"
+        f"{n} has shape {tuple(t.shape)}, the model {tuple(wanted[n].shape)}"
         for n, t in state.items()
-        if n in own and own[n].shape != t.shape
+        if n in wanted and wanted[n].shape != t.shape
     ]
     if problems:
-        shown = problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else [])
+        shwanted = problems[:12] + ([f"and {len(problems) - 12} more"] if len(problems) > 12 else [])
         raise CheckpointError(
-            f"{folder} does not fit this model:\n    " + "\n    ".join(shown),
+            f"{folder} does not fit this model:\n    " + "\n    ".join(shwanted),
             "build the model exactly as it was when it was saved (name, num_classes, img_size, ...)",
         )
     model.load_state_dict(state, strict=not aliases)
@@ -221,7 +282,15 @@ def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _build_host(folder: Path, host: Mapping[str, Any]) -> nn.Module:
+def _build_host(folder: Path, rows: Mapping[str, dict[str, Any]]) -> nn.Module:
+    """The host anew, from the record of a graft that lies in the model itself and not in one inside."""
+    outside = [row["host"] for at, row in rows.items() if "." not in at]
+    if not outside:
+        raise HostError(
+            f"{folder} does not say how to build the model around its grafts",
+            "pass it: load_pretrained(path, model=...)",
+        )
+    host = next((h for h in outside if "name" in (h["spec"] or {})), outside[0])
     spec = host["spec"] or {}
     factory = spec.get("factory", "timm" if "name" in spec else None)
     if factory is None:
@@ -239,16 +308,6 @@ def _build_host(folder: Path, host: Mapping[str, Any]) -> nn.Module:
     if _class_path(built) != host["class"]:
         raise HostError(f"{spec['name']!r} built a {_class_path(built)}, recorded is {host['class']}", "pass model=")
     return built
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and DDP: tensors are saved under its own names."""
-    while NAME not in model._modules:
-        inner = model._modules.get("_orig_mod", model._modules.get("module"))
-        if inner is None:
-            break
-        model = inner
-    return model
 
 
 def _class_path(model: nn.Module) -> str:

@@ -1,4 +1,8 @@
-"""The arms of a comparison, as data: what each trains, the question it answers, what it keeps and destroys."""
+"""The arms of a comparison, one row each: block, what is trained, and how it is spoken of and drawn.
+
+A new arm is a row here. The values of a recipe's `arm:`, the nouns of a verdict, the colours of charts and
+the help of commands are read from this table.
+"""
 
 from __future__ import annotations
 
@@ -36,6 +40,16 @@ class Arm:
     """Load so many consecutive layers, the recipe's graft.layer the last of them; None loads graft.layer."""
     equal_flops: str | None = None
     """An encoder as large as makes a training step cost what it costs in this other arm; None leaves the recipe's."""
+    noun: str
+    """What it is called in a sentence, after "with"."""
+    color: str
+    """Its colour in charts, #rrggbb: told apart from the others' also without red-green vision."""
+    better: str = ""
+    """What follows where the LLM block is better than this control, a sentence's beginning; "" where nothing does."""
+    unclear: str = ""
+    """What is then neither shown nor excluded, after "not shown"."""
+    explained: str = ""
+    """After "explained by", where the LLM block and this control are equivalent."""
 
 
 def arm_layer(name: str, layer: int | tuple[int, ...]) -> int | tuple[int, ...]:
@@ -71,12 +85,16 @@ ARMS: dict[str, Arm] = {
         keeps="Nothing: no block and no mappers.",
         destroys="All of it.",
         block=None,
+        noun="the encoder alone",
+        color="#5b6b7f",
     ),
     "llm": Arm(
         question="How good is it with the frozen LLM block?",
         keeps="All of it, bit for bit.",
         destroys="Nothing.",
         block=_pretrained,
+        noun="the frozen LLM block",
+        color="#c2571a",
     ),
     "random_frozen": Arm(
         question="Would any frozen block do, without pretrained weights?",
@@ -84,6 +102,11 @@ ARMS: dict[str, Arm] = {
         destroys="Everything learnt: matrices are Gaussian, gains constant, biases zero.",
         block=random_frozen,
         train_block="none",
+        noun="a frozen random block",
+        color="#2f7d6b",
+        better="The language matters",
+        unclear="whether the language matters",
+        explained="a frozen random block",
     ),
     "shuffled": Arm(
         question="Would the same weights in random places do?",
@@ -91,6 +114,11 @@ ARMS: dict[str, Arm] = {
         destroys="Which entry stands where: singular values, directions, rows and columns that stand out.",
         block=shuffled,
         train_block="none",
+        noun="the LLM block's weights in random places",
+        color="#18a6f2",
+        better="The places of the pretrained weights matter",
+        unclear="whether the places of the pretrained weights matter",
+        explained="a block of the same weights in random places",
     ),
     "spectrum": Arm(
         question="Would random matrices with the same singular values do?",
@@ -98,6 +126,11 @@ ARMS: dict[str, Arm] = {
         destroys="The directions that they belong to, and how entries are distributed.",
         block=spectrum,
         train_block="none",
+        noun="random matrices with the LLM block's singular values",
+        color="#0b3c5d",
+        better="More than the singular values of the pretrained weights matters",
+        unclear="whether more than the singular values of the pretrained weights matters",
+        explained="random matrices with the same singular values",
     ),
     "random_trained": Arm(
         question="Would a block that is random at first and trained do?",
@@ -105,6 +138,11 @@ ARMS: dict[str, Arm] = {
         destroys="Everything learnt: drawn as before any training, and then trained.",
         block=random_trained,
         train_block="none",
+        noun="a trained block, random at first",
+        color="#7fb2a3",
+        better="The pretrained block does more than a trained one of its size",
+        unclear="whether the pretrained block does more than a trained one of its size",
+        explained="a trained block of the same size",
     ),
     "llm_finetuned": Arm(
         question="Is it better to train the LLM block too?",
@@ -112,6 +150,8 @@ ARMS: dict[str, Arm] = {
         destroys="Nothing at first; training may change every tensor.",
         block=_pretrained,
         train_block="all",
+        noun="the LLM block trained too",
+        color="#7a3510",
     ),
     "llm_lora": Arm(
         question="Is it better to adapt the LLM block at low rank?",
@@ -119,6 +159,8 @@ ARMS: dict[str, Arm] = {
         destroys="Nothing; training adds a matrix of low rank to each projection.",
         block=_pretrained,
         train_block="lora",
+        noun="the LLM block adapted at low rank",
+        color="#e39a6a",
     ),
     "attention_only": Arm(
         question="Would the block's attention alone do?",
@@ -126,6 +168,11 @@ ARMS: dict[str, Arm] = {
         destroys="The MLP: it is left out.",
         block=attention_only,
         train_block="none",
+        noun="the block's attention alone",
+        color="#d9a404",
+        better="The whole block does more than its attention",
+        unclear="whether the whole block does more than its attention",
+        explained="the block's attention",
     ),
     "mlp_only": Arm(
         question="Would the block's MLP alone do?",
@@ -133,6 +180,11 @@ ARMS: dict[str, Arm] = {
         destroys="Attention: it is left out, and with it all mixing of tokens.",
         block=mlp_only,
         train_block="none",
+        noun="the block's feed-forward part alone",
+        color="#5a1e18",
+        better="The whole block does more than its feed-forward part",
+        unclear="whether the whole block does more than its feed-forward part",
+        explained="the block's feed-forward part",
     ),
     "two_blocks": Arm(
         question="Are two consecutive LLM blocks better than one?",
@@ -140,6 +192,8 @@ ARMS: dict[str, Arm] = {
         destroys="Nothing.",
         block=_pretrained,
         layers=2,
+        noun="two LLM blocks",
+        color="#be7f65",
     ),
     "mlp": Arm(
         question="Would GELU and LayerNorm between the mappers do?",
@@ -147,6 +201,11 @@ ARMS: dict[str, Arm] = {
         destroys="The rest: between the mappers are GELU and a trained LayerNorm.",
         block=mlp,
         train_block="none",
+        noun="GELU and LayerNorm between the mappers",
+        color="#6a4c93",
+        better="The block does more than the extra trained layers",
+        unclear="whether the block does more than the extra trained layers",
+        explained="the extra trained layers",
     ),
     "linear": Arm(
         question="Would the two mappers alone do?",
@@ -154,6 +213,11 @@ ARMS: dict[str, Arm] = {
         destroys="The rest: nothing is between the mappers.",
         block=linear,
         train_block="none",
+        noun="the two mappers alone",
+        color="#a89bc4",
+        better="The block does more than the two mappers",
+        unclear="whether the block does more than the two mappers",
+        explained="the two mappers",
     ),
     "plain_equal_flops": Arm(
         question="Would an encoder that is larger by the graft's floating-point operations do?",
@@ -161,5 +225,10 @@ ARMS: dict[str, Arm] = {
         destroys="All of it: no block and no mappers, but a deeper encoder.",
         block=None,
         equal_flops="llm",
+        noun="the encoder alone at the same compute",
+        color="#1f2933",
+        better="The block does more than the same compute spent on the encoder",
+        unclear="whether the block does more than the same compute spent on the encoder",
+        explained="the compute",
     ),
 }

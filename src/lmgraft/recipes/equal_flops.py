@@ -75,7 +75,7 @@ def nearest_encoder(recipe: Recipe, build: Build) -> EqualFlops:
     key = (recipe.yaml, data.batch_size, repr(data.model_arguments()))
     if key not in _chosen:
         _check_it_can_grow(recipe)
-        target = flops_of(build(replace(recipe, arm=other)), recipe).train  # type: ignore[arg-type]
+        target = flops_of(build(replace(recipe, arm=other)), recipe).train
         depth, train = _nearest(lambda depth: _train_flops(recipe, depth, build), target, recipe)
         _chosen[key] = EqualFlops(kwargs={"depth": depth}, train=train, target=target)
     return _chosen[key]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from lmgraft.block import load_block
-from lmgraft.graft import GraftConfig, graft
+from lmgraft.graft import GraftConfig
+from lmgraft.graft.insert import insert
 from lmgraft.recipes.arms import ARMS, arm_layer
 
 
@@ -45,20 +47,10 @@ def graft_arm(
         revision=config.revision,
         final_norm=config.final_norm,
     )
+    trained = config.train_block if row.train_block is None else row.train_block
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return graft(
-            model,
-            row.block(block, seed),
-            at=config.at,
-            reads=config.reads,
-            read_token=config.read_token,
-            residual=config.residual,
-            form=config.form,
-            mapper_init=config.mapper_init,
-            train_block=config.train_block if row.train_block is None else row.train_block,
-            lora_rank=config.lora_rank,
-            lora_alpha=config.lora_alpha,
-            lora_targets=config.lora_targets,
-            host_spec=None if host_spec is None else dict(host_spec),
+        # The block is stored as the recipe wants it; a control may hold tensors that are to stay float32.
+        return insert(
+            model, replace(config, train_block=trained, dtype=None), row.block(block, seed), host_spec=host_spec
         )

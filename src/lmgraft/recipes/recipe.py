@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -27,22 +27,10 @@ from lmgraft.training.optim import OptimConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-ArmName = Literal[
-    "plain",
-    "llm",
-    "random_frozen",
-    "shuffled",
-    "spectrum",
-    "random_trained",
-    "llm_finetuned",
-    "llm_lora",
-    "attention_only",
-    "mlp_only",
-    "two_blocks",
-    "mlp",
-    "linear",
-    "plain_equal_flops",
-]
+if TYPE_CHECKING:
+    ArmName = str
+else:
+    ArmName = Literal[tuple(ARMS)]
 GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
 """Arguments of a task that no recipe has."""
 _DEFAULT_TASK = "lmgraft.tasks.classification.Classification"

@@ -14,22 +14,9 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-COLORS = {
-    "plain": "#5b6b7f",
-    "llm": "#c2571a",
-    "random_frozen": "#2f7d6b",
-    "shuffled": "#18a6f2",
-    "spectrum": "#0b3c5d",
-    "random_trained": "#7fb2a3",
-    "llm_finetuned": "#7a3510",
-    "llm_lora": "#e39a6a",
-    "mlp": "#6a4c93",
-    "linear": "#a89bc4",
-    "attention_only": "#d9a404",
-    "mlp_only": "#5a1e18",
-    "two_blocks": "#be7f65",
-    "plain_equal_flops": "#1f2933",
-}
+from lmgraft.recipes.arms import ARMS
+
+COLORS = {name: arm.color for name, arm in ARMS.items()}
 """One colour an arm, told apart also without red-green vision."""
 
 FURTHER = ("#2f6f9f", "#c2571a", "#2f7d6b", "#7a5195", "#b0882a", "#5b6b7f", "#b3446c", "#4d4d4d")

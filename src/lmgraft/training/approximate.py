@@ -8,7 +8,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import nn
 
 from lmgraft.errors import ApproximationError, RunError
-from lmgraft.graft import ApproximationReport, approximate, find_graft
+from lmgraft.graft import ApproximationReport, approximate, find_grafts
 
 
 class ApproximateTest(Callback):
@@ -28,13 +28,13 @@ class ApproximateTest(Callback):
         if self.report is not None:
             return
         model: nn.Module = pl_module.model  # type: ignore[assignment]
-        if find_graft(model) is None:
+        if not find_grafts(model):
             raise RunError("the model of this run has no graft", "leave out --approximate")
         with trainer.precision_plugin.forward_context():
             (inputs,) = pl_module.inputs(batch)
             self.report = approximate(model, inputs, self.mode)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        inserted = find_graft(pl_module.model)  # type: ignore[arg-type]
-        if inserted is not None and inserted.approximation.mode is None:
+        grafts = find_grafts(pl_module.model)  # type: ignore[arg-type]
+        if any(inserted.compute.approximation.mode is None for inserted in grafts.values()):
             raise ApproximationError("the block changed during the test, which made it exact again", "test it again")

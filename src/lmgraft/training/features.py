@@ -23,7 +23,7 @@ from lmgraft.data.features import FeatureSet, Storage, Stored, store_features
 from lmgraft.data.labelled import LabelledBatch, LabelledSet
 from lmgraft.data.loader import Draw, Fault
 from lmgraft.errors import RecipeError
-from lmgraft.graft import find_graft
+from lmgraft.graft import find_graft, find_grafts
 from lmgraft.graft.hosts import locate
 
 _HEADS = ("get_classifier", "classifier", "heads", "head", "fc")
@@ -57,9 +57,9 @@ class OnTokens(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         inserted = find_graft(self.model)
         if inserted is not None:
-            tokens = inserted(tokens, reads=self._host.reads(self.model))
-        assert self._host.rest is not None
-        out: Tensor = self._host.rest(self.model, tokens)
+            tokens = inserted(tokens, reads=self._host.reads(self.model, (), {}))
+        assert self._host.head_from_tokens is not None
+        out: Tensor = self._host.head_from_tokens(self.model, tokens)
         return out
 
 
@@ -69,9 +69,8 @@ def freeze_encoder(model: nn.Module) -> nn.Module:
     Raises:
         RecipeError: If the classifier cannot be told.
     """
-    head, inserted = _head(model), find_graft(model)
-    trained = {id(p) for p in head.parameters()}
-    if inserted is not None:
+    trained = {id(p) for p in _head(model).parameters()}
+    for inserted in find_grafts(model).values():
         trained |= {id(p) for p in inserted.parameters() if p.requires_grad}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in trained)
@@ -151,9 +150,7 @@ def store_split(
 
 def encoder_digest(model: nn.Module) -> str:
     """Identity of everything but the graft and the classifier: names, shapes and values."""
-    head = {id(p) for p in _head(model).parameters()}
-    inserted = find_graft(model)
-    apart = head | ({id(p) for p in inserted.parameters()} if inserted is not None else set())
+    apart = {id(p) for module in (_head(model), *find_grafts(model).values()) for p in module.parameters()}
     digests = {}
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if id(tensor) not in apart:
@@ -168,7 +165,7 @@ def _tail(model: nn.Module) -> tuple[Any, Any]:
         host, point = locate(model, "tail", None)
     else:
         host, point = inserted.host, locate(model, inserted.config.at, inserted.host_spec)[1]
-    if not point.last or host.rest is None:
+    if not point.last or host.head_from_tokens is None:
         raise RecipeError(
             f"features.cached needs a graft at the tail of a host whose head lmgraft can run by itself; "
             f"{type(model).__name__} at {getattr(point, 'module', '?')} is none",

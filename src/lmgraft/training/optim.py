@@ -155,7 +155,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             matches nothing, or two of them contradict each other.
     """
     host = None if hasattr(model, "no_weight_decay") else find_host(model)
-    exempt: Any = getattr(model, "no_weight_decay", lambda: () if host is None else host.undecayed)()
+    exempt: Any = getattr(model, "no_weight_decay", lambda: () if host is None else host.no_weight_decay)()
     if config.layer_decay is None:
         groups = param_groups_weight_decay(model, config.weight_decay, no_weight_decay_list=exempt)
     else:
@@ -173,9 +173,9 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
 def _with_layers(model: nn.Module, layer_decay: float) -> Any:
     """Return what timm's grouping by layers asks of a model: timm's own layers if it has them, or the host's."""
     host = None if hasattr(model, "group_matcher") else find_host(model)
-    if hasattr(model, "group_matcher") or (hasattr(model, "pretrained_cfg") and not (host and host.stem)):
+    if hasattr(model, "group_matcher") or (hasattr(model, "pretrained_cfg") and not (host and host.embedding_paths)):
         return _TimmLayers(model)
-    if host is None or not host.stem:
+    if host is None or not host.embedding_paths:
         raise RecipeError(
             f"optim.layer_decay={layer_decay}: the layers of {type(model).__qualname__} are not known",
             "set it to null, or take a host of docs/hosts.md",
@@ -210,7 +210,7 @@ class _HostLayers:
 
     def __init__(self, model: nn.Module, host: Host) -> None:
         self.named_parameters = model.named_parameters
-        self._places = [host.stem, *((layer,) for layer in host.layers)]
+        self._places = [host.embedding_paths, *((layer,) for layer in host.layers)]
 
     def group_matcher(self, coarse: bool) -> Callable[[str], int]:
         return self._index

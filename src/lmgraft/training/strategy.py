@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from lmgraft.errors import RunError
-from lmgraft.graft import find_graft
+from lmgraft.graft import find_grafts
 from lmgraft.graft.hosts import find_host
 from lmgraft.training.checkpoints import read_checkpoint
 
@@ -51,14 +51,14 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def shard(task: LightningModule) -> None:
-    """Shard the task's `model`, one unit for each encoder layer, one for the graft, one for the rest."""
+    """Shard the task's `model`, one unit for each encoder layer, one for each graft, one for the rest."""
     # Not the strategy's mesh: by default that splits tensors, not data, within a machine.
     mesh = init_device_mesh(task.trainer.strategy.root_device.type, (task.trainer.world_size,))
     model: nn.Module = task.model  # type: ignore[assignment]
-    host, inserted = find_host(model), find_graft(model)
+    host = find_host(model)
     for layer in () if host is None else host.layers:
         fully_shard(model.get_submodule(layer), mesh=mesh)
-    if inserted is not None:
+    for inserted in find_grafts(model).values():
         fully_shard(inserted, mesh=mesh)
     fully_shard(model, mesh=mesh)
 

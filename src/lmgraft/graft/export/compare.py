@@ -58,14 +58,14 @@ def compare(
 def _check(run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, name: str, inputs: Inputs) -> Check:
     with torch.no_grad():
         expected = tensors_in(model(*inputs))
-    found = run(inputs)
-    shapes, wanted = [tuple(t.shape) for t in found], [tuple(t.shape) for t in expected]
+    outputs = run(inputs)
+    shapes, wanted = [tuple(t.shape) for t in outputs], [tuple(t.shape) for t in expected]
     if shapes != wanted:
         raise ExportError(
             f"the program gives outputs of shape {shapes}, the model {wanted} ({name} input, batch {len(inputs[0])})",
             "export with a fixed batch (dynamic_batch=False)",
         )
-    pairs = [(a.detach().cpu().double(), b.cpu().double()) for a, b in zip(found, expected, strict=True)]
+    pairs = [(a.detach().cpu().double(), b.cpu().double()) for a, b in zip(outputs, expected, strict=True)]
     return Check(
         inputs=name,
         batch=len(inputs[0]),

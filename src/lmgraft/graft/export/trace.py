@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,8 @@ from torch.export import ExportedProgram
 
 from lmgraft.block.lora import merge_lora
 from lmgraft.errors import ExportError, LmgraftError
-from lmgraft.graft.layer import NAME, baked, require_graft
+from lmgraft.graft.layer import baked, find_grafts, require_grafts, unwrapped
 from lmgraft.graft.reads import reading
-from lmgraft.graft.save import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +41,13 @@ class Trace:
 
     def contents(self) -> dict[str, int]:
         """Bytes of the program's tensors, by what they belong to."""
-        found = {"host": 0, "mappers": 0, "block": 0, "folds and constants": _bytes(self.program.constants)}
+        sizes = {"host": 0, "mappers": 0, "block": 0, "folds and constants": _bytes(self.program.constants)}
+        grafts = tuple(f"{at}." for at in find_grafts(self.model))
+        blocks = tuple(f"{at}block." for at in grafts)
         for name, tensor in self.program.state_dict.items():
-            own = "block" if name.startswith(f"{NAME}.block.") else "mappers"
-            found[own if name.startswith(f"{NAME}.") else "host"] += tensor.nbytes
-        return found
+            kind = "block" if name.startswith(blocks) else "mappers" if name.startswith(grafts) else "host"
+            sizes[kind] += tensor.nbytes
+        return sizes
 
 
 def export_program(
@@ -69,13 +70,19 @@ def export_program(
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch: bool) -> Trace:
     """As `export_program`, with all that came of it."""
     model = unwrapped(model)
-    pinned = require_graft(model).read_state.pinned
+    grafts = require_grafts(model)
     given = example if isinstance(example, tuple) else (example,)
     # A traced size of one is a constant: with two, any number of samples will do, one as well.
     inputs = tuple(torch.cat([x, x]) if dynamic_batch and len(x) == 1 else x for x in given)
     shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
     twin = _frozen_copy(model)
-    with torch.no_grad(), reading(twin, pinned[-1]) if pinned else nullcontext(), baked(twin), _named_errors(model):
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        for at, inserted in grafts.items():
+            if pinned := inserted.read_state.pinned:
+                stack.enter_context(reading(twin.get_submodule(at), pinned[-1]))
+        stack.enter_context(baked(twin))
+        stack.enter_context(_named_errors(model))
         program = torch.export.export(twin, inputs, dynamic_shapes=shapes, strict=False)
     left_out = _drop_unused(program)
     _forget_where(program)
@@ -83,10 +90,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    block = require_graft(model).block
-    shared = {id(p): p for p in block.parameters() if not p.requires_grad}
+    blocks = [inserted.block for inserted in require_grafts(model).values()]
+    shared = {id(p): p for block in blocks for p in block.parameters() if not p.requires_grad}
     twin = copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
-    merge_lora(require_graft(twin).block)
+    for inserted in require_grafts(twin).values():
+        merge_lora(inserted.block)
     return twin
 
 

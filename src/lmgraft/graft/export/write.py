@@ -113,11 +113,11 @@ def _whole_or_absent(path: Path) -> Iterator[tuple[Path, dict[str, int]]]:
     files: dict[str, int] = {}
     try:
         yield folder / path.name, files
-        found = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
+        written = sorted(folder.iterdir(), key=lambda file: file.name == path.name)
         with _writing(path):
-            if len(found) > 1:  # an old file must never stand beside new tensors, not even for a moment
+            if len(written) > 1:  # an old file must never stand beside new tensors, not even for a moment
                 path.unlink(missing_ok=True)
-            for file in found:  # the one of the given name last: with it the export is there
+            for file in written:  # the one of the given name last: with it the export is there
                 files[file.name] = file.stat().st_size
                 records.commit(file, path.parent / file.name)
     finally:

@@ -8,6 +8,7 @@
     cache.py   folds kept between calls
     approximation.py  when a rounded twin of the block may stand in for it
     run.py     the mapper and the block by a plan, and the dense reference beside it
+    compute.py all of these for one graft: which form a call takes, and what is kept for it
 
 Knows the block and a linear mapper; no host, no reads of a host, no recipe.
 """

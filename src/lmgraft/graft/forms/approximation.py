@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.rounded import HalfProjection, Int8Projection, round_block
@@ -68,7 +68,7 @@ class Approximation:
         modules = () if twin is None else twin.block.modules()
         return sum(m.added_memory() for m in modules if isinstance(m, HalfProjection | Int8Projection))
 
-    def block(self, graft: nn.Module, block: FrozenBlock, x: Tensor) -> FrozenBlock:
+    def block(self, graft: Any, block: FrozenBlock, x: Tensor) -> FrozenBlock:
         """`block` of `graft`, or its twin, for input `x`."""
         twin = self._twin
         if twin is None or self.paused or not _may_round(graft, block, x):
@@ -80,7 +80,7 @@ class Approximation:
         return twin.block
 
 
-def _may_round(graft: nn.Module, block: FrozenBlock, x: Tensor) -> bool:
+def _may_round(graft: Any, block: FrozenBlock, x: Tensor) -> bool:
     if (
         torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
@@ -91,7 +91,7 @@ def _may_round(graft: nn.Module, block: FrozenBlock, x: Tensor) -> bool:
         return False
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in graft.parameters())):
         return False
-    return not any(is_watched(module) for module in block.modules())
+    return not is_watched(block.modules())
 
 
 def _marks(block: FrozenBlock) -> tuple[Any, ...]:

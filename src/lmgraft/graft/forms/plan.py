@@ -33,38 +33,50 @@ def choose(problem: Problem, form: str = "auto") -> LayerPlan:
 def layer_problems(whole: Problem, layers: int) -> list[Problem]:
     """One problem for each of `layers` layers: the first is mapped to, the last is read from."""
     flows = whole.x_grad or whole.mapper_grad or whole.block_grad or whole.norm_grad or whole.lora_grad
-    found = []
+    problems = []
     for index in range(layers):
-        one = whole
+        problem = whole
         if index > 0:
-            one = replace(one, narrow=None, mapper_bias=False, mapper_grad=False, folds_ready=False, x_grad=flows)
-        if index < layers - 1 and one.config.branches != "mlp":
-            one = replace(one, reads=whole.tokens, mean_early=False)
-        found.append(one)
-    return found
+            problem = replace(
+                problem, narrow=None, mapper_bias=False, mapper_grad=False, folds_ready=False, x_grad=flows
+            )
+        if index < layers - 1 and problem.config.branches != "mlp":
+            problem = replace(problem, reads=whole.tokens, mean_early=False)
+        problems.append(problem)
+    return problems
+
+
+@lru_cache(maxsize=1024)
+def layer_plans(whole: Problem, layers: int, form: str) -> tuple[LayerPlan, ...]:
+    """The quickest exact plan for each layer of a block; `whole` as in `layer_problems`, `form` as in `choose`."""
+    return tuple(choose(one, form) for one in layer_problems(whole, layers))
 
 
 def plans_for_tracing(
-    config: BlockConfig, layers: int, narrow: int, form: str
-) -> dict[tuple[bool, bool, bool], tuple[LayerPlan, ...]]:
-    """Plans by: all tokens are read, gradients flow, folds are ready.
+    config: BlockConfig, layers: int, width: int, form: str, *, read_all: bool, grad: bool, ready: bool
+) -> tuple[LayerPlan, ...]:
+    """As `layer_plans`, for a trace, whose sizes may be symbols: made for 32 samples of 197 tokens.
 
-    While a compiler traces, sizes may be symbols: plans are made for 32 samples of 197 tokens, once.
+    Args:
+        config: Of the block.
+        layers: How many it has.
+        width: V, of the tokens.
+        form: See `choose`.
+        read_all: Whether all tokens are read, or one.
+        grad: Whether gradients flow.
+        ready: Whether folds are constants.
     """
-    plans = {}
-    for read_all, grad, ready in itertools.product((False, True), repeat=3):
-        whole = Problem(
-            config=config,
-            batch=32,
-            tokens=197,
-            reads=197 if read_all else 1,
-            narrow=narrow,
-            x_grad=grad,
-            mapper_grad=grad,
-            folds_ready=ready,
-        )
-        plans[read_all, grad, ready] = tuple(choose(one, form) for one in layer_problems(whole, layers))
-    return plans
+    whole = Problem(
+        config=config,
+        batch=32,
+        tokens=197,
+        reads=197 if read_all else 1,
+        narrow=width,
+        x_grad=grad,
+        mapper_grad=grad,
+        folds_ready=ready,
+    )
+    return layer_plans(whole, layers, form)
 
 
 def exact_plans(problem: Problem) -> Iterator[LayerPlan]:

@@ -10,8 +10,9 @@ Plain data: no tensors in here.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from lmgraft.block.config import BlockConfig
 
@@ -35,6 +36,13 @@ class LayerPlan:
 
     def __str__(self) -> str:
         return f"{self.space}: q {self.query}, k {self.key}, v {self.value}"
+
+
+PLANS = tuple(
+    LayerPlan(*sides)
+    for sides in itertools.product(get_args(Space), ("projected", "folded"), get_args(Side), get_args(Side))
+)
+"""Every plan there is, exact for a block or not."""
 
 
 @dataclass(frozen=True, kw_only=True)

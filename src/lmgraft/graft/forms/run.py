@@ -11,8 +11,8 @@ tokens unread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import cast
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def planned(
         mean: Return the means over the read tokens, (B, 1, D), computed as early as that is exact.
     """
     first, *others = cast("list[Layer]", list(block.layers))
-    visible, alone = see(mask)
+    visible, fully_padded = see(mask)
     ends = [None] * len(others) + [reads]
     early = mean and mean_comes_early(block)
     means = [False] * len(others) + [early]
@@ -71,13 +71,14 @@ def planned(
         linear = cast(nn.Linear, mapper)
         y = narrow_tokens(x, linear, folds.map)
         inputs = mapper(take_tokens(x, ends[0]))
-        h = _layer(first, plans[0], inputs, None, take_tokens(y, ends[0]), y, folds, visible, alone, means[0])
+        keys = _Keys(y, take_tokens(y, ends[0]), folds, visible, fully_padded)
+        h = _layer(first, plans[0], inputs, None, keys, means[0])
     else:
         h = mapper(x)
         inputs = take_tokens(h, reads)
-        h = _wide_layer(first, plans[0], h, ends[0], visible, alone, means[0])
+        h = _wide_layer(first, plans[0], h, ends[0], (visible, fully_padded), means[0])
     for layer, plan, end, last in zip(others, plans[1:], ends[1:], means[1:], strict=True):
-        h = _wide_layer(layer, plan, h, end, visible, alone, last)
+        h = _wide_layer(layer, plan, h, end, (visible, fully_padded), last)
     out: Tensor = block.final_norm(h)
     inputs = take_tokens(inputs, reads) if others and plans[0].space == "narrow" else inputs
     if not mean:
@@ -92,11 +93,12 @@ def mean_comes_early(block: FrozenBlock) -> bool:
     )
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody's hook would miss a call of `module` that a form does not make."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+def is_watched(modules: Iterable[nn.Module]) -> bool:
+    """Whether somebody's hook would miss a call of one of `modules` that a form does not make."""
+    for m in modules:  # noqa: SIM110 - a generator costs a call for each
+        if m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks:
+            return True
+    return False
 
 
 def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
@@ -105,56 +107,58 @@ def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
     return Folds(map_, {name: fold(map_, getattr(layer.attention, name)) for name in sorted(names)})
 
 
+class _Keys(NamedTuple):
+    """What attention sees of the tokens."""
+
+    y: Tensor
+    """(B, T, C): all of them, narrow or normed."""
+    y_read: Tensor
+    """Rows of y that are read."""
+    folds: Folds | None
+    """In narrow space, what lies between y and the projections."""
+    visible: Tensor | None
+    fully_padded: Tensor | None
+    """Both as `see` gives them."""
+
+
 def _wide_layer(
-    layer: Layer, plan: LayerPlan, h: Tensor, reads: Tokens, visible: Tensor | None, alone: Tensor | None, mean: bool
-) -> Tensor:
-    u = layer.attention_norm(h)
-    read = take_tokens(u, reads)
-    return _layer(layer, plan, take_tokens(h, reads), read, read, u, None, visible, alone, mean)
-
-
-def _layer(
     layer: Layer,
     plan: LayerPlan,
     h: Tensor,
-    u: Tensor | None,
-    y_read: Tensor,
-    y: Tensor,
-    folds: Folds | None,
-    visible: Tensor | None,
-    alone: Tensor | None,
+    reads: Tokens,
+    seen: tuple[Tensor | None, Tensor | None],
     mean: bool,
 ) -> Tensor:
-    """One layer from its read inputs h (B, R, D) and what attention sees of all, y (B, T, C).
+    u = layer.attention_norm(h)
+    read = take_tokens(u, reads)
+    return _layer(layer, plan, take_tokens(h, reads), read, _Keys(u, read, None, *seen), mean)
+
+
+def _layer(layer: Layer, plan: LayerPlan, h: Tensor, u: Tensor | None, keys: _Keys, mean: bool) -> Tensor:
+    """One layer from its read inputs h (B, R, D).
 
     Args:
         u: Normed h; computed when needed if None.
-        y_read: Rows of y that are read.
-        folds: In narrow space, what lies between y and the projections.
+        keys: What attention sees of all tokens.
+        mean: See `planned`.
     """
     attention = layer.attention
     if u is None and (layer.reuses_normed or plan.query == "projected"):
         u = layer.attention_norm(h)
     if plan.query == "folded":
-        assert folds is not None
-        q = _through(folds.projections["q"], y_read, h.dtype)
+        assert keys.folds is not None
+        q = _through(keys.folds.projections["q"], keys.y_read, h.dtype)
     else:
         q = attention.q(u)
-    context = _attend(attention, plan, attention.split_queries(q), y, folds, visible, h.dtype)
+    context = _attend(attention, plan, attention.split_queries(q), keys, h.dtype)
     if mean and layer.parallel != "none":
         context = context.mean(2, keepdim=True)
-    return layer.finish(h, u, attention.output(context, alone), mean)
+    return layer.finish(h, u, attention.output(context, keys.fully_padded), mean)
 
 
-def _attend(
-    attention: Attention,
-    plan: LayerPlan,
-    q: Tensor,
-    y: Tensor,
-    folds: Folds | None,
-    visible: Tensor | None,
-    dtype: torch.dtype,
-) -> Tensor:
+def _attend(attention: Attention, plan: LayerPlan, q: Tensor, keys: _Keys, dtype: torch.dtype) -> Tensor:
+    y, folds, visible = keys.y, keys.folds, keys.visible
+
     def source(name: str, side: str) -> tuple[Projection | Fold, Affine | None]:
         if side in ("folded", "absorbed_fold"):
             assert folds is not None

@@ -141,7 +141,7 @@ def facts(name: str) -> HostFacts:
         embed_dim=model.embed_dim,
         depth=len(model.blocks),
         tokens=tokens,
-        reads=count_tokens(tokens, None if host is None else host.reads(model)),
+        reads=count_tokens(tokens, None if host is None else host.reads(model, (), {})),
         params=sum(p.numel() for p in model.parameters()),
         numbers_in=int(torch.Size(input_shape(model)).numel()),
     )

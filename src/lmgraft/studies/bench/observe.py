@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from lmgraft.contracts import Reads
 from lmgraft.graft import GraftLayer
+from lmgraft.graft.forms.compute import Compute
+from lmgraft.graft.forms.plan import layer_problems
 from lmgraft.graft.forms.problem import LayerPlan, Problem
 
 
@@ -41,22 +43,25 @@ def observed(inserted: GraftLayer) -> Iterator[list[Call]]:
         x, mask = (*args, kwargs.get("key_padding_mask"))[:2]
         calls.append(Call(x, mask, kwargs.get("reads")))
 
-    def plan(x: Tensor, reads: Reads = None) -> tuple[LayerPlan, ...]:
-        calls[-1].plans = GraftLayer.plan(inserted, x, reads)
+    compute = inserted.compute
+
+    def plan(*args: Any) -> tuple[LayerPlan, ...]:
+        calls[-1].plans = Compute.plan(compute, *args)
         return calls[-1].plans
 
-    def problems(*args: Any, **kwargs: Any) -> list[Problem]:
-        calls[-1].problems = GraftLayer.problems(inserted, *args, **kwargs)
-        return calls[-1].problems
+    def problem(*args: Any) -> Problem:
+        whole = Compute.problem(compute, *args)
+        calls[-1].problems = layer_problems(whole, len(inserted.block.layers))
+        return whole
 
     handle = inserted.register_forward_pre_hook(begin, with_kwargs=True)
-    inserted.__dict__.update(plan=plan, problems=problems)
+    compute.__dict__.update(plan=plan, problem=problem)
     try:
         yield calls
     finally:
         handle.remove()
-        for name in ("plan", "problems"):
-            inserted.__dict__.pop(name, None)
+        for name in ("plan", "problem"):
+            compute.__dict__.pop(name, None)
 
 
 @contextmanager
@@ -65,9 +70,9 @@ def following(inserted: GraftLayer, plans: Sequence[LayerPlan] | None) -> Iterat
     config = inserted.config
     inserted.config = replace(config, form="dense" if plans is None else "auto")
     if plans is not None:
-        inserted.__dict__["plan"] = lambda *_: tuple(plans)
+        inserted.compute.__dict__["plan"] = lambda *_: tuple(plans)
     try:
         yield
     finally:
         inserted.config = config
-        inserted.__dict__.pop("plan", None)
+        inserted.compute.__dict__.pop("plan", None)

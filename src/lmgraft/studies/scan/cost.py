@@ -82,7 +82,7 @@ def shapes_of(
         tested=len(training.data.split("val")) * config.train_epochs + len(training.data.split("test")),
         tokens=tokens,
         reads={
-            position: count_tokens(tokens[position], (asked if asked is not None else host.reads(model)))
+            position: count_tokens(tokens[position], (asked if asked is not None else host.reads(model, (), {})))
             if point.last
             else tokens[position]
             for position, (host, point) in places.items()

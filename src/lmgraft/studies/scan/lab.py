@@ -113,7 +113,7 @@ def open_lab(
             position: Place(
                 host=host,
                 last=point.last,
-                reads=None if not point.last else host.reads(encoder) if asked is None else asked,
+                reads=None if not point.last else host.reads(encoder, (), {}) if asked is None else asked,
                 train=found["train"][position],
                 val=found["val"][position],
             )

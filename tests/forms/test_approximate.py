@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import TRAITS
 from torch import Tensor, nn
 
 import lmgraft
 from lmgraft.block import FrozenBlock, rounded
 from lmgraft.errors import ApproximationError, HostError
 from lmgraft.graft import find_graft
-from test_forms import TRAITS
 from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
 
 X = images(6)
@@ -172,7 +172,7 @@ def test_copies_and_files_are_exact(model: nn.Module, mode: str, tmp_path: Path)
 
 def test_storage_is_shared(model: nn.Module) -> None:
     lmgraft.approximate(model, X)
-    twin = model.graft.approximation._twin.block
+    twin = model.graft.compute.approximation._twin.block
     assert [p.data_ptr() for p in twin.parameters()] == [p.data_ptr() for p in model.graft.block.parameters()]
 
 
@@ -186,7 +186,7 @@ def test_moving_nowhere_keeps_it_and_casting_drops_it(model: nn.Module, mode: st
     model.double()
     with torch.no_grad():
         assert torch.equal(model(X.double()), wide(X.double()))
-    assert model.graft.approximation.mode is None
+    assert model.graft.compute.approximation.mode is None
     torch.testing.assert_close(run(model.float()), before)
 
 
@@ -205,7 +205,7 @@ def test_never_stale(model: nn.Module, mode: str, change: str, name: str) -> Non
     with torch.no_grad():
         CHANGES[change](model.graft.block.layers[0].get_parameter(name))
     assert torch.equal(run(model), run(copy.deepcopy(model)))
-    assert model.graft.approximation.mode is None
+    assert model.graft.compute.approximation.mode is None
 
 
 def test_mappers_may_change(model: nn.Module) -> None:
@@ -267,7 +267,7 @@ def test_numbers_that_are_not_finite(model: nn.Module) -> None:
     bad[1, 0, 0, 0] = float("nan")
     with pytest.raises(ApproximationError, match="not finite"):
         lmgraft.approximate(model, bad)
-    assert find_graft(model).approximation.mode is None
+    assert find_graft(model).compute.approximation.mode is None
     lmgraft.approximate(model, X)
     with torch.no_grad():
         assert model(bad).isnan().any(1).tolist() == [False, True] + [False] * 4

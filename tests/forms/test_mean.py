@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import TRAITS, assert_fresh, by_plans, draw, grafted, make_mapper, problem
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,8 +16,6 @@ from lmgraft.contracts import MeanOf
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.run import dense, mean_comes_early
-from test_folds import assert_fresh, grafted
-from test_forms import TRAITS, by_plans, draw, make_mapper, problem
 from tiny import calls_of, images, make_vit, random_block, relative_error
 
 READS = (1, 3, 4)
@@ -99,13 +98,13 @@ class TestClassifier:
     )
     def test_what_each_head_reads(self, options: dict[str, Any], expected: Any) -> None:
         model = lmgraft.graft(make_vit(**options), random_block(dim=160)).eval()
-        assert model.graft.host.reads(model) == expected
+        assert model.graft.host.reads(model, (), {}) == expected
         assert_fresh(model)
 
     def test_pooling_changed_afterwards(self) -> None:
         model = grafted(vit={"global_pool": "avg"})
         model.reset_classifier(5, "max")
-        assert model.graft.host.reads(model) is None
+        assert model.graft.host.reads(model, (), {}) is None
         nn.init.normal_(model.head.weight)
         assert_fresh(model)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import timm.optim
 import torch
+from oracle import TRAITS, assert_same, counted, draw, exact, make_mapper, problem, results
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -25,16 +26,14 @@ from lmgraft.errors import ApproximationError, BlockError, CheckpointError, Lmgr
 from lmgraft.graft import GraftConfig
 from lmgraft.graft.controls import apply_control, linear, mlp, random_frozen, random_trained
 from lmgraft.graft.export import export_program
+from lmgraft.graft.forms.compute import trained_parts
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.graft.forms.run import dense
-from lmgraft.graft.trained import trained_parts
 from lmgraft.recipes.recipe import load_recipe
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.optim import OptimConfig, make_optimizer
-from test_forms import TRAITS, assert_same, draw, exact, make_mapper, problem, results
-from test_plan import counted
 from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
 
 KINDS = ["all", "norms", "lora"]
@@ -150,7 +149,7 @@ class TestForms:
         block = trained(kind, dtype=torch.float32, **TRAITS[trait])
         mapper = make_mapper(12, 32, torch.float32).requires_grad_("mapper_grad" in gradients)
         x = draw(3, 7, 12, dtype=torch.float32).requires_grad_("x_grad" in gradients)
-        posed = problem(block, mapper, x, 0, **gradients, **trained_parts(block))
+        posed = problem(block, mapper, x, 0, **gradients, **trained_parts(block).now())
         for plan in exact_plans(posed):
             expected = sum(op.multiply_adds for op in operations(plan, posed))
             assert counted(block, mapper, x, 0, plan) == expected, plan
@@ -261,7 +260,7 @@ class TestKeptFolds:
                 continue
             with torch.no_grad():
                 before = model(X)
-                assert model.graft.fold_cache._kept is not None
+                assert model.graft.compute.fold_cache._kept is not None
                 model.graft.get_parameter(name).data[1] += 0.7  # no version is counted up
                 assert relative_error(model(X), dense_twin(model)(X)) < 1e-5, name
                 assert relative_error(model(X), before) > 1e-6, name
@@ -275,7 +274,7 @@ class TestKeptFolds:
         model.graft.mapper_in.requires_grad_(False)
         with torch.no_grad():
             model(X)
-        assert model.graft.fold_cache._kept is None
+        assert model.graft.compute.fold_cache._kept is None
 
 
 class TestWhatIsTrained:
@@ -506,7 +505,7 @@ def test_rounded_beside_what_lora_added(mode: str) -> None:
     report = lmgraft.approximate(model, X, mode, repeats=1)
     assert 0 < report.graft_error < 0.1
     assert report.memory > 0
-    twin = model.graft.approximation._twin.block.layers[0].mlp.down
+    twin = model.graft.compute.approximation._twin.block.layers[0].mlp.down
     zeros = torch.zeros(1, 72)
     assert torch.equal(twin(zeros), part(zeros))
     x = torch.randn(3, 72)
@@ -517,7 +516,7 @@ def test_rounded_beside_what_lora_added(mode: str) -> None:
     with torch.no_grad():
         part.lora_b.data.mul_(3.0)
         model(X)
-    assert model.graft.approximation.mode is None
+    assert model.graft.compute.approximation.mode is None
 
 
 @pytest.mark.parametrize("residual", ["none", "out", "in", "gated"])

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from oracle import PLANS, TRAITS, by_plans, draw, exact, make_mapper, results
 from torch import Tensor
 
 import lmgraft
@@ -13,7 +14,6 @@ from lmgraft.block import products
 from lmgraft.graft.forms import affine
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.graft.forms.run import dense
-from test_forms import PLANS, TRAITS, by_plans, draw, exact, make_mapper, results
 from tiny import images, make_vit, random_block, relative_error
 
 HALVES = [torch.bfloat16, torch.float16]

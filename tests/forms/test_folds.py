@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import FORMS, SHAPE, assert_fresh, dense_twin, grafted, is_kept, plan_of
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations
@@ -19,43 +20,6 @@ from lmgraft.errors import HostError
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.graft.layer import GraftLayer, baked
 from tiny import calls_of, images, make_vit, random_block, relative_error
-
-FORMS = ["auto", "reads", "folded", "absorbed"]
-SHAPE = {"dim": 160, "mlp_dim": 72}
-"""Wider than three ViT tokens of 48: folding pays, as with real LLMs."""
-
-
-def grafted(
-    form: str = "auto", block: dict[str, Any] | None = None, vit: dict[str, Any] | None = None, **options: Any
-) -> nn.Module:
-    torch.manual_seed(3)
-    model = make_vit(**(vit or {}))
-    lmgraft.graft(model, random_block(**(SHAPE | (block or {}))), form=form, **options)
-    return model.eval()
-
-
-def dense_twin(model: nn.Module) -> nn.Module:
-    """The same tensors, computed by the reference."""
-    twin = copy.deepcopy(model)
-    twin.graft.config = type(twin.graft.config)(**(vars(twin.graft.config) | {"form": "dense"}))
-    return twin
-
-
-def plan_of(model: nn.Module) -> LayerPlan:
-    """How an evaluation of its class token would be computed."""
-    with torch.no_grad():
-        plan: LayerPlan = model.graft.plan(torch.randn(2, 17, 48), 0)[0]
-    return plan
-
-
-def is_kept(model: nn.Module) -> bool:
-    return model.graft.fold_cache._kept is not None
-
-
-def assert_fresh(model: nn.Module) -> None:
-    """Predictions are those of the reference with today's tensors."""
-    with torch.no_grad():
-        assert relative_error(model(images()), dense_twin(model)(images())) < 1e-5
 
 
 @pytest.fixture
@@ -116,10 +80,10 @@ class TestForms:
 
 class TestKept:
     def test_used_again(self, model: nn.Module) -> None:
-        kept = model.graft.fold_cache._kept
+        kept = model.graft.compute.fold_cache._kept
         with torch.no_grad():
             model(images())
-        assert model.graft.fold_cache._kept is kept
+        assert model.graft.compute.fold_cache._kept is kept
 
     def test_equal_those_of_the_first_call(self, model: nn.Module) -> None:
         assert_fresh(model)
@@ -303,7 +267,7 @@ class TestInferenceMode:
         with torch.inference_mode():
             inside = model(images())
         assert is_kept(model)
-        assert not any(f.weight.is_inference() for f in model.graft.fold_cache._kept.folds.projections.values())
+        assert not any(f.weight.is_inference() for f in model.graft.compute.fold_cache._kept.folds.projections.values())
         model.requires_grad_(False)
         x = images().requires_grad_()
         model(x).sum().backward()  # an inference tensor in the graph would raise here
@@ -424,10 +388,10 @@ class TestBaked:
             with baked(model):
                 assert torch.equal(model(images()), expected)
                 assert isinstance(model.graft, GraftLayer)
-                assert model.graft.baked is not None
-        assert model.graft.baked is None
+                assert model.graft.compute.baked is not None
+        assert model.graft.compute.baked is None
 
     def test_dropped_after_an_error(self, model: nn.Module) -> None:
         with pytest.raises(HostError), baked(model):
             raise HostError("stop")
-        assert model.graft.baked is None
+        assert model.graft.compute.baked is None

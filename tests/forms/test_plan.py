@@ -8,28 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from oracle import PLANS, TRAITS, by_plans, counted, draw, make_mapper, problem
 
 from lmgraft.block import BlockConfig
 from lmgraft.graft.forms.cost import operations, seconds
 from lmgraft.graft.forms.plan import choose, exact_plans
 from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense
-from test_forms import PLANS, TRAITS, by_plans, draw, make_mapper, problem
 from tiny import random_block, relative_error
-
-
-def counted(block: Any, mapper: Any, x: torch.Tensor, reads: Any, plan: LayerPlan) -> int:
-    """Multiply-adds of forward and backward pass of a real run."""
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        out = by_plans(mapper, block, x, None, reads, [plan])[0]
-        if out.requires_grad:
-            out.backward(torch.ones_like(out))
-    total = counter.get_total_flops()
-    assert total % 2 == 0
-    return total // 2
-
 
 GRADIENTS = {
     "none": {},

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from oracle import TRAITS, by_plans, counted, draw, make_mapper, problem, results
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -24,8 +25,6 @@ from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.problem import LayerPlan
 from lmgraft.graft.forms.run import dense
-from test_forms import TRAITS, by_plans, draw, make_mapper, problem, results
-from test_plan import counted
 from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
 
 HALVES = {"attention": attention_only, "mlp": mlp_only}

@@ -1,9 +1,52 @@
-"""Intervals for shares of test items."""
+"""Intervals over the test items of one trained model: they speak of other items, not of other seeds."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.analysis.student import t_quantile
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemInterval:
+    """An interval over items, or None where there is none."""
+
+    ends: tuple[float, float] | None
+    method: Literal["wilson", "t"]
+
+
+def items_interval(
+    values: npt.NDArray[Any],
+    groups: npt.ArrayLike | None = None,
+    confidence: float = 0.95,
+    *,
+    possible: tuple[float, float] = (-math.inf, math.inf),
+) -> ItemInterval:
+    """The interval of a metric that is the plain mean of a column: Wilson's of independent 0s and 1s, else Student's t.
+
+    Args:
+        values: (N,) finite.
+        groups: (N,) whole numbers, equal for items that belong together; None where each stands alone.
+        confidence: Nominal.
+        possible: Values that the metric can have; the interval is cut there.
+    """
+    values = values.astype(np.float64)
+    _, codes = np.unique(np.arange(values.size) if groups is None else np.asarray(groups), return_inverse=True)
+    number = int(codes.max()) + 1
+    if number == values.size and np.isin(values, (0, 1)).all():
+        return ItemInterval(ends=wilson_interval(int(values.sum()), values.size, confidence), method="wilson")
+    mean = values.mean()
+    influence = np.bincount(codes, weights=values - mean) / values.size
+    if number < 2 or not influence.any():
+        return ItemInterval(ends=None, method="t")
+    half = t_quantile(confidence, number - 1) * math.sqrt(number / (number - 1) * float((influence**2).sum()))
+    return ItemInterval(ends=(max(mean - half, possible[0]), min(mean + half, possible[1])), method="t")
 
 
 def wilson_interval(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -199,10 +199,17 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
 
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
+    recipe, task = trained_task(run_dir, overrides)
+    return recipe, task.model
+
+
+def trained_task(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
+    """As `load_trained`, but the task around the whole model: from items on, also where tokens were stored."""
     recipe = read_run(run_dir, list(overrides))
     task = build_task(recipe, initial=False)
     _load_best(recipe, task, run_dir)
-    return recipe, network(task).eval()
+    task.model = network(task).eval()
+    return recipe, task
 
 
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Task:

@@ -1,4 +1,4 @@
-"""Classification of images, clips, point clouds: cross-entropy, optionally mixup and cutmix, top-1 and top-5 accuracy."""
+"""Classification of images, clips, point clouds: cross-entropy, if wanted mixup and cutmix, top-1 and top-5 accuracy."""
 
 from __future__ import annotations
 
@@ -124,18 +124,25 @@ class Classification(Task):
         return F.cross_entropy(out, batch.labels, label_smoothing=self.label_smoothing if self.training else 0.0)
 
     def score(self, out: Tensor, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Whether each item's class was first, and among the five first; its cross-entropy; the class it was taken for."""
-        labels = batch.labels
-        predicted = out.argmax(1)
-        columns = {
-            "accuracy": (predicted == labels).float(),
-            "nll": F.cross_entropy(out.float(), labels, reduction="none"),
-            "predicted": predicted.to(torch.int32),
-            "by_class": labels.to(torch.int32),
-        }
+        """Whether each item's class was first, and among the five first; its cross-entropy; the class it was taken for.
+
+        Of labels as shares (B, num_classes) every class with one is right, as in ReaL (arXiv 2006.07159): the rank is
+        that of the best of them, the cross-entropy that of their summed probability.
+        """
+        labels, predicted = batch.labels, out.argmax(1)
+        columns = {"predicted": predicted.to(torch.int32)}
+        if labels.dim() == 2:
+            wrong = labels <= 0
+            right = out.float().masked_fill(wrong, -torch.inf)
+            best, hit = right.amax(1, keepdim=True), ~wrong.gather(1, predicted[:, None])[:, 0]
+            columns["nll"] = (out.float().logsumexp(1) - right.logsumexp(1)).clamp(min=0)
+        else:
+            best, hit = out.gather(1, labels[:, None]), predicted == labels
+            columns["nll"] = F.cross_entropy(out.float(), labels, reduction="none")
+            columns["by_class"] = labels.to(torch.int32)
+        columns["accuracy"] = hit.float()
         if "top5" in self.scored:
-            rank = (out > out.gather(1, labels[:, None])).sum(1)
-            columns["top5"] = (rank < 5).float()
+            columns["top5"] = ((out > best).sum(1) < 5).float()
         return columns
 
     def targets(self, batch: LabelledBatch) -> Tensor:

@@ -30,7 +30,7 @@ from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import ArmResult, StudyResult
-from lmgraft.studies.study.robust import check_wanted, check_weights, evaluate_missing, find_what_is_needed
+from lmgraft.studies.study.robust import check_weights, evaluate_missing
 from lmgraft.training.fit import Verbosity
 
 
@@ -62,8 +62,6 @@ def run_study(
     say = say or silent
     cells = make_cells(study, out)
     check_cells(cells)
-    if study.robustness is not None:
-        check_wanted(study.robustness)
     with _held(out):
         states, elsewhere = states_of(cells, reuse_from, say)
         said = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
@@ -73,7 +71,7 @@ def run_study(
             check_weights([cell.folder for cell in cells if states[cell] == "done"])
         if missing:
             if study.robustness is not None:
-                find_what_is_needed(study.robustness, say)
+                study.robustness.suite.check(cells[0].plan.data, study.name, say)
             check_data(study, cells[0], facts)
             check_environment(facts, allow_difference)
             check_blocks([cell for cell in cells if states[cell] != "done"])

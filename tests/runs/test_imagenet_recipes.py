@@ -56,7 +56,7 @@ def test_from_a_toy_tree_to_the_robustness_suite(tmp_path, monkeypatch, capsys, 
     monkeypatch.setattr("lmgraft.data.image.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger
     assert main([*command, *data, *short]) == 0
     result = read_result(run)
-    assert (result.total, result.selection, len(result.class_accuracy)) == (1000, "test", 1000)
+    assert (result.items, result.selection, len(result.by["class"])) == (1000, "test", 1000)
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["init_args"]["repeats"] == 3
     suite = ["--suite", "imagenet-robustness", "--suite-root", str(tree), "--limit", "50", "--workers", "0"]
     assert main(["evaluate", str(run), *suite]) == 0
@@ -66,4 +66,4 @@ def test_from_a_toy_tree_to_the_robustness_suite(tmp_path, monkeypatch, capsys, 
     assert "ImageNet-C is left out" in said.replace("\n", " ")
     assert json.loads((run / "robustness.json").read_text())
     assert main(["train", "--from-run", str(run), "--out", str(tmp_path / "again")]) == 0
-    assert read_result(tmp_path / "again").correct == result.correct
+    assert read_result(tmp_path / "again").metrics == result.metrics

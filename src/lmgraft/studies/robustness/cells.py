@@ -64,9 +64,10 @@ def _version_2(key: str, cell: Mapping[str, Any]) -> Cell:
 def _version_1(key: str, cell: Mapping[str, Any]) -> Cell:
     correct, total = cell["correct"], cell["total"]
     first, *rest = key.split("/")
-    part, level = (rest[0], int(rest[1])) if len(rest) == 2 else (None, None)
+    suite = "corruptions" if first in ("corruptions", "clean") else "imagenet-robustness"
+    part, level = (rest[0], int(rest[1])) if len(rest) == 2 else (None if first == "clean" else first, None)
     return Cell(
-        suite="corruptions" if first in ("corruptions", "clean") else "imagenet-robustness",
+        suite=suite,
         title=key,
         part=part,
         level=level,

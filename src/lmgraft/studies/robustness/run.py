@@ -132,8 +132,7 @@ def evaluate_robustness(
     labels = _labels(run_dirs)
     for run_dir, label in zip(run_dirs, labels, strict=True):
         config.suite.check(read_run(run_dir, list(overrides)).data, label, say)
-        if not checkpoint_path(run_dir, "best").exists():
-            raise RunError(f"{run_dir} has no checkpoints/best.ckpt", "go on with lmgraft train --resume")
+    check_weights(run_dirs)
     results = []
     for run_dir, label in zip(run_dirs, labels, strict=True):
         recipe, task = trained_task(run_dir, overrides)
@@ -150,6 +149,20 @@ def evaluate_robustness(
         differ = f"the models were not shown the same {results[0].things}: their columns cannot be compared"
         results = [replace(result, notes=(differ, *result.notes)) for result in results]
     return results
+
+
+def check_weights(run_dirs: Sequence[Path]) -> None:
+    """Make sure that runs have what is to be evaluated.
+
+    Raises:
+        RunError: If a run's weights are not there.
+    """
+    for run_dir in run_dirs:
+        if not checkpoint_path(run_dir, "best").exists():
+            raise RunError(
+                f"{run_dir} has no best.ckpt to be evaluated on a suite (a run that a study took by --reuse has none)",
+                "go on with lmgraft train --resume; in a study leave out --reuse, or robustness",
+            )
 
 
 def evaluate_elsewhere(
@@ -183,13 +196,12 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
     """Evaluate a model under every condition that its record does not hold yet, and sum up."""
     suite, data, metric = config.suite, subject.data, subject.task.primary
     conditions = suite.conditions(data)
+    if config.limit is not None:
+        conditions = [replace(c, items=Spread(c.items, config.limit)) for c in conditions]
     identities = {c.key: _identity(c, subject, config.limit) for c in conditions}
     kept = _kept(subject, say)
-    todo = [
-        c
-        for c in conditions
-        if c.key not in kept or kept[c.key].conditions != identities[c.key] or metric.name not in kept[c.key].metrics
-    ]
+    fresh = {k for k, cell in kept.items() if cell.conditions == identities.get(k) and metric.name in cell.metrics}
+    todo = [condition for condition in conditions if condition.key not in fresh]
     say(f"{subject.label}: {len(conditions)} cells, {len(conditions) - len(todo)} done before")
     environment, started, items = records.environment(), time.monotonic(), 0
     for number, condition in enumerate(todo, 1):
@@ -197,10 +209,10 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         write_cells(subject.record, subject.weights, environment, kept)
         items += cell.items
         rate = items / (time.monotonic() - started)
-        left = duration(sum(_size(other, config.limit) for other in todo[number:]) / rate)
+        left = duration(sum(len(other.items) for other in todo[number:]) / rate)
         value = f"{in_unit(cell.metrics[metric.name], metric)} {metric.unit}"
         say(f"  {number}/{len(todo)} {condition.key}: {value}, {rate:.0f} {data.things}/s, {left} left")
-    cells = {c.key: _named(kept[c.key], c, suite) for c in conditions}
+    cells = {c.key: replace(kept[c.key], title=c.title or c.key) for c in conditions}  # version 1 has no titles
     limited = [] if config.limit is None else [f"a quick look: at most {config.limit} {data.things} a cell"]
     unread = [f"{len(data.faults)} files could not be read; blank ones stood for them"] if data.faults else []
     return Robustness(
@@ -228,8 +240,6 @@ def _identity(condition: Condition, subject: Subject, limit: int | None) -> dict
 
 def _evaluated(subject: Subject, condition: Condition, identity: dict[str, Any], config: RobustnessConfig) -> Cell:
     task, items = subject.task, condition.items
-    if config.limit is not None:
-        items = Spread(items, config.limit)
     loader = EpochLoader(
         items,
         EpochSampler(len(items), config.batch_size or subject.data.eval_batch_size),
@@ -255,16 +265,6 @@ def _evaluated(subject: Subject, condition: Condition, identity: dict[str, Any],
         items=len(task.items["index"]),
         conditions=identity,
     )
-
-
-def _named(cell: Cell, condition: Condition, suite: Suite) -> Cell:
-    """A cell under the names that its condition has now; a record of version 1 holds none."""
-    title = condition.title or condition.key
-    return replace(cell, suite=suite.name, title=title, part=condition.part, level=condition.level)
-
-
-def _size(condition: Condition, limit: int | None) -> int:
-    return len(condition.items) if limit is None else min(limit, len(condition.items))
 
 
 def _workers(items: int) -> int:

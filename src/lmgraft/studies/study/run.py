@@ -19,6 +19,7 @@ from statistics import fmean
 from lmgraft import records
 from lmgraft.errors import RunError
 from lmgraft.studies.progress import Say, duration, silent
+from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
@@ -30,7 +31,6 @@ from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import ArmResult, StudyResult
-from lmgraft.studies.study.robust import check_weights, evaluate_missing
 from lmgraft.training.fit import Verbosity
 
 
@@ -83,7 +83,8 @@ def run_study(
         if failed:
             _give_up_unless_others_will_do(study, cells, failed, say)
         if study.robustness is not None:
-            evaluate_missing([c.folder for c in cells if (c.folder / "result.json").exists()], study.robustness, say)
+            finished = [cell.folder for cell in cells if (cell.folder / "result.json").exists()]
+            evaluate_robustness(finished, study.robustness, say=say)
         return _summarise(study, out, cells, allow_difference)
 
 

@@ -581,8 +581,10 @@ def test_options_of_a_suite():
     config = robustness_config({"corruptions": "gaussian-noise, fog", "limit": 3, "seed": None})
     assert config.suite == Corruptions(corruptions=("gaussian_noise", "fog"))
     assert robustness_config(config.to_dict()) == config
+    assert robustness_config({"suite": "toy_ranges.Noisier", "kinds": ["pink"]}).suite.kinds == ("pink",)
     for wrong, error, said in (
         ({"suite": "corruption"}, RecipeError, "corruptions"),
+        ({"suite": "toy_ranges.Quieter"}, RecipeError, "Quieter"),
         ({"sead": 1}, RecipeError, "seed"),
         ({"seed": "x"}, RecipeError, "seed"),
         ({"suite": "imagenet-robustness", "imagenet_c": 3}, RecipeError, "imagenet_c"),
@@ -636,6 +638,7 @@ def test_a_study_breaks_down_by_the_parts_of_its_suite(noisier, tmp_path, monkey
 recipe: {tmp_path / "ranges.yaml"}
 arms: {{slow: {{arm: plain, optim.lr: 0.0001}}, fast: {{arm: plain, question: a}}}}
 contrasts: [[fast, slow]]
+reference: slow
 seeds: 2
 robustness: {{suite: noisier, kinds: [white], limit: 20}}
 """
@@ -653,8 +656,5 @@ robustness: {{suite: noisier, kinds: [white], limit: 20}}
     }
     assert parts["white"].mean == pytest.approx(np.mean([values["fast", s] - values["slow", s] for s in (0, 1)]))
     assert parts["white"].metric is None  # the study's own
-    assert all(c["items"] == 20 for c in records.read_json(path_of(tmp_path))["cells"].values())
-
-
-def path_of(folder):
-    return folder / "out" / "runs" / "fast" / "seed0" / "robustness.json"
+    record = records.read_json(tmp_path / "out" / "runs" / "fast" / "seed0" / "robustness.json")
+    assert {cell["items"] for cell in record["cells"].values()} == {20}

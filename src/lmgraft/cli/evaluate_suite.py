@@ -17,7 +17,7 @@ from lmgraft.errors import RecipeError
 from lmgraft.registry import SUITES
 from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report
 from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_elsewhere, evaluate_robustness
-from lmgraft.studies.robustness.suite import Suite, make_suite, options_of, suite_parser
+from lmgraft.studies.robustness.suite import Suite, find_suite, make_suite, options_of, suite_parser
 
 _OPTIONS = ("--out", "--limit", "--batch-size", "--workers", "--model", "--checkpoint")
 
@@ -62,7 +62,7 @@ def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
         raise RecipeError("--approximate works without --suite only", "leave out one of them")
     texts = {
         field: text
-        for option, field in options_of(SUITES.find(arguments.suite)).items()
+        for option, field in options_of(find_suite(arguments.suite)).items()
         if (text := take_option(overrides, option)) is not None
     }
     config = RobustnessConfig(

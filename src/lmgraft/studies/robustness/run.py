@@ -224,7 +224,7 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         summary=suite.summary(cells, metric),
         notes=(*suite.notes(data), *unread, *limited),
         limit=config.limit,
-        shown=json_digest({c.key: c.identity | {"limit": config.limit} for c in conditions}),
+        shown=json_digest({c.key: dict(c.identity) | {"limit": config.limit} for c in conditions}),
     )
 
 

@@ -20,7 +20,7 @@ from lmgraft.data.base import Data, ItemSet
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.recipe import tidy
-from lmgraft.registry import SUITES, suggest
+from lmgraft.registry import SUITES, load_object, suggest
 from lmgraft.studies.progress import Say
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.tasks.base import Task
@@ -63,7 +63,7 @@ class Suite(ABC):
     """Conditions; the fields of a subclass, a frozen dataclass too, are its options."""
 
     name: ClassVar[str]
-    """Its row in `registry.SUITES`."""
+    """Its row in `registry.SUITES`, or its dotted path."""
     data_type: ClassVar[type[Data]] = Data
     """The data whose models it takes."""
     word: ClassVar[str] = "condition"
@@ -182,6 +182,23 @@ class Spread(ItemSet):
         return self.items.place(index)
 
 
+def find_suite(name: str) -> type[Suite]:
+    """The class of a suite: a row of `registry.SUITES`, or the dotted path of one's own.
+
+    Raises:
+        RecipeError: If there is none.
+    """
+    if "." not in name:
+        suite: type[Suite] = SUITES.find(name)
+        return suite
+    module, _, attribute = name.rpartition(".")
+    try:
+        suite = load_object(f"{module}:{attribute}")
+    except (ImportError, AttributeError) as error:
+        raise RecipeError(f"suite {name} cannot be imported: {error}", "give the dotted path of its class") from None
+    return suite
+
+
 def options_of(suite: type[Suite]) -> dict[str, str]:
     """Option on the command line -> field; each also as --suite.FIELD."""
     names = [f.name for f in fields(suite)]
@@ -200,13 +217,13 @@ def make_suite(name: str, options: Mapping[str, Any]) -> Suite:
     """A suite with its options checked.
 
     Args:
-        name: A row of `registry.SUITES`.
+        name: See `find_suite`.
         options: Field -> value, or its text; a list also as "A,B".
 
     Raises:
         LmgraftError: If there is no such suite or option, or a value does not fit.
     """
-    suite: type[Suite] = SUITES.find(name)
+    suite = find_suite(name)
     parser = suite_parser(suite)
     types = {f.name: str(f.type) for f in fields(suite)}
     values = dict(options)

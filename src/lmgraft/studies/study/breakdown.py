@@ -8,7 +8,7 @@ from statistics import fmean
 from lmgraft.analysis.paired import differences
 from lmgraft.analysis.student import interval_of
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS, SUITES
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import ConditionFact, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -19,7 +19,7 @@ _Values = Mapping[str, float]
 def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[str]]:
     """Every planned contrast within what all its runs have, and in words which conditions are left out of it."""
     made, left_out = [], []
-    word = (study.robustness.suite if study.robustness is not None else SUITES.load("corruptions")).word
+    word = "corruption" if study.robustness is None else study.robustness.suite.word
     metric = _suite_metric(study, by_arm)
     for arm, reference in study.contrasts:
         seeds = sorted(by_arm[arm].keys() & by_arm[reference].keys())

@@ -162,6 +162,15 @@ PREPARERS = Registry(
 
 _CLASSIFIER = f"{_CLASSIFICATION}.Classification"
 
+SUITES = Registry(
+    "suite",
+    {
+        "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
+        "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
+    },
+)
+"""Names of robustness suites in study files and options -> the class, a `studies.robustness.suite.Suite`."""
+
 MOVED = {
     "lmgraft.tasks.image.ImageClassification": _CLASSIFIER,
     "lmgraft.tasks.image.classification.ImageClassification": _CLASSIFIER,

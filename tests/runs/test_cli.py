@@ -39,7 +39,7 @@ def test_train_evaluate_and_resume(capsys, recipe_file, tmp_path):
     assert again.split(",")[0] == out.split(",")[0] or "test accuracy" in again
     status, out, _ = call(capsys, "evaluate", run, "--json")
     result = json.loads(out)
-    assert result["total"] == 60
+    assert result["items"] == 60
     assert json.loads((run / "evaluation.json").read_text()) == result
     status, out, _ = call(capsys, "evaluate", run)
     assert status == 0
@@ -52,7 +52,7 @@ def test_train_evaluate_and_resume(capsys, recipe_file, tmp_path):
     record = json.loads(out)
     assert record["approximation"]["mode"] == "16bit"
     assert 0 < record["approximation"]["graft_error"] < 0.05
-    assert abs(record["accuracy"] - result["accuracy"]) < 0.1
+    assert abs(record["metrics"]["accuracy"] - result["metrics"]["accuracy"]) < 0.1
     assert json.loads((run / "evaluation.json").read_text()) == record
 
 

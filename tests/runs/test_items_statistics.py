@@ -14,9 +14,11 @@ from lmgraft.analysis.bootstrap import crossed_bootstrap, percentile_bootstrap
 from lmgraft.analysis.bootstrap_coverage import COVERED_BY_GROUPS, bootstrap_coverage, coverage_words
 from lmgraft.analysis.groups import group_codes, group_values
 from lmgraft.analysis.intervals import items_interval, wilson_interval
-from lmgraft.analysis.items import check_column, correlation, mean_class_accuracy, ratio
 from lmgraft.analysis.paired import contrasts
 from lmgraft.errors import LmgraftError, RunError
+from lmgraft.registry import METRICS
+from lmgraft.tasks.influence import correlation, mean_class_accuracy, ratio
+from lmgraft.tasks.items import values_of
 from lmgraft.studies.study.read import _as
 
 # ---- Groups
@@ -300,22 +302,26 @@ def test_columns_that_make_no_metric_are_refused():
             make()
 
 
+def metric_of(items, **measured):
+    columns = {"index": np.arange(len(items)), "group": np.arange(len(items)), "accuracy": np.asarray(items)}
+    return values_of(columns, {"accuracy": METRICS.find("accuracy")}, measured, {}, "Task")["accuracy"]
+
+
 def test_a_column_is_held_against_its_metric():
     column = np.array([True, False, True, True])
-    check_column("accuracy", column, 0.75, items=4)
-    check_column("nll", np.float32([0.1, 0.2, 0.4]), float(np.float32(0.7) / np.float32(3)))
+    assert metric_of(column, accuracy=0.75) == 0.75
+    third = np.float32(0.7) / np.float32(3)
+    assert metric_of(np.float32([0.1, 0.2, 0.4]), accuracy=float(third)) == pytest.approx(third)
     many = np.arange(50_000) < 40_000
-    for name, bad, value, items, match in (
-        ("accuracy", column, 0.5, None, "'accuracy' .* mean 0.75, but the metric is 0.5"),
-        ("accuracy", many, 40_001 / 50_000, None, "but the metric is 0.80002"),
-        ("EM", column, 0.75, 5, "'EM' has 4 items, the split has 5"),
-        ("nll", np.array([0.1, math.nan]), 0.1, None, "'nll' .* 1 of 2 items not finite"),
-        ("nll", np.array([0.1, 0.2]), math.nan, None, r"'nll' .* the metric \(nan\)"),
-        ("nll", np.ones((2, 2)), 1.0, None, "'nll' .* shape"),
-        ("nll", np.array(["a"]), 1.0, None, "'nll'"),
+    for bad, value, match in (
+        (column, 0.5, r"the mean of column 'accuracy' is 0\.75, and measure\(\) says that accuracy is 0\.5"),
+        (many, 40_001 / 50_000, "says that accuracy is 0.80002"),
+        (np.array([0.1, math.nan]), 0.1, "'accuracy' is nan for item 1"),
+        (np.ones((2, 2)), 1.0, "'accuracy' has shape"),
+        (np.array([3.0, 4.0]), 3.5, "accuracy is 3.5, which it cannot be"),
     ):
         with pytest.raises(LmgraftError, match=match):
-            check_column(name, bad, value, items)
+            metric_of(bad, accuracy=value)
 
 
 # ---- Intervals over the items of one arm

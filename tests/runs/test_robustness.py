@@ -1,73 +1,157 @@
-"""The robustness suites: arithmetic by hand, counting, resuming, table, figure and the command."""
+"""The robustness suites: what the task counts, resuming, records of before, table, figure and the command."""
 
 import json
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import timm
 import torch
+import toy_ranges
 from PIL import Image
 from safetensors.torch import save_file
+from studying import run_here, without_flops
 from test_robustness_sets import picture, published  # noqa: F401  (fixtures)
 from torch import nn
-from torch.utils.data import Dataset
 
-from lmgraft.analysis.robustness import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, Count, summarise
+from lmgraft import records
+from lmgraft.analysis.intervals import wilson_interval
+from lmgraft.analysis.items import metric_interval
+from lmgraft.analysis.robustness import level_means
 from lmgraft.cli.main import main
+from lmgraft.data.base import ItemSet
 from lmgraft.data.image import imagenet_sets
 from lmgraft.data.image.corruptions import CORRUPTIONS, corrupt
 from lmgraft.data.image.fashion_mnist import FashionMNIST
-from lmgraft.errors import DataError, RunError
+from lmgraft.data.labelled import LabelledBatch
+from lmgraft.errors import DataError, RecipeError, RunError
 from lmgraft.recipes import load_trained, train_run
+from lmgraft.recipes.recipe import parse_recipe
+from lmgraft.registry import SUITES
 from lmgraft.report.robustness.table import markdown, to_dict, write_report
-from lmgraft.studies.robustness import run as robustness
-from lmgraft.studies.robustness import timm_model
-from lmgraft.studies.robustness.cells import Cell, corruption_cells, crop_transform, set_cells, spread
-from lmgraft.studies.robustness.run import RobustnessConfig, Subject, evaluate_cells, evaluate_robustness
+from lmgraft.studies.robustness.cells import Cell, read_cells, write_cells
+from lmgraft.studies.robustness.run import (
+    Robustness,
+    RobustnessConfig,
+    Subject,
+    evaluate_elsewhere,
+    evaluate_robustness,
+    evaluate_subject,
+    robustness_config,
+)
+from lmgraft.studies.robustness.suite import Condition, Spread, Suite
+from lmgraft.studies.robustness.suites import imagenet, timm_model
+from lmgraft.studies.robustness.suites.corruptions import Corruptions
+from lmgraft.studies.robustness.suites.imagenet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, ImageNetSets
+from lmgraft.studies.robustness.suites.imagenet_places import FoundSets
+from lmgraft.studies.study.config import parse_study
+from lmgraft.tasks.classification import ACCURACY, Classification
 from lmgraft.training.fit import TrainConfig
 
 SOME = ("gaussian_noise", "contrast")
 
 
+def cell(accuracy, part=None, level=None, **changes):
+    made = Cell(
+        suite="corruptions",
+        title=part or "clean",
+        part=part,
+        level=level,
+        metrics={"accuracy": accuracy},
+        intervals={"accuracy": wilson_interval(round(100 * accuracy), 100)},
+        items=100,
+        conditions={},
+    )
+    return replace(made, **changes)
+
+
+def rows_of(suite, cells):
+    return {(row.kind, row.name): row.value for row in suite.summary(cells, ACCURACY)}
+
+
 def test_mce_by_hand():
     """Half of AlexNet's errors everywhere but on fog, where they are AlexNet's own: (14 * 0.5 + 1) / 15."""
-    cells = {}
+    cells = {"imagenet": cell(1 - ALEXNET_CLEAN_ERROR)}
     for name, error in ALEXNET_ERRORS.items():
         wanted = error if name == "fog" else error / 2
         for severity in range(1, 6):
-            wrong = round(1_000_000 * wanted) + 1000 * (severity - 3)  # a spread that the mean forgets
-            cells[name, severity] = Count(1_000_000 - wrong, 1_000_000)
-    clean = Count(1_000_000 - round(1_000_000 * ALEXNET_CLEAN_ERROR), 1_000_000)
-    summary = summarise(cells, clean, published=True)
-    assert summary.mce == pytest.approx(8 / 15, abs=1e-6)
-    assert summary.mean == pytest.approx(np.mean([1 - e / (1 if n == "fog" else 2) for n, e in ALEXNET_ERRORS.items()]))
-    assert summary.by_severity[1] - summary.by_severity[5] == pytest.approx(0.004)
-    assert summary.kept == pytest.approx(summary.mean / (1 - ALEXNET_CLEAN_ERROR), abs=1e-6)
-    everywhere = {key: Count(1_000_000 - round(1_000_000 * ALEXNET_ERRORS[key[0]]), 1_000_000) for key in cells}
-    itself = summarise(everywhere, clean, published=True)
-    assert itself.mce == pytest.approx(1)
-    assert itself.relative_mce == pytest.approx(1, abs=1e-5)
+            wrong = wanted + (severity - 3) / 1000  # a spread that the mean forgets
+            cells[f"imagenet_c/{name}/{severity}"] = cell(1 - wrong, name, severity)
+    rows = rows_of(ImageNetSets(), cells)
+    assert rows["whole", "mce"] == pytest.approx(8 / 15, abs=1e-6)
+    mean = np.mean([1 - e / (1 if n == "fog" else 2) for n, e in ALEXNET_ERRORS.items()])
+    assert rows["whole", "mean"] == pytest.approx(mean)
+    assert rows["level", "1"] - rows["level", "5"] == pytest.approx(0.004)
+    assert rows["whole", "kept"] == pytest.approx(mean / (1 - ALEXNET_CLEAN_ERROR), abs=1e-6)
+    itself = {key: replace(c, metrics={"accuracy": 1 - ALEXNET_ERRORS.get(c.part, 0)}) for key, c in cells.items()}
+    rows = rows_of(ImageNetSets(), itself | {"imagenet": cells["imagenet"]})
+    assert rows["whole", "mce"] == pytest.approx(1)
+    assert rows["whole", "relative_mce"] == pytest.approx(1, abs=1e-5)
+    assert not {("whole", "mce"), ("whole", "relative_mce")} & rows_of(Corruptions(), cells).keys()
 
 
 def test_summaries_without_alexnet():
-    cells = {("fog", 1): Count(3, 4), ("fog", 2): Count(1, 4), ("snow", 1): Count(1, 4), ("snow", 2): Count(0, 4)}
-    summary = summarise(cells, Count(4, 4), published=True)
-    assert summary.by_corruption == {"fog": 0.5, "snow": 0.125}
-    assert summary.by_severity == {1: 0.5, 2: 0.125}
-    assert (summary.mean, summary.kept, summary.mce) == (0.3125, 0.3125, None)  # two of fifteen are no mCE
-    del cells["snow", 2]
+    values = {"fog": {1: 0.75, 2: 0.25}, "snow": {1: 0.25, 2: 0.0}}
+    cells = {f"imagenet_c/{p}/{n}": cell(v, p, n) for p, row in values.items() for n, v in row.items()}
+    rows = rows_of(ImageNetSets(), cells | {"imagenet": cell(1.0)})
+    assert rows == {
+        ("part", "fog"): 0.5,
+        ("part", "snow"): 0.125,
+        ("level", "1"): 0.5,
+        ("level", "2"): 0.125,
+        ("whole", "mean"): 0.3125,
+        ("clean", "clean"): 1.0,
+        ("whole", "kept"): 0.3125,
+    }  # fmt: skip (two of fifteen are no mCE)
+    del values["snow"][2]
     with pytest.raises(ValueError, match="snow"):
-        summarise(cells)
-    assert set(ALEXNET_ERRORS) == set(CORRUPTIONS)
+        level_means(values)
     assert list(ALEXNET_ERRORS) == list(CORRUPTIONS)
 
 
+class Zeros(ItemSet):
+    """Black images, of class 0 and 1 in turn; counts how many were asked for."""
+
+    def __init__(self, size):
+        self.indices = self.groups = torch.arange(size)
+        self.asked = 0
+
+    def __getitems__(self, draws):
+        self.asked += len(draws)
+        index = torch.tensor([draw.sample for draw in draws])
+        return LabelledBatch(torch.zeros(len(draws), 3, 8, 8), index % 2, index, index)
+
+
 def test_a_limit_is_spread_over_the_classes():
-    assert list(spread(10, None)) == list(spread(10, 99)) == list(range(10))
-    assert spread(1000, 4) == [0, 250, 500, 750]
+    assert Spread(Zeros(10), 99).indices.tolist() == list(range(10))
+    some = Spread(Zeros(1000), 4)
+    assert some.indices.tolist() == some.batch(range(4)).index.tolist() == [0, 250, 500, 750]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_scores_of_labels_and_of_shares_against_plain_definitions(several):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 9, generator=generator)
+    rights = [{int(k) for k in torch.randperm(9, generator=generator)[: 1 + several * (i % 4)]} for i in range(50)]
+    shares = torch.zeros(50, 9)
+    for row, right in zip(shares, rights, strict=True):
+        row[list(right)] = 1 / len(right)
+    labels = shares if several else torch.tensor([next(iter(right)) for right in rights])
+    task = Classification(nn.Identity(), data(), None, None)
+    scored = task.score(logits, LabelledBatch(logits, labels, torch.arange(50), torch.arange(50)))
+    for row, right, hit, top5, nll in zip(
+        logits.double().tolist(), rights, *(scored[name].tolist() for name in ("accuracy", "top5", "nll")), strict=True
+    ):
+        order = sorted(range(9), key=lambda k: -row[k])
+        assert hit == (order[0] in right)
+        assert top5 == (min(order.index(k) for k in right) < 5)
+        total = np.exp(row).sum()
+        assert nll == pytest.approx(-np.log(sum(np.exp(row[k]) for k in right) / total), abs=1e-5)
+    if not several:
+        one_hot = task.score(logits, LabelledBatch(logits, shares, torch.arange(50), torch.arange(50)))
+        assert all(torch.allclose(one_hot[name], scored[name], atol=1e-6) for name in ("accuracy", "top5", "nll"))
 
 
 class Brightest(nn.Module):
@@ -78,14 +162,17 @@ class Brightest(nn.Module):
         return -(torch.arange(1000.0) - wanted[:, None]).abs()
 
 
-def subject(tmp_path, **changes):
+def data(**shown):
+    config = {"input_size": (3, 224, 224), "interpolation": "bicubic", "mean": (0, 0, 0), "std": (1, 1, 1)}
+    return timm_model.AsTimmShows("toy", config | {"crop_pct": 1.0, "crop_mode": "center"} | shown)
+
+
+def subject(tmp_path, model=None, shown=None, **changes):
+    given = data() if shown is None else shown
     made = Subject(
         label="toy",
-        model=Brightest(),
-        prepare=crop_transform((0, 0, 0), (1, 1, 1), (224, 224)),
-        crop=crop_transform((0, 0, 0), (1, 1, 1), (224, 224)),
-        img_size=(224, 224),
-        eval_batch_size=16,
+        task=Classification(Brightest() if model is None else model, given, None, None),
+        data=given,
         train=TrainConfig(accelerator="cpu"),
         weights="w",
         record=tmp_path / "robustness.json",
@@ -93,61 +180,70 @@ def subject(tmp_path, **changes):
     return replace(made, **changes)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given(Suite):
+    """These conditions."""
+
+    name = "given"
+    given: tuple = ()
+
+    def conditions(self, data):
+        return list(self.given)
+
+
+def published_sets(*sets):
+    suite = ImageNetSets()
+    vars(suite)["found"] = FoundSets(sets, ())
+    return RobustnessConfig(suite=suite, workers=0)
+
+
 def test_masks_and_several_right_answers(tmp_path):
     """Red 102 / 255 says class 40; among the masked classes the nearest is taken."""
     Image.new("RGB", (224, 224), (102, 0, 0)).save(tmp_path / "a.png")
-    one = imagenet_sets.PublishedSet("toy", tmp_path, ("a.png",), ((40,),))
-    cases = {
-        "all": one,
-        "masked": replace(one, name="masked", classes=(3, 44, 900), targets=((44,),)),
-        "masked_wrong": replace(one, name="masked_wrong", classes=(3, 44, 900), targets=((900,),)),
-        "several": replace(one, name="several", targets=((1, 40, 77),)),
-        "wrong": replace(one, name="wrong", targets=((41,),)),
-    }
-    cells = set_cells([replace(c, name=n) for n, c in cases.items()], subject(tmp_path).prepare, None)
-    result = evaluate_cells(subject(tmp_path), cells, RobustnessConfig(workers=0), ["said"], robustness.silent)
-    assert {key: count.correct for key, count in result.cells.items()} == {
-        "all": 1, "masked": 1, "masked_wrong": 0, "several": 1, "wrong": 0,
+    one = imagenet_sets.PublishedSet("imagenet", tmp_path, ("a.png",), ((40,),))
+    masked = replace(one, name="imagenet_a", classes=(3, 44, 900), targets=((44,),))
+    config = published_sets(
+        one,
+        masked,
+        replace(masked, name="imagenet_r", targets=((900,),)),
+        replace(one, name="imagenet_real", targets=((1, 40, 77),)),
+        replace(one, name="imagenet_v2", targets=((41,),)),
+    )
+    result = evaluate_subject(subject(tmp_path), config)
+    metrics = {key: c.metrics for key, c in result.cells.items()}
+    assert {key: values["accuracy"] for key, values in metrics.items()} == {
+        "imagenet": 1, "imagenet_a": 1, "imagenet_r": 0, "imagenet_real": 1, "imagenet_v2": 0,
     }  # fmt: skip
-    assert result.notes == ("said",)
+    assert all(values["top5"] for values in metrics.values())  # the second best, and all three of those that are left
+    logits = -(torch.arange(1000.0) - 40).abs().double()
+    expected = logits.logsumexp(0) - logits[[1, 40, 77]].logsumexp(0)
+    assert metrics["imagenet_real"]["nll"] == pytest.approx(float(expected), abs=1e-4)
+    allowed = logits[[3, 44, 900]]
+    assert metrics["imagenet_a"]["nll"] == pytest.approx(float(allowed.logsumexp(0) - allowed[1]), abs=1e-4)
+    assert isinstance(subject(tmp_path).task.model, Brightest)
 
 
 def test_an_unreadable_file_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"no picture")
-    broken = imagenet_sets.PublishedSet("toy", tmp_path, ("a.png",), ((40,),))
-    cells = set_cells([broken], subject(tmp_path).prepare, None)
+    config = published_sets(imagenet_sets.PublishedSet("imagenet", tmp_path, ("a.png",), ((40,),)))
     for workers in (0, 1):
-        with pytest.raises(DataError, match=r"a\.png cannot be read") as error:
-            evaluate_cells(subject(tmp_path), cells, RobustnessConfig(workers=workers), [], robustness.silent)
+        with pytest.raises(DataError, match=r"a\.png is not readable") as error:
+            evaluate_subject(subject(tmp_path), replace(config, workers=workers))
         assert "Traceback" not in str(error.value)
 
 
 def test_the_crop_of_imagenet_c():
     image = Image.fromarray(np.arange(240 * 230 * 3, dtype=np.uint32).reshape(240, 230, 3).astype(np.uint8))
-    shown = crop_transform((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (224, 224))(image)
+    shown = imagenet.crop_transform((0.1, 0.2, 0.3), (0.5, 0.5, 0.5), (224, 224))(image)
     expected = (np.asarray(image)[8:232, 3:227] / 255 - (0.1, 0.2, 0.3)) / 0.5
     assert np.allclose(shown.permute(1, 2, 0).numpy(), expected, atol=1e-6)
-    assert crop_transform((0,), (1,), (96, 96))(image.convert("L")).shape == (1, 96, 96)
-
-
-class Counting(Dataset):
-    def __init__(self, size):
-        self.size, self.asked = size, 0
-
-    def __len__(self):
-        return self.size
-
-    def __getitem__(self, index):
-        self.asked += 1
-        if index >= self.size:
-            raise IndexError
-        return torch.zeros(3, 8, 8), (index % 2,)
+    assert imagenet.crop_transform((0,), (1,), (96, 96))(image.convert("L")).shape == (1, 96, 96)
 
 
 def test_done_cells_are_kept_unless_weights_or_conditions_changed(tmp_path):
-    sets = {name: Counting(6) for name in ("clean", "corruptions/fog/1", "corruptions/fog/2")}
+    sets = {name: Zeros(6) for name in ("clean", "corruptions/fog/1", "corruptions/fog/2")}
 
-    def evaluate(weights="w", stop_at=None, **conditions):
+    def evaluate(weights="w", stop_at=None, **identity):
         said = []
 
         def say(text):
@@ -155,58 +251,99 @@ def test_done_cells_are_kept_unless_weights_or_conditions_changed(tmp_path):
             if stop_at is not None and stop_at in text:
                 raise KeyboardInterrupt
 
-        cells = [Cell(key=k, dataset=d, size=len(d), conditions=conditions) for k, d in sets.items()]
-        for dataset in sets.values():
-            dataset.asked = 0
-        subject_ = subject(tmp_path, weights=weights)
-        return evaluate_cells(subject_, cells, RobustnessConfig(workers=0), [], say), said
+        levels = {"clean": {}, **{f"corruptions/fog/{n}": {"part": "fog", "level": n} for n in (1, 2)}}
+        given = [Condition(key=k, items=items, identity=identity, **levels[k]) for k, items in sets.items()]
+        for items in sets.values():
+            items.asked = 0
+        config = RobustnessConfig(suite=Given(given=tuple(given)), workers=0)
+        return evaluate_subject(subject(tmp_path, weights=weights), config, say), said
+
+    def asked():
+        return [items.asked for items in sets.values()]
 
     with pytest.raises(KeyboardInterrupt):
         evaluate(stop_at="fog/1", seed=0)
     result, said = evaluate(seed=0)
-    assert [d.asked for d in sets.values()] == [0, 0, 6]
+    assert asked() == [0, 0, 6]
     assert "3 cells, 2 done before" in said[0]
-    assert all(count == Count(3, 6) for count in result.cells.values())
-    assert result.summary.kept == 1
+    assert all((c.metrics["accuracy"], c.items) == (0.5, 6) for c in result.cells.values())
+    assert next(row.value for row in result.summary if row.name == "kept") == 1
     evaluate(seed=0)
-    assert [d.asked for d in sets.values()] == [0, 0, 0]
+    assert asked() == [0, 0, 0]
     evaluate(seed=1)
-    assert [d.asked for d in sets.values()] == [6, 6, 6]
+    assert asked() == [6, 6, 6]
     _, said = evaluate(weights="other", seed=1)
-    assert [d.asked for d in sets.values()] == [6, 6, 6]
+    assert asked() == [6, 6, 6]
     assert "other weights" in said[0]
     (tmp_path / "robustness.json").write_text('{"weights": "other"')
     _, said = evaluate(weights="other", seed=1)
     assert "damaged" in said[0]
-    assert [d.asked for d in sets.values()] == [6, 6, 6]
+    assert asked() == [6, 6, 6]
+
+
+VERSION_1 = """{"weights": "w", "environment": {"versions": {}}, "cells": {
+  "clean": {"correct": 3, "total": 6, "conditions": CONDITIONS},
+  "corruptions/fog/3": {"correct": 2, "total": 6, "conditions": {"seed": 0}},
+  "imagenet_c/fog/3": {"correct": 1, "total": 6, "conditions": {}},
+  "imagenet_a": {"correct": 0, "total": 6, "conditions": {}}}}"""
+
+
+def test_records_of_version_1_are_read_as_accuracy_and_their_cells_kept(tmp_path):
+    made = subject(tmp_path)
+    items = Zeros(6)
+    config = RobustnessConfig(suite=Given(given=(Condition(key="clean", items=items, title="Clean"),)), workers=0)
+    evaluate_subject(made, config)
+    conditions = json.loads(made.record.read_text())["cells"]["clean"]["conditions"]
+    made.record.write_text(VERSION_1.replace("CONDITIONS", json.dumps(conditions)))
+    weights, cells = read_cells(made.record)
+    assert weights == "w"
+    assert {key: (c.suite, c.part, c.level, c.metrics["accuracy"]) for key, c in cells.items()} == {
+        "clean": ("corruptions", None, None, 1 / 2),
+        "corruptions/fog/3": ("corruptions", "fog", 3, 1 / 3),
+        "imagenet_c/fog/3": ("imagenet-robustness", "fog", 3, 1 / 6),
+        "imagenet_a": ("imagenet-robustness", "imagenet_a", None, 0.0),
+    }
+    assert cells["clean"].intervals == {"accuracy": wilson_interval(3, 6)}
+    items.asked = 0
+    result = evaluate_subject(made, config)
+    assert items.asked == 0
+    assert (result.cells["clean"].items, result.cells["clean"].title) == (6, "Clean")
+    write_cells(tmp_path / "again.json", weights, {}, cells)
+    assert read_cells(tmp_path / "again.json") == (weights, cells)
+    for damage in ('{"cells": {}}', VERSION_1.replace('"correct": 0, "total": 6', '"correct": 7, "total": 6'), "[]"):
+        (tmp_path / "damaged.json").write_text(damage.replace("CONDITIONS", "{}"))
+        with pytest.raises(RunError, match="damaged"):
+            read_cells(tmp_path / "damaged.json")
 
 
 def test_cells_shown_by_another_transform_are_counted_again(tmp_path, run_dir, monkeypatch):
-    dataset = Counting(6)
-    cells = [Cell(key="clean", dataset=dataset, size=6)]
-    asked = []
+    items, asked = Zeros(6), []
+    config = RobustnessConfig(suite=Given(given=(Condition(key="clean", items=items),)), workers=0)
     for crop_pct in (0.875, 0.875, 1.0):
-        dataset.asked = 0
-        shown = subject(tmp_path, shown={"crop_pct": crop_pct, "img_size": (224, 224)})
-        evaluate_cells(shown, cells, RobustnessConfig(workers=0), [], robustness.silent)
-        asked.append(dataset.asked)
+        items.asked = 0
+        evaluate_subject(subject(tmp_path, shown=data(crop_pct=crop_pct)), config)
+        asked.append(items.asked)
     assert asked == [6, 0, 6]
     said = []
-    config = RobustnessConfig(corruptions=("contrast",), workers=0, limit=4)
+    config = RobustnessConfig(suite=Corruptions(corruptions=("contrast",)), workers=0, limit=4)
     for mean in (FashionMNIST.mean, FashionMNIST.mean, (0.9,)):
         monkeypatch.setattr(FashionMNIST, "mean", mean)
         evaluate_robustness([run_dir], config, say=said.append)
     assert [line for line in said if "done before" in line] == [f"run: 6 cells, {n} done before" for n in (0, 6, 0)]
 
 
-def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path, published, monkeypatch):  # noqa: F811
+def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path):
     file = tmp_path / "weights.pth"
     torch.save(timm.create_model("test_vit").state_dict(), file)
-    seen = []
-    monkeypatch.setattr(timm_model, "evaluate_cells", lambda subject, *_: seen.append(subject.shown))
-    config = RobustnessConfig(suite="imagenet-robustness", places={"imagenet_a": published / "ImageNet-A"})
-    timm_model.evaluate_checkpoint("timm:test_vit", file, tmp_path, config)
-    assert seen[0] == timm.data.resolve_model_data_config(timm.create_model("test_vit")) | {"model": "timm:test_vit"}
+    task, shown = ImageNetSets().elsewhere("timm:test_vit", file)
+    config = timm.data.resolve_model_data_config(timm.create_model("test_vit"))
+    assert shown.transform_record()["preprocess"] == config | {"model": "timm:test_vit"}
+    image = Image.new("RGB", (200, 180), (10, 200, 30))
+    assert torch.equal(shown.prepare(image), timm.data.create_transform(**config, is_training=False)(image))
+    assert torch.equal(task.model.state_dict()["head.bias"], torch.load(file)["head.bias"])
+    with pytest.raises(RunError, match="imagenet-robustness") as error:
+        evaluate_elsewhere("timm:test_vit", file, tmp_path, RobustnessConfig(suite=Corruptions()))
+    assert "test items" in error.value.message
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.model.", "model.module."])
@@ -232,9 +369,9 @@ def test_models_of_other_classes_are_refused():
         ((1000, 3, names[::-1]), "in another order"),
     ):
         with pytest.raises(RunError, match=message):
-            robustness.check_imagenet_model("toy", *given)
-    robustness.check_imagenet_model("toy", 1000, 3, names)
-    robustness.check_imagenet_model("toy", 1000, 3, tuple(map(str, range(1000))))
+            imagenet.check_classes("toy", *given)
+    imagenet.check_classes("toy", 1000, 3, names)
+    imagenet.check_classes("toy", 1000, 3, tuple(map(str, range(1000))))
 
 
 def test_outputs_that_are_no_numbers_stop_it(tmp_path):
@@ -242,9 +379,9 @@ def test_outputs_that_are_no_numbers_stop_it(tmp_path):
         def forward(self, images):
             return torch.full((len(images), 1000), torch.nan)
 
-    cells = [Cell(key="clean", dataset=Counting(2), size=2)]
-    with pytest.raises(RunError, match="not finite"):
-        evaluate_cells(subject(tmp_path, model=Broken()), cells, RobustnessConfig(workers=0), [], robustness.silent)
+    config = RobustnessConfig(suite=Given(given=(Condition(key="clean", items=Zeros(2)),)), workers=0)
+    with pytest.raises(RunError, match=r"clean: .* is nan"):
+        evaluate_subject(subject(tmp_path, model=Broken()), config)
 
 
 @pytest.fixture(scope="module")
@@ -261,23 +398,28 @@ def run_dir(make_recipe, tmp_path):
     return tmp_path / "run"
 
 
-def test_counts_of_a_run_equal_a_plain_loop(run_dir, tmp_path):
-    config = RobustnessConfig(corruptions=SOME, seed=4, workers=2, batch_size=7)
+def test_values_of_a_run_equal_a_plain_loop(run_dir, tmp_path):
+    config = RobustnessConfig(suite=Corruptions(corruptions=SOME, seed=4), workers=2, batch_size=7)
     (result,) = evaluate_robustness([run_dir], config)
     recipe, model = load_trained(run_dir)
     recipe.data.prepare_data()
     recipe.data.setup()
     raw = recipe.data.raw_test()
     with torch.no_grad():
-        for key, count in result.cells.items():
-            correct = 0
+        for key, cell in result.cells.items():
+            correct, nll = 0, []
             for index in range(len(raw)):
                 image, label = raw[index]
                 if key != "clean":
                     _, name, severity = key.split("/")
                     image = corrupt(image, name, int(severity), seed=4, index=index)
-                correct += int(model(recipe.data.prepare(image)[None]).argmax()) == label
-            assert count == Count(correct, 60), key
+                logits = model(recipe.data.prepare(image)[None])[0]
+                correct += int(logits.argmax()) == label
+                nll.append(float(-logits.log_softmax(0)[label]))
+            assert cell.items == 60
+            assert cell.metrics["accuracy"] == pytest.approx(correct / 60), key
+            assert cell.metrics["nll"] == pytest.approx(np.mean(nll), abs=1e-4)
+            assert cell.intervals["accuracy"] == pytest.approx(wilson_interval(correct, 60))
     assert len(result.cells) == 11
     assert "not comparable with published ImageNet-C figures" in result.notes[0]
     assert "28 x 28" in result.notes[0]
@@ -285,22 +427,27 @@ def test_counts_of_a_run_equal_a_plain_loop(run_dir, tmp_path):
     shutil.copytree(run_dir, other)
     config_file = other / "config.yaml"
     config_file.write_text(config_file.read_text().replace("test_size: null", "test_size: 30"))
-    both = evaluate_robustness([run_dir, other], replace(config, corruptions=SOME[1:]))
+    both = evaluate_robustness([run_dir, other], replace(config, suite=Corruptions(corruptions=SOME[1:], seed=4)))
     assert all("cannot be compared" in result.notes[0] for result in both)
-    assert [result.cells["clean"].total for result in both] == [60, 30]
+    assert [result.cells["clean"].items for result in both] == [60, 30]
     written = json.loads((run_dir / "robustness.json").read_text())
+    assert written["version"] == 2
     assert written["cells"].keys() == result.cells.keys()
     assert written["environment"]["versions"]["torch"]
 
 
 def test_report_of_two_runs(tmp_path):
     def made(label, shift):
-        cells = {"clean": Count(90 - shift, 100)}
+        cells = {"clean": cell((90 - shift) / 100)}
         for number, name in enumerate(CORRUPTIONS):
-            cells |= {f"corruptions/{name}/{s}": Count(80 - shift - 6 * s - number, 100) for s in range(1, 6)}
-        return robustness.Robustness(
-            label=label, suite="corruptions", cells=cells, summary=robustness.summed(cells), notes=("said",)
-        )
+            cells |= {
+                f"corruptions/{name}/{s}": cell((80 - shift - 6 * s - number) / 100, name, s) for s in range(1, 6)
+            }
+        summary = Corruptions().summary(cells, ACCURACY)
+        return Robustness(
+            label=label, suite="corruptions", metric=ACCURACY, things="images", cells=cells, summary=summary,
+            notes=("said",),
+        )  # fmt: skip
 
     results = [made("plain", 0), replace(made("llm", 10), limit=100)]
     written = write_report(results, tmp_path)
@@ -310,14 +457,12 @@ def test_report_of_two_runs(tmp_path):
     content = json.loads(numbers.read_text())
     assert content == json.loads(json.dumps([to_dict(result) for result in results]))
     assert [one["limit"] for one in content] == [None, 100]
-    assert content[1]["summary"]["mean"] == pytest.approx(0.45)
-    assert content[1]["summary"]["mce"] is None
-    assert content[1]["cells"]["corruptions/fog/2"]["accuracy"] == pytest.approx(
-        results[1].cells["corruptions/fog/2"].accuracy
-    )
+    means = {row["name"]: row["value"] for row in content[1]["summary"] if row["kind"] == "whole"}
+    assert means == {"mean": pytest.approx(0.45), "kept": pytest.approx(0.5625)}
+    assert content[1]["cells"]["corruptions/fog/2"]["metrics"] == results[1].cells["corruptions/fog/2"].metrics
     assert content[1]["notes"] == ["said"]
     text = markdown(results)
-    assert "| top-1 accuracy | plain | llm |" in text
+    assert "| accuracy in % | plain | llm |" in text
     assert "| clean | 90.00 (82.56 to 94.48) |" in text
     assert "| gaussian noise | 62.00 | 52.00 |" in text
     assert "| corruptions, mean of 15 | 55.00 | 45.00 |" in text
@@ -326,7 +471,7 @@ def test_report_of_two_runs(tmp_path):
     with Image.open(png) as figure:
         assert figure.size[0] > 1000
     assert ">gaussian noise</text>" in re.sub(r"\s*\n\s*", "", svg.read_text())
-    assert to_dict(results[0])["cells"]["clean"]["interval"] == pytest.approx([0.8256, 0.9448], abs=1e-4)
+    assert content[0]["cells"]["clean"]["intervals"]["accuracy"] == pytest.approx([0.8256, 0.9448], abs=1e-4)
 
 
 def call(capsys, *arguments):
@@ -350,7 +495,7 @@ def test_the_command_on_a_run(capsys, run_dir, frost_folder, tmp_path):
     assert "11 done before" in err
     both = json.loads(out)
     assert [one["label"] for one in both] == [str(run_dir)] * 2
-    assert both[0]["cells"]["clean"]["total"] == 10
+    assert both[0]["cells"]["clean"]["items"] == 10
     assert (tmp_path / "both" / "robustness.svg").exists()
 
 
@@ -422,12 +567,94 @@ def test_the_command_on_a_checkpoint_from_elsewhere(capsys, published, tmp_path)
     assert "c.pth" in err
 
 
-def test_frost_of_other_pictures_is_another_cell(frost_folder):
-    raw = [(Image.new("L", (28, 28), 100), 0)]
-    pictures = robustness.needed_pictures(("frost",), frost_folder)
-    cells = [
-        corruption_cells(raw, None, {}, corruptions=("frost",), frost=chosen)[1].conditions
-        for chosen in (pictures, [255 - pictures[0]])
-    ]
-    assert cells[0] != cells[1]
-    assert robustness.needed_pictures(("fog",), None) == ()  # nothing is fetched where frost is not wanted
+def test_frost_of_other_pictures_is_another_cell(frost_folder, make_recipe):
+    identities = []
+    for brighter in (0, 1):
+        suite = Corruptions(corruptions=("frost",), frost=frost_folder)
+        vars(suite)["pictures"] = tuple(pixels // 2 + brighter for pixels in suite.pictures)
+        identities.append(suite.conditions(make_recipe().data)[1].identity)
+    assert identities[0] != identities[1]
+    assert Corruptions(corruptions=("fog",)).pictures == ()  # nothing is fetched where frost is not wanted
+
+
+def test_options_of_a_suite():
+    config = robustness_config({"corruptions": "gaussian-noise, fog", "limit": 3, "seed": None})
+    assert config.suite == Corruptions(corruptions=("gaussian_noise", "fog"))
+    assert robustness_config(config.to_dict()) == config
+    assert robustness_config({"suite": "toy_ranges.Noisier", "kinds": ["pink"]}).suite.kinds == ("pink",)
+    for wrong, error, said in (
+        ({"suite": "corruption"}, RecipeError, "corruptions"),
+        ({"suite": "toy_ranges.Quieter"}, RecipeError, "Quieter"),
+        ({"sead": 1}, RecipeError, "seed"),
+        ({"seed": "x"}, RecipeError, "seed"),
+        ({"suite": "imagenet-robustness", "imagenet_c": 3}, RecipeError, "imagenet_c"),
+        ({"limit": "many"}, RecipeError, "limit"),
+    ):
+        with pytest.raises(error, match=said):
+            robustness_config(wrong)
+
+
+@pytest.fixture
+def noisier(monkeypatch):
+    """The toy family's suite, registered."""
+    monkeypatch.setattr(SUITES, "_rows", dict(SUITES._rows))
+    SUITES.register("noisier", "toy_ranges:Noisier")
+
+
+def test_a_suite_of_items_in_metres_by_registration_alone(noisier, tmp_path, capsys, make_recipe):
+    run = tmp_path / "run"
+    train_run(parse_recipe(toy_ranges.RECIPE), run, progress="none")
+    status, out, err = call(capsys, "evaluate", run)
+    assert status == 0, err
+    assert re.search(r"test error +\d\.\d{3} m  \(\d\.\d{3} to \d\.\d{3}\)", out)
+    assert "over test echoes in 10 groups" in out
+    status, out, err = call(capsys, "evaluate", run, "--suite", "noisier", "--noise-seed", "3", "--kinds", "white,pink")
+    assert status == 0, err
+    assert "noises, mean of 2" in out
+    assert "kept" not in out  # a share of metres says nothing where less is better
+    content = json.loads((run / "robustness.json").read_text())["cells"]
+    assert list(content) == ["clean", *(f"noisier/{kind}/{n}" for kind in ("white", "pink") for n in (1, 2, 3))]
+    model = load_trained(run)[1]
+    noisy = toy_ranges.EchoSet(84, 40, 0.6, 3)
+    errors = (model(noisy.inputs) - noisy.metres).abs().detach().numpy()
+    cell = content["noisier/pink/3"]
+    assert cell["metrics"] == {"error": pytest.approx(errors.mean(), rel=1e-5)}
+    items = {"error": errors, "index": noisy.indices.numpy(), "group": noisy.groups.numpy()}
+    assert cell["intervals"]["error"] == pytest.approx(metric_interval(items, toy_ranges.ERROR), rel=1e-4)
+    assert content["clean"]["metrics"]["error"] < cell["metrics"]["error"]
+    for arguments, said in (
+        (["--suite", "corruptions"], "ImageData"),
+        (["--suite", "noisier", "--noise-sead", "1"], "noise-sead"),
+        (["--noise-seed", "1"], "--noise-seed: only a suite"),
+    ):
+        status, out, err = call(capsys, "evaluate", run, *arguments)
+        assert (status, said in err) == (2, True), err
+
+
+def test_a_study_breaks_down_by_the_parts_of_its_suite(noisier, tmp_path, monkeypatch):
+    without_flops(monkeypatch)
+    (tmp_path / "ranges.yaml").write_text(toy_ranges.RECIPE)
+    text = f"""
+recipe: {tmp_path / "ranges.yaml"}
+arms: {{slow: {{arm: plain, optim.lr: 0.0001}}, fast: {{arm: plain, question: a}}}}
+contrasts: [[fast, slow]]
+reference: slow
+seeds: 2
+robustness: {{suite: noisier, kinds: [white], limit: 20}}
+"""
+    study = parse_study(text, name="ranges")
+    assert parse_study(study.yaml, name="ranges") == study
+    result, names, _ = run_here(study, tmp_path / "out")
+    assert len(names) == 4
+    parts = {part.name: part for part in result.breakdown if part.kind == "noise"}
+    assert list(parts) == ["white"]
+    values = {
+        (arm, seed): np.mean([c.metrics["error"] for c in read_cells(path)[1].values() if c.part == "white"])
+        for arm in ("fast", "slow")
+        for seed in (0, 1)
+        for path in [tmp_path / "out" / "runs" / arm / f"seed{seed}" / "robustness.json"]
+    }
+    assert parts["white"].mean == pytest.approx(np.mean([values["fast", s] - values["slow", s] for s in (0, 1)]))
+    assert parts["white"].metric is None  # the study's own
+    record = records.read_json(tmp_path / "out" / "runs" / "fast" / "seed0" / "robustness.json")
+    assert {cell["items"] for cell in record["cells"].values()} == {20}

@@ -9,7 +9,7 @@ from PIL import Image
 from lmgraft.data.image import imagenet_sets as sets
 from lmgraft.data.image.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError
-from lmgraft.studies.robustness.sets import SETS, find_sets, other_totals
+from lmgraft.studies.robustness.suites.imagenet_places import SETS, find_sets, other_totals
 
 
 def tree(root, folders, picture, name="a.JPEG"):

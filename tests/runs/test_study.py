@@ -15,10 +15,10 @@ from lmgraft import records
 from lmgraft.data.image.toy import draw
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import load_recipe, read_result, train_run
+from lmgraft.studies.robustness.run import robustness_config
 from lmgraft.studies.study import checks
 from lmgraft.studies.study.assemble import _at_best_rate
 from lmgraft.studies.study.cells import make_cells, read_finished, state_of
-from lmgraft.studies.study.config import Robustness
 from lmgraft.studies.study.facts import read_facts
 from lmgraft.studies.study.failed import sentences, survivors
 from lmgraft.studies.study.jobs import Done, only_one
@@ -220,9 +220,8 @@ def test_a_recipe_of_a_run_that_is_cut_short(out, study):
     ],
 )
 def test_corruptions_that_do_not_fit_are_said_before_anything_is_trained(recipe_file, tmp_path, wanted, said):
-    study = study_of(recipe_file, "--robustness", wanted)
     with pytest.raises(LmgraftError, match=said):
-        run_here(study, tmp_path / "out", executor=no_executor)
+        run_here(study_of(recipe_file, "--robustness", wanted), tmp_path / "out", executor=no_executor)
     assert not (tmp_path / "out").exists()
 
 
@@ -419,7 +418,7 @@ def test_a_plan_that_was_changed_is_not_laundered_by_using_its_runs_again(out, r
     run_here(study_of(recipe_file, "--metric", "nll"), out, executor=no_executor)
     study, new = study_of(recipe_file, "--metric", "nll"), tmp_path / "new"
     wrong = replace(study, arguments=("--data.val_size=10",))
-    for refused, text in ((wrong, "new"), (replace(study, robustness=Robustness(limit=4)), "new")):
+    for refused, text in ((wrong, "new"), (replace(study, robustness=robustness_config({"limit": 4})), "new")):
         with pytest.raises((RunError, AssertionError)):
             run_here(refused, tmp_path / text, executor=no_executor, reuse_from=[out / "runs" / "llm"])
         assert not list(new.rglob("result.json"))  # nothing is copied where something is refused
@@ -515,8 +514,8 @@ def test_corruptions_are_compared_at_the_severities_that_all_runs_of_a_contrast_
     found = {(b.name, b.arm, b.reference): b.mean for b in result.breakdown if b.kind == "corruption"}
     # Averages over severities that a run happens to have would give 2 points for it.
     assert found == {("fog", "llm", reference): pytest.approx(0.1) for reference in ("plain", "random_frozen")}
-    [note] = [note for note in result.notes if note.startswith("Corrupted images: llm - plain")]
-    assert "leaves out 2 of 3 cells of corruption and severity (fog, snow)" in note
+    [note] = [note for note in result.notes if note.startswith("By corruption: llm - plain")]
+    assert "leaves out 2 of 3 conditions (fog, snow)" in note
 
     file = out / "runs" / "llm" / "seed0" / "robustness.json"
     for damage in (lambda c: c.pop("cells"), lambda c: c["cells"].update({"corruptions/fog/1": {}})):

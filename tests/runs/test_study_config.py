@@ -280,11 +280,11 @@ def test_contrasts_of_arms_that_the_command_line_leaves_out_are_dropped_and_it_i
 
 def test_robustness_may_be_changed_from_the_command_line():
     file = "[plain, llm]\nrobustness: {corruptions: [fog], limit: 50}"
-    of = [(["--robustness.limit", "3"], ["fog"], 3), (["--robustness.limit=4", "--robustness.seed=2"], ["fog"], 4)]
-    of += [(["--robustness", "{limit: 7}"], None, 7), (["--robustness.corruptions", "[snow]"], ["snow"], 50)]
+    of = [(["--robustness.limit", "3"], ("fog",), 3), (["--robustness.limit=4", "--robustness.seed=2"], ("fog",), 4)]
+    of += [(["--robustness", "{limit: 7}"], None, 7), (["--robustness.corruptions", "[snow]"], ("snow",), 50)]
     for options, corruptions, limit in of:
         study = with_arms(file, *options)
-        assert (study.robustness.corruptions, study.robustness.limit) == (corruptions, limit)
+        assert (study.robustness.suite.corruptions, study.robustness.limit) == (corruptions, limit)
         assert parse_study(study.yaml, name="mine") == study
     assert with_arms(file, "--robustness", "null").robustness is None
     assert with_arms("[plain, llm]", "--robustness.limit", "3").robustness.limit == 3

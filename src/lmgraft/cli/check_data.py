@@ -18,7 +18,7 @@ from rich.table import Table
 from lmgraft import records
 from lmgraft.cli.options import take_number, take_option
 from lmgraft.data.base import Data
-from lmgraft.data.check import Findings
+from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.recipes import load_recipe
 from lmgraft.recipes.recipe import tidy
@@ -95,7 +95,7 @@ def _spelt(argument: str) -> str:
     return (name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name) + equals + value
 
 
-def _progress(things: str) -> Callable[[str, int], Iterator[Callable[[int, int], None]]]:
+def _progress(things: str) -> ShowProgress:
     """What shows the progress of a split: a bar on a terminal, else a line now and then."""
 
     @contextmanager
@@ -126,7 +126,7 @@ def _progress(things: str) -> Callable[[str, int], Iterator[Callable[[int, int],
 
         yield say
 
-    return show  # type: ignore[return-value]
+    return show
 
 
 def _show(findings: Findings) -> None:

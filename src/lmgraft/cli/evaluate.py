@@ -7,15 +7,20 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+
 from lmgraft import records
-from lmgraft.analysis.intervals import wilson_interval
-from lmgraft.cli.evaluate_suite import SUITES, add_suite_options, run_suite, suite_options_given
+from lmgraft.analysis.items import metric_interval
+from lmgraft.analysis.numbers import in_unit
+from lmgraft.cli.evaluate_suite import add_suite_options, run_suite, suite_options_given, suites_help
 from lmgraft.errors import RecipeError
 from lmgraft.graft.approximate import MODES
 from lmgraft.recipes import evaluate_run
+from lmgraft.recipes.run import read_run
+from lmgraft.registry import SUITES
 from lmgraft.training.approximate import ApproximateTest
 
-_ABOUT = """Evaluate a run's best checkpoint on its test images, from the run's own record; or one or several runs
+_ABOUT = """Evaluate a run's best checkpoint on its test items, from the run's own record; or one or several runs
 on a robustness suite, with table and figure (docs/robustness.md). Further options change the recipe, for instance
 --data.root DIR."""
 _EXAMPLES = """examples:
@@ -30,10 +35,11 @@ _EXAMPLES = """examples:
 
 
 def run(argv: list[str]) -> int:
+    wants_help = not {"-h", "--help"}.isdisjoint(argv)
     parser = argparse.ArgumentParser(
         prog="lmgraft evaluate",
         description=_ABOUT,
-        epilog=_EXAMPLES,
+        epilog=f"{suites_help()}\n\n{_EXAMPLES}" if wants_help else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -53,14 +59,18 @@ def run(argv: list[str]) -> int:
         help="compute the graft in fewer bits, and print its error on the first test batch; default: auto, int8 on "
         "a CPU and 16 bits elsewhere. Give it behind RUN",
     )
-    parser.add_argument("--suite", choices=SUITES, help="what to evaluate on instead of the test images alone")
+    parser.add_argument(
+        "--suite", metavar="NAME", help=f"evaluate on a suite instead of the test items: {', '.join(SUITES.names())}"
+    )
     add_suite_options(parser)
     arguments, overrides = parser.parse_known_args(argv)
     if arguments.suite is not None:
         return run_suite(arguments, overrides)
-    given = suite_options_given(arguments, parser)
+    given = suite_options_given(arguments, overrides)
     if given:
-        raise RecipeError(f"{', '.join(given)}: only a suite has this", f"add --suite, one of {', '.join(SUITES)}")
+        raise RecipeError(
+            f"{', '.join(given)}: only a suite has this", f"add --suite, one of {', '.join(SUITES.names())}"
+        )
     if len(arguments.run) != 1:
         raise RecipeError("several runs are evaluated on a suite", "add --suite corruptions")
     return _evaluate(arguments.run[0], arguments, overrides)
@@ -68,20 +78,32 @@ def run(argv: list[str]) -> int:
 
 def _evaluate(run_dir: Path, arguments: argparse.Namespace, overrides: list[str]) -> int:
     watch = None if arguments.approximate is None else ApproximateTest(arguments.approximate)
-    result = evaluate_run(run_dir, overrides, [] if watch is None else [watch])
+    result, items = evaluate_run(run_dir, overrides, [] if watch is None else [watch])
+    recipe = read_run(run_dir, overrides)
+    metrics = [recipe.metric(name) for name in result.metrics]
+    intervals = {metric.name: metric_interval(items, metric) for metric in metrics}
     report = None if watch is None else watch.report
-    record = asdict(result) | ({} if report is None else {"approximation": report.to_dict()})
+    record = asdict(result) | {"intervals": intervals}
+    record |= {} if report is None else {"approximation": report.to_dict()}
     records.write_json(run_dir / "evaluation.json", record)
     if arguments.json:
         print(json.dumps(record, indent=2))
         return 0
-    low, high = wilson_interval(result.correct, result.total)
-    print(f"{run_dir}: arm {result.arm}, seed {result.seed}")
-    print(f"test accuracy  {100 * result.accuracy:.2f} %  ({result.correct} of {result.total})")
-    print(f"95 % interval  {100 * low:.2f} to {100 * high:.2f} %, over test images of this one run")
-    width = max(map(len, result.class_accuracy))
-    for name, accuracy in result.class_accuracy.items():
-        print(f"  {name:<{width}}  {100 * accuracy:6.2f} %")
+    things, width = recipe.data.things, max(len(metric.title) for metric in metrics)
+    print(f"{run_dir}: arm {result.arm}, seed {result.seed}, {result.items} test {things}")
+    for metric in metrics:
+        written, ends = in_unit(result.metrics[metric.name], metric), intervals[metric.name]
+        between = "" if ends is None else f"  ({in_unit(ends[0], metric)} to {in_unit(ends[1], metric)})"
+        print(f"{metric.title:<{width}}  {written:>8} {metric.unit}{between}")
+    groups = len(np.unique(items["group"]))
+    grouped = "" if groups == result.items else f" in {groups} groups"
+    print(f"in brackets: 95 % interval over test {things}{grouped}, of this one run")
+    primary = recipe.metric(result.primary)
+    for category, parts in result.by.items():
+        print(f"by {category.replace('_', ' ')}, {primary.title}:")
+        width = max(map(len, parts))
+        for name, value in parts.items():
+            print(f"  {name:<{width}}  {in_unit(value, primary):>8} {primary.unit}")
     if report is not None:
         print(report)
     return 0

@@ -1,77 +1,72 @@
-"""`lmgraft evaluate ... --suite`: options of the robustness suites and what is printed of them."""
+"""`lmgraft evaluate ... --suite`: a suite's own options, and what is printed of it."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-from collections.abc import Collection, Sequence
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lmgraft.data.image.corruptions import CORRUPTIONS
-from lmgraft.errors import DataError, RecipeError
-from lmgraft.registry import suggest
+from lmgraft.cli.options import take_option
+from lmgraft.errors import RecipeError
+from lmgraft.registry import SUITES
 from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report
-from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_robustness
-from lmgraft.studies.robustness.sets import SETS
-from lmgraft.studies.robustness.timm_model import evaluate_checkpoint
+from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_elsewhere, evaluate_robustness
+from lmgraft.studies.robustness.suite import Suite, find_suite, make_suite, options_of, suite_parser
 
-SUITES = ("corruptions", "imagenet-robustness")
+_OPTIONS = ("--out", "--limit", "--batch-size", "--workers", "--model", "--checkpoint")
 
 
 def add_suite_options(parser: argparse.ArgumentParser) -> None:
-    """The options that only a suite has."""
-    suite = parser.add_argument_group("options of a suite")
-    suite.add_argument("--out", type=Path, help="folder for table and figure (default: the run's, or for several "
+    """The options that every suite has."""
+    group = parser.add_argument_group("options of any suite")
+    group.add_argument("--out", type=Path, help="folder for table and figure (default: the run's, or for several "
                        "'robustness' beside the first)")  # fmt: skip
-    suite.add_argument("--limit", type=int, metavar="N", help="at most so many images a cell: a quick look")
-    suite.add_argument("--batch-size", type=int, metavar="N", help="images a batch (default: the recipe's)")
-    suite.add_argument("--workers", type=int, metavar="N", help="processes that read and corrupt (default: one a core)")
-    flying = parser.add_argument_group("--suite corruptions: any images, corrupted on the fly")
-    flying.add_argument("--corruptions", metavar="A,B", help=f"only these of: {', '.join(CORRUPTIONS)}")
-    flying.add_argument(
-        "--corruption-seed", type=int, default=0, metavar="N", help="seed of what they draw (default: 0)"
-    )
-    flying.add_argument(
-        "--frost", type=Path, metavar="DIR", help="pictures of frost (default: ImageNet-C's, fetched once)"
-    )
-    published = parser.add_argument_group("--suite imagenet-robustness: the published sets; absent ones are left out")
-    published.add_argument("--suite-root", type=Path, metavar="DIR", help="folder with imagenet-c, imagenet-a, ...")
-    published.add_argument("--sets", metavar="A,B", help=f"only these, none left out, of: {', '.join(SETS)}")
-    for key, kind in SETS.items():
-        metavar, what = ("FILE", "real.json; default: timm's copy") if key == "imagenet_real" else ("DIR", kind.title)
-        published.add_argument(_option(key), dest=key, type=Path, metavar=metavar, help=what)
-    elsewhere = parser.add_argument_group("a model from elsewhere, for imagenet-robustness")
-    elsewhere.add_argument("--model", metavar="timm:NAME", help="the model, instead of RUN")
-    elsewhere.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors, .pth, .ckpt")
+    group.add_argument("--limit", type=int, metavar="N", help="at most so many items a cell: a quick look")
+    group.add_argument("--batch-size", type=int, metavar="N", help="items a batch (default: the recipe's)")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that read items (default: one a core)")
+    group.add_argument("--model", metavar="timm:NAME", help="a model from elsewhere, instead of RUN")
+    group.add_argument("--checkpoint", type=Path, metavar="FILE", help="its weights: .safetensors, .pth, .ckpt")
 
 
-def suite_options_given(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> list[str]:
-    """Those of `add_suite_options` that are not at their defaults."""
-    names = ["out", "limit", "batch_size", "workers", "corruptions", "corruption_seed", "frost", "suite_root", "sets"]
-    names += [*SETS, "model", "checkpoint"]
-    return [_option(name) for name in names if getattr(arguments, name) != parser.get_default(name)]
+def suites_help() -> str:
+    """Each suite and its own options."""
+    parts = []
+    for name in SUITES.names():
+        suite: type[Suite] = SUITES.load(name)
+        texts = {action.dest: action.help or "" for action in suite_parser(suite)._actions}
+        lines = [f"--suite {name}: {(suite.__doc__ or '').splitlines()[0]}"]
+        for option, field in options_of(suite).items():
+            if not option.startswith("--suite."):
+                lines.append(textwrap.fill(f"{option:<20}  {texts[field]}", 100, subsequent_indent=" " * 24))
+        parts.append("\n  ".join(lines))
+    return "\n".join(parts)
 
 
-def _option(key: str) -> str:
-    return "--" + key.replace("_", "-")
+def suite_options_given(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+    """Those that only a suite has, of the options that were given."""
+    known = {option for name in SUITES.names() for option in options_of(SUITES.load(name))}
+    names = [argument.partition("=")[0] for argument in rest]
+    given = [option for option in _OPTIONS if getattr(arguments, option[2:].replace("-", "_")) is not None]
+    return given + [name for name in names if name in known]
 
 
 def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Evaluate, print the table, write page and figure."""
     if arguments.approximate is not None:
         raise RecipeError("--approximate works without --suite only", "leave out one of them")
+    texts = {
+        field: text
+        for option, field in options_of(find_suite(arguments.suite)).items()
+        if (text := take_option(overrides, option)) is not None
+    }
     config = RobustnessConfig(
-        suite=arguments.suite,
-        corruptions=_chosen(arguments.corruptions, CORRUPTIONS, "--corruptions") or tuple(CORRUPTIONS),
-        seed=arguments.corruption_seed,
-        frost=arguments.frost,
-        suite_root=arguments.suite_root,
-        places={key: getattr(arguments, key) for key in SETS if getattr(arguments, key) is not None},
-        sets=_chosen(arguments.sets, SETS, "--sets"),
+        suite=make_suite(arguments.suite, texts),
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         workers=arguments.workers,
@@ -84,7 +79,7 @@ def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
         if arguments.checkpoint is None:
             raise RecipeError("--model needs --checkpoint FILE", "give the file of its weights")
         out = arguments.out or arguments.checkpoint.parent / f"{arguments.checkpoint.stem}_robustness"
-        results = [evaluate_checkpoint(arguments.model, arguments.checkpoint, out, config, say=_say)]
+        results = [evaluate_elsewhere(arguments.model, arguments.checkpoint, out, config, say=_say)]
     else:
         first = arguments.run[0]
         out = arguments.out or (first if len(arguments.run) == 1 else first.resolve().parent / "robustness")
@@ -96,18 +91,6 @@ def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
     _print(results)
     print(f"\nWritten: {', '.join(str(path) for path in written)}")
     return 0
-
-
-def _chosen(text: str | None, known: Collection[str], option: str) -> tuple[str, ...] | None:
-    if text is None:
-        return None
-    names = tuple(dict.fromkeys(name.strip().replace("-", "_") for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in known:
-            raise DataError(f"{option}: there is no {name!r}", suggest(name, known))
-    if not names:
-        raise DataError(f"{option} names nothing", f"choose of {', '.join(known)}")
-    return names
 
 
 def _say(text: str) -> None:

@@ -24,7 +24,6 @@ from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.jobs import Executor
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import StudyResult
-from lmgraft.studies.study.robust import check_wanted
 from lmgraft.studies.study.run import run_study, states_of, summarise
 
 
@@ -81,8 +80,6 @@ def _executor(ray: str | None, workers: int | None, allow_difference: bool) -> E
 def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool) -> None:
     cells = make_cells(study, folder)
     check_cells(cells)
-    if study.robustness is not None:
-        check_wanted(study.robustness)
     states, _ = states_of(cells, reuse, _say, dry_run=True)
     rows = plan(cells, states, measure=measure, say=_say)
     print(f"{study.name}: {study.question}")

@@ -37,10 +37,10 @@ class ItemSet(Dataset[Any], ABC):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, sample: int) -> Batch:
+    def __getitem__(self, sample: int) -> Any:
         return self.batch([sample])
 
-    def batch(self, samples: Sequence[int]) -> Batch:
+    def batch(self, samples: Sequence[int]) -> Any:
         """The batch of these samples, as epoch 0 shows them."""
         return whole_batch(self.__getitems__([Draw(0, int(sample)) for sample in samples]))[0]
 
@@ -53,7 +53,7 @@ class ItemSet(Dataset[Any], ABC):
         return ""
 
 
-def whole_batch(loaded: Batch | Reported) -> tuple[Batch, tuple[Fault, ...]]:
+def whole_batch(loaded: Any) -> tuple[Any, tuple[Fault, ...]]:
     """A batch as a data set gives it, and the files that could not be read for it."""
     return (loaded.batch, loaded.faults) if isinstance(loaded, Reported) else (loaded, ())
 

@@ -5,7 +5,7 @@ Knows no kind of item. A family with more to say returns `Findings` of its own, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,7 @@ class Grid:
     """Rows of text for the terminal."""
 
     header: tuple[str, ...]
-    rows: list[tuple[str, ...]]
+    rows: Sequence[tuple[str, ...]]
     title: str | None = None
 
 
@@ -69,7 +69,7 @@ class Findings:
         return {"wrong": self.is_wrong, "problems": self.problems, "remarks": self.remarks, **self.details}
 
 
-def check_items(things: str, splits: Mapping[str, ItemSet], progress: ShowProgress) -> Findings:
+def check_items(things: str, splits: Mapping[Any, ItemSet], progress: ShowProgress) -> Findings:
     """Read all items of these splits once.
 
     Args:

@@ -18,7 +18,7 @@ class LabelledBatch(NamedTuple):
     """(B, ...) float, what the model takes; of images (B, C, H, W)."""
     labels: Tensor
     """(B,) int64."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment] # of tuples it is a method
     """(B,) int64, places in the source."""
     group: Tensor
     """(B,) int64, which items belong together; `index` where each is independent."""

@@ -130,7 +130,8 @@ class EpochLoader(DataLoader[Any]):
         sampler: What to draw.
         progress: Returns (epoch, batches of it done); called when iteration begins.
         report: Told, in this process, of the files that could not be read.
-        num_workers: Worker processes; they stay from epoch to epoch.
+        num_workers: Worker processes.
+        persistent: Whether they stay from epoch to epoch.
         pin_memory: Whether batches go to page-locked memory, from which copies to a GPU are quick.
     """
 
@@ -142,6 +143,7 @@ class EpochLoader(DataLoader[Any]):
         progress: Callable[[], tuple[int, int]] = lambda: (0, 0),
         report: Callable[[tuple[Fault, ...]], None] | None = None,
         num_workers: int = 0,
+        persistent: bool = True,
         pin_memory: bool = False,
     ) -> None:
         super().__init__(
@@ -151,7 +153,7 @@ class EpochLoader(DataLoader[Any]):
             num_workers=num_workers,
             worker_init_fn=_outlast_signals,
             pin_memory=pin_memory,
-            persistent_workers=num_workers > 0,
+            persistent_workers=persistent and num_workers > 0,
         )
         self._progress, self._report = progress, report
 

@@ -12,7 +12,6 @@ from lmgraft import records
 from lmgraft.data.base import on_device, whole_batch
 from lmgraft.data.loader import Draw
 from lmgraft.errors import DataError
-from lmgraft.recipes.features import network
 from lmgraft.recipes.run import load_task, read_run
 from lmgraft.training.fit import on_gpu
 
@@ -35,9 +34,8 @@ def predict_files(
     recipe = read_run(run_dir, list(overrides))
     recipe.data.recall(records.read_json(run_dir / "run.json"))
     task = load_task(recipe, run_dir)
-    task.model = network(task)
     device = torch.device("cuda" if on_gpu(recipe.train) else "cpu")
-    task.to(device).eval()
+    task.to(device)
     items, size = recipe.data.open(sources), recipe.data.eval_batch_size
     for first in range(0, len(items), size):
         batch, faults = whole_batch(

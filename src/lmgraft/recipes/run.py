@@ -198,7 +198,7 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
 
 
 def load_task(recipe: Recipe, run_dir: Path) -> Task:
-    """The task of a run with the weights of best.ckpt.
+    """The task of a run around its whole model, from items on, with the weights of best.ckpt, in eval mode.
 
     Args:
         recipe: The run's; its data need not be set up.
@@ -208,13 +208,21 @@ def load_task(recipe: Recipe, run_dir: Path) -> Task:
     """
     task = build_task(recipe, initial=False)
     _load_best(recipe, task, run_dir)
-    return task
+    task.model = network(task)
+    return task.eval()
 
 
 def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, nn.Module]:
     """The recipe of a run, its data not set up, and its model with the weights of best.ckpt, in eval mode."""
+    recipe, task = trained_task(run_dir, overrides)
+    return recipe, task.model
+
+
+def trained_task(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
+    """The recipe of a run, its data not set up, and its task as `load_task` gives it."""
     recipe = read_run(run_dir, list(overrides))
-    return recipe, network(load_task(recipe, run_dir)).eval()
+    recipe = read_run(run_dir, list(overrides))
+    return recipe, load_task(recipe, run_dir)
 
 
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Task:

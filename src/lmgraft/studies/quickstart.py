@@ -19,6 +19,7 @@ from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
 from lmgraft.block import FrozenBlock, load_block
+from lmgraft.data.base import Data
 from lmgraft.data.image.arrays import ImageArray
 from lmgraft.data.image.images import ImageData
 from lmgraft.errors import RunError
@@ -158,13 +159,13 @@ def _train_arm(run_dir: Path, recipe: str, overrides: Sequence[str], progress: V
 
 
 @torch.no_grad()
-def _look(out: Path, data: ImageData) -> tuple[list[Sample], list[MappedImage]]:
+def _look(out: Path, data: Data) -> tuple[list[Sample], list[MappedImage]]:
     """The first test images, unselected: predictions of all arms, maps of plain and llm."""
     models = {arm: load_trained(out / arm)[1] for arm in QUICKSTART_ARMS}
-    test, names = data.split("test"), data.class_names
-    if not isinstance(test, ImageArray):
+    test = data.split("test")
+    if not isinstance(test, ImageArray) or not isinstance(data, ImageData):
         raise RunError("the quickstart's page shows images that fit into memory", "use lmgraft train for this recipe")
-    count = min(_NUM_SAMPLES, len(test))
+    count, names = min(_NUM_SAMPLES, len(test)), data.class_names
     images, labels, *_ = test.batch(range(count))
     chosen = {arm: model(images).softmax(-1).max(-1) for arm, model in models.items()}
     samples = [

@@ -43,7 +43,7 @@ class Task(LightningModule, ABC):
         RecipeError: If the data are not of the type that the task takes.
     """
 
-    data_type: ClassVar[type[Data]] = Data
+    data_type: ClassVar[type[Data]] = Data  # type: ignore[type-abstract]
     """What data it takes."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that its loss or metrics come from, whose versions a run records."""

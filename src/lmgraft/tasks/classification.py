@@ -47,7 +47,7 @@ class Classification(Task):
         mixup_mode: What shares one draw: the batch, a pair of items, or each item by itself ("elem").
     """
 
-    data_type: ClassVar[type[Data]] = LabelledData
+    data_type: ClassVar[type[Data]] = LabelledData  # type: ignore[type-abstract]
     packages: ClassVar[tuple[str, ...]] = ("timm",)
 
     def __init__(
@@ -124,18 +124,25 @@ class Classification(Task):
         return F.cross_entropy(out, batch.labels, label_smoothing=self.label_smoothing if self.training else 0.0)
 
     def score(self, out: Tensor, batch: LabelledBatch) -> dict[str, Tensor]:
-        """Whether each item's class came first, or among the first five; its cross-entropy; the first class."""
-        labels = batch.labels
-        predicted = out.argmax(1)
-        columns = {
-            "accuracy": (predicted == labels).float(),
-            "nll": F.cross_entropy(out.float(), labels, reduction="none"),
-            "predicted": predicted.to(torch.int32),
-            "by_class": labels.to(torch.int32),
-        }
+        """Whether each item's class came first, or among the first five; its cross-entropy; the first class.
+
+        Of labels as shares (B, num_classes) every class with one is right, as in ReaL (arXiv 2006.07159): the rank is
+        that of the best of them, the cross-entropy that of their summed probability.
+        """
+        labels, predicted = batch.labels, out.argmax(1)
+        columns = {"predicted": predicted.to(torch.int32)}
+        if labels.dim() == 2:
+            wrong = labels <= 0
+            right = out.float().masked_fill(wrong, -torch.inf)
+            best, hit = right.amax(1, keepdim=True), ~wrong.gather(1, predicted[:, None])[:, 0]
+            columns["nll"] = (out.float().logsumexp(1) - right.logsumexp(1)).clamp(min=0)
+        else:
+            best, hit = out.gather(1, labels[:, None]), predicted == labels
+            columns["nll"] = F.cross_entropy(out.float(), labels, reduction="none")
+            columns["by_class"] = labels.to(torch.int32)
+        columns["accuracy"] = hit.float()
         if "top5" in self.scored:
-            rank = (out > out.gather(1, labels[:, None])).sum(1)
-            columns["top5"] = (rank < 5).float()
+            columns["top5"] = ((out > best).sum(1) < 5).float()
         return columns
 
     def targets(self, batch: LabelledBatch) -> Tensor:

@@ -26,6 +26,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 
 from lmgraft import records
 from lmgraft.data.base import Data
+from lmgraft.data.loader import EpochLoader
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import Task
 from lmgraft.training.batchnorm import BatchNormMomentum, MomentumConfig
@@ -250,8 +251,10 @@ def end_other_processes() -> None:
         raise SystemExit(0)
 
 
-def evaluate(task: Task, data: Data, config: TrainConfig, callbacks: Sequence[Callback] = ()) -> dict[str, float]:
-    """Metrics of `task` on the test split; what came of each item is in `task.items`."""
+def evaluate(
+    task: Task, data: Data | EpochLoader, config: TrainConfig, callbacks: Sequence[Callback] = ()
+) -> dict[str, float]:
+    """Metrics of `task` on the test split of `data`, or on what a loader gives; of each item in `task.items`."""
     with quiet():
         trainer = Trainer(
             accelerator=config.accelerator,
@@ -264,7 +267,7 @@ def evaluate(task: Task, data: Data, config: TrainConfig, callbacks: Sequence[Ca
             enable_progress_bar=False,
             callbacks=list(callbacks),
         )
-        trainer.test(task, datamodule=data, verbose=False)
+        trainer.test(task, data, verbose=False)
     return dict(task.values)
 
 

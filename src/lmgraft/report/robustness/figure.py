@@ -1,7 +1,8 @@
-"""Accuracy against severity: a small chart for each corruption, a line for each model."""
+"""The metric against severity: a small chart for each corruption, a line for each model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -12,11 +13,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from lmgraft import records
+from lmgraft.contracts import Metric
 from lmgraft.report.figures import COLORS, FURTHER, STYLE
 from lmgraft.studies.robustness.run import Robustness
 
 _COLUMNS = 5
 _MARKERS = "osD^vPX*"
+
+
+def quantity(metric: Metric) -> str:
+    """What table and figure are of: "accuracy in %"."""
+    return " in ".join(filter(None, (metric.title.removeprefix("test "), metric.unit)))
 
 
 def write_figure(results: Sequence[Robustness], out: Path, name: str) -> list[Path]:
@@ -37,13 +44,16 @@ def write_figure(results: Sequence[Robustness], out: Path, name: str) -> list[Pa
 
 
 def _curves(result: Robustness) -> dict[str, dict[int, float]]:
-    """Corruption -> severity -> accuracy in %."""
+    """Part -> level -> value as it is written."""
     curves: dict[str, dict[int, float]] = {}
-    for key, count in result.cells.items():
-        if key.count("/") == 2:
-            _, corruption, severity = key.split("/")
-            curves.setdefault(corruption, {})[int(severity)] = 100 * count.accuracy
+    for cell in result.cells.values():
+        if cell.part is not None and cell.level is not None:
+            curves.setdefault(cell.part, {})[cell.level] = result.metric.scale * cell.metrics[result.metric.name]
     return curves
+
+
+def _clean(result: Robustness) -> float | None:
+    return next((result.metric.scale * row.value for row in result.summary if row.kind == "clean"), None)
 
 
 def _draw(
@@ -54,6 +64,7 @@ def _draw(
     figure = Figure(figsize=(max(4.5, 1.95 * columns), 0.95 + 1.6 * lines), layout="constrained", dpi=150)
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     styles = _styles([result.label for result in results])
+    levels = sorted({level for one in curves for curve in one.values() for level in curve})
     for number, axes in enumerate(grid.flat):
         if number >= len(corruptions):
             axes.set_visible(False)
@@ -61,23 +72,26 @@ def _draw(
         for result, curve, style in zip(results, curves, styles, strict=True):
             points = sorted(curve.get(corruptions[number], {}).items())
             axes.plot(*zip(*points, strict=True), **style) if points else None
-            if result.summary is not None and result.summary.clean is not None:
-                axes.axhline(100 * result.summary.clean, color=style["color"], linestyle=":", linewidth=1)
+            if (clean := _clean(result)) is not None:
+                axes.axhline(clean, color=style["color"], linestyle=":", linewidth=1)
         axes.set_title(corruptions[number].replace("_", " "), fontsize=8, loc="left")
         axes.grid(alpha=0.25)
-        axes.set_xticks(range(1, 6))
+        axes.set_xticks(levels)
         # A column's last chart carries the axis, also where the bottom row is not full.
         axes.tick_params(labelbottom=number + columns >= len(corruptions))
-    top = max(
-        [value for one in curves for curve in one.values() for value in curve.values()]
-        + [100 * r.summary.clean for r in results if r.summary is not None and r.summary.clean is not None]
-    )
-    grid.flat[0].set_ylim(0, min(100, top * 1.08) or 1)
+    shown = [value for one in curves for curve in one.values() for value in curve.values()]
+    shown += [clean for result in results if (clean := _clean(result)) is not None]
+    metric = results[0].metric
+    if metric.low == 0 and min(shown) >= 0:
+        top = math.inf if metric.high is None else metric.scale * metric.high
+        grid.flat[0].set_ylim(0, min(top, max(shown) * 1.08) or 1)
     figure.supxlabel("severity", fontsize=9, color="#3a3f47")
-    figure.supylabel("top-1 accuracy in %", fontsize=9, color="#3a3f47")
+    figure.supylabel(quantity(metric), fontsize=9, color="#3a3f47")
     handles = [Line2D([], [], label=result.label, **style) for result, style in zip(results, styles, strict=True)]
-    if any(result.summary is not None and result.summary.clean is not None for result in results):
-        handles.append(Line2D([], [], color="#3a3f47", linestyle=":", linewidth=1, label="on clean images"))
+    if any(_clean(result) is not None for result in results):
+        handles.append(
+            Line2D([], [], color="#3a3f47", linestyle=":", linewidth=1, label=f"on clean {results[0].things}")
+        )
     figure.legend(handles=handles, frameon=False, loc="outside upper left", ncols=min(4, len(handles)), fontsize=8)
     return figure
 

@@ -1,7 +1,7 @@
-"""A trained model on corrupted and shifted images.
+"""A trained model evaluated again under other conditions than its test items', by its own task.
 
-sets.py        ImageNet's published sets, found under one folder by their usual names
-cells.py       what is shown: images, how they are corrupted, what is a right answer
-run.py         cell by cell, going on where it was interrupted, for runs of lmgraft
-timm_model.py  the same for a timm model and a weight file that lmgraft did not train
+suite.py   what a suite is: conditions, what is needed for them, what sums them up
+cells.py   what came of each condition, kept in a run's robustness.json
+run.py     condition by condition, going on where it was interrupted
+suites/    the suites that know their kind of item
 """

@@ -1,84 +1,81 @@
-"""A trained model on corrupted and shifted images, cell by cell, going on where it was interrupted.
+"""A trained model under the conditions of a suite, one by one, going on where it was interrupted.
 
-<run>/robustness.json   for each cell right answers and images, and under which conditions
+The task of the model counts, on the same path as its test items do; see `lmgraft.training.fit.evaluate`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
-
-import torch
-from pytorch_lightning import LightningDataModule, LightningModule
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from typing import Any
 
 from lmgraft import records
-from lmgraft.analysis.robustness import CorruptionSummary, Count, summarise
-from lmgraft.checkpoint.digest import file_digest
-from lmgraft.data.image.corruptions import CORRUPTIONS, SIZE
-from lmgraft.data.image.corruptions_filters import scipy_part
-from lmgraft.data.image.imagenet_sets import NUM_CLASSES, wnids
-from lmgraft.errors import DataError, RunError
-from lmgraft.recipes import load_trained
-from lmgraft.recipes.run import read_run
+from lmgraft.analysis.items import metric_interval
+from lmgraft.analysis.numbers import in_unit
+from lmgraft.checkpoint.digest import file_digest, json_digest
+from lmgraft.contracts import Metric
+from lmgraft.data.base import Data
+from lmgraft.data.loader import EpochLoader, EpochSampler
+from lmgraft.errors import CheckpointError, DataError, LmgraftError, RecipeError, RunError
+from lmgraft.recipes.run import read_run, trained_task
 from lmgraft.studies.progress import Say, duration, silent
-from lmgraft.studies.robustness.cells import (
-    CLEAN,
-    Batch,
-    Cell,
-    Item,
-    Prepare,
-    collate,
-    corruption_cells,
-    crop_transform,
-    digest,
-    needed_pictures,
-    set_cells,
-)
-from lmgraft.studies.robustness.sets import find_sets, other_totals
+from lmgraft.studies.robustness.cells import FILE, Cell, read_cells, write_cells
+from lmgraft.studies.robustness.suite import Condition, Row, Spread, Suite, make_suite
+from lmgraft.tasks.base import Task
+from lmgraft.tasks.items import NotFiniteColumnError
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.fit import TrainConfig, evaluate
 
-Suite = Literal["corruptions", "imagenet-robustness"]
-FILE = "robustness.json"
-NOT_COMPARABLE = "not comparable with published ImageNet-C figures"
-_FEW = 256  # images below which starting workers costs more than they save
+_FEW = 256  # items below which starting workers costs more than they save
 
 
 @dataclass(frozen=True, kw_only=True)
 class RobustnessConfig:
-    """What is evaluated, and how."""
+    """A suite, and how much of it is evaluated how."""
 
-    suite: Suite = "corruptions"
-    corruptions: tuple[str, ...] = tuple(CORRUPTIONS)
-    """Those made on the fly."""
-    seed: int = 0
-    """Of what they draw."""
-    frost: Path | None = None
-    """Folder with pictures of frost; None fetches ImageNet-C's."""
-    suite_root: Path | None = None
-    """Folder of the published sets."""
-    places: Mapping[str, Path] = field(default_factory=dict)
-    """Where single ones lie, by key of `sets.SETS`."""
-    sets: tuple[str, ...] | None = None
-    """Keys of those wanted; None takes what is found."""
+    suite: Suite
     limit: int | None = None
-    """Images a cell, evenly spread over it."""
+    """Items a condition, evenly spread over it; None for all."""
     batch_size: int | None = None
     """None takes the run's data.eval_batch_size."""
     workers: int | None = None
-    """Loader processes; None takes one for each processor, at most 8, and none for small sets."""
+    """Loader processes; None takes one for each processor, at most 8, and none for few items."""
 
     def __post_init__(self) -> None:
         for name, least in (("limit", 1), ("batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and (not isinstance(value, int) or value < least):
                 raise DataError(f"--{name.replace('_', '-')} {value} must be at least {least}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is evaluated, as plain data; `robustness_config` reads it back."""
+        options = {f.name: getattr(self.suite, f.name) for f in fields(self.suite)}
+        content = {"suite": self.suite.name, "limit": self.limit, **options}
+        plain: dict[str, Any] = json.loads(json.dumps(content, default=str))
+        return plain
+
+
+def robustness_config(content: Mapping[str, Any], where: str = "robustness") -> RobustnessConfig:
+    """What a study's file says of a suite: its name, `limit` and its options.
+
+    Args:
+        content: Without "suite" it is corruptions; null stands for an option's default.
+        where: The file, for errors.
+
+    Raises:
+        LmgraftError: If there is no such suite or option, or a value does not fit.
+    """
+    options = {key: value for key, value in content.items() if value is not None}
+    name, limit = options.pop("suite", "corruptions"), options.pop("limit", None)
+    try:
+        return RobustnessConfig(suite=make_suite(name, options), limit=limit)
+    except LmgraftError as error:
+        raise RecipeError(f"{where}: robustness: {error.message}", error.remedy) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,42 +83,42 @@ class Robustness:
     """What one model reached in one suite; nothing in it is left to compute."""
 
     label: str
-    suite: Suite
-    cells: dict[str, Count]
-    """By key of the cell, in the suite's order."""
-    summary: CorruptionSummary | None
-    """Of the corruptions, where there are such."""
+    suite: str
+    """Its name."""
+    metric: Metric
+    """The task's first one."""
+    things: str
+    """What an item is called, in the plural."""
+    cells: dict[str, Cell]
+    """By key, in the suite's order."""
+    summary: list[Row]
+    """What sums the cells up."""
     notes: tuple[str, ...]
     """What a reader must know."""
     limit: int | None = None
-    """Images a cell, where not all were shown."""
-    images: str = ""
-    """SHA-256 of which images were shown and under which conditions; equal where models can be compared."""
+    """Items a condition, where not all were shown."""
+    shown: str = ""
+    """SHA-256 of all conditions; equal where models can be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """A model to evaluate and how images are shown to it."""
+    """A model to evaluate, and how items are shown to it."""
 
     label: str
-    model: nn.Module
-    prepare: Prepare
-    crop: Prepare
-    img_size: tuple[int, int]
-    eval_batch_size: int
+    task: Task
+    data: Data
     train: TrainConfig
     weights: str
     """SHA-256 of the weight file."""
     record: Path
     """The robustness.json."""
-    shown: Mapping[str, Any] = field(default_factory=dict)
-    """What identifies `prepare` and `crop`, as plain data."""
 
 
 def evaluate_robustness(
-    run_dirs: Sequence[Path], config: RobustnessConfig, *, overrides: Sequence[str] = (), say: Say | None = None
+    run_dirs: Sequence[Path], config: RobustnessConfig, *, overrides: Sequence[str] = (), say: Say = silent
 ) -> list[Robustness]:
-    """Evaluate finished runs on a suite; each run's robustness.json is written as cells are done.
+    """Evaluate finished runs on a suite; each run's robustness.json is written condition by condition.
 
     Args:
         run_dirs: Folders made by `lmgraft train`.
@@ -130,216 +127,164 @@ def evaluate_robustness(
         say: Told what happens.
 
     Raises:
-        LmgraftError: If a run, a set or the pictures of frost are missing; before anything is evaluated.
+        LmgraftError: If a run or what the suite needs is missing, or they do not fit; before anything is evaluated.
     """
-    say = say or silent
     labels = _labels(run_dirs)
     for run_dir, label in zip(run_dirs, labels, strict=True):
-        data = read_run(run_dir, list(overrides)).data
-        if config.suite == "imagenet-robustness":
-            check_imagenet_model(label, data.num_classes, data.in_chans, data.class_names)
-        if not checkpoint_path(run_dir, "best").exists():
-            raise RunError(f"{run_dir} has no checkpoints/best.ckpt", "go on with lmgraft train --resume")
-    make_cells = plan_cells(config, say)
+        config.suite.check(read_run(run_dir, list(overrides)).data, label, say)
+    check_weights(run_dirs)
     results = []
     for run_dir, label in zip(run_dirs, labels, strict=True):
-        recipe, model = load_trained(run_dir, overrides)
-        data = recipe.data
+        recipe, task = trained_task(run_dir, overrides)
         subject = Subject(
             label=label,
-            model=model,
-            prepare=data.prepare,
-            crop=crop_transform(data.mean, data.std, data.img_size),
-            img_size=data.img_size,
-            eval_batch_size=data.eval_batch_size,
+            task=task,
+            data=recipe.data,
             train=recipe.train,
             weights=file_digest(checkpoint_path(run_dir, "best")),
             record=run_dir / FILE,
-            shown=data.transform_record()["preprocess"],
         )
-        cells, notes = make_cells(subject, data)
-        results.append(evaluate_cells(subject, cells, config, notes, say))
-    if len({result.images for result in results}) > 1:
-        differ = "the models were not shown the same images: their columns cannot be compared"
+        results.append(evaluate_subject(subject, config, say))
+    if len({result.shown for result in results}) > 1:
+        differ = f"the models were not shown the same {results[0].things}: their columns cannot be compared"
         results = [replace(result, notes=(differ, *result.notes)) for result in results]
     return results
 
 
-def plan_cells(config: RobustnessConfig, say: Say) -> Callable[[Subject, Any], tuple[list[Cell], list[str]]]:
-    """What makes a subject's cells; everything the suite needs is found and checked here, once."""
-    if config.suite == "corruptions":
-        scipy_part("ndimage")  # its absence is said here, not by a worker
-        pictures = needed_pictures(config.corruptions, config.frost)
-
-        def on_the_fly(subject: Subject, data: Any) -> tuple[list[Cell], list[str]]:
-            data.prepare_data()
-            data.setup("test")
-            raw = data.raw_test()
-            cells = corruption_cells(
-                raw,
-                subject.prepare,
-                data.fingerprint(),
-                corruptions=config.corruptions,
-                seed=config.seed,
-                limit=config.limit,
-                frost=pictures,
-            )
-            width, height = raw[0][0].size
-            how = f"corruptions made on the fly on the run's own test images, {NOT_COMPARABLE}"
-            small = f"; images of {width} x {height} pixels were enlarged for it and scaled back"
-            return cells, [how + (small if min(width, height) < SIZE else "")]
-
-        return on_the_fly
-
-    say("Published sets: looking for them and checking their folders")
-    found = find_sets(config.suite_root, config.places, config.sets)
-    totals = other_totals(found.sets)
-    for sentence in (*found.left_out, *totals):
-        say(f"  {sentence}")
-
-    def published(subject: Subject, data: Any) -> tuple[list[Cell], list[str]]:
-        resized = tuple(subject.img_size) != (SIZE, SIZE) and any(one.transform == "crop" for one in found.sets)
-        height, width = subject.img_size
-        notes = [f"ImageNet-C's crop of {SIZE} pixels was resized to {width} x {height}, {NOT_COMPARABLE}"]
-        return (
-            set_cells(found.sets, subject.prepare, subject.crop, config.limit),
-            [*found.left_out, *totals, *(notes if resized else [])],
-        )
-
-    return published
-
-
-def check_imagenet_model(label: str, num_classes: int, in_chans: int, class_names: Sequence[str]) -> None:
-    """Refuse a model whose outputs are not ImageNet's classes in their order.
+def check_weights(run_dirs: Sequence[Path]) -> None:
+    """Make sure that runs have what is to be evaluated.
 
     Raises:
-        RunError: If they are not.
+        RunError: If a run's weights are not there.
     """
-    if num_classes != NUM_CLASSES:
-        raise RunError(
-            f"{label} ends in {num_classes} classes, ImageNet's sets have {NUM_CLASSES}",
-            "--suite corruptions works with any classes",
-        )
-    if in_chans != 3:
-        raise RunError(f"{label} takes images of {in_chans} channels, ImageNet's have 3")
-    if all(name[:1] == "n" and name[1:].isdigit() for name in class_names) and tuple(class_names) != wnids():
-        raise RunError(
-            f"{label} was trained on 1000 classes that are not ImageNet's, or in another order",
-            "--suite corruptions works with any classes",
-        )
+    for run_dir in run_dirs:
+        if not checkpoint_path(run_dir, "best").exists():
+            raise RunError(
+                f"{run_dir} has no best.ckpt to be evaluated on a suite (a run that a study took by --reuse has none)",
+                "go on with lmgraft train --resume; in a study leave out --reuse, or robustness",
+            )
 
 
-def evaluate_cells(
-    subject: Subject, cells: Sequence[Cell], config: RobustnessConfig, notes: Sequence[str], say: Say
+def evaluate_elsewhere(
+    model: str, checkpoint: Path, out: Path, config: RobustnessConfig, *, say: Say = silent
 ) -> Robustness:
-    """Count every cell that the record does not hold yet, and sum up."""
-    kept = _read_record(subject, say)
-    how = {
-        "precision": subject.train.precision,
-        "evaluate_ema": subject.train.evaluate_ema,
-        "transform": digest(subject.shown),
-    }
-    conditions = {cell.key: dict(cell.conditions) | how for cell in cells}
-    todo = [cell for cell in cells if kept.get(cell.key, {}).get("conditions") != conditions[cell.key]]
-    say(f"{subject.label}: {len(cells)} cells, {len(cells) - len(todo)} done before")
-    environment = records.environment()
-    task, started, images = _Score(subject.model), time.monotonic(), 0
-    for number, cell in enumerate(todo, 1):
-        count = _count(task, cell, subject, config)
-        kept[cell.key] = asdict(count) | {"conditions": conditions[cell.key]}
-        records.write_json(subject.record, {"weights": subject.weights, "environment": environment, "cells": kept})
-        images += count.total
-        rate = images / (time.monotonic() - started)
-        left = sum(other.size for other in todo[number:]) / rate
-        said = f"{100 * count.accuracy:.2f} %, {rate:.0f} images/s, {duration(left)} left"
-        say(f"  {number}/{len(todo)} {cell.key}: {said}")
-    counts = {cell.key: Count(kept[cell.key]["correct"], kept[cell.key]["total"]) for cell in cells}
-    limited = [] if config.limit is None else [f"a quick look: at most {config.limit} images a cell"]
+    """Evaluate a model that lmgraft did not train; `out`/robustness.json holds what is done.
+
+    Args:
+        model: As the suite names models, such as "timm:NAME".
+        checkpoint: .safetensors, or a torch file, which is read without running code from it.
+
+    Raises:
+        LmgraftError: If model, file or what the suite needs are missing or do not fit.
+    """
+    if not checkpoint.is_file():
+        raise CheckpointError(f"{checkpoint} is no file", "check the path")
+    task, data = config.suite.elsewhere(model, checkpoint)
+    config.suite.check(data, model, say)
+    subject = Subject(
+        label=checkpoint.stem,
+        task=task,
+        data=data,
+        train=TrainConfig(),
+        weights=file_digest(checkpoint),
+        record=out / FILE,
+    )
+    return evaluate_subject(subject, config, say)
+
+
+def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = silent) -> Robustness:
+    """Evaluate a model under every condition that its record does not hold yet, and sum up."""
+    suite, data, metric = config.suite, subject.data, subject.task.primary
+    conditions = suite.conditions(data)
+    if config.limit is not None:
+        conditions = [replace(c, items=Spread(c.items, config.limit)) for c in conditions]
+    identities = {c.key: _identity(c, subject, config.limit) for c in conditions}
+    kept = _kept(subject, say)
+    fresh = {k for k, cell in kept.items() if cell.conditions == identities.get(k) and metric.name in cell.metrics}
+    todo = [condition for condition in conditions if condition.key not in fresh]
+    say(f"{subject.label}: {len(conditions)} cells, {len(conditions) - len(todo)} done before")
+    environment, started, items = records.environment(), time.monotonic(), 0
+    for number, condition in enumerate(todo, 1):
+        kept[condition.key] = cell = _evaluated(subject, condition, identities[condition.key], config)
+        write_cells(subject.record, subject.weights, environment, kept)
+        items += cell.items
+        rate = items / (time.monotonic() - started)
+        left = duration(sum(len(other.items) for other in todo[number:]) / rate)
+        value = f"{in_unit(cell.metrics[metric.name], metric)} {metric.unit}"
+        say(f"  {number}/{len(todo)} {condition.key}: {value}, {rate:.0f} {data.things}/s, {left} left")
+    cells = {c.key: replace(kept[c.key], title=c.title or c.key) for c in conditions}  # version 1 has no titles
+    limited = [] if config.limit is None else [f"a quick look: at most {config.limit} {data.things} a cell"]
+    unread = [f"{len(data.faults)} files could not be read; blank ones stood for them"] if data.faults else []
     return Robustness(
         label=subject.label,
-        suite=config.suite,
-        cells=counts,
-        summary=summed(counts),
-        notes=(*notes, *limited),
+        suite=suite.name,
+        metric=metric,
+        things=data.things,
+        cells=cells,
+        summary=suite.summary(cells, metric),
+        notes=(*suite.notes(data), *unread, *limited),
         limit=config.limit,
-        images=digest([[cell.key, dict(cell.conditions)] for cell in cells]),
+        shown=json_digest({c.key: dict(c.identity) | {"limit": config.limit} for c in conditions}),
     )
 
 
-def summed(counts: Mapping[str, Count]) -> CorruptionSummary | None:
-    split = {tuple(key.split("/")): count for key, count in counts.items() if key.count("/") == 2}
-    if not split:
-        return None
-    published = next(iter(split))[0] == "imagenet_c"
-    cells = {(name, int(severity)): count for (_, name, severity), count in split.items()}
-    return summarise(cells, counts.get("imagenet" if published else CLEAN), published=published)
+def _identity(condition: Condition, subject: Subject, limit: int | None) -> dict[str, Any]:
+    """What besides key and weights decides a cell's values: what is shown, and how the model is run."""
+    return dict(condition.identity) | {
+        "limit": limit,
+        "precision": subject.train.precision,
+        "evaluate_ema": subject.train.evaluate_ema,
+        "transform": json_digest(subject.data.transform_record()["preprocess"]),
+    }
 
 
-class _Score(LightningModule):
-    """Counts right answers."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.classes: tuple[int, ...] | None = None
-        self.correct = self.total = 0
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        if isinstance(batch, str):
-            raise DataError(batch, "mend or replace the file; what is done is kept")
-        images, rights = batch
-        logits: Tensor = self.model(images)
-        if not torch.isfinite(logits).all():
-            raise RunError("the model's outputs are not finite numbers", "try it with --train.precision 32-true")
-        if self.classes is None:
-            answers = logits.argmax(-1).tolist()
-        else:
-            answers = [self.classes[i] for i in logits[:, list(self.classes)].argmax(-1).tolist()]
-        self.correct += sum(answer in right for answer, right in zip(answers, rights, strict=True))
-        self.total += len(rights)
-
-
-class _OneCell(LightningDataModule):
-    def __init__(self, loader: DataLoader[Item]) -> None:
-        super().__init__()
-        self.loader = loader
-
-    def test_dataloader(self) -> DataLoader[Item]:
-        return self.loader
+def _evaluated(subject: Subject, condition: Condition, identity: dict[str, Any], config: RobustnessConfig) -> Cell:
+    task, items = subject.task, condition.items
+    loader = EpochLoader(
+        items,
+        EpochSampler(len(items), config.batch_size or subject.data.eval_batch_size),
+        report=partial(subject.data.report, "test"),
+        num_workers=_workers(len(items)) if config.workers is None else config.workers,
+        persistent=False,
+    )
+    model = task.model
+    try:
+        task.model = model if condition.wrap is None else condition.wrap(model)
+        metrics = evaluate(task, loader, subject.train)
+    except NotFiniteColumnError as error:
+        raise RunError(f"{condition.key}: {error.message}", "try it with --train.precision 32-true") from None
+    finally:
+        task.model = model
+    return Cell(
+        suite=config.suite.name,
+        title=condition.title or condition.key,
+        part=condition.part,
+        level=condition.level,
+        metrics=metrics,
+        intervals={name: metric_interval(task.items, metric) for name, metric in task.scored.items()},
+        items=len(task.items["index"]),
+        conditions=identity,
+    )
 
 
-def _count(task: _Score, cell: Cell, subject: Subject, config: RobustnessConfig) -> Count:
+def _workers(items: int) -> int:
     processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    workers = config.workers
-    if workers is None:
-        workers = min(8, processors) if cell.size >= _FEW else 0
-    loader: DataLoader[Item] = DataLoader(
-        cell.dataset,
-        batch_size=config.batch_size or subject.eval_batch_size,
-        num_workers=workers,
-        collate_fn=collate,
-    )
-    task.classes, task.correct, task.total = cell.classes, 0, 0
-    evaluate(task, _OneCell(loader), subject.train)
-    return Count(task.correct, task.total)
+    return min(8, processors) if items >= _FEW else 0
 
 
-def _read_record(subject: Subject, say: Say) -> dict[str, dict[str, Any]]:
+def _kept(subject: Subject, say: Say) -> dict[str, Cell]:
+    """What the record holds of these weights."""
     if not subject.record.exists():
         return {}
     try:
-        content = records.read_json(subject.record)
-        weights, cells = content["weights"], content["cells"]
-        whole = all({"correct", "total", "conditions"} <= cell.keys() for cell in cells.values())
-    except (AttributeError, KeyError, TypeError, RunError):
-        whole, weights, cells = False, None, {}
-    if not whole:
-        say(f"{subject.record} is damaged; all cells are counted again")
+        weights, cells = read_cells(subject.record)
+    except RunError:
+        say(f"{subject.record} is damaged; all cells are evaluated again")
         return {}
     if weights != subject.weights:
-        say(f"{subject.record} is of other weights; all cells are counted again")
+        say(f"{subject.record} is of other weights; all cells are evaluated again")
         return {}
-    return dict(cells)
+    return cells
 
 
 def _labels(run_dirs: Sequence[Path]) -> list[str]:

@@ -124,6 +124,7 @@ def _compare(study: Study, by_arm: ByArm, pairs: Sequence[Pair], *, correct: boo
         higher_is_better=study.metric.higher_is_better,
         confidence=study.confidence,
         items=items if whole else None,
+        groups=next((f.groups for own in by_arm.values() for f in own.values() if f.groups is not None), None),
         correct=correct,
     )
 

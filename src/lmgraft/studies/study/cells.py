@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from lmgraft.recipes import Recipe, Result, load_recipe, read_result
 from lmgraft.recipes.record import Change
 from lmgraft.recipes.run import other_recipe, read_run
 from lmgraft.studies.study.config import Study, options_of
-from lmgraft.tasks.items import RESERVED, Items
+from lmgraft.tasks.items import RESERVED, Items, is_mean_of
 from lmgraft.training.items import FILE as ITEMS
 from lmgraft.training.items import read_items
 
@@ -133,9 +132,6 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
     return "done"
 
 
-_TOLERANCE = 1e-6  # of a metric from float32 columns against result.json
-
-
 def read_finished(folder: Path) -> tuple[Result, Items, dict[str, Any]]:
     """A finished run's result, what it made of each test item, and its run.json; they must agree.
 
@@ -152,8 +148,8 @@ def read_finished(folder: Path) -> tuple[Result, Items, dict[str, Any]]:
     if len(items["index"]) != result.items:
         raise RunError(f"{folder / ITEMS} has {len(items['index'])} items, result.json {result.items}", again)
     for name, value in result.metrics.items():
-        mean = float(np.mean(items[name], dtype=np.float64)) if name in items else value
-        if not math.isclose(mean, value, rel_tol=_TOLERANCE, abs_tol=_TOLERANCE):
+        if name in items and not is_mean_of(value, items[name]):
+            mean = np.mean(items[name], dtype=np.float64)
             raise RunError(f"{folder / ITEMS}: the mean {name} is {mean:.6g}, in result.json {value:.6g}", again)
     if not _has_all(record):
         raise RunError(f"{folder / 'run.json'} is no record of a run", "train it again in another folder")

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib import resources
 from typing import Any
 
@@ -30,19 +30,8 @@ from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
 from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy, with_debug
 from lmgraft.registry import METRICS, suggest
+from lmgraft.studies.robustness.run import RobustnessConfig, robustness_config
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
-
-
-@dataclass(frozen=True, kw_only=True)
-class Robustness:
-    """Corruptions, made on the fly, on which every run is evaluated too."""
-
-    corruptions: list[str] | None = None
-    """Those wanted; None for all."""
-    limit: int | None = None
-    """Images a cell; None for all."""
-    seed: int = 0
-    """Of what the corruptions draw; the same for all runs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +61,9 @@ class StudyConfig:
     """What counts as equal, in the metric's own unit; None: the metric's (accuracy: half a point)."""
     confidence: float = 0.95
     """Of intervals; tests are at 1 minus this."""
-    robustness: Robustness | None = None
-    """Evaluate every run on corrupted test images too; null does not."""
+    robustness: dict[str, Any] | None = None
+    """A suite on which every run is evaluated too: {suite: NAME, limit: items a cell, and the suite's own options}; by
+    default corruptions, whose options are corruptions, seed and frost. null: none."""
     overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted recipe keys -> values, for all arms."""
     notes: list[str] = field(default_factory=list)
@@ -95,7 +85,7 @@ class Study:
     contrasts: tuple[Pair, ...]
     margin: float
     confidence: float
-    robustness: Robustness | None
+    robustness: RobustnessConfig | None
     overrides: dict[str, Any]
     arguments: tuple[str, ...]
     """Recipe options from the command line, for all arms: over `overrides`, under the arms' own."""
@@ -109,7 +99,7 @@ class Study:
         content |= {"seeds": list(self.seeds), "learning_rates": list(self.learning_rates)}
         content |= {"contrasts": [list(pair) for pair in self.contrasts], "notes": list(self.notes)}
         content["arguments"] = list(self.arguments)
-        content["robustness"] = None if self.robustness is None else asdict(self.robustness)
+        content["robustness"] = None if self.robustness is None else self.robustness.to_dict()
         text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=100)
         return text
 
@@ -156,7 +146,6 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     content = {key: value for key, value in content.items() if value is not None}  # null is the default, of any key
     earlier = _list_of_text(content.pop("arguments", None), where)
     own, further = _split(arguments)
-    content, own = _robustness_over(content, own, where)
     try:
         from_file = parser.parse_string(yaml.safe_dump(content, sort_keys=False), defaults=True)
         of_file = from_file.metric, from_file.margin
@@ -176,29 +165,6 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
 
 def _keys(own: Sequence[str]) -> list[str]:
     return [argument[2:].partition("=")[0].partition(".")[0] for argument in own if argument.startswith("--")]
-
-
-def _robustness_over(content: dict[str, Any], own: Sequence[str], where: str) -> tuple[dict[str, Any], list[str]]:
-    """The file's content with --robustness options laid over it, and the other options.
-
-    The parser itself cannot lay an option over a class that has been filled in.
-    """
-    held, left = content.get("robustness"), []
-    options = iter(own)
-    for option in options:
-        name, equals, value = option.removeprefix("--").partition("=")
-        key, dot, part = name.partition(".")
-        if key != "robustness":
-            left.append(option)
-            continue
-        try:
-            given = yaml.safe_load(value if equals else next(options, "null"))
-        except yaml.YAMLError:
-            raise RecipeError(f"{option} has no value that can be read", "docs/studies.md shows robustness") from None
-        if dot and held is not None and not isinstance(held, dict):
-            raise RecipeError(f"{where}: robustness={held!r} has no keys", "give {corruptions: [...], limit: 500}")
-        held = {**(held or {}), part: given} if dot else given
-    return content | {"robustness": held}, left
 
 
 _TIES = (Tie("metric", "margin", default="accuracy"),)  # what files that name no metric meant from the first
@@ -315,7 +281,7 @@ def check_study(
         contrasts=planned_contrasts(config.contrasts, arms, reference, where),
         margin=margin,
         confidence=config.confidence,
-        robustness=config.robustness,
+        robustness=None if config.robustness is None else robustness_config(config.robustness, where),
         overrides=dict(config.overrides),
         arguments=tuple(arguments),
         notes=tuple(config.notes),

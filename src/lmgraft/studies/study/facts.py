@@ -10,27 +10,28 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmgraft import records
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
-from lmgraft.studies.robustness.run import FILE as ROBUSTNESS
+from lmgraft.studies.robustness.cells import FILE as ROBUSTNESS
+from lmgraft.studies.robustness.cells import read_cells
 from lmgraft.studies.study.cells import Cell, read_finished
 from lmgraft.studies.study.config import Study
-from lmgraft.tasks.items import by_category
+from lmgraft.tasks.items import RESERVED, by_category
 
 LOSS_WINDOW = 10
 """Logged losses in the running mean of the learning curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorruptedCell:
-    """One corruption at one severity."""
+class ConditionFact:
+    """What a run reached under one condition of the study's suite."""
 
-    accuracy: float
-    images: str
-    """Digest of which images were shown, and how corrupted; cells of two runs are alike where it is equal."""
+    part: str
+    metrics: dict[str, float]
+    shown: str
+    """Digest of which items were shown, and how; those of two runs are alike where it is equal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ class Fact:
     """`monitor` on the validation items."""
     by: dict[str, dict[str, float]]
     """Category of the items -> part -> the study's metric."""
-    by_corruption: dict[str, CorruptedCell]
-    """By corruption and severity, as fog/3."""
+    by_condition: dict[str, ConditionFact]
+    """Key of the suite's condition -> what was reached there."""
     trained_params: int
     frozen_params: int
     seconds: float
@@ -85,13 +86,13 @@ def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = 
         if not (cell.folder / "result.json").exists():
             missing.append(cell.name)
             continue
-        facts.append(_read(cell, study.metric))
+        facts.append(_read(cell, study))
     check_together(study, facts, allow_difference)
     return facts, missing
 
 
-def _read(cell: Cell, metric: Metric) -> Fact:
-    folder = cell.folder
+def _read(cell: Cell, study: Study) -> Fact:
+    folder, metric = cell.folder, study.metric
     recipe, changed = cell.plan, cell.changed()
     if changed:
         raise RunError(f"{folder} is of another recipe: {'; '.join(map(str, changed[:4]))}", "choose another --out")
@@ -118,7 +119,7 @@ def _read(cell: Cell, metric: Metric) -> Fact:
         monitor=recipe.metric(result.primary),
         val_value=result.val[result.primary],
         by=by_category(items, metric, categories),
-        by_corruption=_corruptions(folder),
+        by_condition=_conditions(folder, study),
         trained_params=result.trained_params,
         frozen_params=result.frozen_params,
         seconds=result.seconds,
@@ -128,7 +129,7 @@ def _read(cell: Cell, metric: Metric) -> Fact:
         curves={name: curves[name] for name in ("train/loss", f"val/{result.primary}") if name in curves},
         test_items=result.items,
         retries=len(result.retries),
-        index=json_digest({"index": items["index"].tolist()}),
+        index=json_digest({name: items[name].tolist() for name in RESERVED}),
         things=record.get("things", "images"),
         record=record,
     )
@@ -138,8 +139,8 @@ _OF_THE_MODEL = ("precision", "evaluate_ema")
 """Conditions that say how a model was run, not what it was shown."""
 
 
-def _corruptions(folder: Path) -> dict[str, CorruptedCell]:
-    """From the run's robustness.json, what was corrupted on the fly.
+def _conditions(folder: Path, study: Study) -> dict[str, ConditionFact]:
+    """From the run's robustness.json, what it reached in the study's suite; by default on corrupted images.
 
     Raises:
         RunError: If it is damaged.
@@ -147,19 +148,13 @@ def _corruptions(folder: Path) -> dict[str, CorruptedCell]:
     file = folder / ROBUSTNESS
     if not file.exists():
         return {}
-    found = {}
-    try:
-        for key, cell in records.read_json(file)["cells"].items():
-            suite, _, name = key.partition("/")
-            if suite == "corruptions" and "/" in name:
-                shown = {k: v for k, v in cell["conditions"].items() if k not in _OF_THE_MODEL}
-                accuracy = float(cell["correct"] / cell["total"])
-                found[name] = CorruptedCell(accuracy=accuracy, images=json_digest(shown))
-    except (KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-        raise RunError(
-            f"{file} is damaged ({type(error).__name__}: {error})", "delete it: the study evaluates the run again"
-        ) from None
-    return found
+    suite = "corruptions" if study.robustness is None else study.robustness.suite.name
+    facts = {}
+    for key, cell in read_cells(file)[1].items():
+        if cell.suite == suite and cell.part is not None:
+            shown = {k: v for k, v in cell.conditions.items() if k not in _OF_THE_MODEL}
+            facts[key] = ConditionFact(part=cell.part, metrics=cell.metrics, shown=json_digest(shown))
+    return facts
 
 
 _NOT_DECISIVE = {"numpy", "gguf", "safetensors"}

@@ -19,6 +19,7 @@ from statistics import fmean
 from lmgraft import records
 from lmgraft.errors import RunError
 from lmgraft.studies.progress import Say, duration, silent
+from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
 from lmgraft.studies.study.assemble import assemble
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
@@ -30,7 +31,6 @@ from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import ArmResult, StudyResult
-from lmgraft.studies.study.robust import check_wanted, check_weights, evaluate_missing, find_what_is_needed
 from lmgraft.training.fit import Verbosity
 
 
@@ -62,8 +62,6 @@ def run_study(
     say = say or silent
     cells = make_cells(study, out)
     check_cells(cells)
-    if study.robustness is not None:
-        check_wanted(study.robustness)
     with _held(out):
         states, elsewhere = states_of(cells, reuse_from, say)
         said = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
@@ -73,7 +71,7 @@ def run_study(
             check_weights([cell.folder for cell in cells if states[cell] == "done"])
         if missing:
             if study.robustness is not None:
-                find_what_is_needed(study.robustness, say)
+                study.robustness.suite.check(cells[0].plan.data, study.name, say)
             check_data(study, cells[0], facts)
             check_environment(facts, allow_difference)
             check_blocks([cell for cell in cells if states[cell] != "done"])
@@ -85,7 +83,8 @@ def run_study(
         if failed:
             _give_up_unless_others_will_do(study, cells, failed, say)
         if study.robustness is not None:
-            evaluate_missing([c.folder for c in cells if (c.folder / "result.json").exists()], study.robustness, say)
+            finished = [cell.folder for cell in cells if (cell.folder / "result.json").exists()]
+            evaluate_robustness(finished, study.robustness, say=say)
         return _summarise(study, out, cells, allow_difference)
 
 

@@ -99,7 +99,7 @@ def make_fact(trial: Trial, measured: Measured, seconds: float, facts: Mapping[s
         monitor=None,
         val_value=None,
         by={},
-        by_corruption={},
+        by_condition={},
         trained_params=facts["trained_params"],
         frozen_params=facts["frozen_params"],
         seconds=seconds,

@@ -6,24 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from lmgraft.checkpoint.digest import file_digest
 from lmgraft.data.image.imagenet_sets import wnids
-from lmgraft.errors import CheckpointError, RunError
+from lmgraft.data.image.images import ImageData
+from lmgraft.errors import CheckpointError, DataError, RunError
 from lmgraft.registry import suggest
-from lmgraft.studies.progress import Say, silent
-from lmgraft.studies.robustness.cells import crop_transform
-from lmgraft.studies.robustness.run import (
-    FILE,
-    Robustness,
-    RobustnessConfig,
-    Subject,
-    check_imagenet_model,
-    evaluate_cells,
-    plan_cells,
-)
-from lmgraft.training.fit import TrainConfig
+from lmgraft.studies.robustness.suites.imagenet import check_classes
+from lmgraft.tasks.classification import Classification
 
 _WRAPPED = ("state_dict", "model", "module", "model_ema", "state_dict_ema")
 _PREFIXES = ("model.", "module.", "model.")
@@ -31,45 +22,54 @@ _PREFIXES = ("model.", "module.", "model.")
 _BATCH = 64
 
 
-def evaluate_checkpoint(
-    model: str, checkpoint: Path, out: Path, config: RobustnessConfig, *, say: Say | None = None
-) -> Robustness:
-    """Evaluate a model on ImageNet's published sets; `out`/robustness.json holds what is done.
+class AsTimmShows(ImageData):
+    """How timm shows images to one of its models; there are none here.
+
+    Args:
+        model: The name, as a record keeps it.
+        shown: Of `timm.data.resolve_model_data_config`.
+    """
+
+    name = "as_timm_shows"
+    class_names = wnids()
+
+    def __init__(self, model: str, shown: dict[str, Any]) -> None:
+        from timm.data import create_transform
+
+        super().__init__(eval_batch_size=_BATCH)
+        self.model, self.shown = model, shown
+        self.in_chans, height, width = shown["input_size"]
+        self.img_size, self.mean, self.std = (height, width), shown["mean"], shown["std"]
+        self._transform = create_transform(**shown, is_training=False)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        shown: Tensor = self._transform(image)
+        return shown
+
+    def transform_record(self) -> dict[str, Any]:
+        return {"preprocess": self.shown | {"model": self.model}}
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def _none(self, *_: Any) -> Any:
+        raise DataError("a model from elsewhere comes without images of its own", "give a suite that has some")
+
+    setup = still = raw_test = _none
+
+
+def timm_task(model: str, checkpoint: Path) -> tuple[Classification, AsTimmShows]:
+    """Classification by a timm model with these weights, and how images are shown to it.
 
     Args:
         model: "timm:NAME"; images are shown as timm evaluates it.
         checkpoint: .safetensors, or a torch file, which is read without running code from it.
 
     Raises:
-        LmgraftError: If model, file or sets are missing or do not fit.
+        LmgraftError: If there is no such model, or the file does not fit it.
     """
-    say = say or silent
-    if config.suite != "imagenet-robustness":
-        raise RunError("a model from elsewhere has no test images of its own", "use --suite imagenet-robustness")
-    if not checkpoint.is_file():
-        raise CheckpointError(f"{checkpoint} is no file", "check the path")
-    built, shown = _build(model)
-    check_imagenet_model(model, int(built.num_classes), shown["in_chans"], wnids())  # type: ignore[arg-type]
-    _load(built, checkpoint)
-    subject = Subject(
-        label=checkpoint.stem,
-        model=built.eval(),
-        prepare=shown["prepare"],
-        crop=shown["crop"],
-        img_size=shown["img_size"],
-        eval_batch_size=_BATCH,
-        train=TrainConfig(),
-        weights=file_digest(checkpoint),
-        record=out / FILE,
-        shown=shown["data"] | {"model": model},
-    )
-    cells, notes = plan_cells(config, say)(subject, None)
-    return evaluate_cells(subject, cells, config, notes, say)
-
-
-def _build(model: str) -> tuple[nn.Module, dict[str, Any]]:
     import timm
-    from timm.data import create_transform, resolve_model_data_config
+    from timm.data import resolve_model_data_config
 
     factory, _, name = model.partition(":")
     if factory != "timm" or not name:
@@ -77,14 +77,14 @@ def _build(model: str) -> tuple[nn.Module, dict[str, Any]]:
     if not timm.is_model(name):
         raise RunError(f"timm has no model {name!r}", suggest(name, timm.list_models()))
     built = timm.create_model(name, pretrained=False)
-    data = resolve_model_data_config(built)
-    return built, {
-        "data": data,
-        "prepare": create_transform(**data, is_training=False),
-        "crop": crop_transform(data["mean"], data["std"], data["input_size"][1:]),
-        "in_chans": data["input_size"][0],
-        "img_size": tuple(data["input_size"][1:]),
-    }
+    data = AsTimmShows(model, resolve_model_data_config(built))
+    check_classes(model, int(built.num_classes), data.in_chans, data.class_names)  # type: ignore[arg-type]
+    _load(built, checkpoint)
+    return Classification(built.eval(), data, _not_trained, _not_trained), data
+
+
+def _not_trained(*_: Any) -> Any:
+    raise RunError("a model from elsewhere is evaluated, not trained", "lmgraft train starts from a recipe")
 
 
 def _load(model: nn.Module, checkpoint: Path) -> None:

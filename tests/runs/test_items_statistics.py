@@ -17,9 +17,9 @@ from lmgraft.analysis.intervals import items_interval, wilson_interval
 from lmgraft.analysis.paired import contrasts
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.registry import METRICS
+from lmgraft.studies.study.read import _as
 from lmgraft.tasks.influence import correlation, mean_class_accuracy, ratio
 from lmgraft.tasks.items import values_of
-from lmgraft.studies.study.read import _as
 
 # ---- Groups
 

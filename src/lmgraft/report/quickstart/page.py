@@ -22,7 +22,7 @@ def page(quickstart: Quickstart) -> str:
     """The whole page as HTML."""
     q = quickstart
     values = {arm: (r.metrics["accuracy"], *q.intervals[arm]) for arm, r in q.results.items()}
-    total = next(iter(q.results.values())).total
+    total = next(iter(q.results.values())).items
     lead = (
         f"A small ViT was trained three times on {q.train_size:,} Fashion-MNIST images, with the same seed, initial "
         "weights, order and augmentation: by itself, with one frozen block of an LLM as one more layer, and with a "

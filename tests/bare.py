@@ -10,8 +10,8 @@ import importlib
 import pkgutil
 import sys
 from importlib import metadata
-from importlib.abc import MetaPathFinder
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -36,20 +36,27 @@ def needed(root: str) -> set[str]:
     return found
 
 
-class Hide(MetaPathFinder):
-    """Refuse the import of installed packages that the core does not need."""
+def hidden() -> set[str]:
+    """Top-level modules of installed packages that the core does not need."""
+    core = needed("lmgraft")
+    return {
+        module
+        for module, packages in metadata.packages_distributions().items()
+        if not core.intersection(map(canonicalize_name, packages))
+    }
 
-    def __init__(self) -> None:
-        core = needed("lmgraft")
-        self.hidden = {
-            module
-            for module, packages in metadata.packages_distributions().items()
-            if not core.intersection(map(canonicalize_name, packages))
-        }
 
-    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
-        if name in self.hidden:
-            raise ModuleNotFoundError(f"No module named {name!r}, hidden", name=name)
+class Hiding:
+    """A finder that does not find what is hidden."""
+
+    def __init__(self, finder: Any, names: set[str]) -> None:
+        self.finder, self.names = finder, names
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        return None if name.partition(".")[0] in self.names else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.finder, name)
 
 
 def modules(room: str) -> list[str]:
@@ -60,7 +67,8 @@ def modules(room: str) -> list[str]:
 
 
 def main() -> None:
-    sys.meta_path.insert(0, Hide())
+    names = hidden()
+    sys.meta_path[:] = [Hiding(finder, names) for finder in sys.meta_path]
     import torch
     from torch import nn
 

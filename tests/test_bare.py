@@ -22,7 +22,7 @@ def test_the_core_needs_none_of_the_extras() -> None:
 
 
 def test_what_is_hidden() -> None:
-    hidden = bare.Hide().hidden
+    hidden = bare.hidden()
     assert hidden >= {"timm", "torchvision", "pytorch_lightning", "transformers", "matplotlib", "scipy", "pytest"}
     assert not hidden & {"lmgraft", "torch", "numpy", "safetensors", "gguf", "huggingface_hub", "platformdirs"}
 

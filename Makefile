@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart bench test test-fast test-network check format clean
+.PHONY: help setup quickstart bench gpu-check test test-fast test-network check check-bare format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ quickstart: $(READY)  ## the main job: three arms on real images, a table and a 
 bench: $(READY)  ## what a frozen block costs: time and memory, a table and charts; minutes
 	$(BIN)/lmgraft bench --grid quick --out runs/bench
 
+gpu-check: $(READY)  ## whether it is right and cheap on this GPU: a page and JSON; at most six minutes
+	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check
+
 test: $(READY)  ## all tests that need no network
 	$(PYTEST) -m "not network"
 
@@ -40,6 +43,14 @@ check: $(READY)  ## lint, format, types and layering
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+check-bare:  ## build the wheel, install it with its core dependencies alone, import and use it
+	rm -rf build/bare
+	$(PYTHON) -m venv build/bare
+	build/bare/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir build/bare/wheel .
+	build/bare/bin/python -m pip install --quiet --disable-pip-version-check \
+		--constraint requirements/constraints.txt build/bare/wheel/*.whl
+	build/bare/bin/python tests/bare.py
 
 format: $(READY)  ## format the code and mend what the linter can
 	$(BIN)/ruff check --fix .

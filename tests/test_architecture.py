@@ -1,4 +1,7 @@
-"""The house stands: layering contracts that can fail, light imports, no file that grew too large."""
+"""The house stands: layering contracts that can fail, light imports, no file that grew too large.
+
+That each module says what it is for is asked by ruff (D100, D104).
+"""
 
 import ast
 import os
@@ -27,26 +30,35 @@ def house(tmp_path):
     return tmp_path
 
 
+FAULTS = {
+    "data/images.py": "import lmgraft.cli.main",
+    "block/parts.py": "import lmgraft.graft.insert",
+    "backbones/timm_vit.py": "import lmgraft.graft.layer",
+    "graft/layer.py": "import timm",
+    "checkpoint/names.py": "import transformers",
+    "block/families/other.py": "import lmgraft.block.families.llama",
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("file", "line", "contract"),
-    [
-        ("data/images.py", "import lmgraft.cli.main", "rooms"),
-        ("block/parts.py", "import lmgraft.graft.layer", "rooms"),
-        ("backbones/timm_vit.py", "import lmgraft.graft.layer", "rooms"),
-        ("graft/layer.py", "import timm", "only torch"),
-        ("checkpoint/names.py", "import transformers", "only torch"),
-        ("block/families/other.py", "import lmgraft.block.families.llama", "families"),
-        ("newroom/__init__.py", "", "rooms"),
-    ],
-)
-def test_a_planted_fault_breaks_a_contract(house, file, line, contract):
-    path = house / "src" / "lmgraft" / file
-    path.parent.mkdir(exist_ok=True)
-    path.write_text((path.read_text() if path.exists() else "") + f"\n{line}\n")
+def test_each_planted_fault_is_found(house):
+    for file, line in FAULTS.items():
+        with open(house / "src" / "lmgraft" / file, "a") as module:
+            module.write(f"\n{line}\n")
     done = lint_imports(house)
     assert done.returncode != 0
-    assert contract in done.stdout + done.stderr
+    for file, line in FAULTS.items():
+        importer = "lmgraft." + file.removesuffix(".py").replace("/", ".")
+        assert f"{importer} -> {line.removeprefix('import ')} (" in done.stdout, done.stdout
+
+
+@pytest.mark.slow
+def test_a_room_without_a_place_is_found(house):
+    (house / "src" / "lmgraft" / "newroom").mkdir()
+    (house / "src" / "lmgraft" / "newroom" / "__init__.py").touch()
+    done = lint_imports(house)
+    assert done.returncode != 0
+    assert "newroom" in done.stdout + done.stderr
 
 
 @pytest.mark.slow
@@ -84,19 +96,14 @@ def taken_from_top_level(text: str) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
-def test_rooms_do_not_import_through_the_front_door(path):
-    modules = {p.stem for p in (ROOT / "src" / "lmgraft").iterdir()}
-    assert not [name for name in taken_from_top_level(path.read_text()) if name not in modules]
+def test_rooms_do_not_import_through_the_front_door():
+    modules = {path.stem for path in (ROOT / "src" / "lmgraft").iterdir()}
+    taken = {path: taken_from_top_level(path.read_text()) for path in SOURCES}
+    assert not [(path, name) for path, names in taken.items() for name in names if name not in modules]
 
 
 def test_the_front_door_check_can_fail():
     assert taken_from_top_level("from lmgraft import graft, records") == ["graft", "records"]
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
-def test_every_module_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def test_files_stay_small():

@@ -28,14 +28,14 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "nonlinear": ({"qk_norm": "per_head", "clip_qkv": 1.0, "logit_softcap": 5.0}, {}, {}),
     "distilled": ({}, {"name": "deit_tiny_distilled_patch16_224"}, {}),
     "read_token": ({}, {"global_pool": "avg"}, {"read_token": True}),
-    "middle": ({}, {}, {"at": "middle"}),
+    "middle": ({}, {"depth": 2}, {"at": "middle"}),
     "stored_in_16_bits": ({"dtype": torch.bfloat16}, {}, {}),
 }
 
 
 def make(case: str) -> nn.Module:
     block, host, options = CASES[case]
-    return lmgraft.graft(make_vit(**{"depth": 2, **host}), random_block(**(WIDE | block)), **options)
+    return lmgraft.graft(make_vit(**{"depth": 1, **host}), random_block(**(WIDE | block)), **options)
 
 
 @pytest.fixture(autouse=True)

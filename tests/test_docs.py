@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from lmgraft.block.family import FAMILIES
 
@@ -33,15 +34,42 @@ def test_the_quickstart_table_in_the_readme_is_filled() -> None:
     assert all(f"| {arm} |" in table for arm in ("plain", "llm", "random_frozen"))
 
 
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCS = [
+    *(ROOT / name / "README.md" for name in (".", "benchmarks", "examples")),
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
-@pytest.mark.parametrize("page", DOCS, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", DOCS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_no_page_holds_a_placeholder_or_a_dead_link(page: Path) -> None:
     text = page.read_text()
     assert not re.findall(r"^(?:[A-Z]{8,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", text, re.MULTILINE)
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_index_lists_every_page_once() -> None:
+    listed = re.findall(r"^- \[(\w+\.md)\]\(\1\): ", (ROOT / "docs" / "README.md").read_text(), re.MULTILINE)
+    assert sorted(listed) == sorted({page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"})
+
+
+def test_targets_and_examples_named_in_the_docs_exist() -> None:
+    """Each `make` target, and each script that a page says to run."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "".join(page.read_text() for page in DOCS) + (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    assert set(re.findall(r"^\s*(?:PYTHON=\S+ |- run: )?make ([a-z-]+)", text, re.MULTILINE)) <= targets
+    scripts = set(re.findall(r"\b(?:benchmarks|examples|tests)/\w+\.py", text))
+    assert len(scripts) > 3
+    assert [script for script in sorted(scripts) if not (ROOT / script).exists()] == []
+
+
+def test_the_version_to_cite_is_this_one() -> None:
+    import lmgraft
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == lmgraft.__version__
+    assert citation["references"][0]["url"].endswith("2310.12973")
 
 
 def test_recipes_and_studies_named_in_the_readme_exist() -> None:

@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_quickstart import Page
+from pages import Page
 
-from lmgraft.registry import METRICS
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
+from lmgraft.registry import METRICS
+from lmgraft.report.scan.findings import findings, next_study
 from lmgraft.report.scan.page import write_report
-from lmgraft.report.scan.words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places
@@ -564,15 +564,15 @@ def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_
         one.scores["probe"] = Measured(value=float(i % 3))
         one.gain = Measured(value=0.01 * i)
         known.gains[label] = 0.0123 * (3 - i)
-    said = statements(scan, known)
-    [against] = [s for s in said if s.startswith("Held-out gain against s: ")]
-    assert "Training its favourite only would have lost 0.0369 nats to the best of these" in against
-    assert "tau -1.00" in against
-    assert not any(s.startswith("Held-out gain against short training") for s in said)
-    [probe] = [s for s in said if "against short training: " in s and s.startswith("Probe")]
-    assert "points to the best" in probe
-    assert any(re.search(r"The p values of these \d+ agreements are not corrected", s) for s in said)
-    assert "at a fifth of the learning rate; nothing between 350M and 1.3B was tried" in " ".join(said)
+    made = findings(scan, known)
+    agreed = {(f.score.name, f.source): f for f in made if f.agreement is not None}
+    against = agreed["accuracy", "s"]  # the held-out gain
+    assert against.metric == METRICS.find("nll")
+    assert against.agreement.regret == pytest.approx(0.0123 * (len(scan.candidates) - 1))
+    assert against.agreement.kendall.value == -1
+    assert ("accuracy", "short training") not in agreed
+    assert agreed["probe", "short training"].metric == METRICS.find("accuracy")
+    assert {"uncorrected", "paper"} <= {f.kind for f in made}
     write_report(scan, out, known)
     table = (out / "tables" / "agreement_known.md").read_text()
     assert "lost by it, nats" in table
@@ -606,7 +606,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     assert main(command) == 0
     printed = capsys.readouterr()
     assert "[train 4/4]" in printed.err
-    assert "The paper, which this tool follows" in printed.out
+    assert "The paper (Fig. 2" in printed.out
     scan = read_scan(out)
     for label, one in scan.candidates.items():
         runs = [json.loads((out / "runs" / name / "seed3" / "result.json").read_text()) for name in (label, "plain")]
@@ -615,9 +615,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
         assert set(one.scores) == {"probe", "cka", "coherence"}
     assert set(scan.plain) == {3, 4}
 
-    page = Page()
-    html = (out / "report.html").read_text()
-    page.feed(html)
+    page = Page((out / "report.html").read_text())
     assert "script" not in page.tags
     assert page.tags.count("svg") == 2
     local = [address for address in page.addresses if not address.startswith(("data:", "#"))]

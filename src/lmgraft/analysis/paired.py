@@ -33,8 +33,8 @@ class Contrast:
     sd: float
     """Of the differences; n - 1. Zero where they are equal but for rounding: then nothing is shown, neither a
     difference nor equivalence, and interval and `detectable`, both without width, mean nothing."""
-    interval: tuple[float, float]
-    """Paired t, at the study's confidence, not corrected."""
+    interval: tuple[float, float] | None
+    """Paired t, at the study's confidence, not corrected; None where there is none: see `missing`."""
     p: float
     """Paired t, two-sided."""
     p_holm: float
@@ -53,6 +53,10 @@ class Contrast:
     """better or worse where p_holm < 1 - confidence, in the metric's own sense of better; else not shown."""
     power: float = 0.8
     """That `detectable` speaks of."""
+    groups: int | None = None
+    """How many groups the test items form that the bootstrap drew; None where every item stands alone."""
+    missing: str | None = None
+    """Why there is no interval, a key of `lmgraft.words.numbers.MISSING`; None where there is one."""
 
 
 def contrasts(

@@ -5,17 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
+from lmgraft.cli.tables import print_table
 from lmgraft.data.corruptions import CORRUPTIONS
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.registry import suggest
-from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report
-from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_robustness
+from lmgraft.report.robustness.table import notes, table, to_dict, write_report
+from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_robustness
 from lmgraft.studies.robustness.sets import SETS
 from lmgraft.studies.robustness.timm_model import evaluate_checkpoint
 
@@ -93,7 +91,8 @@ def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps([to_dict(result) for result in results], indent=2))
         return 0
-    _print(results)
+    width = None if sys.stdout.isatty() else 60 + 32 * len(results)
+    print_table(table(results), notes(results), width=width)
     print(f"\nWritten: {', '.join(str(path) for path in written)}")
     return 0
 
@@ -112,15 +111,3 @@ def _chosen(text: str | None, known: Collection[str], option: str) -> tuple[str,
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _print(results: Sequence[Robustness]) -> None:
-    table = Table()
-    for position, name in enumerate(header(results)):
-        table.add_column(name, justify="right" if position else "left")
-    for row in rows(results):
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 60 + 32 * len(results))
-    console.print(table)
-    for note in notes(results):
-        console.print(f"- {note}", highlight=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -138,15 +139,33 @@ def _differences(record: dict[str, Any], theirs: dict[str, Any]) -> tuple[list[s
     return grave, slight
 
 
-def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:
+@dataclass(frozen=True)
+class Change:
+    """A setting that is not what it was."""
+
+    key: str
+    """Dotted."""
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.key} is {_brief(self.now)}, was {_brief(self.before)}"
+
+
+def changes(before: Any, now: Any, key: str = "") -> list[Change]:
     """Dotted keys that differ in two nested mappings, each with both values."""
     if not isinstance(before, dict) or not isinstance(now, dict):
-        return [] if before == now else [f"{key} is {_brief(now)}, was {_brief(before)}"]
+        return [] if before == now else [Change(key, before, now)]
     return [
-        line
+        change
         for name in dict.fromkeys([*now, *before])
-        for line in changed_keys(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
+        for change in changes(before.get(name), now.get(name), f"{key}.{name}" if key else str(name))
     ]
+
+
+def changed_keys(before: Any, now: Any, key: str = "") -> list[str]:
+    """`changes` in words."""
+    return [str(change) for change in changes(before, now, key)]
 
 
 def _plain(value: Any) -> Any:

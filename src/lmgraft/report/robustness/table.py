@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmgraft import records
-from lmgraft.analysis.robustness import CorruptionSummary, Count
-from lmgraft.report import table
+from lmgraft.analysis.robustness import CorruptionSummary
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
 from lmgraft.report.robustness.figure import write_figure
 from lmgraft.report.table import Table
+from lmgraft.report.table import markdown as write_markdown
 from lmgraft.studies.robustness.run import Robustness
 from lmgraft.studies.robustness.sets import SETS
+from lmgraft.words import numbers as write
 
 NAMES = {"corruptions": "robustness", "imagenet-robustness": "imagenet_robustness"}
 """Suite -> what its files are called."""
@@ -23,66 +25,37 @@ _INTERVALS = (
     "Accuracy is top-1 in %. Intervals are 95 % (Wilson) over test images, of one trained model: they say nothing of "
     "another seed. Means over severities have none, since the same images come five times."
 )
+_METRIC: Metric = METRICS.find("accuracy")
+_FURTHER: dict[str, Callable[[CorruptionSummary], float | None]] = {
+    "share of the clean accuracy kept": lambda s: s.kept,
+    "mCE (AlexNet 100, less is better)": lambda s: s.mce,
+    "relative mCE (AlexNet 100)": lambda s: s.relative_mce,
+}
 
 
-def header(results: Sequence[Robustness]) -> tuple[str, ...]:
-    return ("top-1 accuracy", *(result.label for result in results))
-
-
-def rows(results: Sequence[Robustness]) -> list[tuple[str, ...]]:
-    """The table's rows, formatted: plain sets, then each corruption's mean, then what sums them up."""
-    made = [_row(title, results, _cell(key)) for key, title in _single_sets(results)]
+def table(results: Sequence[Robustness]) -> Table:
+    """Plain sets, then each corruption's mean, then what sums them up."""
+    header = ("top-1 accuracy", *(result.label for result in results))
+    keys = dict.fromkeys(key for result in results for key in result.cells if "/" not in key)
+    rows = [(SETS[key].title if key in SETS else key, *(_cell(result, key) for result in results)) for key in keys]
     summaries = [result.summary for result in results]
-    if not any(summaries):
-        return made
     corruptions = list(dict.fromkeys(name for s in summaries if s for name in s.by_corruption))
-    whole = "ImageNet-C" if "imagenet" in results[0].suite else "corruptions"
     for name in corruptions:
-        made.append(_row(name.replace("_", " "), results, _of_summary(partial(_mean_of, name))))
-    made.append(_row(f"{whole}, mean of {len(corruptions)}", results, _of_summary(lambda s: s.mean)))
-    further: dict[str, Callable[[CorruptionSummary], float | None]] = {
-        "share of the clean accuracy kept": lambda s: s.kept,
-        "mCE (AlexNet 100, less is better)": lambda s: s.mce,
-        "relative mCE (AlexNet 100)": lambda s: s.relative_mce,
-    }
-    for title, value in further.items():
-        row = _row(title, results, _of_summary(value))
-        if any(row[1:]):
-            made.append(row)
-    return made
+        rows.append((name.replace("_", " "), *(_share(s and s.by_corruption.get(name)) for s in summaries)))
+    if corruptions:
+        whole = "ImageNet-C" if "imagenet" in results[0].suite else "corruptions"
+        rows.append((f"{whole}, mean of {len(corruptions)}", *(_share(s and s.mean) for s in summaries)))
+    further = [(title, *(_share(s and value(s)) for s in summaries)) for title, value in _FURTHER.items()]
+    return Table(header, [*rows, *(row for row in further if any(row[1:]))])
 
 
-def _mean_of(corruption: str, summary: CorruptionSummary) -> float | None:
-    return summary.by_corruption.get(corruption)
+def _cell(result: Robustness, key: str) -> str:
+    count = result.cells.get(key)
+    return "" if count is None else f"{_share(count.accuracy)} ({write.interval(count.interval(), _METRIC)})"
 
 
-def _single_sets(results: Sequence[Robustness]) -> list[tuple[str, str]]:
-    keys = list(dict.fromkeys(key for result in results for key in result.cells if "/" not in key))
-    return [(key, SETS[key].title if key in SETS else key) for key in keys]
-
-
-def _row(title: str, results: Sequence[Robustness], value: Callable[[Robustness], str]) -> tuple[str, ...]:
-    return (title, *(value(result) for result in results))
-
-
-def _cell(key: str) -> Callable[[Robustness], str]:
-    def value(result: Robustness) -> str:
-        return _with_interval(result.cells[key]) if key in result.cells else ""
-
-    return value
-
-
-def _of_summary(pick: Callable[[CorruptionSummary], float | None]) -> Callable[[Robustness], str]:
-    def value(result: Robustness) -> str:
-        number = None if result.summary is None else pick(result.summary)
-        return "" if number is None else f"{100 * number:.2f}"
-
-    return value
-
-
-def _with_interval(count: Count) -> str:
-    low, high = count.interval()
-    return f"{100 * count.accuracy:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+def _share(number: float | None) -> str:
+    return "" if number is None else write.value(number, _METRIC)
 
 
 def notes(results: Sequence[Robustness]) -> list[str]:
@@ -93,8 +66,8 @@ def notes(results: Sequence[Robustness]) -> list[str]:
 def markdown(results: Sequence[Robustness]) -> str:
     """The page beside the figure."""
     name = NAMES[results[0].suite]
-    lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), ""]
-    lines += [table.markdown(Table(header(results), rows(results))), _INTERVALS]
+    lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), "", write_markdown(table(results))]
+    lines.append(_INTERVALS)
     if any(result.summary for result in results):
         lines += ["", f"![accuracy against severity]({name}.png)"]
     return "\n".join([*lines, ""])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
 from lmgraft.analysis.paired import differences
 from lmgraft.analysis.student import interval_of
+from lmgraft.analysis.verdict import Finding
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import CorruptedCell, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -14,19 +15,18 @@ from lmgraft.studies.study.results import Breakdown
 _Values = Mapping[str, float]
 
 
-def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[str]]:
-    """Every planned contrast within what all its runs have, and in words what of the corrupted images is left out."""
+def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[Finding]]:
+    """Every planned contrast within what all its runs have, and which conditions are left out of it."""
     made, left_out = [], []
     for arm, reference in study.contrasts:
         seeds = sorted(by_arm[arm].keys() & by_arm[reference].keys())
         one, other = ([by_arm[label][seed] for seed in seeds] for label in (arm, reference))
         shared, every = _shared([f.by_corruption for f in (*one, *other)])
         if len(shared) < len(every):
-            lacking = _listed(sorted({name.partition("/")[0] for name in every - shared}))
-            left_out.append(
-                f"Corrupted images: {arm} - {reference} leaves out {len(every - shared)} of {len(every)} cells of "
-                f"corruption and severity ({lacking}), which not all its runs were shown under the same conditions."
-            )
+            lacking = tuple(sorted({name.partition("/")[0] for name in every - shared}))
+            counts = {"left_out": len(every - shared), "all": len(every)}
+            pair = (arm, reference)
+            left_out.append(Finding(kind="cells left out", key="corruption", pair=pair, names=lacking, counts=counts))
         for kind, a, b in (
             ("class", [f.by_class for f in one], [f.by_class for f in other]),
             ("corruption", [_by_name(f, shared) for f in one], [_by_name(f, shared) for f in other]),
@@ -59,8 +59,3 @@ def _by_name(fact: Fact, shared: set[str]) -> _Values:
         if name in shared:
             found.setdefault(name.partition("/")[0], []).append(cell.accuracy)
     return {name: fmean(values) for name, values in found.items()}
-
-
-def _listed(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

@@ -16,12 +16,12 @@ import torch
 from numpy.typing import NDArray
 
 from lmgraft import records
-from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.analysis.paired import check_items
+from lmgraft.contracts import Metric
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes import ARMS
+from lmgraft.registry import METRICS
 from lmgraft.studies.progress import silent
 from lmgraft.studies.study.arms import ArmSpec
 from lmgraft.studies.study.assemble import assemble
@@ -30,7 +30,7 @@ from lmgraft.studies.study.claim import COMPARISON, changed_afterwards, read_cha
 from lmgraft.studies.study.config import Study, StudyConfig, check_study
 from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
 from lmgraft.studies.study.jobs import only_one
-from lmgraft.studies.study.results import StudyResult
+from lmgraft.studies.study.results import StudyResult, worded
 from lmgraft.studies.study.trials import Trial, check_arms, keep, kept, make_fact
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
@@ -120,11 +120,11 @@ def compare(
     study = check_study(config, (), name="comparison", where="compare()", metric=measure)
     configs = {label: _graft_config(label, spec, study.overrides) for label, spec in study.arms.items()}
     if out is None:
-        return assemble(study, _trials(train, study, configs, None, say, allow_difference), ())
+        return worded(assemble(study, _trials(train, study, configs, None, say, allow_difference), ()))
     folder = Path(out)
     with only_one(folder / ".study.lock", f"the comparison in {folder}"):
         result = assemble(study, _trials(train, study, configs, folder, say, allow_difference), ())
-        result = replace(result, notes=[*result.notes, *read_changes(folder)])
+        result = worded(replace(result, findings=[*result.findings, *read_changes(folder)]))
         records.write_json(folder / "results.json", asdict(result))
     return result
 

@@ -7,6 +7,7 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from lmgraft.report.study.tables import (
     write_tables,
 )
 from lmgraft.report.table import Table, latex, latex_text, markdown
+from lmgraft.studies.study.read import read_study
 from lmgraft.studies.study.results import Band, Breakdown, worded
 from lmgraft.words import numbers as write
 from lmgraft.words import paper
@@ -56,7 +58,7 @@ def drawn(result):
 
 
 def rows_of(text):
-    return list(csv.DictPage(io.StringIO(text)))
+    return list(csv.DictReader(io.StringIO(text)))
 
 
 @pytest.fixture(scope="module")
@@ -555,6 +557,8 @@ def scenes():
         monitor=METRES,
         margin=0.02,
         things="scenes",
+        name="road/controls",
+        recipe="road/polylines",
         question="Does it see the road?",
         breakdown=[
             Breakdown(kind="road", name=name, arm="llm", reference="plain", mean=-0.08, interval=interval)
@@ -625,3 +629,27 @@ def test_an_interval_that_is_not_there_is_a_dash_with_its_reason(scenes, reason)
     assert f"{write.NONE}: {write.MISSING[reason]}" in text
     assert {"arms", "contrasts", "cost"} <= set(drawn(result))
     assert rows_of(contrasts_sheet(result, contrasts).csv())[0]["low"] == ""
+
+
+EVIDENCE = {
+    "fashion_controls": ["helps", "worse", "better", "no own contrast"],
+    "fashion_depth": ["not shown", "few seeds"],
+    "fashion_rates": ["not shown", "worse", "helps"],
+    "fashion_scale": [*["not shown"] * 3, "tally", "not shown", "worse"],
+}
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+def test_evidence_of_an_older_version_is_found_and_shown_as_before(name, tmp_path):
+    """These files hold sentences and no findings, and metrics without bounds."""
+    result = read_study(Path(__file__).parents[2] / "evidence" / name)
+    assert [f.kind for f in result.findings] == EVIDENCE[name]
+    reader = Page(page(result, {}))
+    assert len([style for style in reader.styles() if style not in ("said", "files", "missing")]) == len(
+        result.findings
+    )
+    assert all(note in reader.text for note in result.notes)
+    write_tables(result, tmp_path)
+    held = rows_of((tmp_path / "contrasts.csv").read_text())
+    assert [float(row["mean"]) for row in held] == [c.mean for c in (*result.contrasts, *result.exploratory)]
+    assert {"arms", "contrasts", "curves", "cost", "breakdown_class"} <= set(drawn(result))

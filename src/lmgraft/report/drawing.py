@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import re
 import warnings
 from collections import Counter
@@ -18,6 +17,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lmgraft import records
+from lmgraft.words.numbers import is_interval
 
 COLORS = {
     "plain": "#5b6b7f",
@@ -107,8 +107,8 @@ def bar(
     width: float = 3,
     **style: Any,
 ) -> None:
-    """An interval as a line, along x or upright along y; nothing where there is none or an end is not finite."""
-    if ends is None or not all(map(math.isfinite, ends)):
+    """An interval as a line, along x or upright along y; nothing where there is none."""
+    if ends is None or not is_interval(ends):
         return
     along, across = [scale * end for end in ends], [place, place]
     style = {"alpha": 0.5, "solid_capstyle": "butt", "linewidth": width} | style

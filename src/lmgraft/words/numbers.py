@@ -42,10 +42,15 @@ def size(number: float, metric: Metric) -> str:
 
 
 def interval(ends: Sequence[float] | None, metric: Metric, *, signed: bool = False) -> str:
-    """Both ends: 90.11 to 92.35, or with signs -0.10 to +1.14; a dash where there are none, or they are not finite."""
-    if ends is None or not all(map(math.isfinite, ends)):
+    """Both ends: 90.11 to 92.35, or with signs -0.10 to +1.14; a dash where `is_interval` says that there is none."""
+    if ends is None or not is_interval(ends):
         return NONE
     return " to ".join(value(end, metric, signed=signed) for end in ends)
+
+
+def is_interval(ends: Sequence[float] | None) -> bool:
+    """Whether there is an interval: two finite ends, not equal; without any width it would claim certainty."""
+    return ends is not None and all(map(math.isfinite, ends)) and ends[0] != ends[1]
 
 
 def in_unit(title: str, unit: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from lmgraft.analysis.bootstrap_coverage import coverage_words
 from lmgraft.analysis.paired import Contrast
-from lmgraft.analysis.verdict import ENOUGH_GROUPS, ENOUGH_SEEDS, NOTES, VERDICT, Finding, explains
+from lmgraft.analysis.verdict import CONTROLS, ENOUGH_GROUPS, ENOUGH_SEEDS, NOTES, VERDICT, Finding, explains
 from lmgraft.contracts import Metric
 from lmgraft.words import numbers as write
 from lmgraft.words.arms import words_of
@@ -76,8 +76,8 @@ def _against_plain(f: Finding, s: Setting) -> list[str]:
     way = "higher" if c.mean > 0 else "lower"
     lower = "" if m.higher_is_better else " (lower is better)"
     equal = [f"The difference is shown, and {s.within}, so it counts as equal here."] if c.equivalent else []
-    said = f"with {arm}, {m.title}{lower} is {s.size(c.mean)} {way} than with {reference}. {s.evidence(c)}"
-    return [f"{f.kind.capitalize()}: {said}", *equal]
+    sentence = f"with {arm}, {m.title}{lower} is {s.size(c.mean)} {way} than with {reference}. {s.evidence(c)}"
+    return [f"{f.kind.capitalize()}: {sentence}", *equal]
 
 
 def _shown(f: Finding, s: Setting) -> list[str]:
@@ -136,7 +136,7 @@ def _is_control(f: Finding, s: Setting) -> bool:
     """Whether it is of the LLM block against a control, which may explain what it does."""
     c = _contrast(f)
     kinds = s.arms.get(c.arm, c.arm), s.arms.get(c.reference, c.reference)
-    return kinds[0] == "llm" and words_of(kinds[1]).question != ""
+    return kinds[0] == "llm" and kinds[1] in CONTROLS
 
 
 def _explained(f: Finding, s: Setting) -> str:

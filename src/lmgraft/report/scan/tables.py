@@ -91,7 +91,7 @@ def _cell(cell: tuple[Measured, Ranked | None], m: Metric, signed: bool) -> str:
     if ranked is None or measured.value is None:
         return "failed"
     text = write.value(measured.value, m, signed=signed)
-    if measured.interval is not None:
+    if measured.interval is not None and write.is_interval(measured.interval):
         text += f" [{', '.join(write.value(end, m, signed=signed) for end in measured.interval)}]"
     return f"{text} ({ranked.rank}{TIED if ranked.tied else ''})"
 

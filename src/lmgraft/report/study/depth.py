@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lmgraft.report.drawing import FURTHER, INK, MARKERS, SOFT, bar, legend, short
-from lmgraft.report.study.tables import finite, reference_arm
+from lmgraft.report.study.tables import reference_arm
 from lmgraft.studies.study.results import ArmResult, StudyResult
 from lmgraft.words import numbers as write
 
@@ -127,7 +127,7 @@ def _reference(ax: Axes, result: StudyResult) -> list[Line2D]:
     base, scale = reference_arm(result), result.metric.scale
     if base is None or not math.isfinite(base.mean):
         return []
-    if base.interval is not None and finite(base.interval):
+    if base.interval is not None and write.is_interval(base.interval):
         ax.axhspan(*(scale * end for end in base.interval), color=SOFT, alpha=0.22, linewidth=0)
     ax.axhline(scale * base.mean, color=INK, linewidth=1.2, linestyle="--")
     return [Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label=f"{short(base.label)}, band: its interval")]

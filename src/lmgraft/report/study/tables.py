@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -272,8 +271,3 @@ def write_tables(result: StudyResult, folder: Path) -> list[Path]:
     for name, text in texts.items():
         records.write_text(folder / name, text)
     return [folder / name for name in texts]
-
-
-def finite(numbers: Sequence[float] | None) -> bool:
-    """Whether there are numbers, and all are finite."""
-    return numbers is not None and all(map(math.isfinite, numbers))

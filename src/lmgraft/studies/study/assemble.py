@@ -11,6 +11,7 @@ from lmgraft.analysis.paired import Contrast, contrasts
 from lmgraft.analysis.student import interval_of
 from lmgraft.analysis.verdict import ENOUGH_SEEDS, Finding, verdict
 from lmgraft.errors import RunError
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.arms import ArmSpec, Pair
 from lmgraft.studies.study.breakdown import break_down
 from lmgraft.studies.study.config import Study
@@ -52,7 +53,6 @@ def assemble(
     others = _unplanned(study, by_arm)
     every = [fact for own in by_arm.values() for fact in own.values()]
     breakdown, uneven = break_down(study, by_arm)
-    kinds = {label: spec.arm for label, spec in study.arms.items()}
     return StudyResult(
         name=study.name,
         question=study.question,
@@ -77,9 +77,14 @@ def assemble(
         config=study.yaml,
         recipe_yaml=recipe_yaml,
         missing=list(missing),
+        monitor=METRICS.find("accuracy") if any(f.val_accuracy is not None for f in facts) else None,
         notes=list(study.notes),
-        findings=[*verdict(planned, margin=study.margin, arms=kinds), *_cautions(study, every, by_arm), *uneven],
+        findings=[*_verdict(study, planned), *_cautions(study, every, by_arm), *uneven],
     )
+
+
+def _verdict(study: Study, planned: Sequence[Contrast]) -> list[Finding]:
+    return verdict(planned, margin=study.margin, arms={label: spec.arm for label, spec in study.arms.items()})
 
 
 def _unplanned(study: Study, by_arm: ByArm) -> list[Pair]:

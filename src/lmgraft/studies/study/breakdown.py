@@ -8,6 +8,7 @@ from statistics import fmean
 from lmgraft.analysis.paired import differences
 from lmgraft.analysis.student import interval_of
 from lmgraft.analysis.verdict import Finding
+from lmgraft.registry import METRICS
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import CorruptedCell, Fact
 from lmgraft.studies.study.results import Breakdown
@@ -41,6 +42,7 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
                         reference=reference,
                         mean=mean,
                         interval=None if sd == 0 else interval_of(rows, study.confidence),
+                        metric=METRICS.find("accuracy") if kind == "corruption" else None,
                     )
                 )
     return made, left_out

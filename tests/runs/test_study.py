@@ -123,9 +123,9 @@ def test_a_seed_and_an_arm_are_added_later_and_it_is_said(out, recipe_file):
     assert said[-1].startswith("[6/6] mlp, seed 2: done in")
     assert said[-1].endswith("nothing left")
     assert result.seeds == [0, 1, 2]
-    [seeds, arms] = changes_in(result)
-    assert (seeds.kind, seeds.before, seeds.now) == ("seeds changed", 2, 3)
-    assert (arms.kind, arms.names) == ("arms added", ("mlp",))
+    changed = {f.kind: f for f in changes_in(result)}
+    assert (changed["seeds changed"].before, changed["seeds changed"].now) == (2, 3)
+    assert changed["arms added"].names == ("mlp",)
     again, _, _ = run_here(more, out, executor=no_executor)
     assert again.notes == result.notes  # once, and for ever
 

@@ -111,8 +111,8 @@ def bar(
     if ends is None or not is_interval(ends):
         return
     along, across = [scale * end for end in ends], [place, place]
-    style = {"alpha": 0.5, "solid_capstyle": "butt", "linewidth": width} | style
-    ax.plot(*((across, along) if upright else (along, across)), **style)
+    look: dict[str, Any] = {"alpha": 0.5, "solid_capstyle": "butt", "linewidth": width} | style
+    ax.plot(*((across, along) if upright else (along, across)), **look)
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:

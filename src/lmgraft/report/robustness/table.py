@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,25 @@ def table(results: Sequence[Robustness]) -> Table:
     summaries = [result.summary for result in results]
     corruptions = list(dict.fromkeys(name for s in summaries if s for name in s.by_corruption))
     for name in corruptions:
-        rows.append((name.replace("_", " "), *(_share(s and s.by_corruption.get(name)) for s in summaries)))
+        rows.append((name.replace("_", " "), *(_of(s, partial(_mean, name)) for s in summaries)))
     if corruptions:
         whole = "ImageNet-C" if "imagenet" in results[0].suite else "corruptions"
-        rows.append((f"{whole}, mean of {len(corruptions)}", *(_share(s and s.mean) for s in summaries)))
-    further = [(title, *(_share(s and value(s)) for s in summaries)) for title, value in _FURTHER.items()]
+        rows.append((f"{whole}, mean of {len(corruptions)}", *(_of(s, lambda one: one.mean) for s in summaries)))
+    further = [(title, *(_of(s, value) for s in summaries)) for title, value in _FURTHER.items()]
     return Table(header, [*rows, *(row for row in further if any(row[1:]))])
 
 
 def _cell(result: Robustness, key: str) -> str:
     count = result.cells.get(key)
     return "" if count is None else f"{_share(count.accuracy)} ({write.interval(count.interval(), _METRIC)})"
+
+
+def _mean(corruption: str, summary: CorruptionSummary) -> float | None:
+    return summary.by_corruption.get(corruption)
+
+
+def _of(summary: CorruptionSummary | None, pick: Callable[[CorruptionSummary], float | None]) -> str:
+    return "" if summary is None else _share(pick(summary))
 
 
 def _share(number: float | None) -> str:

@@ -34,7 +34,9 @@ def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure | None]:
             "against_short_training": against_figure(
                 scan, short_training, "gain after short training", gain_metric(scan)
             ),
-            "against_known": known and against_figure(scan, measured, "gain of known training", known.metric),
+            "against_known": None
+            if known is None
+            else against_figure(scan, measured, "gain of known training", known.metric),
         }
 
 

@@ -201,7 +201,8 @@ def _rows(sizes: Sequence[int]) -> tuple[Figure, list[Axes]]:
 def _extent(result: StudyResult, group: Sequence[Contrast]) -> float:
     """How far from zero the group reaches, in what is written."""
     ends = [result.margin, *(end for c in group for end in (c.mean, *c.differences, *(c.interval or ())))]
-    return 1.08 * result.metric.scale * max(abs(end) for end in ends if math.isfinite(end))
+    reach: float = max(abs(end) for end in ends if math.isfinite(end))
+    return 1.08 * result.metric.scale * reach
 
 
 def _seeds(ax: Axes, row: float, values: Sequence[float], scale: float, color: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ from lmgraft import records
 from lmgraft.analysis.paired import Contrast
 from lmgraft.contracts import Metric
 from lmgraft.report.table import Column, Sheet, Table, csv_text, latex, markdown
-from lmgraft.studies.study.results import ArmResult, StudyResult
+from lmgraft.studies.study.results import ArmResult, Breakdown, StudyResult
 from lmgraft.words import numbers as write
 from lmgraft.words.arms import block_name
 
@@ -28,6 +28,18 @@ def _all_seeds(result: StudyResult) -> list[int]:
     return list(dict.fromkeys([*result.seeds, *(seed for arm in result.arms for seed in arm.values)]))
 
 
+def _of_seed(seed: int) -> Callable[[ArmResult], float | None]:
+    return lambda arm: arm.values.get(seed)
+
+
+def _difference_of(seed: int) -> Callable[[Contrast], float | None]:
+    return lambda c: dict(zip(c.seeds, c.differences, strict=True)).get(seed)
+
+
+def _of_block(key: str) -> Callable[[ArmResult], Any]:
+    return lambda arm: (arm.block or {}).get(key) or None
+
+
 def arms_sheet(result: StudyResult) -> Sheet:
     """Every arm: the metric over seeds, and what it costs beside the reference arm."""
     m, base = result.metric, reference_arm(result)
@@ -35,9 +47,6 @@ def arms_sheet(result: StudyResult) -> Sheet:
     def relative(name: str) -> Any:
         of_base = None if base is None else getattr(base.cost, name)
         return lambda arm: write.divide(getattr(arm.cost, name), of_base)
-
-    def of_block(key: str) -> Any:
-        return lambda arm: (arm.block or {}).get(key)
 
     counted = any(arm.cost.train_flops is not None for arm in result.arms)
     one = f"{result.reference} = 1"
@@ -55,10 +64,7 @@ def arms_sheet(result: StudyResult) -> Sheet:
                 ("low", "high"),
             ),
             Column("seeds", lambda arm: len(arm.values), names=("seeds",)),
-            *(
-                Column("", lambda arm, s=seed: arm.values.get(s), names=(f"seed_{seed}",))
-                for seed in _all_seeds(result)
-            ),
+            *(Column("", _of_seed(seed), names=(f"seed_{seed}",)) for seed in _all_seeds(result)),
             Column("trained", lambda arm: arm.cost.trained_params, write.count, ("trained_params",)),
             Column("frozen", lambda arm: arm.cost.frozen_params, write.count, ("frozen_params",)),
             Column("", lambda arm: arm.cost.train_flops, names=("train_flops",)),
@@ -72,10 +78,10 @@ def arms_sheet(result: StudyResult) -> Sheet:
             Column("peak memory", lambda arm: arm.cost.peak_memory, write.memory, ("peak_memory",)),
             Column("", lambda arm: arm.learning_rate, names=("learning_rate",)),
             Column("", lambda arm: arm.position if arm.block else None, names=("position",)),
-            Column("", of_block("source"), names=("block_source",)),
-            Column("", lambda arm: " ".join(map(str, of_block("layers")(arm) or ())), names=("block_layers",)),
-            Column("", lambda arm: _json(of_block("control")(arm)), names=("block_control",)),
-            Column("", of_block("digest"), names=("block_digest",)),
+            Column("", _of_block("source"), names=("block_source",)),
+            Column("", lambda arm: " ".join(map(str, _of_block("layers")(arm) or ())), names=("block_layers",)),
+            Column("", lambda arm: _json(_of_block("control")(arm)), names=("block_control",)),
+            Column("", _of_block("digest"), names=("block_digest",)),
             Column("", lambda arm: _json(arm.overrides), names=("overrides",)),
         ],
         result.arms,
@@ -134,14 +140,7 @@ def contrasts_sheet(result: StudyResult, contrasts: Sequence[Contrast], *, apart
             Column("outcome", lambda c: c, outcome),
             Column("", lambda c: c.outcome, names=("outcome",)),
             Column("", lambda c: len(c.seeds), names=("seeds",)),
-            *(
-                Column(
-                    "",
-                    lambda c, s=seed: dict(zip(c.seeds, c.differences, strict=True)).get(s),
-                    names=(f"seed_{seed}",),
-                )
-                for seed in seeds
-            ),
+            *(Column("", _difference_of(seed), names=(f"seed_{seed}",)) for seed in seeds),
         ],
         contrasts,
     )
@@ -158,10 +157,7 @@ def seeds_table(result: StudyResult) -> Table:
     """Every arm's value of every seed."""
     m = result.metric
     columns = [Column("arm", lambda arm: arm.label)]
-    columns += [
-        Column(f"seed {seed}", lambda arm, s=seed: arm.values.get(s), lambda x: write.value(x, m))
-        for seed in _all_seeds(result)
-    ]
+    columns += [Column(f"seed {seed}", _of_seed(seed), lambda x: write.value(x, m)) for seed in _all_seeds(result)]
     return Sheet(columns, result.arms).table()
 
 
@@ -189,7 +185,7 @@ def questions_table(result: StudyResult) -> Table:
 def blocks_table(result: StudyResult) -> Table:
     """The provenance of each arm's block."""
     columns = [Column("arm", lambda arm: arm.label), Column("block", lambda arm: arm.block, block_name)]
-    columns += [Column(key, lambda arm, k=key: arm.block.get(k) or None) for key in ("revision", "digest")]
+    columns += [Column(key, _of_block(key)) for key in ("revision", "digest")]
     return Sheet(columns, [arm for arm in result.arms if arm.block is not None]).table()
 
 
@@ -238,15 +234,15 @@ def breakdown_table(result: StudyResult, kind: str) -> Table:
     """A row for each category or condition, a column for each contrast."""
     m = breakdown_metric(result, kind)
     parts = {(p.name, p.arm, p.reference): p for p in result.breakdown if p.kind == kind}
-    columns = [Column(kind.replace("_", " "), lambda name: name)]
-    columns += [
-        Column(
-            f"{arm} - {reference}",
-            lambda name, of=(arm, reference): parts.get((name, *of)),
-            lambda p: f"{write.difference(p.mean, m)} ({write.interval(p.interval, m, signed=True)})",
-        )
-        for arm, reference in breakdown_pairs(result, kind)
-    ]
+
+    def within(arm: str, reference: str) -> Callable[[str], Breakdown | None]:
+        return lambda name: parts.get((name, arm, reference))
+
+    def cell(p: Breakdown) -> str:
+        return f"{write.difference(p.mean, m)} ({write.interval(p.interval, m, signed=True)})"
+
+    columns = [Column(kind.replace("_", " "), str)]
+    columns += [Column(" - ".join(pair), within(*pair), cell) for pair in breakdown_pairs(result, kind)]
     return Sheet(columns, list(dict.fromkeys(name for name, _, _ in parts))).table()
 
 

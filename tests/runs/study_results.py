@@ -9,7 +9,7 @@ from lmgraft.analysis.paired import contrasts
 from lmgraft.analysis.student import mean_interval
 from lmgraft.analysis.verdict import verdict
 from lmgraft.registry import METRICS
-from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult
+from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult, worded
 
 
 def compare(arms, pairs, *, correct=True, margin=0.005, higher_is_better=True):
@@ -86,7 +86,15 @@ def breakdown(planned, kind, names):
             middle, wide = c.mean + 0.006 * generator.standard_normal(), 0.004 + 0.004 * generator.random()
             interval_ = (middle - wide, middle + wide)
             parts.append(
-                Breakdown(kind=kind, name=name, arm=c.arm, reference=c.reference, mean=middle, interval=interval_)
+                Breakdown(
+                    kind=kind,
+                    name=name,
+                    arm=c.arm,
+                    reference=c.reference,
+                    mean=middle,
+                    interval=interval_,
+                    metric=METRICS.find("accuracy") if kind == "corruption" else None,
+                )
             )
     return parts
 
@@ -105,13 +113,7 @@ def make_study(arms, planned=(), exploratory=(), **changes):
         arms=list(arms),
         contrasts=list(planned),
         exploratory=list(exploratory),
-        verdict=verdict(
-            list(planned),
-            METRICS.find("accuracy"),
-            margin=0.005,
-            confidence=0.95,
-            arms={arm.label: arm.arm for arm in arms},
-        ),
+        verdict=[],
         breakdown=breakdown(planned, "class", CLASSES) + breakdown(planned, "corruption", CORRUPTIONS),
         curves=curves(arms),
         test_items=10_000,
@@ -127,8 +129,10 @@ def make_study(arms, planned=(), exploratory=(), **changes):
         recipe_yaml="seed: 0\narm: plain\n",
         missing=[],
         notes=["The host is tiny, so that the block is not cheap beside it."],
+        monitor=METRICS.find("accuracy"),
+        findings=verdict(list(planned), margin=0.005, arms={arm.label: arm.arm for arm in arms}),
     )
-    return replace(result, **changes)
+    return worded(replace(result, **changes))
 
 
 def controls(**changes):

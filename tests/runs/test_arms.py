@@ -13,7 +13,7 @@ from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, train_run
 from lmgraft.recipes.arms import arm_layer
 from lmgraft.recipes.recipe import ArmName, recipe_parser
-from lmgraft.report.figures import COLORS
+from lmgraft.report.drawing import COLORS
 
 SHARED = [arm for arm in ARMS if arm != "plain_equal_flops"]
 """Arms whose encoder is the recipe's."""

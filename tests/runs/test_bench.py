@@ -31,6 +31,7 @@ from lmgraft.studies.bench.memory import block_config, estimate, total_memory
 from lmgraft.studies.bench.observe import following, observed
 from lmgraft.studies.bench.results import FILE, CellResult, read_results, this_context
 from lmgraft.studies.bench.run import Settings, run_bench
+from lmgraft.studies.worker import WorkerDiedError
 from tiny import calls_of, images, make_vit, relative_error
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}
@@ -61,7 +62,7 @@ class Apart:
     def __call__(self, function, cell, *args):
         self.calls.append((function.__name__, args[0]))
         if function.__name__ in self.fails:
-            raise RunError("a training process died without a word: it was killed, or memory ran out")
+            raise WorkerDiedError("a training process died")
         if not self.real:
             return GIB if function is run.peak_of_arm else ({form: [1.0, 2.0, 3.0] for form in args[0]}, {})
         return function(cell, *args)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_quickstart import Page
+from pages import Page
 
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
@@ -19,9 +19,9 @@ from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
 from lmgraft.registry import METRICS
+from lmgraft.report.scan.findings import findings, next_study
 from lmgraft.report.scan.page import write_report
 from lmgraft.report.scan.tables import scores_table
-from lmgraft.report.scan.words import next_study, statements
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places
@@ -487,7 +487,7 @@ def test_a_gain_that_two_seeds_share_has_no_interval(tmp_path, monkeypatch, scan
         folder = candidate_run(tmp_path, one.candidate, seed)
         folder.mkdir(parents=True)
         (folder / "result.json").touch()
-        trained[folder] = SimpleNamespace(val_accuracy=accuracy, seconds=1.0)
+        trained[folder] = SimpleNamespace(val={"accuracy": accuracy}, primary="accuracy", seconds=1.0)
     monkeypatch.setattr("lmgraft.studies.scan.training.read_result", trained.__getitem__)
     one.gain = gain_of(tmp_path, one.candidate, plain, {})
     other.gain = Measured(value=0.001, interval=(-0.2, 0.2))
@@ -496,7 +496,7 @@ def test_a_gain_that_two_seeds_share_has_no_interval(tmp_path, monkeypatch, scan
     if missing is None:
         return
     assert [r.tied for r in rank(scan, GAIN) if r.measured is other.gain] == [True]
-    assert "no candidate's gain over the plain encoder is told apart from zero" in " ".join(statements(scan))
+    assert "train: no gain" in {finding.kind for finding in findings(scan)}
     [row] = [row for row in scores_table(scan).rows if row[-1].startswith("+1.14")]
     assert row[-1] == f"+1.14 [{missing}] (1)"
 
@@ -608,15 +608,15 @@ def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_
         one.scores["probe"] = Measured(value=float(i % 3))
         one.gain = Measured(value=0.01 * i)
         known.gains[label] = 0.0123 * (3 - i)
-    said = statements(scan, known)
-    [against] = [s for s in said if s.startswith("Held-out gain against s: ")]
-    assert "Training its favourite only would have lost 0.0369 nats to the best of these" in against
-    assert "tau -1.00" in against
-    assert not any(s.startswith("Held-out gain against short training") for s in said)
-    [probe] = [s for s in said if "against short training: " in s and s.startswith("Probe")]
-    assert "points to the best" in probe
-    assert any(re.search(r"The p values of these \d+ agreements are not corrected", s) for s in said)
-    assert "at a fifth of the learning rate; nothing between 350M and 1.3B was tried" in " ".join(said)
+    made = findings(scan, known)
+    agreed = {(f.score.name, f.source): f for f in made if f.agreement is not None}
+    against = agreed["accuracy", "s"]  # the held-out gain
+    assert against.metric == METRICS.find("nll")
+    assert against.agreement.regret == pytest.approx(0.0123 * (len(scan.candidates) - 1))
+    assert against.agreement.kendall.value == -1
+    assert ("accuracy", "short training") not in agreed
+    assert agreed["probe", "short training"].metric == METRICS.find("accuracy")
+    assert {"uncorrected", "paper"} <= {f.kind for f in made}
     write_report(scan, out, known)
     table = (out / "tables" / "agreement_known.md").read_text()
     assert "lost by it, nats" in table
@@ -650,7 +650,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     assert main(command) == 0
     printed = capsys.readouterr()
     assert "[train 4/4]" in printed.err
-    assert "The paper, which this tool follows" in printed.out
+    assert "The paper (Fig. 2" in printed.out
     scan = read_scan(out)
     for label, one in scan.candidates.items():
         runs = [json.loads((out / "runs" / name / "seed3" / "result.json").read_text()) for name in (label, "plain")]
@@ -659,9 +659,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
         assert set(one.scores) == {"probe", "cka", "coherence"}
     assert set(scan.plain) == {3, 4}
 
-    page = Page()
-    html = (out / "report.html").read_text()
-    page.feed(html)
+    page = Page((out / "report.html").read_text())
     assert "script" not in page.tags
     assert page.tags.count("svg") == 2
     local = [address for address in page.addresses if not address.startswith(("data:", "#"))]

@@ -12,6 +12,7 @@ from PIL import Image
 from studying import STUDY, Here, no_executor, run_here, study_of, without_flops
 
 from lmgraft import records
+from lmgraft.analysis.verdict import CHANGES, Finding
 from lmgraft.data.image.toy import draw
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import load_recipe, read_result, train_run
@@ -20,7 +21,7 @@ from lmgraft.studies.study import checks
 from lmgraft.studies.study.assemble import _at_best_rate
 from lmgraft.studies.study.cells import make_cells, read_finished, state_of
 from lmgraft.studies.study.facts import read_facts
-from lmgraft.studies.study.failed import sentences, survivors
+from lmgraft.studies.study.failed import failures
 from lmgraft.studies.study.jobs import Done, only_one
 from lmgraft.studies.study.read import read_study
 from lmgraft.studies.study.run import summarise
@@ -82,6 +83,10 @@ def test_a_run_of_a_study_is_what_lmgraft_train_makes(tiny_study, recipe_file, t
     assert (mine / "config.yaml").read_text() == (theirs / "config.yaml").read_text()
 
 
+def changes_in(result):
+    return [f for f in result.findings if f.kind in CHANGES]
+
+
 def test_the_result_is_of_the_runs_and_reads_back(tiny_study, study):
     folder, _ = tiny_study
     result = read_study(folder)
@@ -95,8 +100,9 @@ def test_the_result_is_of_the_runs_and_reads_back(tiny_study, study):
     assert [(c.arm, c.reference) for c in result.contrasts] == [("llm", "plain"), ("llm", "random_frozen")]
     assert [(c.arm, c.reference) for c in result.exploratory] == [("random_frozen", "plain")]
     assert len({b.name for b in result.breakdown}) == 10
-    assert "2 seeds are fewer" in result.notes[0]
+    assert "few seeds planned" in {f.kind for f in result.findings}
     assert result.verdict
+    assert result.notes
     assert study.yaml == (folder / "study.yaml").read_text()
 
 
@@ -117,9 +123,9 @@ def test_a_seed_and_an_arm_are_added_later_and_it_is_said(out, recipe_file):
     assert said[-1].startswith("[6/6] mlp, seed 2: done in")
     assert said[-1].endswith("nothing left")
     assert result.seeds == [0, 1, 2]
-    notes = " ".join(result.notes)
-    assert "results with 2 seeds had been read, the study went on with 3" in notes
-    assert "arms were added: mlp" in notes
+    changed = {f.kind: f for f in changes_in(result)}
+    assert (changed["seeds changed"].before, changed["seeds changed"].now) == (2, 3)
+    assert changed["arms added"].names == ("mlp",)
     again, _, _ = run_here(more, out, executor=no_executor)
     assert again.notes == result.notes  # once, and for ever
 
@@ -127,9 +133,9 @@ def test_a_seed_and_an_arm_are_added_later_and_it_is_said(out, recipe_file):
 def test_a_plan_that_is_changed_after_the_results_is_noted(out, recipe_file):
     changed = study_of(recipe_file, "--metric", "nll", "--contrasts", "[[llm, plain]]")
     result, _, _ = run_here(changed, out, executor=no_executor)
-    notes = " ".join(result.notes)
-    assert "After results had been read, metric is 'nll', was 'accuracy'" in notes
-    assert "contrasts is" in notes
+    changed = {f.key: (f.before, f.now) for f in changes_in(result)}
+    assert changed["metric"] == ("accuracy", "nll")
+    assert "contrasts" in changed
     nll = {s: float(read_items(out / "runs" / "llm" / f"seed{s}")["nll"].mean()) for s in (0, 1)}
     assert next(arm for arm in result.arms if arm.label == "llm").values == pytest.approx(nll)
 
@@ -175,7 +181,16 @@ def test_a_study_yaml_that_is_none(out, study, content):
         run_here(study, out, executor=no_executor)
 
 
-@pytest.mark.parametrize("content", ["", "null", '["a', "[1, 2]", "{}"])
+def test_changes_that_an_older_version_wrote_as_sentences_stay(out, study):
+    records.write_json(out / "changes.json", ["After results had been read, margin is 0.01, was 0.005."])
+    [change] = changes_in(summarise(study, out))
+    assert change.kind == "stated change"
+    assert change.key in read_study(out).notes
+
+
+@pytest.mark.parametrize(
+    "content", ["", "null", '["a', "[1, 2]", "{}", '[{"kind": "helps"}]', '[{"kind": "arms added", "x": 1}]']
+)
 def test_a_list_of_changes_that_is_none_is_not_to_be_thrown_away(out, study, content):
     (out / "changes.json").write_text(content)
     with pytest.raises(RunError, match=r"(?s)changes\.json is damaged.*belongs to the results"):
@@ -330,7 +345,7 @@ def test_runs_that_do_not_belong_together_are_refused_before_anything_is_trained
 def test_another_commit_is_a_note_and_other_versions_may_be_allowed(out, study):
     file = out / "runs" / "llm" / "seed1" / "run.json"
     edit(file, lambda r: r["environment"].update(git_commit="abc"))
-    assert any("2 commits of lmgraft" in note for note in summarise(study, out).notes)
+    assert [len(f.names) for f in summarise(study, out).findings if f.kind == "several commits"] == [2]
     edit(file, lambda r: r["environment"]["versions"].update(torch="1.0"))
     assert summarise(study, out, allow_difference=True).contrasts
 
@@ -424,9 +439,9 @@ def test_a_plan_that_was_changed_is_not_laundered_by_using_its_runs_again(out, r
         assert not list(new.rglob("result.json"))  # nothing is copied where something is refused
         shutil.rmtree(new)
     result, _, _ = run_here(study, new, executor=no_executor, reuse_from=[out])
-    notes = " ".join(result.notes)
-    assert "runs are of a study whose results were written before (out)" in notes.replace("Runs are", "runs are")
-    assert "After results had been read, metric is 'nll', was 'accuracy'" in notes
+    others, *changed = changes_in(result)
+    assert (others.kind, others.names) == ("runs of others", ("out",))
+    assert ("metric", "accuracy", "nll") in [(f.key, f.before, f.now) for f in changed]
     again, _, _ = run_here(study, new, executor=no_executor)
     assert again.notes == result.notes
 
@@ -446,25 +461,22 @@ def test_seeds_that_failed_are_kept_in_mind(out, recipe_file):
     with pytest.raises(RunError, match="1 of 9 runs failed"):
         run_here(three, out, executor=fails)
     assert records.read_json(out / "failed.json") == {"llm, seed 1": "the loss became nan"}
-    said = "1 run failed (llm, seed 1): the seeds compared are those that did not; "
-    said += "survivors may be a favourable selection."
     result = summarise(three, out)
-    assert result.verdict[-1] == said
-    assert said in result.notes
+    assert [f.names for f in result.findings if f.kind == "failed runs"] == [("llm, seed 1",)]
+    assert result.verdict[-1] in result.notes
     finished, trained, _ = run_here(three, out)
     assert trained == ["llm, seed 1"]
     assert not (out / "failed.json").exists()
-    assert said not in [*finished.verdict, *finished.notes]
+    assert not [f for f in finished.findings if f.kind == "failed runs"]
 
 
 def test_a_rate_at_which_runs_failed_is_marked(recipe_file, tmp_path):
     cells = make_cells(study_of(recipe_file, "--learning_rates", "[0.003, 1e30]"), tmp_path)
     failed = {cell.name: "nan" for cell in cells if cell.learning_rate == 1e30 and cell.arm == "llm"}
     chosen = dict.fromkeys(("plain", "llm", "random_frozen"), 0.003)
-    (said,) = sentences(cells, failed, chosen)
-    assert said.startswith("In the grid of learning rates 2 runs failed (llm, seed 0, lr 1e+30; llm, seed 1, lr 1e+30)")
-    assert not survivors(cells, failed, chosen)
-    assert survivors(cells, failed, chosen | {"llm": 1e30})
+    (found,) = failures(cells, failed, chosen)
+    assert found == Finding(kind="failed rates", names=("llm, seed 0, lr 1e+30", "llm, seed 1, lr 1e+30"))
+    assert [f.kind for f in failures(cells, failed, chosen | {"llm": 1e30})] == ["failed runs"]
 
 
 def test_a_failed_run_is_said_and_the_others_go_on(recipe_file, tmp_path):
@@ -514,8 +526,8 @@ def test_corruptions_are_compared_at_the_severities_that_all_runs_of_a_contrast_
     found = {(b.name, b.arm, b.reference): b.mean for b in result.breakdown if b.kind == "corruption"}
     # Averages over severities that a run happens to have would give 2 points for it.
     assert found == {("fog", "llm", reference): pytest.approx(0.1) for reference in ("plain", "random_frozen")}
-    [note] = [note for note in result.notes if note.startswith("By corruption: llm - plain")]
-    assert "leaves out 2 of 3 conditions (fog, snow)" in note
+    [left_out] = [f for f in result.findings if f.kind == "cells left out" and f.pair == ("llm", "plain")]
+    assert (left_out.names, left_out.counts) == (("fog", "snow"), {"left_out": 2, "all": 3})
 
     file = out / "runs" / "llm" / "seed0" / "robustness.json"
     for damage in (lambda c: c.pop("cells"), lambda c: c["cells"].update({"corruptions/fog/1": {}})):
@@ -534,8 +546,8 @@ def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tm
     assert len(trained) == 12
     assert any("4 of 12 runs failed; their learning rates are out" in line for line in said)
     assert len(result.missing) == 4
-    assert any("In the grid of learning rates 4 runs failed" in note for note in result.notes)
-    assert not any("failed" in sentence for sentence in result.verdict)
+    assert [len(f.names) for f in result.findings if f.kind == "failed rates"] == [4]
+    assert not any(f.kind == "failed runs" for f in result.findings)
     facts, _ = read_facts(study, make_cells(study, tmp_path))
     for arm in result.arms:
         means = {rate: np.mean(list(values.values())) for rate, values in arm.val_values.items()}
@@ -552,10 +564,9 @@ def test_seeds_that_are_planned_and_not_trained_were_not_looked_at(out, recipe_f
     result = summarise(more, out)
     assert len(result.missing) == 3
     assert not (out / "changes.json").exists()
-    said = "After results with 2 seeds had been read, the study went on with 3"
     result, trained, _ = run_here(more, out)
     assert trained == [f"{arm}, seed 2" for arm in more.arms]
-    assert any(note.startswith(said) for note in result.notes)
+    assert [(f.kind, f.before, f.now) for f in changes_in(result)] == [("seeds changed", 2, 3)]
 
 
 def test_results_that_are_none_are_refused(out):

@@ -1,117 +1,131 @@
-"""What a study's planned contrasts say, in words that claim no more than the numbers."""
+"""What a study's planned contrasts show, as findings: kinds and figures that claim no more than the numbers.
+
+`lmgraft.words` puts them into sentences; nothing here knows one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, get_args
 
-from lmgraft.analysis.bootstrap_coverage import coverage_words
-from lmgraft.analysis.numbers import in_unit, probability
 from lmgraft.analysis.paired import Contrast, Outcome
-from lmgraft.analysis.verdict_words import words_of
-from lmgraft.contracts import Metric
 
 ENOUGH_SEEDS = 5
+ENOUGH_GROUPS = 30
+"""Groups of test items below which the secondary interval covers less than it says."""
+
+CONTROLS = frozenset(
+    {"random_frozen", "shuffled", "spectrum", "random_trained", "mlp", "linear", "attention_only", "mlp_only"}
+    | {"plain_equal_flops"}
+)
+"""Kinds of arms that explain what an LLM block does, where they do as well."""
+
+OfContrast = Literal["helps", "hurts", "better", "worse", "not shown", "equivalent", "explained", "equal"]
+OfAll = Literal["tally", "nothing planned"]
+Caution = Literal[
+    "no spread", "no interval", "other items", "few groups", "few seeds", "no own contrast", "failed runs"
+]
+Changed = Literal["setting changed", "seeds changed", "arms added", "arms left out", "runs of others", "stated change"]
+Note = Literal[
+    "few seeds planned",
+    "several commits",
+    "several machines",
+    "uncommitted changes",
+    "items of some runs",
+    "restarts",
+    "unfinished seeds",
+    "cells left out",
+    "failed rates",
+]
+Kind = OfContrast | OfAll | Caution | Changed | Note
+"""What a finding says. "equivalent" is: no difference shown, and equivalence; "explained" the same of a control that so
+explains a gain or loss beyond the margin; "equal" is: a difference that is shown, and within the margin."""
+
+CHANGES: frozenset[str] = frozenset(get_args(Changed))
+"""The plan, or what is compared, was changed when results were known."""
+CAUTIONS: frozenset[str] = CHANGES | set(get_args(Caution))
+"""Kinds that limit what was shown."""
+NOTES: frozenset[str] = CHANGES | set(get_args(Note)) | {"failed runs"}
+"""Kinds that stand among a study's notes: what a reader must know and the numbers do not say."""
+VERDICT: frozenset[str] = frozenset({*get_args(OfContrast), *get_args(OfAll), *get_args(Caution)})
+"""Kinds that make up the verdict."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Setting:
-    """What all sentences share."""
+class Finding:
+    """One thing that a study found, or that its reader must know."""
 
-    metric: Metric
-    margin: float
-    confidence: float
-    arms: Mapping[str, str]
-    gains: Mapping[str, Contrast]
-    """Label of an LLM arm -> its contrast with the encoder alone, where one was planned."""
-
-    def kind(self, label: str) -> str:
-        return self.arms.get(label, label)
-
-    def named(self, label: str) -> str:
-        """the frozen LLM block (layer_4)"""
-        return f"{words_of(self.kind(label)).noun} ({label})"
-
-    def size(self, value: float) -> str:
-        return f"{in_unit(abs(value), self.metric)} {self.metric.difference_unit}"
-
-    @property
-    def nominal(self) -> str:
-        return f"{100 * self.confidence:g} %"
-
-    def evidence(self, contrast: Contrast) -> str:
-        """llm - plain: +0.21 points, 95 % interval -0.10 to +0.52, p = 0.04 after Holm's correction, 5 paired seeds."""
-        found = "no interval"
-        if contrast.interval is not None:
-            low, high = (in_unit(end, self.metric, signed=True) for end in contrast.interval)
-            tested = f"{_p(contrast.p_holm)} after Holm's correction" if contrast.sd else "no test"
-            over = "" if contrast.interval_over == "seeds" else f" over {contrast.interval_over}"
-            found = f"{self.nominal} interval{over} {low} to {high}, {tested}"
-        return (
-            f"{contrast.arm} - {contrast.reference}: {in_unit(contrast.mean, self.metric, signed=True)} "
-            f"{self.metric.difference_unit}, {found}, {len(contrast.seeds)} paired seeds."
-        )
-
-    @property
-    def within(self) -> str:
-        return f"within the margin of {self.size(self.margin)}"
+    kind: Kind
+    contrast: Contrast | None = None
+    """What was compared; the LLM block first and the encoder alone second, however it was planned."""
+    gain: Contrast | None = None
+    """The LLM block against the encoder alone, where `contrast` is that of the same block against a control."""
+    pair: tuple[str, str] | None = None
+    """The arm and the reference of a finding that has no contrast of its own."""
+    names: tuple[str, ...] = ()
+    """The arms, runs, commits or cells that it speaks of."""
+    counts: dict[str, int] = field(default_factory=dict)
+    key: str = ""
+    """What was changed in the plan; of a stated change the sentence that an older version of lmgraft wrote."""
+    before: Any = None
+    now: Any = None
 
 
-def verdict(
-    planned: Sequence[Contrast],
-    metric: Metric,
-    *,
-    margin: float,
-    confidence: float,
-    arms: Mapping[str, str],
-) -> list[str]:
-    """Sentences for a study's planned contrasts: first whether the block helps, then what explains it.
+def verdict(planned: Sequence[Contrast], *, margin: float, arms: Mapping[str, str]) -> list[Finding]:
+    """Findings of a study's planned contrasts: first whether the block helps, then what explains it, then cautions.
 
-    "Helps", "hurts" and "better" need significance after Holm's correction; "explained by"
+    "helps", "hurts", "better" and "worse" need significance after Holm's correction; "explained"
     needs equivalence within the margin, and a gain whose whole interval lies beyond the margin.
-    What is both different and equivalent counts as equal. What is neither is called not shown,
-    with the smallest difference that could have been.
+    What is both different and equivalent counts as equal; of the block against the encoder alone
+    that is told beside "helps" or "hurts". What is neither is "not shown".
 
     Args:
         planned: All contrasts that were fixed in advance, as `contrasts(correct=True)` gives them.
-        metric: What was compared.
-        margin: What counts as equal, in the metric's own unit.
-        confidence: Of the study.
+        margin: The difference that counts as equal, in the metric's own unit.
         arms: Label -> kind of arm, a row of `recipes.arms.ARMS`.
     """
     if not planned:
-        return ["Nothing is concluded: no contrast was planned."]
-    turned = [_turned(contrast, arms) for contrast in planned]
-    gains = {c.arm: c for c in turned if _is_gain(c, arms)}
-    setting = _Setting(metric=metric, margin=margin, confidence=confidence, arms=arms, gains=gains)
-    said = [sentence for c in gains.values() for sentence in _against_plain(c, setting)]
+        return [Finding(kind="nothing planned")]
+
+    def kind(label: str) -> str:
+        return arms.get(label, label)
+
+    turned = [_turned(contrast, kind(contrast.arm), kind(contrast.reference)) for contrast in planned]
+    gains = {c.arm: c for c in turned if (kind(c.arm), kind(c.reference)) == ("llm", "plain")}
+    findings = [Finding(kind=_against_plain(c), contrast=c) for c in gains.values()]
     if len(gains) > 1:
-        said.append(_tally(list(gains.values())))
-    for contrast in turned:
-        if contrast in gains.values():
+        findings.append(Finding(kind="tally", counts=_tally(gains.values())))
+    for c in turned:
+        if c in gains.values():
             continue
-        if setting.kind(contrast.reference) == "plain":
-            said += _against_plain(contrast, setting)
-        elif setting.kind(contrast.arm) == "llm" and words_of(setting.kind(contrast.reference)).question:
-            said += _against_control(contrast, setting)
+        if kind(c.reference) == "plain":
+            findings.append(Finding(kind=_against_plain(c), contrast=c))
+        elif kind(c.arm) == "llm" and kind(c.reference) in CONTROLS:
+            gain = gains.get(c.arm)
+            findings.append(Finding(kind=_against_control(c, gain, margin), contrast=c, gain=gain))
         else:
-            said += _other(contrast, setting)
-    return [*said, *_cautions(turned, setting), *_not_held_against(turned, arms)]
+            findings.append(Finding(kind=_plain_kind(c), contrast=c))
+    return [*findings, *_cautions(turned), *_not_held_against(turned, arms)]
 
 
-def _is_gain(contrast: Contrast, arms: Mapping[str, str]) -> bool:
-    kinds = arms.get(contrast.arm, contrast.arm), arms.get(contrast.reference, contrast.reference)
-    return kinds == ("llm", "plain")
+def explains(control: Contrast, gain: Contrast | None, margin: float) -> bool:
+    """Whether a control that is equivalent to the LLM block explains its gain or loss, which must exceed the margin.
+
+    A difference is shown, and the whole of its interval is larger than the margin.
+    """
+    if gain is None or gain.interval is None or gain.outcome == "not shown" or not control.equivalent:
+        return False
+    return gain.interval[0] > margin or gain.interval[1] < -margin
 
 
 _SWAPPED: dict[Outcome, Outcome] = {"better": "worse", "worse": "better", "not shown": "not shown"}
 
 
-def _turned(contrast: Contrast, arms: Mapping[str, str]) -> Contrast:
-    """With the LLM block first, and the encoder alone second, however it was planned."""
-    arm, reference = (arms.get(label, label) for label in (contrast.arm, contrast.reference))
+def _turned(contrast: Contrast, arm: str, reference: str) -> Contrast:
+    """The contrast with the LLM block first, and the encoder alone second, however it was planned."""
     plain_first = arm == "plain" and reference != "plain"
-    control_first = reference == "llm" and words_of(arm).question != ""
+    control_first = reference == "llm" and arm in CONTROLS
     if not (plain_first or control_first):
         return contrast
     return replace(
@@ -126,177 +140,53 @@ def _turned(contrast: Contrast, arms: Mapping[str, str]) -> Contrast:
     )
 
 
-def _negated(ends: tuple[float, float] | None) -> tuple[float, float] | None:
-    return None if ends is None else (-ends[1], -ends[0])
+def _negated(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (-interval[1], -interval[0])
 
 
-def _against_plain(contrast: Contrast, setting: _Setting) -> list[str]:
-    arm, reference, metric = setting.named(contrast.arm), setting.named(contrast.reference), setting.metric
-    better = "" if metric.higher_is_better else " (lower is better)"
-    if contrast.outcome == "not shown":
-        return [
-            f"Not shown: that {arm} helps or hurts against {reference}. "
-            f"{_sentence_case(metric.title)}{better}, {setting.evidence(contrast)}",
-            *_what_could_be_shown(contrast, setting),
-        ]
-    word = "Helps" if contrast.outcome == "better" else "Hurts"
-    way = "higher" if contrast.mean > 0 else "lower"
-    said = [
-        f"{word}: with {arm}, {metric.title}{better} is {setting.size(contrast.mean)} {way} than with {reference}. "
-        f"{setting.evidence(contrast)}"
-    ]
-    if contrast.equivalent:
-        said.append(f"The difference is shown, and {setting.within}, so it counts as equal here.")
-    return said
+def _against_plain(c: Contrast) -> Kind:
+    if c.outcome == "not shown":
+        return "equivalent" if c.equivalent else "not shown"
+    return "helps" if c.outcome == "better" else "hurts"
 
 
-def _against_control(contrast: Contrast, setting: _Setting) -> list[str]:
-    words = words_of(setting.kind(contrast.reference))
-    arm, reference = setting.named(contrast.arm), setting.named(contrast.reference)
-    evidence = setting.evidence(contrast)
-    gain = setting.gains.get(contrast.arm)
-    if contrast.equivalent:
-        explained = _explained(gain, words.explained, setting)
-        if contrast.outcome == "not shown":
-            return [
-                f"{_sentence_case(arm)} and {reference} are equivalent {setting.within}: {explained} {evidence}",
-            ]
-        also = f" {_sentence_case(explained)}" if gain is not None and _beyond_margin(gain, setting) else ""
-        return [f"{_counts_as_equal(contrast, setting)}{also}"]
-    if contrast.outcome == "better":
-        no_gain = gain is not None and gain.outcome != "better"
-        follows = " It does not follow that the block helps." if no_gain else ""
-        return [f"{words.better}: {arm} is better than {reference}. {evidence}{follows}"]
-    if contrast.outcome == "worse":
-        return [f"Worse than its control: {arm} is worse than {reference}. {evidence}"]
-    return [
-        f"Neither shown: {words.question}, and that {words.explained} would do as well. "
-        f"{_sentence_case(arm)} and {reference} were found neither different nor equivalent {setting.within}. "
-        f"{evidence}",
-        _detectable(contrast, setting),
-    ]
+def _against_control(c: Contrast, gain: Contrast | None, margin: float) -> Kind:
+    if c.outcome == "not shown" and explains(c, gain, margin):
+        return "explained"
+    return _plain_kind(c)
 
 
-def _counts_as_equal(contrast: Contrast, setting: _Setting) -> str:
-    """Of a difference that is shown, and equivalence too."""
-    return (
-        f"A difference was shown, and it is {setting.within}, so it counts as equal here: "
-        f"{setting.named(contrast.arm)} is {contrast.outcome} than {setting.named(contrast.reference)}. "
-        f"{setting.evidence(contrast)}"
-    )
+def _plain_kind(c: Contrast) -> Kind:
+    if c.outcome == "not shown":
+        return "equivalent" if c.equivalent else "not shown"
+    return "equal" if c.equivalent else c.outcome
 
 
-def _beyond_margin(gain: Contrast, setting: _Setting) -> bool:
-    """Whether a difference is shown, and the whole of its interval is larger than the margin."""
-    if gain.interval is None or gain.outcome == "not shown":
-        return False
-    low, high = gain.interval
-    return low > setting.margin or high < -setting.margin
+def _tally(gains: Iterable[Contrast]) -> dict[str, int]:
+    outcomes = [c.outcome for c in gains]
+    return {"blocks": len(outcomes)} | {o: outcomes.count(o) for o in ("better", "worse", "not shown")}
 
 
-def _explained(gain: Contrast | None, by: str, setting: _Setting) -> str:
-    if gain is None:
-        return "whatever the block does, this control does as well, within the margin."
-    if gain.outcome == "not shown":
-        return f"but no gain over {setting.named(gain.reference)} was shown that this could explain."
-    what = "gain" if gain.outcome == "better" else "loss"
-    if not _beyond_margin(gain, setting):
-        return f"but the {what} itself is not shown to exceed the margin, so this does not tell what explains it."
-    return f"the {what} is explained by {by}, within the margin."
-
-
-def _other(contrast: Contrast, setting: _Setting) -> list[str]:
-    arm, reference, evidence = (
-        setting.named(contrast.arm),
-        setting.named(contrast.reference),
-        setting.evidence(contrast),
-    )
-    if contrast.outcome == "not shown":
-        return [
-            f"Not shown: that {arm} is better or worse than {reference}. {evidence}",
-            *_what_could_be_shown(contrast, setting),
-        ]
-    if contrast.equivalent:
-        return [_counts_as_equal(contrast, setting)]
-    return [f"{contrast.outcome.capitalize()}: {arm} is {contrast.outcome} than {reference}. {evidence}"]
-
-
-def _what_could_be_shown(contrast: Contrast, setting: _Setting) -> list[str]:
-    if contrast.equivalent:
-        return [f"The two are equivalent {setting.within}."]
-    return [f"{_detectable(contrast, setting)} That the two are equivalent {setting.within} was not shown either."]
-
-
-def _detectable(contrast: Contrast, setting: _Setting) -> str:
-    if contrast.sd == 0:
-        return "Without any spread between seeds it cannot be told how large a difference could have been shown."
-    if contrast.detectable > setting.metric.largest_difference:
-        return (
-            f"No difference that is possible would have been shown with {100 * contrast.power:g} % probability, if the "
-            "spread seen here is the true one."
-        )
-    return (
-        f"A true difference of {setting.size(contrast.detectable)} would have been shown with "
-        f"{100 * contrast.power:g} % probability, if the spread seen here is the true one."
-    )
-
-
-def _tally(gains: Sequence[Contrast]) -> str:
-    counts = {
-        word: sum(c.outcome == outcome for c in gains)
-        for outcome, word in (("better", "help"), ("worse", "hurt"), ("not shown", "not shown"))
-    }
-    told = ", ".join(f"{word}: {count}" for word, count in counts.items())
-    return f"Of {len(gains)} frozen LLM blocks against the encoder alone: {told}."
-
-
-def _cautions(contrasts: Sequence[Contrast], setting: _Setting) -> list[str]:
-    said = []
+def _cautions(contrasts: Sequence[Contrast]) -> Iterator[Finding]:
     for c in contrasts:
-        name = f"{c.arm} - {c.reference}"
         if c.sd == 0:
-            said.append(
-                f"The differences {name} are the same for every seed: the spread cannot be judged, "
-                "so neither a difference nor equivalence is claimed."
-            )
+            yield Finding(kind="no spread", contrast=c)
+        elif c.interval is None:
+            yield Finding(kind="no interval", contrast=c)
         if c.bootstrap is not None and c.outcome != "not shown" and c.bootstrap[0] <= 0 <= c.bootstrap[1]:
-            low, high = (in_unit(end, setting.metric, signed=True) for end in c.bootstrap)
-            covered = coverage_words(len(c.seeds), setting.confidence, c.groups)
-            said.append(
-                f"For {name} the secondary interval, over other seeds and other test items, holds zero "
-                f"({low} to {high} {setting.metric.difference_unit}; {covered}): "
-                "what was shown holds for these test items, and may not for others."
-            )
+            yield Finding(kind="other items", contrast=c)
+        if c.groups is not None and c.groups < ENOUGH_GROUPS:
+            yield Finding(kind="few groups", contrast=c)
     fewest = min(contrasts, key=lambda c: len(c.seeds))
     if len(fewest.seeds) < ENOUGH_SEEDS:
-        said.append(
-            f"{len(fewest.seeds)} paired seeds ({fewest.arm} - {fewest.reference}) are fewer than {ENOUGH_SEEDS}: "
-            "this is a first look, not a verdict."
-        )
-    return said
+        yield Finding(kind="few seeds", contrast=fewest)
 
 
-def _not_held_against(planned: Sequence[Contrast], arms: Mapping[str, str]) -> list[str]:
+def _not_held_against(planned: Sequence[Contrast], arms: Mapping[str, str]) -> list[Finding]:
     """Controls that no planned contrast holds against an LLM block: the fallacy that they invite."""
     if "llm" not in arms.values():
         return []
-    kinds = {label: arms.get(label, label) for c in planned for label in (c.arm, c.reference)}
-    held = {
-        label for c in planned for label, other in ((c.arm, c.reference), (c.reference, c.arm)) if kinds[other] == "llm"
-    }
-    controls = [label for label, kind in arms.items() if words_of(kind).question and label not in held]
-    if not controls:
-        return []
-    return [
-        f"No planned contrast holds {', '.join(controls)} against a frozen LLM block: that the one is shown to help "
-        "and the other is not is no evidence of a difference between them."
-    ]
-
-
-def _p(p: float) -> str:
-    written = probability(p)
-    return f"p {written}" if written.startswith("<") else f"p = {written}"
-
-
-def _sentence_case(text: str) -> str:
-    return text[0].upper() + text[1:]
+    pairs = [pair for c in planned for pair in ((c.arm, c.reference), (c.reference, c.arm))]
+    held = {label for label, other in pairs if arms.get(other, other) == "llm"}
+    controls = tuple(label for label, kind in arms.items() if kind in CONTROLS and label not in held)
+    return [Finding(kind="no own contrast", names=controls)] if controls else []

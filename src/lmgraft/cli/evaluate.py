@@ -11,7 +11,6 @@ import numpy as np
 
 from lmgraft import records
 from lmgraft.analysis.items import metric_interval
-from lmgraft.analysis.numbers import in_unit
 from lmgraft.cli.evaluate_suite import add_suite_options, run_suite, suite_options_given, suites_help
 from lmgraft.errors import RecipeError
 from lmgraft.graft.approximate import MODES
@@ -19,6 +18,7 @@ from lmgraft.recipes import evaluate_run
 from lmgraft.recipes.run import read_run
 from lmgraft.registry import SUITES
 from lmgraft.training.approximate import ApproximateTest
+from lmgraft.words.numbers import value as written
 
 _ABOUT = """Evaluate a run's best checkpoint on its test items, from the run's own record; or one or several runs
 on a robustness suite, with table and figure (docs/robustness.md). Further options change the recipe, for instance
@@ -92,9 +92,9 @@ def _evaluate(run_dir: Path, arguments: argparse.Namespace, overrides: list[str]
     things, width = recipe.data.things, max(len(metric.title) for metric in metrics)
     print(f"{run_dir}: arm {result.arm}, seed {result.seed}, {result.items} test {things}")
     for metric in metrics:
-        written, ends = in_unit(result.metrics[metric.name], metric), intervals[metric.name]
-        between = "" if ends is None else f"  ({in_unit(ends[0], metric)} to {in_unit(ends[1], metric)})"
-        print(f"{metric.title:<{width}}  {written:>8} {metric.unit}{between}")
+        text, ends = written(result.metrics[metric.name], metric), intervals[metric.name]
+        between = "" if ends is None else f"  ({written(ends[0], metric)} to {written(ends[1], metric)})"
+        print(f"{metric.title:<{width}}  {text:>8} {metric.unit}{between}")
     groups = len(np.unique(items["group"]))
     grouped = "" if groups == result.items else f" in {groups} groups"
     print(f"in brackets: 95 % interval over test {things}{grouped}, of this one run")
@@ -103,7 +103,7 @@ def _evaluate(run_dir: Path, arguments: argparse.Namespace, overrides: list[str]
         print(f"by {category.replace('_', ' ')}, {primary.title}:")
         width = max(map(len, parts))
         for name, value in parts.items():
-            print(f"  {name:<{width}}  {in_unit(value, primary):>8} {primary.unit}")
+            print(f"  {name:<{width}}  {written(value, primary):>8} {primary.unit}")
     if report is not None:
         print(report)
     return 0

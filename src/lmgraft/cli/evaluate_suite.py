@@ -9,14 +9,12 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from lmgraft.cli.options import take_option
+from lmgraft.cli.tables import print_table
 from lmgraft.errors import RecipeError
 from lmgraft.registry import SUITES
-from lmgraft.report.robustness.table import header, notes, rows, to_dict, write_report
-from lmgraft.studies.robustness.run import Robustness, RobustnessConfig, evaluate_elsewhere, evaluate_robustness
+from lmgraft.report.robustness.table import notes, table, to_dict, write_report
+from lmgraft.studies.robustness.run import RobustnessConfig, evaluate_elsewhere, evaluate_robustness
 from lmgraft.studies.robustness.suite import Suite, find_suite, make_suite, options_of, suite_parser
 
 _OPTIONS = ("--out", "--limit", "--batch-size", "--workers", "--model", "--checkpoint")
@@ -88,22 +86,11 @@ def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
     if arguments.json:
         print(json.dumps([to_dict(result) for result in results], indent=2))
         return 0
-    _print(results)
+    width = None if sys.stdout.isatty() else 60 + 32 * len(results)
+    print_table(table(results), notes(results), width=width)
     print(f"\nWritten: {', '.join(str(path) for path in written)}")
     return 0
 
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def _print(results: Sequence[Robustness]) -> None:
-    table = Table()
-    for position, name in enumerate(header(results)):
-        table.add_column(name, justify="right" if position else "left")
-    for row in rows(results):
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 60 + 32 * len(results))
-    console.print(table)
-    for note in notes(results):
-        console.print(f"- {note}", highlight=False)

@@ -6,13 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from lmgraft import records
+from lmgraft.cli.tables import print_table
 from lmgraft.report.quickstart.page import write_page
-from lmgraft.report.quickstart.table import HEADER, markdown, rows
-from lmgraft.studies.quickstart import RECIPE, Quickstart, run_quickstart, statements
+from lmgraft.report.quickstart.table import markdown, statements, table
+from lmgraft.studies.quickstart import RECIPE, run_quickstart
 
 
 def run(argv: list[str]) -> int:
@@ -36,18 +34,6 @@ def run(argv: list[str]) -> int:
     quickstart = run_quickstart(arguments.out, recipe=arguments.recipe, overrides=overrides, say=say)
     page = write_page(quickstart, arguments.out / "report.html")
     records.write_text(arguments.out / "table.md", markdown(quickstart))
-    _print(quickstart)
+    print_table(table(quickstart), statements(quickstart), width=None if sys.stdout.isatty() else 110)
     print(f"\nThe page: {page.resolve()}")
     return 0
-
-
-def _print(quickstart: Quickstart) -> None:
-    table = Table()
-    for position, name in enumerate(HEADER):
-        table.add_column(name, justify="right" if position else "left")
-    for row in rows(quickstart):
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    console.print(table)
-    for sentence in statements(quickstart):
-        console.print(f"- {sentence}", highlight=False)

@@ -9,16 +9,17 @@ from typing import Any
 
 from rich.console import Console
 
-from lmgraft.cli.tables import text_table
+from lmgraft.cli.tables import print_table
+from lmgraft.report.scan.findings import findings
 from lmgraft.report.scan.page import write_report
 from lmgraft.report.scan.tables import scores_table
-from lmgraft.report.scan.words import statements
 from lmgraft.report.table import Table as TextTable
 from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
 from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings, unknown_images
 from lmgraft.studies.scan.run import Plan
 from lmgraft.studies.scan.scores import SCORES
+from lmgraft.words.scan import sentences
 
 _EXAMPLES = """Further options change the recipe for all candidates, for instance --data.train_size 5000 or --seed 1.
 Interrupted, the same command goes on; more LLMs, layers, positions and scores may be added to a finished scan.
@@ -53,9 +54,9 @@ def run(argv: list[str]) -> int:
     scan = run_scan(config, out, say=_say, progress="plain" if verbose else "none", plan=plan)
     known = None if trainings is None else match(trainings, scan.candidates)
     page = write_report(scan, out, known)
-    _print_table(scores_table(scan))
-    for sentence in statements(scan, known):
-        Console(width=None if sys.stdout.isatty() else 110).print(f"- {sentence}", highlight=False, markup=False)
+    print_table(scores_table(scan), width=_width(140))
+    for sentence in sentences(findings(scan, known)):
+        Console(width=_width(110)).print(f"- {sentence}", highlight=False, markup=False)
     print(f"\nThe page: {page.resolve()}")
     return 0
 
@@ -129,7 +130,7 @@ def _print_plan(plan: Plan, trainings: Trainings | None) -> None:
                 f"{cost.memory / 2**30:.1f} GiB",
             )
         )
-    _print_table(TextTable(("candidate", "block", *names, "memory"), found))
+    print_table(TextTable(("candidate", "block", *names, "memory"), found), width=_width(140))
     total = sum(sum(cost.seconds.values()) for cost in plan.costs)
     print(f"{len(plan.costs)} candidates, about {duration(total)} by counted matrix products at this kind of device's "
           "rate; images, norms and optimiser come on top.")  # fmt: skip
@@ -148,5 +149,5 @@ def _print_plan(plan: Plan, trainings: Trainings | None) -> None:
               "name; others are matched by their blocks, once those are loaded.")  # fmt: skip
 
 
-def _print_table(shown: TextTable) -> None:
-    Console(width=None if sys.stdout.isatty() else 140).print(text_table(shown.header, shown.rows))
+def _width(most: int) -> int | None:
+    return None if sys.stdout.isatty() else most

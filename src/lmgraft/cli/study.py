@@ -15,7 +15,7 @@ from lmgraft.errors import RecipeError
 from lmgraft.recipes import ARMS
 from lmgraft.recipes.recipe import DEBUG
 from lmgraft.report.study import write_report
-from lmgraft.report.study.tables import arms_header, arms_rows, contrast_header, contrast_rows
+from lmgraft.report.study.tables import arms_sheet, terminal_table
 from lmgraft.studies.progress import duration
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.checks import check_cells, check_different, missing_blocks
@@ -117,8 +117,8 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
 
 def _print(result: StudyResult) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140)
-    console.print(text_table(arms_header(result), arms_rows(result)))
-    console.print(text_table(contrast_header(result), contrast_rows(result)))
+    console.print(text_table(arms_sheet(result).table()))
+    console.print(text_table(terminal_table(result)))
     for sentence in result.verdict:
         console.print(f"- {sentence}", highlight=False)
     for note in result.notes:

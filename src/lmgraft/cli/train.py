@@ -13,7 +13,6 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from lmgraft.analysis.numbers import in_unit
 from lmgraft.cli.options import take_flag, take_option
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
@@ -24,6 +23,7 @@ from lmgraft.recipes.run import read_run
 from lmgraft.training.checkpoints import RunWarning
 from lmgraft.training.fit import rank
 from lmgraft.training.stopping import InterruptedRunError
+from lmgraft.words.numbers import value as written
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 
@@ -76,7 +76,7 @@ def run(argv: list[str]) -> int:
             run_dir.rmdir()
         raise
     metric = recipe.metric(result.primary)
-    print(f"{metric.title} {in_unit(result.value, metric)} {metric.unit} over {result.items:,} {recipe.data.things}, "
+    print(f"{metric.title} {written(result.value, metric)} {metric.unit} over {result.items:,} {recipe.data.things}, "
           f"{result.seconds:.0f} s, {result.peak_memory / 2**30:.2f} GiB; everything is in {run_dir}")  # fmt: skip
     return 0
 

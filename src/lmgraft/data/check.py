@@ -91,7 +91,7 @@ def check_items(things: str, splits: Mapping[Any, ItemSet], progress: ShowProgre
                 faults.update(dict.fromkeys(more))
                 tell(len(draws), len(more))
         findings.faults[name] = list(faults)
-        groups = len(items.groups.unique())
+        groups = len(set(items.groups.tolist()))
         rows.append((name, f"{len(items):,}", f"{groups:,}", f"{len(faults):,}"))
     findings.grids.append(Grid(("split", things, "groups", "unreadable"), rows))
     findings.details["splits"] = {

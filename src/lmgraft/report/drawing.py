@@ -1,8 +1,7 @@
-"""How a study's figures look: style, colours of arms, SVG and PNG files, and SVG that follows a page's theme."""
+"""How figures look: style, colours and markers, intervals, legends; and SVG and PNG files of them."""
 
 from __future__ import annotations
 
-import colorsys
 import io
 import re
 import warnings
@@ -13,56 +12,80 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lmgraft import records
-from lmgraft.report.figures import COLORS, FURTHER, STYLE
-from lmgraft.studies.study.results import StudyResult
+from lmgraft.words.numbers import is_interval
 
-INK = "#3a3f47"
-SOFT = "#8a8f98"
-PLAIN_STYLE: Any = {
-    **STYLE,
-    "text.color": INK,
-    "text.parse_math": False,  # a label is text, whatever is in it
-    "axes.axisbelow": True,
-    "axes.titlesize": 10,
-    "axes.titlelocation": "left",
-    "legend.fontsize": 9,
-    "legend.frameon": False,
-    "errorbar.capsize": 2.5,
+COLORS = {
+    "plain": "#5b6b7f",
+    "llm": "#c2571a",
+    "random_frozen": "#2f7d6b",
+    "shuffled": "#18a6f2",
+    "spectrum": "#0b3c5d",
+    "random_trained": "#7fb2a3",
+    "llm_finetuned": "#7a3510",
+    "llm_lora": "#e39a6a",
+    "mlp": "#6a4c93",
+    "linear": "#a89bc4",
+    "attention_only": "#d9a404",
+    "mlp_only": "#5a1e18",
+    "two_blocks": "#be7f65",
+    "plain_equal_flops": "#1f2933",
 }
-"""Of every chart of a study."""
+"""One colour a kind of arm, told apart also without red-green vision."""
+
+FURTHER = ("#2f6f9f", "#c2571a", "#2f7d6b", "#7a5195", "#b0882a", "#5b6b7f", "#b3446c", "#4d4d4d")
+"""Colours of what is not called like an arm."""
 
 OUTCOMES = {"better": ("#2f6f9f", "^"), "worse": ("#b23a1e", "v"), "not shown": ("#6d737c", "o")}
 """Outcome -> colour, and a marker for those who do not see it."""
 
 MARKERS = "osD^vPX*<>hp"
+INK = "#3a3f47"
+SOFT = "#8a8f98"
+STYLE: Any = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": INK,
+    "text.parse_math": False,  # a label is text, whatever is in it
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.axisbelow": True,
+    "axes.titlesize": 10,
+    "axes.titlelocation": "left",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lmgraft",
+}
+"""The style of every chart."""
 
 
-def colors(result: StudyResult) -> dict[str, str]:
-    """Arm -> its colour: its kind's where it is alone of its kind, shades in a row where there are several."""
-    kinds = Counter(arm.arm for arm in result.arms)
-    taken = {COLORS[kind] for kind in kinds if kind in COLORS}
+def colors(kinds: Mapping[str, str]) -> dict[str, str]:
+    """Arm -> its colour: its kind's where it is alone of its kind, shades in a row where there are several.
+
+    Args:
+        kinds: Arm -> its kind.
+    """
+    counts = Counter(kinds.values())
+    taken = {COLORS[kind] for kind in counts if kind in COLORS}
     free = cycle([color for color in FURTHER if color not in taken] or FURTHER)
     shades = {
         kind: iter([to_hex(matplotlib.colormaps["viridis"](0.88 * i / (number - 1))) for i in range(number)])
-        for kind, number in kinds.items()
+        for kind, number in counts.items()
         if number > 1
     }
-    made: dict[str, str] = {}
-    for arm in result.arms:
-        if arm.arm in shades:
-            made[arm.label] = next(shades[arm.arm])
-        else:
-            made[arm.label] = COLORS[arm.arm] if arm.arm in COLORS else next(free)
-    return made
-
-
-def markers(result: StudyResult) -> dict[str, str]:
-    """Arm -> its marker."""
-    return {arm.label: MARKERS[i % len(MARKERS)] for i, arm in enumerate(result.arms)}
+    return {
+        arm: next(shades[kind]) if kind in shades else COLORS[kind] if kind in COLORS else next(free)
+        for arm, kind in kinds.items()
+    }
 
 
 def short(text: str, most: int = 30) -> str:
@@ -74,6 +97,32 @@ def short(text: str, most: int = 30) -> str:
     return f"{clean[:head]}…{clean[head + 1 - most :]}"
 
 
+def bar(
+    ax: Axes,
+    place: float,
+    ends: Sequence[float] | None,
+    scale: float,
+    *,
+    upright: bool = False,
+    width: float = 3,
+    **style: Any,
+) -> None:
+    """An interval as a line, along x or upright along y; nothing where there is none."""
+    if ends is None or not is_interval(ends):
+        return
+    along, across = [scale * end for end in ends], [place, place]
+    look: dict[str, Any] = {"alpha": 0.5, "solid_capstyle": "butt", "linewidth": width} | style
+    ax.plot(*((across, along) if upright else (along, across)), **look)
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Names at the left of rows, the first on top."""
+    ax.set_yticks(range(len(names)), list(names))
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.grid(axis="x", alpha=0.25)
+    ax.tick_params(axis="y", length=0)
+
+
 def legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
     """A legend under the charts, where it covers nothing."""
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
@@ -81,65 +130,46 @@ def legend(figure: Figure, handles: Sequence[Any], columns: int = 4) -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, fitting, len(handles)))
 
 
-def write_figures(figures: Mapping[str, Figure], folder: Path, known: Sequence[str]) -> dict[str, str]:
-    """Write NAME.svg and NAME.png of each figure; returns the SVG texts.
+def write_figures(figures: Mapping[str, Figure | None], folder: Path) -> dict[str, str]:
+    """Write NAME.svg and NAME.png (200 dpi) of each figure; returns the SVG texts.
 
-    Figures of `known` names that are not among these are removed: they belong to an earlier result.
+    Those of a figure that is None are removed: they belong to an earlier result.
     """
     made = {}
     for name, figure in figures.items():
-        with matplotlib.rc_context(PLAIN_STYLE), warnings.catch_warnings():
-            # A letter that the font of the PNG lacks is a box there; in the SVG it is text.
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            made[name] = svg_text(figure)
-            records.write_text(folder / f"{name}.svg", made[name])
-            with records.atomic_path(folder / f"{name}.png") as temporary:
-                figure.savefig(temporary, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-    for name in known:
-        if name not in figures:
-            for ending in ("svg", "png"):
-                (folder / f"{name}.{ending}").unlink(missing_ok=True)
+        files = {ending: folder / f"{name}.{ending}" for ending in ("svg", "png")}
+        if figure is None:
+            for file in files.values():
+                file.unlink(missing_ok=True)
+            continue
+        made[name] = svg_text(figure)
+        records.write_text(files["svg"], made[name])
+        write_png(figure, files["png"])
     return made
+
+
+def write_png(figure: Figure, path: Path, dpi: int = 200) -> None:
+    """Write the figure as PNG, atomically."""
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings(), records.atomic_path(path) as temporary:
+        # A letter that the font of the PNG lacks is a box there; in the SVG it is text.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
 
 
 def svg_text(figure: Figure) -> str:
     """The figure as a whole SVG file, its letters as text."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None}, facecolor="white")
     return buffer.getvalue()
 
 
-_COLOR = re.compile(r"(?<=[ :])#([0-9a-f]{6})(?=[;\" ])")
-_PAPER = "ffffff"
-
-
 def inline(svg: str) -> str:
-    """An SVG file's text to be put into a page: scaled by its box, its colours taken from the page's variables."""
+    """An SVG file's text to be put into a page, scaled by its box, on a card that is white in the dark too."""
     head, rest = svg[svg.index("<svg") :].split(">", 1)
     head = re.sub(r' (?:width|height)="[^"]*"', "", head)
     if box := re.search(r'viewBox="0 0 ([0-9.]+)', head):
         head += f' style="max-width:{1.5 * float(box[1]):.0f}px"'  # letters of one size in all figures
     rest = re.sub(r'<g id="[^"]*"', "<g", rest)  # the same in every figure, and nothing refers to them
-    rest = re.sub(r'style="[^"]*"', lambda style: _COLOR.sub(_variable, style.group()), rest)
     return f"{head}>{rest}"
-
-
-def _variable(color: re.Match[str]) -> str:
-    return "var(--card)" if color[1] == _PAPER else f"var(--c{color[1]})"
-
-
-def theme(svgs: Sequence[str], further: Sequence[str] = ()) -> str:
-    """CSS that defines the variables of inline figures, and of `further` colours, in light and in dark."""
-    used = sorted({found for svg in svgs for found in re.findall(r"var\(--c([0-9a-f]{6})\)", svg)})
-    used = list(dict.fromkeys([*used, *(color.lstrip("#") for color in further)]))
-    light = "".join(f"--c{color}:#{color};" for color in used)
-    dark = "".join(f"--c{color}:{in_the_dark('#' + color)};" for color in used)
-    return f":root{{{light}}}@media (prefers-color-scheme: dark){{:root{{{dark}}}}}"
-
-
-def in_the_dark(color: str) -> str:
-    """The colour that does on a dark ground what `color` does on a light one: greys turned, others lightened."""
-    red, green, blue = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    hue, lightness, saturation = colorsys.rgb_to_hls(red, green, blue)
-    lightness = min(0.88, 1 - lightness) if saturation < 0.2 else 0.45 + 0.5 * lightness
-    return to_hex(colorsys.hls_to_rgb(hue, lightness, saturation))

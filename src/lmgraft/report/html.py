@@ -1,75 +1,48 @@
-"""HTML that pages share: the document, tables, lists of files, what is to be opened. All text is escaped."""
+"""Pages from the templates beside this module: HTML is self-contained, without script, and all text in it escaped."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from html import escape
-from importlib import resources
+from typing import Any
 
-from lmgraft.report.table import Table
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
-_CSS = resources.files("lmgraft.report").joinpath("page.css").read_text(encoding="utf-8")
+from lmgraft.report.drawing import inline
+from lmgraft.words import numbers
+
+_ENVIRONMENT = Environment(
+    loader=PackageLoader("lmgraft.report"),
+    autoescape=lambda name: name is not None and name.endswith(".html.j2"),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters |= {
+    "inline": lambda svg: Markup(inline(svg)),
+    "minus": lambda text: text.replace(" - ", f" {numbers.MINUS} "),
+}
+_ENVIRONMENT.globals |= {"write": numbers}
 
 
-def document(
-    title: str, heading: str, lead: str, sections: Iterable[str], *, colors: str = "", dark: bool = False
-) -> str:
-    """A self-contained page, no script, nothing fetched.
+def render(template: str, **context: Any) -> str:
+    """The page of a template.
 
     Args:
-        title: Of the window.
-        lead: Text under the heading.
-        sections: HTML; empty ones are left out.
-        colors: CSS of figures whose colours follow the reader's theme.
-        dark: Whether all of the page can be shown dark.
+        template: File in templates/, without .j2.
+        context: What the template names; a name that is missing is an error.
     """
-    return f"""<!doctype html>
-<html lang="en"{' class="both"' if dark else ""}>
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>{_CSS}{colors}</style>
-</head>
-<body><main>
-<h1>{escape(heading)}</h1>
-<p class="lead">{escape(lead)}</p>
-{"".join(section for section in sections if section)}
-</main></body>
-</html>
-"""
+    return _ENVIRONMENT.get_template(f"{template}.j2").render(context)
 
 
-def sentences(said: Iterable[str]) -> str:
-    """What is to be read first, as a list."""
-    return f'<div class="card words"><ul>{"".join(f"<li>{escape(one)}</li>" for one in said)}</ul></div>'
-
-
-def listed_files(title: str, files: Sequence[str]) -> str:
-    """Links to files beside the page; nothing without any."""
-    links = "".join(f'<li><a href="{escape(file)}">{escape(file)}</a></li>' for file in files)
-    return f'<h2>{escape(title)}</h2><div class="card"><ul class="files">{links}</ul></div>' if links else ""
-
-
-def plain_table(table: Table, style: str = "") -> str:
-    """A table as it is."""
-    rows = "".join(map(row, table.rows))
-    return f'<table class="{style}">{head(table.header)}<tbody>{rows}</tbody></table>'
-
-
-def head(names: Sequence[str]) -> str:
-    """Of a table."""
-    cells = "".join(f'<th scope="col">{escape(name).replace(" = ", "&nbsp;=&nbsp;")}</th>' for name in names)
-    return f"<thead><tr>{cells}</tr></thead>"
-
-
-def row(cells: Sequence[str], before: str = "", second: str = "") -> str:
-    """Of a table; `before` is HTML before the first cell's text, `second` a whole cell behind it."""
-    long = " long" if len(cells[0]) > 32 else ""
-    first = f'<td class="name{long}">{before}{escape(cells[0])}</td>'
-    return f"<tr>{first}{second}{''.join(f'<td>{escape(cell)}</td>' for cell in cells[1:])}</tr>"
-
-
-def details(title: str, inside: str) -> str:
-    """Something to be opened."""
-    return f'<details class="card"><summary>{escape(title)}</summary>{inside}</details>'
+def facts_of(environment: dict[str, Any]) -> dict[str, str]:
+    """The machine and the versions of a run's record, for a page's list of facts; empty where they are not known."""
+    versions = environment.get("versions") or {}
+    machine = [
+        f"{environment['cpu_count']} CPU cores" if environment.get("cpu_count") else "",
+        str(environment.get("platform") or ""),
+        f"Python {environment['python']}" if environment.get("python") else "",
+    ]
+    return {
+        "machine": ", ".join(part for part in machine if part),
+        "versions": ", ".join(f"{name} {version}" for name, version in versions.items() if version),
+    }

@@ -201,28 +201,3 @@ def _map_images(models: dict[str, nn.Module], test: ImageArray, names: tuple[str
         )
         for row, i in enumerate(chosen)
     ]
-
-
-def statements(quickstart: Quickstart) -> list[str]:
-    """What the numbers say and what they do not, in words."""
-    results, total = quickstart.results, next(iter(quickstart.results.values())).items
-    said = []
-    for other, control in (("plain", "the encoder by itself"), ("random_frozen", "a frozen random block")):
-        gap = 100 * (results["llm"].metrics["accuracy"] - results[other].metrics["accuracy"])
-        way = "above" if gap > 0 else "below" if gap < 0 else "equal to"
-        size = f"{abs(gap):.2f} points {way}" if gap else way
-        said.append(f"With the frozen LLM block, test accuracy was {size} {control} in this one run.")
-    cost = results["llm"].seconds / results["plain"].seconds
-    said.append(f"Training with the block took {cost:.2f} times as long as without it.")
-    said.append(
-        f"One seed proves nothing. The intervals cover the choice of the {total:,} test images for these trained "
-        "models; how far other seeds would lie from them, one run cannot tell. A verdict needs several seeds for "
-        "each arm."
-    )
-    said.append(
-        "The paper saw blocks of small LLMs hurt: behind ViT-S on ImageNet (100 epochs) it reports 75.25 % plain, "
-        "71.63 % with OPT-125M, 71.56 % with OPT-350M, and gains only from 1.3 billion parameters on. The two small "
-        "ones were trained at a fifth of the learning rate, and nothing between 350M and 1.3B was tried. "
-        "The quickstart's LLM has 0.135 billion."
-    )
-    return said

@@ -15,8 +15,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from lmgraft import records
-from lmgraft.report.figures import STYLE
+from lmgraft.report.drawing import SOFT, STYLE, write_png
 from lmgraft.studies.bench.measure import Spread
 from lmgraft.studies.bench.results import CellResult
 
@@ -83,7 +82,7 @@ def _block(result: CellResult) -> str:
 
 def _write(path: Path, title: str, series: Series, axis: str) -> Path:
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 4.6), layout="constrained", dpi=150)
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.subplots()
         for number, ((phase, form), points) in enumerate(series.items()):
             beside = 1.012 ** (number - (len(series) - 1) / 2)  # bars at one place would hide each other
@@ -103,15 +102,14 @@ def _write(path: Path, title: str, series: Series, axis: str) -> Path:
                 capsize=2,
                 label=f"{_NAMES[phase]}, {_FORMS.get(form, form)}",
             )
-        axes.axhline(1, color="#8a8f98", linewidth=1)
+        axes.axhline(1, color=SOFT, linewidth=1)
         _scale(axes, series)
         axes.set_xlabel(axis)
         axes.set_ylabel("time of a step, plain encoder = 1")
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_title(title)
         axes.grid(alpha=0.25)
-        figure.legend(frameon=False, loc="outside lower center", ncols=2)
-        with records.atomic_path(path) as temporary:
-            figure.savefig(temporary, format="png", metadata={"Software": None})
+        figure.legend(loc="outside lower center", ncols=2)
+    write_png(figure, path, dpi=150)
     return path
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from lmgraft.report import table
 from lmgraft.report.table import Table
 from lmgraft.studies.bench.cells import PLAIN
 from lmgraft.studies.bench.results import METHOD, CellResult
+from lmgraft.words import numbers as write
 
 HEADER = (
     "encoder",
@@ -41,15 +41,15 @@ def rows(result: CellResult) -> list[tuple[str, ...]]:
 def _numbers(result: CellResult, form: str) -> tuple[str, ...]:
     if form not in result.times:
         return ("", "", _reason(result, form), "", "", "")
-    plain, own, ratio = result.seconds(PLAIN), result.seconds(form), result.ratio(form)
+    plain, grafted, ratio = result.seconds(PLAIN), result.seconds(form), result.ratio(form)
     over = result.memory_ratio(form)
-    peak = "" if over is None else f"{_gib(result.peaks[PLAIN])} / {_gib(result.peaks[form])}"
+    peaks = "" if over is None else " / ".join(write.memory(result.peaks[arm])[:-4] for arm in (PLAIN, form))
     return (
         f"{1000 * plain.median:.1f}",
-        f"{1000 * own.median:.1f}",
-        f"{ratio.median:.2f}",
+        f"{1000 * grafted.median:.1f}",
+        write.ratio(ratio.median),
         f"{ratio.q1:.2f} to {ratio.q3:.2f}",
-        peak,
+        peaks,
         "" if over is None else f"{100 * (over - 1):+.0f} %",
     )
 
@@ -59,12 +59,8 @@ def _reason(result: CellResult, form: str) -> str:
         return f"failed: {result.message}"
     needed = result.needed.get(form, 0)
     if form in result.refused or result.status == "refused":
-        return f"refused: needs about {_gib(needed)} GiB, {_gib(result.allowed)} allowed"
+        return f"refused: needs about {write.memory(needed)}, {write.memory(result.allowed)} allowed"
     return "not measured"
-
-
-def _gib(count: int) -> str:
-    return f"{count / 2**30:.2f}"
 
 
 def _short(dtype: str) -> str:
@@ -87,17 +83,10 @@ def markdown(results: Iterable[CellResult]) -> str:
     """The page that stands beside the JSON: where, how, and the table."""
     results = list(results)
     lines = ["# What a frozen block costs", ""]
-    for context in _distinct([result.context for result in results]):
+    contexts = [result.context for result in results]
+    for context in (c for position, c in enumerate(contexts) if c not in contexts[:position]):
         versions = ", ".join(f"{name} {version}" for name, version in context["versions"].items() if version)
         lines += [f"Measured on {context['machine']}, {context['threads']} threads; {versions}.", ""]
-        mine = [result for result in results if result.context == context]
-        lines.append(table.markdown(Table(HEADER, [_filled(row) for result in mine for row in rows(result)])))
+        of_context = [row for result in results if result.context == context for row in rows(result)]
+        lines.append(table.markdown(Table(HEADER, of_context)))
     return "\n".join([*lines, METHOD, ""])
-
-
-def _filled(row: Sequence[str]) -> tuple[str, ...]:
-    return (*row, *[""] * (len(HEADER) - len(row)))
-
-
-def _distinct(contexts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [context for position, context in enumerate(contexts) if context not in contexts[:position]]

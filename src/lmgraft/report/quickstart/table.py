@@ -1,33 +1,51 @@
-"""The quickstart's table as rows of text, for the terminal, Markdown and HTML alike."""
+"""The quickstart's table and sentences, for the terminal, Markdown and HTML alike; it may know that it is of images."""
 
 from __future__ import annotations
 
-from lmgraft.report import table
-from lmgraft.report.table import Table
+from lmgraft.contracts import Metric
+from lmgraft.registry import METRICS
+from lmgraft.report.table import Column, Sheet, Table
+from lmgraft.report.table import markdown as write_markdown
 from lmgraft.studies.quickstart import Quickstart
+from lmgraft.words import numbers as write
+from lmgraft.words import quickstart as words
 
-HEADER = ("arm", "test accuracy", "95 % interval", "trained", "frozen", "seconds", "peak memory")
+METRIC: Metric = METRICS.find("accuracy")
 
 
-def rows(quickstart: Quickstart) -> list[tuple[str, ...]]:
-    """One row an arm, formatted."""
-    made: list[tuple[str, ...]] = []
-    for arm, result in quickstart.results.items():
-        low, high = quickstart.intervals[arm]
-        made.append(
-            (
-                arm,
-                f"{100 * result.metrics['accuracy']:.2f} %",
-                f"{100 * low:.2f} to {100 * high:.2f}",
-                f"{result.trained_params:,}",
-                f"{result.frozen_params:,}",
-                f"{result.seconds:.0f}",
-                f"{result.peak_memory / 2**30:.2f} GiB",
-            )
-        )
-    return made
+def values(quickstart: Quickstart) -> dict[str, float]:
+    """Arm -> the metric on the test images."""
+    return {arm: result.metrics[METRIC.name] for arm, result in quickstart.results.items()}
+
+
+def test_images(quickstart: Quickstart) -> int:
+    """How many test images there were."""
+    return next(iter(quickstart.results.values())).items
+
+
+def table(quickstart: Quickstart) -> Table:
+    """One row an arm."""
+    results, of_arm = quickstart.results, values(quickstart)
+    return Sheet(
+        [
+            Column("arm", str),
+            Column(METRIC.title, of_arm.get, lambda x: f"{write.value(x, METRIC)} {METRIC.unit}"),
+            Column("95 % interval", quickstart.intervals.get, lambda ends: write.interval(ends, METRIC)),
+            Column("trained", lambda arm: results[arm].trained_params, write.count),
+            Column("frozen", lambda arm: results[arm].frozen_params, write.count),
+            Column("seconds", lambda arm: results[arm].seconds, write.count),
+            Column("peak memory", lambda arm: results[arm].peak_memory, write.memory),
+        ],
+        list(results),
+    ).table()
 
 
 def markdown(quickstart: Quickstart) -> str:
     """The table in Markdown."""
-    return table.markdown(Table(HEADER, rows(quickstart)))
+    return write_markdown(table(quickstart))
+
+
+def statements(quickstart: Quickstart) -> list[str]:
+    """What the numbers say and what they do not."""
+    seconds = {arm: result.seconds for arm, result in quickstart.results.items()}
+    return words.statements(values(quickstart), seconds, METRIC, test_images(quickstart), "images")

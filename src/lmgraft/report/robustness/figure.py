@@ -12,13 +12,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from lmgraft import records
 from lmgraft.contracts import Metric
-from lmgraft.report.figures import COLORS, FURTHER, STYLE
+from lmgraft.report.drawing import COLORS, FURTHER, INK, MARKERS, STYLE, write_figures
 from lmgraft.studies.robustness.run import Robustness
 
 _COLUMNS = 5
-_MARKERS = "osD^vPX*"
 
 
 def quantity(metric: Metric) -> str:
@@ -30,17 +28,9 @@ def write_figure(results: Sequence[Robustness], out: Path, name: str) -> list[Pa
     """Write `name`.png and `name`.svg; nothing where there are no corruptions."""
     curves = [_curves(result) for result in results]
     corruptions = list(dict.fromkeys(corruption for one in curves for corruption in one))
-    if not corruptions:
-        return []
     with matplotlib.rc_context({**STYLE, "font.size": 8}):
-        figure = _draw(results, curves, corruptions)
-        paths = []
-        for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            path = out / f"{name}.{ending}"
-            with records.atomic_path(path) as temporary:
-                figure.savefig(temporary, format=ending, metadata=metadata)
-            paths.append(path)
-    return paths
+        figure = _draw(results, curves, corruptions) if corruptions else None
+    return [out / f"{made}.{ending}" for made in write_figures({name: figure}, out) for ending in ("png", "svg")]
 
 
 def _curves(result: Robustness) -> dict[str, dict[int, float]]:
@@ -61,38 +51,37 @@ def _draw(
 ) -> Figure:
     columns = min(_COLUMNS, len(corruptions))
     lines = -(-len(corruptions) // columns)
-    figure = Figure(figsize=(max(4.5, 1.95 * columns), 0.95 + 1.6 * lines), layout="constrained", dpi=150)
+    figure = Figure(figsize=(max(4.5, 1.95 * columns), 0.95 + 1.6 * lines), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     styles = _styles([result.label for result in results])
     levels = sorted({level for one in curves for curve in one.values() for level in curve})
+    clean = [_clean(result) for result in results]
     for number, axes in enumerate(grid.flat):
         if number >= len(corruptions):
             axes.set_visible(False)
             continue
-        for result, curve, style in zip(results, curves, styles, strict=True):
+        for curve, style, level in zip(curves, styles, clean, strict=True):
             points = sorted(curve.get(corruptions[number], {}).items())
-            axes.plot(*zip(*points, strict=True), **style) if points else None
-            if (clean := _clean(result)) is not None:
-                axes.axhline(clean, color=style["color"], linestyle=":", linewidth=1)
+            axes.plot([level for level, _ in points], [value for _, value in points], **style)
+            if level is not None:
+                axes.axhline(level, color=style["color"], linestyle=":", linewidth=1)
         axes.set_title(corruptions[number].replace("_", " "), fontsize=8, loc="left")
         axes.grid(alpha=0.25)
         axes.set_xticks(levels)
         # A column's last chart carries the axis, also where the bottom row is not full.
         axes.tick_params(labelbottom=number + columns >= len(corruptions))
-    shown = [value for one in curves for curve in one.values() for value in curve.values()]
-    shown += [clean for result in results if (clean := _clean(result)) is not None]
+    known = [level for level in clean if level is not None]
+    shown = [value for one in curves for curve in one.values() for value in curve.values()] + known
     metric = results[0].metric
     if metric.low == 0 and min(shown) >= 0:
         top = math.inf if metric.high is None else metric.scale * metric.high
         grid.flat[0].set_ylim(0, min(top, max(shown) * 1.08) or 1)
-    figure.supxlabel("severity", fontsize=9, color="#3a3f47")
-    figure.supylabel(quantity(metric), fontsize=9, color="#3a3f47")
+    figure.supxlabel("severity", fontsize=9, color=INK)
+    figure.supylabel(quantity(metric), fontsize=9, color=INK)
     handles = [Line2D([], [], label=result.label, **style) for result, style in zip(results, styles, strict=True)]
-    if any(_clean(result) is not None for result in results):
-        handles.append(
-            Line2D([], [], color="#3a3f47", linestyle=":", linewidth=1, label=f"on clean {results[0].things}")
-        )
-    figure.legend(handles=handles, frameon=False, loc="outside upper left", ncols=min(4, len(handles)), fontsize=8)
+    if known:
+        handles.append(Line2D([], [], color=INK, linestyle=":", linewidth=1, label=f"on clean {results[0].things}"))
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), fontsize=8)
     return figure
 
 
@@ -103,7 +92,7 @@ def _styles(labels: Sequence[str]) -> list[dict[str, Any]]:
     return [
         {
             "color": COLORS[label] if label in COLORS else next(free),
-            "marker": _MARKERS[number % len(_MARKERS)],
+            "marker": MARKERS[number % len(MARKERS)],
             "markersize": 3,
             "linewidth": 1.4,
         }

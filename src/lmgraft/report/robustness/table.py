@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from lmgraft import records
-from lmgraft.analysis.numbers import in_unit
-from lmgraft.report import table
 from lmgraft.report.robustness.figure import quantity, write_figure
 from lmgraft.report.table import Table
+from lmgraft.report.table import markdown as write_markdown
 from lmgraft.studies.robustness.run import Robustness
+from lmgraft.words import numbers as write
 
 NAMES = {"corruptions": "robustness"}
 """Suite -> what its files are called, where that is not the suite's own name."""
@@ -23,30 +23,26 @@ def _name(results: Sequence[Robustness]) -> str:
     return NAMES.get(suite, suite.replace("-", "_"))
 
 
-def header(results: Sequence[Robustness]) -> tuple[str, ...]:
-    return (quantity(results[0].metric), *(result.label for result in results))
-
-
-def rows(results: Sequence[Robustness]) -> list[tuple[str, ...]]:
-    """The table's rows, formatted: single conditions, then each part's mean over its levels, then what sums them up."""
+def table(results: Sequence[Robustness]) -> Table:
+    """Single conditions, then each part's mean over its levels, then what sums them up."""
     single = {key: cell.title for result in results for key, cell in result.cells.items() if cell.level is None}
-    made = [(title, *(_cell(result, key) for result in results)) for key, title in single.items()]
+    rows = [(title, *(_cell(result, key) for result in results)) for key, title in single.items()]
     for kind in ("part", "whole"):
         titles = {row.name: row.title for result in results for row in result.summary if row.kind == kind}
-        made += [(title, *(_summed(result, kind, name) for result in results)) for name, title in titles.items()]
-    return made
+        rows += [(title, *(_summed(result, kind, name) for result in results)) for name, title in titles.items()]
+    return Table((quantity(results[0].metric), *(result.label for result in results)), rows)
 
 
 def _cell(result: Robustness, key: str) -> str:
     cell, metric = result.cells.get(key), result.metric
     if cell is None:
         return ""
-    value, ends = in_unit(cell.metrics[metric.name], metric), cell.intervals.get(metric.name)
-    return value if ends is None else f"{value} ({in_unit(ends[0], metric)} to {in_unit(ends[1], metric)})"
+    value, ends = write.value(cell.metrics[metric.name], metric), cell.intervals.get(metric.name)
+    return value if ends is None else f"{value} ({write.interval(ends, metric)})"
 
 
 def _summed(result: Robustness, kind: str, name: str) -> str:
-    return next((in_unit(r.value, r.metric) for r in result.summary if (r.kind, r.name) == (kind, name)), "")
+    return next((write.value(r.value, r.metric) for r in result.summary if (r.kind, r.name) == (kind, name)), "")
 
 
 def notes(results: Sequence[Robustness]) -> list[str]:
@@ -57,8 +53,7 @@ def notes(results: Sequence[Robustness]) -> list[str]:
 def markdown(results: Sequence[Robustness]) -> str:
     """The page beside the figure."""
     metric, things = results[0].metric, results[0].things
-    lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), ""]
-    lines.append(table.markdown(Table(header(results), rows(results))))
+    lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), "", write_markdown(table(results))]
     lines.append(
         f"Intervals are 95 % over test {things}, of one trained model: they say nothing of another seed. Means over "
         f"severities have none, since the same {things} come several times."

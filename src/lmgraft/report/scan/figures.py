@@ -11,31 +11,33 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
-from lmgraft.report.drawing import INK, MARKERS, PLAIN_STYLE, SOFT, legend, short
-from lmgraft.report.figures import FURTHER
-from lmgraft.report.scan.tables import scale_of, title_of, unit_of
+from lmgraft.report.drawing import FURTHER, INK, MARKERS, SOFT, STYLE, bar, legend, short
+from lmgraft.report.scan.tables import gain_metric, is_signed, written_as
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.known import Known
 from lmgraft.studies.scan.ranking import GAIN, column, columns
 from lmgraft.studies.scan.results import Scan, Scanned
 from lmgraft.studies.scan.scores.measured import Measured
-
-FIGURES = ("layers", "against_short_training", "against_known")
+from lmgraft.words import numbers as write
 
 Line = tuple[str, str]
 """LLM and position: what one line of a figure is of."""
 
 
-def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure]:
-    """The figures for which there is something to show."""
-    figures = {"layers": layers_figure(scan)}
-    own = {label: s.gain for label, s in scan.candidates.items() if s.gain is not None}
-    figures["against_short_training"] = against_figure(scan, own, "gain after short training", METRICS.find("accuracy"))
-    if known is not None:
-        measured = {label: Measured(value=gain) for label, gain in known.gains.items()}
-        figures["against_known"] = against_figure(scan, measured, "gain of known training", known.metric)
-    return {name: figure for name, figure in figures.items() if figure is not None}
+def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure | None]:
+    """The figures by name; None for those that there is nothing for."""
+    short_training = {label: s.gain for label, s in scan.candidates.items() if s.gain is not None}
+    measured = {label: Measured(value=gain) for label, gain in known.gains.items()} if known is not None else {}
+    with matplotlib.rc_context(STYLE):
+        return {
+            "layers": layers_figure(scan),
+            "against_short_training": against_figure(
+                scan, short_training, "gain after short training", gain_metric(scan)
+            ),
+            "against_known": None
+            if known is None
+            else against_figure(scan, measured, "gain of known training", known.metric),
+        }
 
 
 def layers_figure(scan: Scan) -> Figure | None:
@@ -43,24 +45,26 @@ def layers_figure(scan: Scan) -> Figure | None:
     names, lines = columns(scan), _lines(scan)
     if not names or all(len(group) < 2 for group in lines.values()):
         return None
-    with matplotlib.rc_context(PLAIN_STYLE):
-        figure, axes = _charts(len(names))
-        for ax, name in zip(axes, names, strict=False):
-            for number, group in enumerate(lines.values()):
-                found = [(s.candidate.layer, m) for s in group if (m := column(s, name)) and m.value is not None]
-                beside = 0.1 * (number - (len(lines) - 1) / 2)
-                _points(ax, [(layer + beside, m) for layer, m in found], name, number, line="-")
-            zero = [0.0] if unit_of(name) == "points" else []
-            if zero:
-                ax.axhline(0, color=SOFT, linewidth=0.8)
-            ax.set(xlabel="layer of the LLM, the first is 0", ylabel=_axis(name))
-            ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-            values = [m.value for s in scan.chosen() if (m := column(s, name)) and m.value is not None]
-            _cut(ax.set_ylim, [*zero, *(value * scale_of(name) for value in values)])
-            ax.grid(alpha=0.25)
-        figure.suptitle(_OF_LINES, fontsize=8, color=INK)
-        legend(figure, _handles(lines))
-    return figure
+    figure, axes = _charts(len(names))
+    for ax, name in zip(axes, names, strict=False):
+        m = written_as(scan, name)
+        values = []
+        for number, group in enumerate(lines.values()):
+            beside = 0.1 * (number - (len(lines) - 1) / 2)
+            found = [(s.candidate.layer + beside, c) for s in group if (c := column(s, name)) and c.value is not None]
+            color, marker = _look(number)
+            for x, one in found:
+                bar(ax, x, one.interval, m.scale, upright=True, width=1, color=color, alpha=0.6)
+            ys = [one.value * m.scale for _, one in found if one.value is not None]
+            ax.plot([x for x, _ in found], ys, "-", color=color, marker=marker, markersize=4.5)
+            values += ys
+        zero = [0.0] if is_signed(name) else []
+        if zero:
+            ax.axhline(0, color=SOFT, linewidth=0.8)
+        ax.set(xlabel="layer of the LLM, the first is 0", ylabel=write.in_unit(m.title, m.unit))
+        ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        _cut(ax.set_ylim, [*zero, *values])
+    return _finished(figure, axes, lines)
 
 
 def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric: Metric) -> Figure | None:
@@ -69,29 +73,29 @@ def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric:
     lines = _lines(scan)
     if not names or sum(m.value is not None for m in truth.values()) < 2:
         return None
-    with matplotlib.rc_context(PLAIN_STYLE):
-        figure, axes = _charts(len(names))
-        for ax, name in zip(axes, names, strict=False):
-            xs, ys = [], []
-            for number, group in enumerate(lines.values()):
-                for scanned in group:
-                    score, gain = column(scanned, name), truth.get(scanned.candidate.label)
-                    if score is None or gain is None or score.value is None or gain.value is None:
-                        continue
-                    x, y = score.value * scale_of(name), gain.value * metric.scale
-                    _cross(ax, (x, y), score, gain, (scale_of(name), metric.scale), number)
-                    label = str(scanned.candidate.layer)
-                    ax.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
-                    xs.append(x)
-                    ys.append(y)
-            ax.axhline(0, color=SOFT, linewidth=0.8)
-            ax.set(xlabel=_axis(name), ylabel=f"{axis}, {metric.difference_unit}")
-            _cut(ax.set_xlim, xs)
-            _cut(ax.set_ylim, [0.0, *ys])
-            ax.grid(alpha=0.25)
-        figure.suptitle(_OF_LINES, fontsize=8, color=INK)
-        legend(figure, _handles(lines))
-    return figure
+    figure, axes = _charts(len(names))
+    for ax, name in zip(axes, names, strict=False):
+        m = written_as(scan, name)
+        xs, ys = [], [0.0]
+        for number, group in enumerate(lines.values()):
+            color, marker = _look(number)
+            for scanned in group:
+                score, gain = column(scanned, name), truth.get(scanned.candidate.label)
+                if score is None or gain is None or score.value is None or gain.value is None:
+                    continue
+                x, y = score.value * m.scale, gain.value * metric.scale
+                bar(ax, y, score.interval, m.scale, width=0.8, color=color, alpha=0.45)
+                bar(ax, x, gain.interval, metric.scale, upright=True, width=0.8, color=color, alpha=0.45)
+                ax.plot(x, y, marker, color=color, markersize=5)
+                label = str(scanned.candidate.layer)
+                ax.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+                xs.append(x)
+                ys.append(y)
+        ax.axhline(0, color=SOFT, linewidth=0.8)
+        ax.set(xlabel=write.in_unit(m.title, m.unit), ylabel=write.in_unit(axis, metric.difference_unit))
+        _cut(ax.set_xlim, xs)
+        _cut(ax.set_ylim, ys)
+    return _finished(figure, axes, lines)
 
 
 _OF_LINES = "lines at points: 95 % intervals; those that leave a chart are cut at its edge"
@@ -120,43 +124,21 @@ def _charts(count: int) -> tuple[Figure, list[Axes]]:
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for ax in axes[count:]:
         ax.remove()
-    return figure, axes
+    return figure, axes[:count]
 
 
-def _axis(name: str) -> str:
-    unit = unit_of(name)
-    return f"{title_of(name)}, {unit}" if unit else title_of(name)
+def _look(number: int) -> tuple[str, str]:
+    """Colour and marker of a line."""
+    return FURTHER[number % len(FURTHER)], MARKERS[number % len(MARKERS)]
 
 
-def _points(ax: Axes, points: list[tuple[float, Measured]], name: str, number: int, line: str) -> None:
-    color, marker = FURTHER[number % len(FURTHER)], MARKERS[number % len(MARKERS)]
-    scale = scale_of(name)
-    values = [(x, m.value * scale, m.interval) for x, m in points if m.value is not None]
-    ax.plot([x for x, *_ in values], [y for _, y, _ in values], line, color=color, marker=marker, markersize=4.5)
-    for x, _, interval in values:
-        if interval is not None:
-            ax.plot([x, x], [end * scale for end in interval], color=color, linewidth=1, alpha=0.6)
-
-
-def _cross(
-    ax: Axes, at: tuple[float, float], score: Measured, gain: Measured, scales: tuple[float, float], number: int
-) -> None:
-    color, marker = FURTHER[number % len(FURTHER)], MARKERS[number % len(MARKERS)]
-    if score.interval is not None:
-        ax.plot([end * scales[0] for end in score.interval], [at[1]] * 2, color=color, linewidth=0.8, alpha=0.45)
-    if gain.interval is not None:
-        ax.plot([at[0]] * 2, [end * scales[1] for end in gain.interval], color=color, linewidth=0.8, alpha=0.45)
-    ax.plot(*at, marker, color=color, markersize=5)
-
-
-def _handles(lines: Mapping[Line, list[Scanned]]) -> list[Line2D]:
-    return [
-        Line2D(
-            [],
-            [],
-            color=FURTHER[i % len(FURTHER)],
-            marker=MARKERS[i % len(MARKERS)],
-            label=short(f"{llm}, {place}", 40),
-        )
-        for i, (llm, place) in enumerate(lines)
-    ]
+def _finished(figure: Figure, axes: list[Axes], lines: Mapping[Line, list[Scanned]]) -> Figure:
+    for ax in axes:
+        ax.grid(alpha=0.25)
+    figure.suptitle(_OF_LINES, fontsize=8, color=INK)
+    handles = []
+    for number, (llm, place) in enumerate(lines):
+        color, marker = _look(number)
+        handles.append(Line2D([], [], color=color, marker=marker, label=short(f"{llm}, {place}", 40)))
+    legend(figure, handles)
+    return figure

@@ -2,45 +2,59 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
-from lmgraft.analysis.numbers import NONE, in_unit
 from lmgraft.contracts import Metric
-from lmgraft.report.table import Table, latex, markdown
+from lmgraft.registry import METRICS
+from lmgraft.report.table import Column, Sheet, Table, csv_text, latex, markdown
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.ranking import GAIN, Ranked, column, columns, rank
 from lmgraft.studies.scan.results import Scan, Scanned
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.studies.scan.scores.measured import Measured
+from lmgraft.words import numbers as write
 
 TIED = "≈"
 """Behind a value: not told apart from the best of its column."""
 
 
-def title_of(name: str) -> str:
-    """Of a column."""
-    return "held-out gain" if name == GAIN else SCORES[name].title
+def gain_metric(scan: Scan) -> Metric:
+    """The metric whose gain the short training measures on held-out items."""
+    metric: Metric = METRICS.find("accuracy")
+    return metric
 
 
-def unit_of(name: str) -> str:
-    return "points" if name == GAIN else SCORES[name].unit
+def things_of(scan: Scan) -> str:
+    """What the scan's data have as items, in the plural."""
+    return "images"
 
 
-def scale_of(name: str) -> float:
-    return 100 if name == GAIN else SCORES[name].scale
+def written_as(scan: Scan, name: str) -> Metric:
+    """A column's title, and how its values are written."""
+    if name == GAIN:
+        m = gain_metric(scan)
+        return replace(m, title="held-out gain", unit=m.difference_unit)
+    s = SCORES[name]
+    return Metric(
+        name=name,
+        title=s.title,
+        higher_is_better=True,
+        scale=s.scale,
+        unit=s.unit,
+        difference_unit=s.unit,
+        margin=0.0,
+        digits=s.digits,
+    )
 
 
-def written(value: float, name: str) -> str:
-    """A score as tables have it, signed where it is a difference."""
-    digits = 2 if name == GAIN else SCORES[name].digits
-    sign = "+" if name == GAIN or unit_of(name) == "points" else ""
-    return f"{value * scale_of(name):{sign}.{digits}f}"
+def is_signed(name: str) -> bool:
+    """Whether the column holds differences."""
+    return name == GAIN or SCORES[name].is_difference
 
 
 def order(scan: Scan) -> list[Scanned]:
@@ -54,65 +68,58 @@ def order(scan: Scan) -> list[Scanned]:
 
 def scores_table(scan: Scan) -> Table:
     """One row a candidate; each score with its interval, its rank in brackets, ≈ where it is not told apart."""
-    names = columns(scan)
-    header = ["LLM", "layer", "position"]
-    header += [f"{title_of(name)}{f', {unit_of(name)}' if unit_of(name) else ''}" for name in names]
-    ranks = {name: {r.label: r for r in rank(scan, name)} for name in names}
-    rows = []
-    for scanned in order(scan):
-        c = scanned.candidate
-        cells = [_cell(scanned, name, ranks[name].get(c.label)) for name in names]
-        rows.append((short_name(c.llm), f"{c.layer} of {c.num_layers}", c.position, *cells))
-    return Table(tuple(header), rows)
+    columns_ = [
+        Column("LLM", lambda s: short_name(s.candidate.llm)),
+        Column("layer", lambda s: f"{s.candidate.layer} of {s.candidate.num_layers}"),
+        Column("position", lambda s: s.candidate.position),
+    ]
+    for name in columns(scan):
+        m, ranks = written_as(scan, name), {r.label: r for r in rank(scan, name)}
+        cell = partial(_cell, m=m, signed=is_signed(name))
+        of = partial(_ranked, name=name, ranks=ranks)
+        columns_.append(Column(write.in_unit(m.title, m.unit), of, cell))
+    return Sheet(columns_, order(scan)).table()
 
 
-def _cell(scanned: Scanned, name: str, ranked: Ranked | None) -> str:
+def _ranked(scanned: Scanned, name: str, ranks: Mapping[str, Ranked]) -> tuple[Measured, Ranked | None] | None:
     measured = column(scanned, name)
-    if measured is None:
-        return NONE
+    return None if measured is None else (measured, ranks.get(scanned.candidate.label))
+
+
+def _cell(cell: tuple[Measured, Ranked | None], m: Metric, signed: bool) -> str:
+    measured, ranked = cell
     if ranked is None or measured.value is None:
         return "failed"
-    text = written(measured.value, name)
-    if measured.interval is not None:
-        text += f" [{written(measured.interval[0], name)}, {written(measured.interval[1], name)}]"
+    text = write.value(measured.value, m, signed=signed)
+    if measured.interval is not None and write.is_interval(measured.interval):
+        text += f" [{', '.join(write.value(end, m, signed=signed) for end in measured.interval)}]"
     elif measured.no_interval is not None:
         text += f" [{measured.no_interval}]"
     return f"{text} ({ranked.rank}{TIED if ranked.tied else ''})"
 
 
-def agreement_table(found: Mapping[str, Agreement], candidates: Mapping[str, Scanned], metric: Metric) -> Table:
+def agreement_table(scan: Scan, found: Mapping[str, Agreement], metric: Metric) -> Table:
     """One row a score: does it rank as training did, by this metric?"""
-    header = (
-        "score",
-        "candidates",
-        "Kendall's tau",
-        "p",
-        "Spearman",
-        "its favourite",
-        f"lost by it, {metric.difference_unit}",
-        "by chance",
-    )
-    rows: list[tuple[str, ...]] = []
-    for name, a in found.items():
-        favourite = NONE if a.favourite is None else candidates[a.favourite].candidate.title
-        rows.append(
-            (
-                title_of(name),
-                str(len(a.candidates)),
-                _coefficient(a.kendall),
-                NONE if a.kendall is None else f"{a.kendall.p:.2f}",
-                _coefficient(a.spearman),
-                favourite,
-                NONE if a.regret is None else in_unit(a.regret, metric),
-                NONE if a.regret_of_chance is None else in_unit(a.regret_of_chance, metric),
-            )
-        )
-    return Table(header, rows)
+    return Sheet(
+        [
+            Column("score", lambda a: written_as(scan, a[0]).title),
+            Column("candidates", lambda a: len(a[1].candidates)),
+            Column("Kendall's tau", lambda a: a[1].kendall, _coefficient),
+            Column("p", lambda a: a[1].kendall and a[1].kendall.p, "{:.2f}".format),
+            Column("Spearman", lambda a: a[1].spearman, _coefficient),
+            Column("its favourite", lambda a: a[1].favourite, lambda label: scan.candidates[label].candidate.title),
+            Column(
+                write.in_unit("lost by it", metric.difference_unit),
+                lambda a: a[1].regret,
+                lambda x: write.value(x, metric),
+            ),
+            Column("by chance", lambda a: a[1].regret_of_chance, lambda x: write.value(x, metric)),
+        ],
+        list(found.items()),
+    ).table()
 
 
-def _coefficient(rank: Rank | None) -> str:
-    if rank is None:
-        return NONE
+def _coefficient(rank: Rank) -> str:
     interval = "" if rank.interval is None else f" [{rank.interval[0]:+.2f}, {rank.interval[1]:+.2f}]"
     return f"{rank.value:+.2f}{interval}"
 
@@ -128,35 +135,27 @@ def write_tables(scan: Scan, folder: Path, agreements: Mapping[str, Table]) -> l
     return [folder / file for file in texts]
 
 
-_CSV_HEADER = (
-    *("label", "llm", "layer", "num_layers", "position", "digest", "score", "rank", "tied_with_best"),
-    *("value", "low", "high", "draws", "parts", "seconds", "failed"),
-)
-
-
 def scores_csv(scan: Scan) -> str:
-    """One row a candidate and score, numbers as measured; accuracies and gains as shares."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(_CSV_HEADER)
+    """One row a candidate and score, numbers as measured; shares and gains of shares as shares."""
+    header = (
+        *("label", "llm", "layer", "num_layers", "position", "digest", "score", "rank", "tied_with_best"),
+        *("value", "low", "high", "draws", "parts", "seconds", "failed"),
+    )
+    rows = []
     for name in columns(scan):
         ranks = {r.label: r for r in rank(scan, name)}
         for label, scanned in scan.candidates.items():
-            measured = column(scanned, name)
-            if measured is not None:
-                writer.writerow(_csv_row(scanned, name, measured, ranks.get(label)))
-    return out.getvalue()
-
-
-def _csv_row(scanned: Scanned, name: str, measured: Measured, ranked: Ranked | None) -> list[Any]:
-    c = scanned.candidate
-    return [
-        *(c.label, c.llm, c.layer, c.num_layers, c.position, scanned.digest, name),
-        *((ranked.rank, ranked.tied) if ranked else (None, None)),
-        measured.value,
-        *(measured.interval or (None, None)),
-        " ".join(f"{value:.10g}" for value in measured.draws),
-        " ".join(f"{part}={value:.10g}" for part, value in measured.parts.items()),
-        f"{measured.seconds:.2f}",
-        measured.failed,
-    ]
+            c, m, ranked = scanned.candidate, column(scanned, name), ranks.get(label)
+            if m is None:
+                continue
+            rows.append(
+                [
+                    *(c.label, c.llm, c.layer, c.num_layers, c.position, scanned.digest, name),
+                    *((ranked.rank, ranked.tied) if ranked else (None, None)),
+                    *(m.value, *(m.interval or (None, None))),
+                    " ".join(f"{value:.10g}" for value in m.draws),
+                    " ".join(f"{part}={value:.10g}" for part, value in m.parts.items()),
+                    *(f"{m.seconds:.2f}", m.failed),
+                ]
+            )
+    return csv_text(header, rows)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lmgraft import records
 from lmgraft.report.drawing import write_figures
-from lmgraft.report.study.figures import FIGURES, draw_all
-from lmgraft.report.study.files import write_tables
+from lmgraft.report.study.figures import draw_all
 from lmgraft.report.study.page import page
+from lmgraft.report.study.tables import write_tables
 from lmgraft.studies.study.results import StudyResult
 
 
@@ -20,7 +20,8 @@ def write_report(result: StudyResult, out: Path) -> Path:
     """
     out = Path(out)
     tables = write_tables(result, out / "tables")
-    svgs = write_figures(draw_all(result), out / "figures", tuple(FIGURES))
+    earlier = dict.fromkeys(path.stem for path in (out / "figures").glob("breakdown_*.svg"))
+    svgs = write_figures(earlier | draw_all(result), out / "figures")
     files = [f"tables/{path.name}" for path in tables]
     files += [f"figures/{name}.{ending}" for name in svgs for ending in ("svg", "png")]
     records.write_text(out / "report.html", page(result, svgs, files))

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lmgraft.report.drawing import INK, MARKERS, SOFT, legend, short
-from lmgraft.report.figures import FURTHER
-from lmgraft.report.study import format as write
+from lmgraft.report.drawing import FURTHER, INK, MARKERS, SOFT, bar, legend, short
+from lmgraft.report.study.tables import reference_arm
 from lmgraft.studies.study.results import ArmResult, StudyResult
+from lmgraft.words import numbers as write
 
 Group = tuple[str, list[ArmResult]]
 
@@ -115,8 +115,7 @@ def _points(
     scale, color = result.metric.scale, FURTHER[number % len(FURTHER)]
     marker = MARKERS[number % len(MARKERS)]
     for x, arm in zip(places, arms, strict=True):
-        if write.finite_ends(arm.interval):
-            ax.plot([x, x], [scale * end for end in arm.interval], color=color, linewidth=1.6, alpha=0.6)
+        bar(ax, x, arm.interval, scale, upright=True, width=1.6, color=color, alpha=0.6)
     style: Literal["-", "none"] = "-" if line else "none"
     middle = [scale * arm.mean for arm in arms]
     ax.plot(places, middle, color=color, marker=marker, linestyle=style, linewidth=1.4, markersize=5.5)
@@ -125,17 +124,17 @@ def _points(
 
 def _reference(ax: Axes, result: StudyResult) -> list[Line2D]:
     """The reference arm as a band over the whole width."""
-    base, scale = write.reference_arm(result), result.metric.scale
+    base, scale = reference_arm(result), result.metric.scale
     if base is None or not math.isfinite(base.mean):
         return []
-    if write.finite_ends(base.interval):
+    if base.interval is not None and write.is_interval(base.interval):
         ax.axhspan(*(scale * end for end in base.interval), color=SOFT, alpha=0.22, linewidth=0)
     ax.axhline(scale * base.mean, color=INK, linewidth=1.2, linestyle="--")
     return [Line2D([], [], color=INK, linewidth=1.2, linestyle="--", label=f"{short(base.label)}, band: its interval")]
 
 
 def _finish(figure: Figure, ax: Axes, result: StudyResult, handles: Sequence[Line2D]) -> None:
-    better = "" if result.metric.higher_is_better else "; less is better"
-    ax.set_ylabel(f"{result.metric.title}, {result.metric.unit}{better}")
+    m = result.metric
+    ax.set_ylabel(write.in_unit(m.title, m.unit) + write.better(m))
     ax.grid(alpha=0.25)
     legend(figure, handles, columns=3)

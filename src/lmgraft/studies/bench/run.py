@@ -28,7 +28,7 @@ from lmgraft.studies.bench.results import (
     this_context,
     write_results,
 )
-from lmgraft.studies.worker import in_own_process
+from lmgraft.studies.worker import WorkerDiedError, in_own_process
 
 _STEPS_FOR_PEAK = 3  # the second allocates nothing new; the third shows it
 
@@ -207,7 +207,7 @@ def peak_of_arm(cell: Cell, form: str) -> int:
 
 def _words(error: LmgraftError) -> str:
     # A process that dies says nothing; the error of the pool speaks of training.
-    return "its process was killed, or memory ran out" if "died without a word" in error.message else error.message
+    return "its process was killed, or memory ran out" if isinstance(error, WorkerDiedError) else error.message
 
 
 def _load() -> float:

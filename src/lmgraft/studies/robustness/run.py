@@ -16,7 +16,6 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.items import metric_interval
-from lmgraft.analysis.numbers import in_unit
 from lmgraft.checkpoint.digest import file_digest, json_digest
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data
@@ -30,6 +29,7 @@ from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import NotFiniteColumnError
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.fit import TrainConfig, evaluate
+from lmgraft.words.numbers import value as written
 
 _FEW = 256  # items below which starting workers costs more than they save
 
@@ -210,7 +210,7 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         items += cell.items
         rate = items / (time.monotonic() - started)
         left = duration(sum(len(other.items) for other in todo[number:]) / rate)
-        value = f"{in_unit(cell.metrics[metric.name], metric)} {metric.unit}"
+        value = f"{written(cell.metrics[metric.name], metric)} {metric.unit}"
         say(f"  {number}/{len(todo)} {condition.key}: {value}, {rate:.0f} {data.things}/s, {left} left")
     cells = {c.key: replace(kept[c.key], title=c.title or c.key) for c in conditions}  # version 1 has no titles
     limited = [] if config.limit is None else [f"a quick look: at most {config.limit} {data.things} a cell"]

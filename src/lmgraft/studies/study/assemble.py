@@ -9,7 +9,7 @@ from lmgraft import records
 from lmgraft.analysis.curves import Curve
 from lmgraft.analysis.paired import Contrast, contrasts
 from lmgraft.analysis.student import mean_interval
-from lmgraft.analysis.verdict import verdict
+from lmgraft.analysis.verdict import ENOUGH_SEEDS, Finding, verdict
 from lmgraft.errors import RunError
 from lmgraft.studies.study.arms import ArmSpec, Pair
 from lmgraft.studies.study.breakdown import break_down
@@ -26,7 +26,7 @@ def assemble(
     missing: Sequence[str],
     recipe_yaml: str = "",
 ) -> StudyResult:
-    """Compare what the runs found.
+    """Compare what the runs found; its findings are not yet put into words.
 
     Args:
         study: What was planned.
@@ -52,7 +52,6 @@ def assemble(
     others = _unplanned(study, by_arm)
     every = [fact for own in by_arm.values() for fact in own.values()]
     breakdown, uneven = break_down(study, by_arm)
-    kinds = {label: spec.arm for label, spec in study.arms.items()}
     return StudyResult(
         name=study.name,
         question=study.question,
@@ -68,7 +67,6 @@ def assemble(
         ],
         contrasts=planned,
         exploratory=_compare(study, by_arm, others, correct=False),
-        verdict=verdict(planned, study.metric, margin=study.margin, confidence=study.confidence, arms=kinds),
         breakdown=breakdown,
         curves={label: _bands([f.curves for f in own.values()], study.confidence) for label, own in by_arm.items()},
         test_items=every[0].test_items,
@@ -78,10 +76,15 @@ def assemble(
         config=study.yaml,
         recipe_yaml=recipe_yaml,
         missing=list(missing),
-        notes=[*study.notes, *_cautions(study, every, by_arm), *uneven],
         things=every[0].things,
         monitor=every[0].monitor,
+        notes=list(study.notes),
+        findings=[*_verdict(study, planned), *_cautions(study, every, by_arm), *uneven],
     )
+
+
+def _verdict(study: Study, planned: Sequence[Contrast]) -> list[Finding]:
+    return verdict(planned, margin=study.margin, arms={label: spec.arm for label, spec in study.arms.items()})
 
 
 def _unplanned(study: Study, by_arm: ByArm) -> list[Pair]:
@@ -179,24 +182,19 @@ def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str
     return made
 
 
-def _cautions(study: Study, facts: Sequence[Fact], by_arm: ByArm) -> list[str]:
+def _cautions(study: Study, facts: Sequence[Fact], by_arm: ByArm) -> list[Finding]:
     """What a reader must know and the numbers do not say."""
-    said = []
-    if len(study.seeds) < 5:
-        said.append(f"{len(study.seeds)} seeds are fewer than the 5 that a verdict should rest on.")
     environments = [f.record.get("environment", {}) for f in facts]
-    for key, what in (("git_commit", "commits of lmgraft"), ("platform", "kinds of machine")):
-        several = sorted({str(e.get(key)) for e in environments})
-        if len(several) > 1:
-            said.append(f"The runs are of {len(several)} {what}: {', '.join(s[:40] for s in several)}.")
-    if any(str(e.get("git_commit")).endswith("-dirty") for e in environments):
-        said.append("Some runs were made by a checkout of lmgraft with uncommitted changes.")
-    if 0 < sum(f.items is None for f in facts) < len(facts):
-        said.append("Some runs have no values of single test items: there is no bootstrap over items.")
-    retried = sorted({f.arm for f in facts if f.retries})
-    if retried:
-        said.append(f"Arms with restarts at a lower learning rate: {', '.join(retried)}.")
-    incomplete = [label for label, own in by_arm.items() if set(own) != set(study.seeds)]
-    if incomplete:
-        said.append(f"Not all seeds are finished for {', '.join(incomplete)}; contrasts use those that both arms have.")
-    return said
+    commits, machines = (sorted({str(e.get(key)) for e in environments}) for key in ("git_commit", "platform"))
+    retried = tuple(sorted({f.arm for f in facts if f.retries}))
+    unfinished = tuple(label for label, own in by_arm.items() if set(own) != set(study.seeds))
+    findings = [
+        (len(study.seeds) < ENOUGH_SEEDS, Finding(kind="few seeds planned", counts={"seeds": len(study.seeds)})),
+        (len(commits) > 1, Finding(kind="several commits", names=tuple(commits))),
+        (len(machines) > 1, Finding(kind="several machines", names=tuple(machines))),
+        (any(commit.endswith("-dirty") for commit in commits), Finding(kind="uncommitted changes")),
+        (0 < sum(f.items is None for f in facts) < len(facts), Finding(kind="items of some runs")),
+        (bool(retried), Finding(kind="restarts", names=retried)),
+        (bool(unfinished), Finding(kind="unfinished seeds", names=unfinished)),
+    ]
+    return [finding for holds, finding in findings if holds]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from statistics import fmean
 
 from lmgraft.analysis.paired import differences
 from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.verdict import Finding
 from lmgraft.contracts import Metric
 from lmgraft.registry import METRICS
 from lmgraft.studies.study.config import Study
@@ -16,8 +17,8 @@ from lmgraft.studies.study.results import Breakdown
 _Values = Mapping[str, float]
 
 
-def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[str]]:
-    """Every planned contrast within what all its runs have, and in words which conditions are left out of it."""
+def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[list[Breakdown], list[Finding]]:
+    """Every planned contrast within what all its runs have, and which conditions are left out of it."""
     made, left_out = [], []
     word = "corruption" if study.robustness is None else study.robustness.suite.word
     metric = _suite_metric(study, by_arm)
@@ -26,11 +27,10 @@ def break_down(study: Study, by_arm: Mapping[str, Mapping[int, Fact]]) -> tuple[
         one, other = ([by_arm[label][seed] for seed in seeds] for label in (arm, reference))
         shared, every = _shared([f.by_condition for f in (*one, *other)], metric)
         if len(shared) < len(every):
-            lacking = _listed(sorted({part for key, part in every.items() if key not in shared}))
-            left_out.append(
-                f"By {word}: {arm} - {reference} leaves out {len(every) - len(shared)} of {len(every)} conditions "
-                f"({lacking}), under which not all its runs were evaluated alike."
-            )
+            lacking = tuple(sorted({part for key, part in every.items() if key not in shared}))
+            counts = {"left_out": len(every) - len(shared), "all": len(every)}
+            pair = (arm, reference)
+            left_out.append(Finding(kind="cells left out", key=word, pair=pair, names=lacking, counts=counts))
         kinds: list[tuple[str, list[_Values], list[_Values], Metric | None]] = [
             (kind, [f.by[kind] for f in one], [f.by[kind] for f in other], None) for kind in one[0].by
         ]
@@ -74,8 +74,3 @@ def _by_part(fact: Fact, shared: set[str], metric: Metric) -> _Values:
         if key in shared:
             values.setdefault(condition.part, []).append(condition.metrics[metric.name])
     return {part: fmean(of_part) for part, of_part in values.items()}
-
-
-def _listed(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

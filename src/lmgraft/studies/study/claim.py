@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lmgraft import records
+from lmgraft.analysis.verdict import CHANGES, Finding
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import load_recipe
 from lmgraft.recipes.record import Change, changed_keys
@@ -22,12 +24,12 @@ _SHARED = ("recipe", "overrides", "arguments")
 _ANALYSIS = ("metric", "margin", "confidence", "contrasts", "reference", "learning_rates")
 
 
-def check_claim(study: Study, out: Path) -> list[str]:
+def check_claim(study: Study, out: Path) -> list[Finding]:
     """Make sure that study.yaml in `out`, if there is one, is of this study; arms and seeds may be added.
 
     Returns:
-        Sentences on what is changed after results.json was written: a plan that follows the results
-        is no plan, and the report has to say so. `write_claim` keeps them, once all other checks have passed.
+        What is changed after results.json was written: a plan that follows the results is no plan, and
+        the report has to say so. `write_claim` keeps it, once all other checks have passed.
 
     Raises:
         RunError: If `out` holds another study, or its study.yaml cannot be read.
@@ -40,12 +42,11 @@ def check_claim(study: Study, out: Path) -> list[str]:
     before, now = _read(file), yaml.safe_load(study.yaml)
     changed = _other_recipe(before, now)
     for label in before["arms"].keys() & now["arms"].keys():
-        changes = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
-        changed += [change for change in changes if change.key != f"arms.{label}.question"]
+        of_arm = changed_keys(before["arms"][label], now["arms"][label], f"arms.{label}")
+        changed += [change for change in of_arm if change.key != f"arms.{label}.question"]
     if changed:
-        raise RunError(
-            f"{out} holds another study; different now: {'; '.join(map(str, changed[:4]))}", "choose another --out"
-        )
+        listed = "; ".join(map(str, changed[:4]))
+        raise RunError(f"{out} holds another study; different now: {listed}", "choose another --out")
     return changed_afterwards(study, out)
 
 
@@ -54,8 +55,8 @@ def holds_runs(out: Path) -> bool:
     return any((out / "runs").glob("**/config.yaml"))
 
 
-def changed_afterwards(study: Study, out: Path) -> list[str]:
-    """Sentences on how the plan differs from that in `out`, if results of that have been written.
+def changed_afterwards(study: Study, out: Path) -> list[Finding]:
+    """How the plan differs from that in `out`, if results of that have been written.
 
     Raises:
         RunError: If the study.yaml there cannot be read.
@@ -66,38 +67,43 @@ def changed_afterwards(study: Study, out: Path) -> list[str]:
     return _afterwards(_read(file), yaml.safe_load(study.yaml))
 
 
-def write_claim(study: Study, out: Path, said: Sequence[str]) -> None:
-    """Write study.yaml, and add to changes.json what is new among `said`. The study's lock must be held."""
-    before = read_changes(out)
-    new = [line for line in dict.fromkeys(said) if line not in before]
+def write_claim(study: Study, out: Path, changed: Sequence[Finding]) -> None:
+    """Write study.yaml, and add to changes.json what is new among `changed`. The study's lock must be held."""
+    kept = read_changes(out)
+    new = [one for i, one in enumerate(changed) if one not in kept and one not in changed[:i]]
     if new:
-        records.write_json(out / "changes.json", [*before, *new])
+        records.write_json(out / "changes.json", [_short_form(one) for one in [*kept, *new]])
     records.write_text(out / "study.yaml", study.yaml)
 
 
-def changes_of_others(sources: Iterable[Path], out: Path) -> list[str]:
-    """Sentences on finished runs that are taken from elsewhere: whether results of theirs had been written.
+def _short_form(change: Finding) -> dict[str, Any]:
+    """For JSON, without the fields that it does not use."""
+    empty = asdict(Finding(kind=change.kind))
+    return {key: value for key, value in asdict(change).items() if key == "kind" or value != empty[key]}
+
+
+def changes_of_others(sources: Iterable[Path], out: Path) -> list[Finding]:
+    """What finished runs bring along that are taken from elsewhere: whether results of theirs had been written.
 
     Args:
         sources: Folders of the runs.
         out: The folder they are taken to.
     """
     above = dict.fromkeys(folder for run in sources for folder in list(run.resolve().parents)[:_ABOVE])
-    said: list[str] = []
+    found: list[Finding] = []
     for folder in above:
-        changes = read_changes(folder)
-        if folder != out.resolve() and (changes or (folder / "results.json").exists()):
-            said.append(f"Runs are of a study whose results were written before ({folder.name}).")
-            said += changes
-    return said
+        theirs = read_changes(folder)
+        if folder != out.resolve() and (theirs or (folder / "results.json").exists()):
+            found += [Finding(kind="runs of others", names=(folder.name,)), *theirs]
+    return found
 
 
 _ABOVE = 4
 """Folders between a run and its study: runs, the arm, and with a grid the rate."""
 
 
-def read_changes(out: Path) -> list[str]:
-    """Sentences on what was changed after results had been read.
+def read_changes(out: Path) -> list[Finding]:
+    """What was changed after results had been read; an older version's sentences as "stated change".
 
     Raises:
         RunError: If changes.json is damaged.
@@ -106,15 +112,27 @@ def read_changes(out: Path) -> list[str]:
     if not file.exists():
         return []
     try:
-        lines = records.read_json(file)
-    except RunError:
-        lines = None
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
+        return [_change(content) for content in _rows(records.read_json(file))]
+    except (RunError, TypeError):
         raise RunError(
-            f"{file} is damaged: it holds no list of sentences",
+            f"{file} is damaged: it holds no list of changes",
             "mend it if you can: what it said belongs to the results; or train anew in another folder",
-        )
-    return lines
+        ) from None
+
+
+def _rows(content: Any) -> list[Any]:
+    if not isinstance(content, list):
+        raise TypeError
+    return content
+
+
+def _change(content: Any) -> Finding:
+    if isinstance(content, str):
+        return Finding(kind="stated change", key=content)
+    known = {field.name for field in fields(Finding)} - {"contrast", "gain", "pair", "counts"}
+    if not isinstance(content, dict) or content.get("kind") not in CHANGES or not content.keys() <= known:
+        raise TypeError
+    return Finding(**content | {"names": tuple(content.get("names", ()))})
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -149,26 +167,20 @@ def _other_recipe(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Cha
     return other_recipe(there, here)
 
 
-def _afterwards(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Sentences on what differs in the plan."""
-    said = [
-        f"After results had been read, {change}."
+def _afterwards(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Finding]:
+    """What differs in the plan."""
+    findings = [
+        Finding(kind="setting changed", key=change.key, before=change.before, now=change.now)
         for key in _ANALYSIS
         for change in changed_keys(before.get(key), now[key], key)
     ]
     there, here = _seeds(before.get("seeds")), _seeds(now["seeds"])
     if set(here) != set(there):
-        said.append(
-            f"After results with {len(there)} seeds had been read, the study went on with {len(here)}: p values do "
-            "not account for looking in between."
-        )
-    for what, labels in (
-        ("added", now["arms"].keys() - before["arms"].keys()),
-        ("left out", before["arms"].keys() - now["arms"].keys()),
-    ):
-        if labels:
-            said.append(f"After results had been read, arms were {what}: {', '.join(sorted(labels))}.")
-    return said
+        findings.append(Finding(kind="seeds changed", key="seeds", before=len(there), now=len(here)))
+    added = tuple(sorted(now["arms"].keys() - before["arms"].keys()))
+    left_out = tuple(sorted(before["arms"].keys() - now["arms"].keys()))
+    findings += [Finding(kind="arms added", names=added)] if added else []
+    return [*findings, *([Finding(kind="arms left out", names=left_out)] if left_out else [])]
 
 
 def _seeds(given: Any) -> Sequence[int]:

@@ -30,7 +30,7 @@ from lmgraft.studies.study.claim import COMPARISON, changed_afterwards, read_cha
 from lmgraft.studies.study.config import Study, StudyConfig, check_study
 from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
 from lmgraft.studies.study.jobs import only_one
-from lmgraft.studies.study.results import StudyResult
+from lmgraft.studies.study.results import StudyResult, worded
 from lmgraft.studies.study.trials import Measured, Trial, check_arms, keep, kept, make_fact
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
@@ -121,11 +121,11 @@ def compare(
     study = check_study(config, (), name="comparison", where="compare()", metric=measure)
     configs = {label: _graft_config(label, spec, study.overrides) for label, spec in study.arms.items()}
     if out is None:
-        return assemble(study, _trials(train, study, configs, None, say, allow_difference), ())
+        return worded(assemble(study, _trials(train, study, configs, None, say, allow_difference), ()))
     folder = Path(out)
     with only_one(folder / ".study.lock", f"the comparison in {folder}"):
         result = assemble(study, _trials(train, study, configs, folder, say, allow_difference), ())
-        result = replace(result, notes=[*result.notes, *read_changes(folder)])
+        result = worded(replace(result, findings=[*result.findings, *read_changes(folder)]))
         records.write_json(folder / "results.json", asdict(result))
     return result
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmgraft import records
+from lmgraft.analysis.verdict import Finding
 from lmgraft.studies.study.cells import Cell
 
 FILE = "failed.json"
@@ -38,7 +39,7 @@ def forget_finished(out: Path, cells: Sequence[Cell]) -> dict[str, str]:
     return left
 
 
-def sentences(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
+def failures(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[Finding]:
     """What failures mean for the comparison: first for the seeds compared, then for a grid's other rates.
 
     Args:
@@ -46,33 +47,12 @@ def sentences(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[
         failed: As `read_failed` gives it.
         chosen: Arm -> the rate of the grid that it is compared at.
     """
-    return [*survivors(cells, failed, chosen), *_rates(cells, failed, chosen)]
-
-
-def survivors(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
-    """The sentence that belongs to the verdict; none where no run failed that would have been compared."""
-    names = [cell.name for cell in cells if cell.name in failed and _compared(cell, chosen)]
-    if not names:
-        return []
-    return [
-        f"{len(names)} run{'s' * (len(names) > 1)} failed ({_list(names)}): the seeds compared are those that did not; "
-        "survivors may be a favourable selection."
-    ]
-
-
-def _rates(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[str]:
-    names = [cell.name for cell in cells if cell.name in failed and not _compared(cell, chosen)]
-    if not names:
-        return []
-    return [
-        f"In the grid of learning rates {len(names)} run{'s' * (len(names) > 1)} failed ({_list(names)}): their rates "
-        "are out, and held-out accuracies shown for them are of the seeds that did not fail."
-    ]
+    there = [cell for cell in cells if cell.name in failed]
+    compared = tuple(cell.name for cell in there if _compared(cell, chosen))
+    others = tuple(cell.name for cell in there if not _compared(cell, chosen))
+    findings = [Finding(kind="failed runs", names=compared), Finding(kind="failed rates", names=others)]
+    return [finding for finding in findings if finding.names]
 
 
 def _compared(cell: Cell, chosen: Mapping[str, float | None]) -> bool:
     return cell.learning_rate == chosen.get(cell.arm, cell.learning_rate)
-
-
-def _list(names: Sequence[str], most: int = 12) -> str:
-    return "; ".join(names[:most]) + ("; ..." if len(names) > most else "")

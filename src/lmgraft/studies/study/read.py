@@ -8,6 +8,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from lmgraft import records
+from lmgraft.analysis.verdict import verdict
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.registry import METRICS
@@ -34,6 +35,10 @@ def read_study(path: Path) -> StudyResult:
             f"{file} is no study's result of this version of lmgraft: {error}",
             "lmgraft study NAME --out FOLDER --report-only writes it anew from the runs",
         ) from None
+    if "findings" not in content:
+        # What an older version found, from its contrasts; its sentences stay as they are.
+        kinds = {arm.label: arm.arm for arm in result.arms}
+        result = replace(result, findings=verdict(result.contrasts, margin=result.margin, arms=kinds))
     return result if "things" in content else _upgraded(result)
 
 

@@ -5,11 +5,13 @@ Values are in the metric's own unit (accuracy: a share between 0 and 1).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmgraft.analysis.paired import Contrast
+from lmgraft.analysis.verdict import Finding
 from lmgraft.contracts import Metric
+from lmgraft.words.verdict import Setting, note_sentences, verdict_sentences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +101,8 @@ class StudyResult:
     """Fixed in the study's file before anything ran; Holm's correction is over these."""
     exploratory: list[Contrast]
     """Every other arm against the reference, and a single LLM arm against its controls; not corrected."""
-    verdict: list[str]
-    """Sentences."""
+    verdict: list[str] = field(default_factory=list)
+    """`findings` in sentences, for readers of the JSON; nothing decides by them."""
     breakdown: list[Breakdown]
     curves: dict[str, dict[str, list[Band]]]
     """Arm -> train/loss and val/NAME, NAME that of `monitor` -> points."""
@@ -117,8 +119,26 @@ class StudyResult:
     missing: list[str] = field(default_factory=list)
     """Runs that are not there; with any, each contrast speaks of the seeds that both its arms have."""
     notes: list[str] = field(default_factory=list)
-    """Confounds and cautions, as the study's file states them, and those found."""
+    """Confounds and cautions, as the study's file states them, and those of `findings`, in sentences."""
     things: str = "images"
     """What an item is called, in the plural."""
     monitor: Metric | None = None
     """The validation metric that chose epochs and learning rates; None where the training loop is not lmgraft's."""
+    findings: list[Finding] = field(default_factory=list)
+    """What the verdict and the notes say, as data."""
+
+    @property
+    def setting(self) -> Setting:
+        """What its sentences share."""
+        kinds = {arm.label: arm.arm for arm in self.arms}
+        return Setting(metric=self.metric, margin=self.margin, confidence=self.confidence, arms=kinds)
+
+
+def worded(result: StudyResult) -> StudyResult:
+    """The result with its findings in sentences; the last step, once, before it is written or handed out."""
+    setting = result.setting
+    return replace(
+        result,
+        verdict=verdict_sentences(result.findings, setting),
+        notes=[*result.notes, *note_sentences(result.findings, setting)],
+    )

@@ -26,11 +26,11 @@ from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, 
 from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact, read_facts
-from lmgraft.studies.study.failed import forget_finished, note_failed, sentences, survivors
+from lmgraft.studies.study.failed import failures, forget_finished, note_failed
 from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
-from lmgraft.studies.study.results import ArmResult, StudyResult
+from lmgraft.studies.study.results import ArmResult, StudyResult, worded
 from lmgraft.training.fit import Verbosity
 
 
@@ -64,7 +64,7 @@ def run_study(
     check_cells(cells)
     with _held(out):
         states, elsewhere = states_of(cells, reuse_from, say)
-        said = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
+        changes = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
         there = [replace(cell, folder=elsewhere.get(cell, cell.folder)) for cell in cells]
         facts, missing = read_facts(study, there, allow_difference=allow_difference)
         if study.robustness is not None:
@@ -75,7 +75,7 @@ def run_study(
             check_data(study, cells[0], facts)
             check_environment(facts, allow_difference)
             check_blocks([cell for cell in cells if states[cell] != "done"])
-        write_claim(study, out, said)
+        write_claim(study, out, changes)
         for cell, source in elsewhere.items():
             reuse(cell, source)
         failed = _train(cells, states, out, executor or local(), say, progress)
@@ -110,17 +110,17 @@ def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference:
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
     trained = {fact.seed for fact in facts}
     reported = replace(study, seeds=tuple(seed for seed in study.seeds if seed in trained))  # others were not looked at
-    said = check_claim(reported, out)
+    changes = check_claim(reported, out)
     result = assemble(study, facts, missing, recipe_yaml=cells[0].plan.yaml)
-    write_claim(reported, out, said)
+    write_claim(reported, out, changes)
     flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
     failed, chosen = forget_finished(out, cells), _chosen_rates(facts, result)
     result = replace(
         result,
         arms=[_with_flops(arm, flops.get(arm.label)) for arm in result.arms],
-        verdict=[*result.verdict, *survivors(cells, failed, chosen)],
-        notes=[*result.notes, *sentences(cells, failed, chosen), *read_changes(out)],
+        findings=[*result.findings, *failures(cells, failed, chosen), *read_changes(out)],
     )
+    result = worded(result)
     records.write_json(out / "results.json", asdict(result))
     return result
 

@@ -55,7 +55,7 @@ class AsTimmShows(ImageData):
     def _none(self, *_: Any) -> Any:
         raise DataError("a model from elsewhere comes without images of its own", "give a suite that has some")
 
-    setup = still = raw_test = _none
+    setup = still = raw_test = _none  # type: ignore[assignment]
 
 
 def timm_task(model: str, checkpoint: Path) -> tuple[Classification, AsTimmShows]:
@@ -78,7 +78,7 @@ def timm_task(model: str, checkpoint: Path) -> tuple[Classification, AsTimmShows
         raise RunError(f"timm has no model {name!r}", suggest(name, timm.list_models()))
     built = timm.create_model(name, pretrained=False)
     data = AsTimmShows(model, resolve_model_data_config(built))
-    check_classes(model, int(built.num_classes), data.in_chans, data.class_names)  # type: ignore[arg-type]
+    check_classes(model, int(built.num_classes), data.in_chans, data.class_names)
     _load(built, checkpoint)
     return Classification(built.eval(), data, _not_trained, _not_trained), data
 

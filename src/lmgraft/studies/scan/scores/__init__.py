@@ -37,6 +37,8 @@ class Score:
     unit: str
     measure: Callable[[Lab, Place, nn.Module], Measured]
     """From the candidate's model (its mappers as the recipe's seed draws them)."""
+    is_difference: bool = False
+    """Whether a value is a difference, written with its sign."""
 
 
 SCORES: dict[str, Score] = {
@@ -53,6 +55,7 @@ SCORES: dict[str, Score] = {
             digits=2,
             unit="points",
             measure=probe.measure,
+            is_difference=True,
         ),
         Score(
             name="cka",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lmgraft.recipes.arms import ARMS
 
@@ -30,3 +32,15 @@ WORDS: dict[str, Words] = {
 def words_of(kind: str) -> Words:
     """Those of a kind of arm; one that is not in the table is called by its name."""
     return WORDS.get(kind, Words(noun=kind))
+
+
+def block_name(block: Mapping[str, Any]) -> str:
+    """Where a block comes from, which layers of how many, and how it was changed."""
+    layers = list(block.get("layers") or ())
+    name = str(block.get("source", "?"))
+    if layers:
+        whole = f" of {block['num_layers']}" if block.get("num_layers") else ""
+        name += f", layer{'s' * (len(layers) > 1)} {', '.join(map(str, layers))}{whole}"
+    control = block.get("control")
+    kind = control.get("kind") if isinstance(control, Mapping) else control
+    return name + (f", {kind}" if kind else "")

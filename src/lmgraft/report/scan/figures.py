@@ -11,14 +11,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.report.drawing import INK, MARKERS, PLAIN_STYLE, SOFT, legend, short
 from lmgraft.report.figures import FURTHER
-from lmgraft.report.scan.tables import scale_of, title_of, unit_of
+from lmgraft.report.scan.tables import with_unit
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.known import Known
-from lmgraft.studies.scan.ranking import GAIN, column, columns
-from lmgraft.studies.scan.results import Scan, Scanned
+from lmgraft.studies.scan.ranking import column, columns
+from lmgraft.studies.scan.results import GAIN, Scan, Scanned, is_difference, unit_of
 from lmgraft.studies.scan.scores.measured import Measured
 
 FIGURES = ("layers", "against_short_training", "against_known")
@@ -31,7 +30,7 @@ def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure]:
     """The figures for which there is something to show."""
     figures = {"layers": layers_figure(scan)}
     own = {label: s.gain for label, s in scan.candidates.items() if s.gain is not None}
-    figures["against_short_training"] = against_figure(scan, own, "gain after short training", METRICS.find("accuracy"))
+    figures["against_short_training"] = against_figure(scan, own, "gain after short training", scan.metric)
     if known is not None:
         measured = {label: Measured(value=gain) for label, gain in known.gains.items()}
         figures["against_known"] = against_figure(scan, measured, "gain of known training", known.metric)
@@ -49,14 +48,14 @@ def layers_figure(scan: Scan) -> Figure | None:
             for number, group in enumerate(lines.values()):
                 found = [(s.candidate.layer, m) for s in group if (m := column(s, name)) and m.value is not None]
                 beside = 0.1 * (number - (len(lines) - 1) / 2)
-                _points(ax, [(layer + beside, m) for layer, m in found], name, number, line="-")
-            zero = [0.0] if unit_of(name) == "points" else []
+                _points(ax, [(layer + beside, m) for layer, m in found], unit_of(scan, name).scale, number, line="-")
+            zero = [0.0] if is_difference(name) else []
             if zero:
                 ax.axhline(0, color=SOFT, linewidth=0.8)
-            ax.set(xlabel="layer of the LLM, the first is 0", ylabel=_axis(name))
+            ax.set(xlabel="layer of the LLM, the first is 0", ylabel=with_unit(scan, name))
             ax.xaxis.set_major_locator(MaxNLocator(10, integer=True))
             values = [m.value for s in scan.chosen() if (m := column(s, name)) and m.value is not None]
-            _cut(ax.set_ylim, [*zero, *(value * scale_of(name) for value in values)])
+            _cut(ax.set_ylim, [*zero, *(value * unit_of(scan, name).scale for value in values)])
             ax.grid(alpha=0.25)
         figure.suptitle(_OF_LINES, fontsize=8, color=INK)
         legend(figure, _handles(lines))
@@ -67,6 +66,7 @@ def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric:
     """Each cheap score against the gains in `truth`, with both intervals; None with fewer than two candidates."""
     names = [name for name in columns(scan) if name != GAIN]
     lines = _lines(scan)
+    units = {name: unit_of(scan, name) for name in names}
     if not names or sum(m.value is not None for m in truth.values()) < 2:
         return None
     with matplotlib.rc_context(PLAIN_STYLE):
@@ -78,14 +78,14 @@ def against_figure(scan: Scan, truth: Mapping[str, Measured], axis: str, metric:
                     score, gain = column(scanned, name), truth.get(scanned.candidate.label)
                     if score is None or gain is None or score.value is None or gain.value is None:
                         continue
-                    x, y = score.value * scale_of(name), gain.value * metric.scale
-                    _cross(ax, (x, y), score, gain, (scale_of(name), metric.scale), number)
+                    x, y = score.value * units[name].scale, gain.value * metric.scale
+                    _cross(ax, (x, y), score, gain, (units[name].scale, metric.scale), number)
                     label = str(scanned.candidate.layer)
                     ax.annotate(label, (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
                     xs.append(x)
                     ys.append(y)
             ax.axhline(0, color=SOFT, linewidth=0.8)
-            ax.set(xlabel=_axis(name), ylabel=f"{axis}, {metric.difference_unit}")
+            ax.set(xlabel=with_unit(scan, name), ylabel=f"{axis}, {metric.difference_unit}")
             _cut(ax.set_xlim, xs)
             _cut(ax.set_ylim, [0.0, *ys])
             ax.grid(alpha=0.25)
@@ -123,14 +123,8 @@ def _charts(count: int) -> tuple[Figure, list[Axes]]:
     return figure, axes
 
 
-def _axis(name: str) -> str:
-    unit = unit_of(name)
-    return f"{title_of(name)}, {unit}" if unit else title_of(name)
-
-
-def _points(ax: Axes, points: list[tuple[float, Measured]], name: str, number: int, line: str) -> None:
+def _points(ax: Axes, points: list[tuple[float, Measured]], scale: float, number: int, line: str) -> None:
     color, marker = FURTHER[number % len(FURTHER)], MARKERS[number % len(MARKERS)]
-    scale = scale_of(name)
     values = [(x, m.value * scale, m.interval) for x, m in points if m.value is not None]
     ax.plot([x for x, *_ in values], [y for _, y, _ in values], line, color=color, marker=marker, markersize=4.5)
     for x, _, interval in values:

@@ -9,6 +9,8 @@ from pathlib import Path
 import yaml
 
 from lmgraft import records
+from lmgraft.analysis.numbers import in_unit
+from lmgraft.contracts import Metric
 from lmgraft.report.drawing import inline, theme, write_figures
 from lmgraft.report.html import details, document, listed_files, plain_table, sentences
 from lmgraft.report.scan.figures import FIGURES, draw_all
@@ -32,7 +34,7 @@ def write_report(scan: Scan, out: Path, known: Known | None = None) -> Path:
     """Write report.html, next_study.yaml, tables/ and figures/ into `out`; returns the page."""
     found = truths(scan, known)
     tables = {
-        name: agreement_table(agreements(scan, truth), scan.candidates, unit_for(name, known))
+        name: agreement_table(agreements(scan, truth), scan.candidates, unit_for(scan, name, known))
         for name, truth in found.items()
     }
     named = {("short_training" if name == "short training" else "known"): table for name, table in tables.items()}
@@ -79,26 +81,33 @@ def _lead(scan: Scan) -> str:
         f"{count} candidate{'s' if count != 1 else ''} for the recipe {scan.recipe}, by {len(columns(scan))} scores. "
     )
     said += f"Encoder: {scan.encoder.origin}"
-    if scan.encoder.val_accuracy is not None:
-        said += f", held-out accuracy {100 * scan.encoder.val_accuracy:.2f} %"
-    return f"{said}. Everything is of training and held-out images; no test image was looked at to rank anything."
+    if scan.encoder.val is not None:
+        said += f", held-out {_value(scan.encoder.val, scan.metric)}"
+    return f"{said}. All is of training and held-out {scan.things}; no test item was looked at to rank anything."
+
+
+def _value(value: float, metric: Metric) -> str:
+    """With name and unit: "accuracy 84.18 %"."""
+    return f"{metric.name} {in_unit(value, metric)} {metric.unit}".strip()
 
 
 def _explained(scan: Scan) -> str:
     effort = scan.settings["effort"]
     trained = (
-        f" The held-out gain is the accuracy minus the plain encoder's after {effort['train_epochs']} "
-        f"epoch{'s' if effort['train_epochs'] != 1 else ''} with the same seed, over {len(scan.plain)} seeds."
+        f" The held-out gain is how much better {escape(scan.metric.name)} is than the plain encoder's after "
+        f"{effort['train_epochs']} epoch{'s' if effort['train_epochs'] != 1 else ''} with the same seed, over "
+        f"{len(scan.plain)} seeds."
         if scan.plain
         else ""
     )
     own = {s.candidate.position: m.parts["encoder"] for s in scan.chosen() if (m := s.scores.get("probe")) and m.parts}
-    without = ", ".join(f"{100 * accuracy:.2f} % ({position})" for position, accuracy in own.items())
+    without = ", ".join(f"{_value(value, scan.agreement)} ({position})" for position, value in own.items())
     baseline = f" Without a block, the probe on the encoder's own tokens reaches {without}." if own else ""
     return (
         f'<p class="lead">Value, 95 % interval, and in brackets the rank; {TIED} is behind a rank that is not told '
         f"apart from the first: the intervals overlap.{escape(baseline)}{trained} t intervals of two or three seeds "
-        "are wide: so few runs can say no more. Intervals do not cover other encoders or other images.</p>"
+        "are wide: so few runs can say no more; where all values are equal there is none. Intervals do not cover other "
+        f"encoders or other {escape(scan.things)}.</p>"
     )
 
 
@@ -149,7 +158,7 @@ def _next(scan: Scan, out: Path) -> str:
     if not picked:
         return ""
     return (
-        '<h2>What to do next</h2><p class="lead">A study on the test images, which the scan has not looked at, with '
+        '<h2>What to do next</h2><p class="lead">A study on the test split, which the scan has not looked at, with '
         "five new seeds, each block beside a random one of the same shape: without that control nothing is said of "
         "the language. Look at what it will cost first.</p>"
         f'<div class="card"><pre>lmgraft study {escape(str(out / "next_study.yaml"))} --dry-run\n'

@@ -14,8 +14,8 @@ from lmgraft.analysis.numbers import NONE, in_unit
 from lmgraft.contracts import Metric
 from lmgraft.report.table import Table, latex, markdown
 from lmgraft.studies.scan.candidates import short_name
-from lmgraft.studies.scan.ranking import GAIN, Ranked, column, columns, rank
-from lmgraft.studies.scan.results import Scan, Scanned
+from lmgraft.studies.scan.ranking import Ranked, column, columns, rank
+from lmgraft.studies.scan.results import GAIN, Scan, Scanned, is_difference, unit_of
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.studies.scan.scores.measured import Measured
 
@@ -28,19 +28,14 @@ def title_of(name: str) -> str:
     return "held-out gain" if name == GAIN else SCORES[name].title
 
 
-def unit_of(name: str) -> str:
-    return "points" if name == GAIN else SCORES[name].unit
+def with_unit(scan: Scan, name: str) -> str:
+    """The title with the unit of its values."""
+    return ", ".join(filter(None, (title_of(name), unit_of(scan, name).difference_unit)))
 
 
-def scale_of(name: str) -> float:
-    return 100 if name == GAIN else SCORES[name].scale
-
-
-def written(value: float, name: str) -> str:
+def written(scan: Scan, value: float, name: str) -> str:
     """A score as tables have it, signed where it is a difference."""
-    digits = 2 if name == GAIN else SCORES[name].digits
-    sign = "+" if name == GAIN or unit_of(name) == "points" else ""
-    return f"{value * scale_of(name):{sign}.{digits}f}"
+    return in_unit(value, unit_of(scan, name), signed=is_difference(name))
 
 
 def order(scan: Scan) -> list[Scanned]:
@@ -56,25 +51,25 @@ def scores_table(scan: Scan) -> Table:
     """One row a candidate; each score with its interval, its rank in brackets, ≈ where it is not told apart."""
     names = columns(scan)
     header = ["LLM", "layer", "position"]
-    header += [f"{title_of(name)}{f', {unit_of(name)}' if unit_of(name) else ''}" for name in names]
+    header += [with_unit(scan, name) for name in names]
     ranks = {name: {r.label: r for r in rank(scan, name)} for name in names}
     rows = []
     for scanned in order(scan):
         c = scanned.candidate
-        cells = [_cell(scanned, name, ranks[name].get(c.label)) for name in names]
+        cells = [_cell(scan, scanned, name, ranks[name].get(c.label)) for name in names]
         rows.append((short_name(c.llm), f"{c.layer} of {c.num_layers}", c.position, *cells))
     return Table(tuple(header), rows)
 
 
-def _cell(scanned: Scanned, name: str, ranked: Ranked | None) -> str:
+def _cell(scan: Scan, scanned: Scanned, name: str, ranked: Ranked | None) -> str:
     measured = column(scanned, name)
     if measured is None:
         return NONE
     if ranked is None or measured.value is None:
-        return "failed"
-    text = written(measured.value, name)
+        return "failed" if measured.applies else "not for this task"
+    text = written(scan, measured.value, name)
     if measured.interval is not None:
-        text += f" [{written(measured.interval[0], name)}, {written(measured.interval[1], name)}]"
+        text += f" [{written(scan, measured.interval[0], name)}, {written(scan, measured.interval[1], name)}]"
     return f"{text} ({ranked.rank}{TIED if ranked.tied else ''})"
 
 
@@ -133,7 +128,7 @@ _CSV_HEADER = (
 
 
 def scores_csv(scan: Scan) -> str:
-    """One row a candidate and score, numbers as measured; accuracies and gains as shares."""
+    """One row a candidate and score, numbers as measured: accuracies and their gains as shares."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(_CSV_HEADER)

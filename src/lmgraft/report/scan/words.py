@@ -7,13 +7,12 @@ import yaml
 from lmgraft.analysis.agreement import Agreement
 from lmgraft.analysis.numbers import in_unit
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
-from lmgraft.report.scan.tables import title_of, unit_of, written
+from lmgraft.report.scan.tables import title_of, written
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import parse_position
 from lmgraft.studies.scan.known import Known
-from lmgraft.studies.scan.ranking import GAIN, agreements, columns, rank, values_of
-from lmgraft.studies.scan.results import Scan
+from lmgraft.studies.scan.ranking import agreements, columns, rank, values_of
+from lmgraft.studies.scan.results import GAIN, Scan, unit_of
 from lmgraft.studies.scan.scores import SCORES
 
 PAPER = (
@@ -28,7 +27,7 @@ def statements(scan: Scan, known: Known | None = None) -> list[str]:
     """Sentences for the page and the terminal."""
     said = [_favourite(scan, name) for name in columns(scan)]
     found = {name: agreements(scan, truth) for name, truth in truths(scan, known).items()}
-    said += [_one(*of, source, unit_for(source, known)) for source, own in found.items() for of in own.items()]
+    said += [_one(*of, source, unit_for(scan, source, known)) for source, own in found.items() for of in own.items()]
     tested = sum(a.kendall is not None for own in found.values() for a in own.values())
     if tested > 1:
         said.append(f"The p values of these {tested} agreements are not corrected: of several, one is small by luck.")
@@ -43,18 +42,20 @@ def truths(scan: Scan, known: Known | None) -> dict[str, dict[str, float]]:
     return ({"short training": own} if own else {}) | ({known.source: known.gains} if known is not None else {})
 
 
-def unit_for(source: str, known: Known | None) -> Metric:
+def unit_for(scan: Scan, source: str, known: Known | None) -> Metric:
     """The metric of the gains that come from there."""
-    return known.metric if known is not None and source == known.source else METRICS.find("accuracy")
+    return known.metric if known is not None and source == known.source else scan.metric
 
 
 def _favourite(scan: Scan, name: str) -> str:
     order = rank(scan, name)
     if not order:
-        return f"By {title_of(name)} there is no ranking: it could not be had for any candidate."
+        applies = all(m.applies for s in scan.chosen() if (m := s.scores.get(name)) is not None)
+        why = "could not be had for any candidate" if applies else "is not for this task"
+        return f"By {title_of(name)} there is no ranking: it {why}."
     best, tied = order[0], [r for r in order if r.tied]
     assert best.measured.value is not None
-    value = f"{written(best.measured.value, name)} {unit_of(name)}".strip()
+    value = f"{written(scan, best.measured.value, name)} {unit_of(scan, name).difference_unit}".strip()
     text = f"By {title_of(name)}, {_title(scan, best.label)} comes first ({value})"
     if not order[1:]:
         return f"{text}; it is the only candidate."

@@ -42,11 +42,11 @@ def this_context(device: str = "cpu") -> Context:
     """Versions, threads and the machine as they are now."""
     import torch
 
-    versions = records.environment()["versions"]
+    wanted = ("lmgraft", "torch", "timm")
+    versions = records.environment(wanted)["versions"]
     machine = f"{_cores()} CPU cores"
     if device.startswith("cuda"):
         machine = torch.cuda.get_device_name(device)
-    wanted = ("lmgraft", "torch", "timm")
     return Context(versions={name: versions[name] for name in wanted}, threads=torch.get_num_threads(), machine=machine)
 
 

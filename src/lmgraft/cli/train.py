@@ -18,7 +18,7 @@ from lmgraft.cli.options import take_flag, take_option
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import list_recipes, load_recipe, recipe_parser, train_run
-from lmgraft.recipes.recipe import Recipe
+from lmgraft.recipes.recipe import GIVEN_AT_RUN_TIME, Recipe
 from lmgraft.recipes.record import read_retries
 from lmgraft.recipes.run import read_run
 from lmgraft.training.checkpoints import RunWarning

@@ -17,12 +17,12 @@ FILE, FORMAT = "bench.json", 1
 
 METHOD = (
     "Arms of a cell run in turn in one process of their own, each round in an order drawn anew, after a step or two "
-    "of each that are not counted. A training step is zero_grad, forward, cross-entropy, backward and AdamW's step, "
-    "the same in every arm; an evaluation step is a forward in inference mode. A ratio is taken round by round, over "
-    "the plain arm of the same round; the median and quartiles are those of the rounds. The dense form is the "
-    "published one: the whole block on every token. Blocks have random weights in the shape of the LLM that they are "
-    "named after. Peak memory is that of a process that runs one arm alone, Python and libraries included; on a GPU, "
-    "what was allocated there."
+    "of each that are not counted. A training step is zero_grad, forward, the loss (of classifiers cross-entropy), "
+    "backward and AdamW's step, the same in every arm; an evaluation step is a forward in inference mode. A ratio is "
+    "taken round by round, over the plain arm of the same round; the median and quartiles are those of the rounds. "
+    "The dense form is the published one: the whole block on every token. Blocks have random weights in the shape of "
+    "the LLM that they are named after. Peak memory is that of a process that runs one arm alone, Python and "
+    "libraries included; on a GPU, what was allocated there."
 )
 
 

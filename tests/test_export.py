@@ -18,10 +18,13 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 import lmgraft
+import padded_host
 from lmgraft.cli.main import main
 from lmgraft.errors import ExportError, HostError
 from lmgraft.graft.export import ExportReport, compare, export_onnx, export_program, export_torch, onnx_file
 from lmgraft.graft.layer import baked
+from lmgraft.recipes import build_model
+from lmgraft.recipes.recipe import parse_recipe
 from tiny import images, make_vit, random_block, relative_error
 
 WIDE = {"dim": 256, "mlp_dim": 64}
@@ -242,6 +245,47 @@ class TestTheModel:
         shapes = {tuple(v.shape) for n in program.graph.nodes if isinstance(v := n.meta.get("val"), Tensor)}
         assert {shape for shape in shapes if shape[-1:] == (256,) and len(shape) == 3} == {(2, rows, 256)}
         assert relative_error(program.module()(X), model(X)) <= 1e-5
+
+
+@pytest.fixture
+def padded_run(llama_folder: Path, tmp_path: Path) -> Path:
+    """The folder of a run whose encoder, data and task are of one's own: two inputs and a padding mask."""
+    recipe = parse_recipe(padded_host.RECIPE.format(llm=llama_folder))
+    run = tmp_path / "run"
+    lmgraft.save_pretrained(build_model(recipe), run / "model")
+    (run / "config.yaml").write_text(recipe.yaml)
+    return run
+
+
+class TestSeveralInputs:
+    @pytest.mark.parametrize("ending", ["onnx", "pt2"])
+    def test_a_run_says_its_inputs(self, padded_run: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+        out = padded_run.parent / f"model.{ending}"
+        assert main(["export", str(padded_run), "--out", str(out)]) == 0
+        record = json.loads(out.with_name(f"{out.name}.json").read_text())
+        assert record["inputs"] == [["batch", 6, 3], ["batch", 6], ["batch", 2]]
+        assert record["dtypes"] == ["float32", "bool", "float32"]
+        assert [check["batch"] for check in record["checks"]] == [2, 1, 3]
+        assert "(batch, 6) bool" in capsys.readouterr().out
+        encoder = padded_host.PaddedEncoder(outputs=2)
+        model = lmgraft.load_pretrained(padded_run / "model", model=encoder)
+        items = padded_host.PaddedData().example(5)
+        inputs = (items.points, items.padded, items.context)
+        if ending == "pt2":
+            found = torch.export.load(out).module()(*inputs)
+        else:
+            session = onnxruntime.InferenceSession(str(out), providers=["CPUExecutionProvider"])
+            arrays = {f"input_{i}": x.numpy() for i, x in enumerate(inputs)}
+            found = torch.from_numpy(session.run(None, arrays)[0])
+        assert relative_error(found, model(*inputs)) <= 1e-4
+        hidden = items.points.masked_fill(items.padded.unsqueeze(-1), 7.0)
+        assert relative_error(model(hidden, *inputs[1:]), model(*inputs)) <= 1e-5
+
+    def test_shapes_of_one_sample_by_hand(self, saved: Path, tmp_path: Path) -> None:
+        out = tmp_path / "model.pt2"
+        assert main(["export", str(saved), "--out", str(out), "--input-shape", "3,32,32", "--batch", "3"]) == 0
+        assert json.loads((tmp_path / "model.pt2.json").read_text())["inputs"] == [[3, 3, 32, 32]]
+        assert main(["export", str(saved), "--out", str(out), "--input-shape", "3,32,32", "5"]) == 2
 
 
 class TestRefusals:

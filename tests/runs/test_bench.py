@@ -10,6 +10,7 @@ import timm
 import torch
 
 import lmgraft
+import padded_host
 from lmgraft.block import BlockConfig
 from lmgraft.cli.main import main
 from lmgraft.errors import LmgraftError, RunError
@@ -20,12 +21,11 @@ from lmgraft.recipes.grafted import graft_arm
 from lmgraft.report.bench.explained import describe
 from lmgraft.report.bench.figures import by_tokens, by_width, write_figures
 from lmgraft.report.bench.table import HEADER, line, markdown, rows
-from lmgraft.studies.bench import blocks, hosts, run
-from lmgraft.studies.bench.arms import chosen_plan, make_arm, make_step
+from lmgraft.studies.bench import blocks, hosts, run, token_hosts
+from lmgraft.studies.bench.arms import Arm, chosen_plan, make_arm, make_step
 from lmgraft.studies.bench.blocks import SHAPES, make_block
 from lmgraft.studies.bench.cells import GRIDS, PLAIN, Cell, narrowed
 from lmgraft.studies.bench.explain import _explain, explain_cell, explain_folder
-from lmgraft.studies.bench.hosts import HostShape
 from lmgraft.studies.bench.measure import interleave, ratios, spread
 from lmgraft.studies.bench.memory import block_config, estimate, total_memory
 from lmgraft.studies.bench.observe import following, observed
@@ -41,10 +41,38 @@ QUICK = Settings(rounds=3, seconds=0.0, memory=False)
 GIB = 1 << 30
 
 
+def tiny_vit():
+    model = timm.create_model("vit_tiny_patch16_224", **VIT)
+    return hosts.BenchHost(model=model, draw=hosts.image_draw(model), depth=2)
+
+
+SMALL = {"depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
+
+
+def small_video():
+    return token_hosts.video(**SMALL, frames=4, image_size=32)
+
+
+def small_points():
+    return token_hosts.points(**SMALL, groups=6, points=4)
+
+
+def small_padded():
+    """Two inputs, padding and a loss of its own: what a row needs, and no more."""
+    model = padded_host.PaddedEncoder(embed_dim=24)
+
+    def draw(batch, device):
+        items = padded_host.PaddedData().example(batch)
+        inputs = items.points.to(device), items.padded.to(device), items.context.to(device)
+        return inputs, lambda out: (out - items.target.to(device)).square().mean()
+
+    return hosts.BenchHost(model=model, draw=draw, depth=2)
+
+
 @pytest.fixture(autouse=True)
 def _tiny(monkeypatch):
     """An encoder of 17 tokens, a block of 64, and a pool of few random numbers."""
-    monkeypatch.setitem(hosts.HOSTS, "tiny", HostShape(target="vit_tiny_patch16_224", kwargs=VIT))
+    monkeypatch.setitem(hosts.HOSTS._rows, "tiny", "test_bench:tiny_vit")
     monkeypatch.setitem(SHAPES, "tiny", BLOCK)
     monkeypatch.setattr(blocks, "_POOL", 4093)
     threads = torch.get_num_threads()
@@ -171,19 +199,21 @@ def test_shapes_of_hosts_that_read_every_token(name, tokens, reads):
     assert hosts.facts("vit-s@112").tokens == 50
 
 
-@pytest.mark.parametrize("name", ["videomae-like", "point-bert-like"])
-def test_token_hosts_run_grafted(monkeypatch, name):
-    small = {"depth": 2, "embed_dim": 24, "num_heads": 2, "num_classes": 5}
-    small |= {"frames": 4, "image_size": 32} if name == "videomae-like" else {"groups": 6, "points": 4}
-    shape = replace(hosts.HOSTS[name], kwargs=small, at="blocks.1")
-    monkeypatch.setitem(hosts.HOSTS, name, shape)
-    arm = make_arm(replace(CELL, host=name), "auto", make_block("tiny"))
+@pytest.mark.parametrize(("row", "reads"), [("video", 8), ("points", 7), ("padded", 1)])
+def test_a_row_of_the_table_is_all_that_a_host_needs(monkeypatch, row, reads):
+    monkeypatch.setitem(hosts.HOSTS._rows, "small", f"test_bench:small_{row}")
+    facts = hosts.facts("small")
+    assert (facts.tokens, facts.reads, facts.embed_dim, facts.depth) == (max(reads, 7), reads, 24, 2)
+    arm = make_arm(replace(CELL, host="small"), "auto", make_block("tiny"))
     seen = calls_of(find_graft(arm.model))
     arm.step()
-    assert seen[0][1].shape == (3, hosts.facts(name).tokens, 24)
-    auto, dense = (make_arm(replace(CELL, host=name), form, make_block("tiny")).model for form in ("auto", "dense"))
-    x, _ = hosts.draw_batch(auto, 3)
-    assert relative_error(auto(x), dense(x)) < 1e-5
+    assert seen[0][0].shape == (3, facts.tokens, 24)
+    assert seen[0][1].shape == (3, 1 if row == "padded" else facts.tokens, 24)
+    auto, dense = (make_arm(replace(CELL, host="small"), form, make_block("tiny")) for form in ("auto", "dense"))
+    inputs, _ = auto.draw(3, "cpu")
+    assert relative_error(auto.model(*inputs), dense.model(*inputs)) < 1e-5
+    explained = explain_cell(replace(CELL, host="small", phase="eval"), rounds=3, seconds=0.0)
+    assert explained.layers[0].problem.reads == reads
 
 
 # --- what is refused, kept and written
@@ -401,7 +431,8 @@ def test_explain_says_of_a_block_that_mixes_no_tokens_that_it_is_computed_as_it_
     model = timm.create_model("vit_tiny_patch16_224", **VIT)
     graft_arm(model, arm, GraftConfig(llm=str(llama_folder)), seed=0)
     cell = replace(CELL, phase="eval")
-    explained = _explain(model, make_step(model, cell), cell, 3, 0.0)
+    draw = hosts.image_draw(model)
+    explained = _explain(Arm(model=model, draw=draw, step=make_step(model, draw, cell)), cell, 3, 0.0)
     assert explained.layers == []
     assert "nothing in this block mixes tokens" in describe(explained)
 

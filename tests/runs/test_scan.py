@@ -1,5 +1,6 @@
 """`lmgraft scan`: its scores against plain references, and the whole of it at toy size."""
 
+import csv
 import json
 import re
 import shutil
@@ -13,8 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 
+import lmgraft
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
+from lmgraft.contracts import take_tokens
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.recipes import build_model, load_recipe, train_run
@@ -28,14 +31,18 @@ from lmgraft.studies.scan.candidates import find_places
 from lmgraft.studies.scan.config import choose_layers
 from lmgraft.studies.scan.encoder import load_encoder, scan_recipe, training_recipe
 from lmgraft.studies.scan.known import Known, Trainings, check_trainings, count_named, match, read_trainings
-from lmgraft.studies.scan.lab import block_outputs, candidate_model, draws_of, open_lab, tokens_at
-from lmgraft.studies.scan.ranking import GAIN, rank
-from lmgraft.studies.scan.results import write_scan
+from lmgraft.studies.scan.lab import as_features, block_outputs, candidate_model, draws_of, open_lab
+from lmgraft.studies.scan.ranking import rank
+from lmgraft.studies.scan.results import GAIN, write_scan
 from lmgraft.studies.scan.scores import SCORES, cka, coherence, probe
-from lmgraft.studies.scan.scores.measured import Measured
+from lmgraft.studies.scan.scores.measured import Measured, over_draws
 from lmgraft.studies.scan.training import candidate_run, gain_of
 from lmgraft.studies.study.config import load_study
 from lmgraft.studies.study.jobs import Done, train
+from lmgraft.studies.tokens import Tokens, joined, tokens_at
+from lmgraft.tasks.base import Task
+from lmgraft.tasks.classification import Classification
+from padded_host import RECIPE as PADDED
 
 # ---- CKA
 
@@ -100,12 +107,17 @@ def test_cka_says_when_it_means_nothing(bad):
 # ---- Probe
 
 
+def share_right(predicted, targets):
+    return Classification.agreement(None, predicted, targets)
+
+
 def probe_accuracy(signal, width, seed=0, n=400):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (2 * n,), generator=generator)
     features = torch.randn(2 * n, width, generator=generator) * torch.logspace(-2, 2, width)
     features += 5 + signal * torch.randn(4, width, generator=generator)[labels] * torch.logspace(-2, 2, width)
-    scores = probe.ridge_probe(features[:n], labels[:n], features[n:], 4)
+    targets = torch.nn.functional.one_hot(labels, 4).float()
+    scores = probe.ridge_probe(features[:n], targets[:n], features[n:], share_right)
     return float((scores.argmax(1) == labels[n:]).double().mean())
 
 
@@ -121,10 +133,10 @@ def test_the_probe_is_ridge_regression_with_the_best_penalty_by_leaving_one_out(
     labels = torch.randint(3, (40,), generator=generator)
     x = torch.randn(40, width, generator=generator).double() + 0.8 * torch.nn.functional.one_hot(labels, width)
     z = torch.randn(5, width, generator=generator).double()
-    found = probe.ridge_probe(x, labels, z, 3)
+    targets = torch.nn.functional.one_hot(labels, 3).double()
+    found = probe.ridge_probe(x, targets, z, share_right)
     mean, deviation = x.mean(0), x.std(0, correction=0)
     x, z = (x - mean) / deviation, (z - mean) / deviation
-    targets = torch.nn.functional.one_hot(labels, 3).double()
     unit = torch.linalg.svdvals(x).square()
     unit = float(unit[unit > 1e-10 * unit[0]].mean())
 
@@ -153,7 +165,19 @@ def left_out(n):
 def test_a_constant_feature_is_no_division_by_zero():
     x = torch.randn(20, 3)
     x[:, 1] = 4.0
-    assert probe.ridge_probe(x, torch.arange(20) % 2, x, 2).isfinite().all()
+    targets = torch.nn.functional.one_hot(torch.arange(20) % 2).float()
+    assert probe.ridge_probe(x, targets, x, share_right).isfinite().all()
+
+
+def test_a_tasks_own_word_for_a_fit_is_r2_unless_it_says_otherwise():
+    truth = torch.tensor([[0.0, 1.0], [2.0, 1.0], [4.0, 4.0]])
+    assert Task.agreement(None, truth, truth) == 1
+    assert Task.agreement(None, truth.mean(0).expand(3, -1), truth) == pytest.approx(0)
+    assert Task.agreement(None, truth + torch.tensor([1.0, 0.0]), truth) == pytest.approx(1 - 3 / 14)
+    constant = torch.ones(3, 2)
+    assert Task.agreement(None, constant, constant) == 1
+    assert Task.agreement(None, 2 * constant, constant) == 0
+    assert share_right(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])) == 0.5
 
 
 # ---- Coherence
@@ -274,7 +298,7 @@ def test_data_without_held_out_images_are_refused(small, monkeypatch):
     from lmgraft.data.image.fashion_mnist import FashionMNIST
 
     monkeypatch.setattr(FashionMNIST, "selection", "test")
-    with pytest.raises(RunError, match="test images"):
+    with pytest.raises(RunError, match="test items"):
         plan_scan(small)
 
 
@@ -320,35 +344,40 @@ def test_the_first_draw_is_the_recipes_own_graft_behind_the_trained_encoder(lab)
     assert all(torch.equal(model.state_dict()[name], value) for name, value in trained.items())
 
 
+def whole(y, part):
+    return y
+
+
 def test_block_outputs_are_what_the_dense_form_makes_of_the_encoders_tokens(lab, monkeypatch):
     place, model = lab.places["tail"], candidate_model(lab, candidates_of(lab)["tail"])
     inserted = find_graft(model)
-    tokens = place.val[:5].float()
-    expected = inserted.block(inserted.mapper_in(tokens)).detach()
-    monkeypatch.setattr("lmgraft.studies.scan.lab.NUMBERS_PER_CALL", 2 * tokens.shape[1] * 64)  # two images a call
-    assert torch.allclose(block_outputs(inserted, tokens, None), expected, atol=1e-5)
-    read = block_outputs(inserted, tokens, place.reads)
+    tokens = place.val[:5]
+    expected = inserted.block(inserted.mapper_in(tokens.x.float())).detach()
+    monkeypatch.setattr("lmgraft.studies.scan.lab.NUMBERS_PER_CALL", 2 * tokens.x.shape[1] * 64)  # two images a call
+    assert torch.allclose(block_outputs(inserted, replace(tokens, reads=None), whole), expected, atol=1e-5)
+    read = block_outputs(inserted, tokens, whole)
     assert torch.allclose(read, expected[:, :1], atol=1e-5)
 
 
 def test_tokens_are_those_the_graft_is_given(lab):
-    images = lab.recipe.data.still("val").batch(range(4))[0]
+    images = lab.recipe.data.still("val").batch(range(4)).inputs
     for position, candidate in candidates_of(lab).items():
         model = candidate_model(lab, candidate)
         seen = []
         find_graft(model).register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
         model(images)
-        found = tokens_at(lab.encoder, find_places(lab.encoder, (position,)), images)[position]
-        assert torch.allclose(found, seen[0], atol=1e-6)
+        found = tokens_at(lab.encoder, find_places(lab.encoder, (position,)), (images,))[position]
+        assert torch.allclose(found.x, seen[0], atol=1e-6)
+        assert found.reads == (0 if position == "tail" else None)
 
 
 def test_cka_of_a_block_that_passes_tokens_on_is_one(lab, monkeypatch):
     place, model = lab.places["tail"], candidate_model(lab, candidates_of(lab)["tail"])
     width = lab.encoder.embed_dim
 
-    def pass_on(inserted, tokens, reads, shorten):
+    def pass_on(inserted, tokens, shorten):
         turn = torch.linalg.qr(torch.randn(width, width))[0]
-        return shorten(tokens.float() @ turn)
+        return shorten(tokens.x.float() @ turn, tokens)
 
     monkeypatch.setattr(cka, "block_outputs", pass_on)
     assert cka.measure(lab, place, model).draws == pytest.approx([1, 1], abs=1e-6)
@@ -358,10 +387,10 @@ def test_coherence_is_that_of_the_models_own_gradients(lab):
     place, model = lab.places["middle"], candidate_model(lab, candidates_of(lab)["middle"])
     found = coherence.measure(lab, place, model)
     gradients = []
-    samples = coherence.choose_images(lab.recipe.data.split("train"), 24)
+    samples = coherence.choose_items(24, len(lab.recipe.data.split("train")))
     mixed = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
     for start in (0, 8, 16):
-        images, labels, _ = lab.recipe.data.still("train").batch([samples[i] for i in mixed[start : start + 8]])
+        images, labels, *_ = lab.recipe.data.still("train").batch([samples[i] for i in mixed[start : start + 8]])
         model.zero_grad()
         torch.nn.functional.cross_entropy(model(images), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
@@ -423,7 +452,7 @@ def test_a_damaged_scan_is_said_and_a_whole_one_comes_back(scanned, tmp_path):
     damaged = {
         "not readable JSON": text[: len(text) // 2],
         "is damaged": text.replace('"num_layers"', '"layers"'),
-        "version 99": text.replace('"version": 1', '"version": 99'),
+        "version 99": text.replace('"version": 2', '"version": 99'),
     }
     for said, content in damaged.items():
         (out / "scan.json").write_text(content)
@@ -509,6 +538,10 @@ def test_an_older_scans_interval_of_no_width_is_none(scanned, tmp_path):
     assert (gain.interval, gain.no_interval) == (None, "no spread")
 
 
+def of_task(name):
+    return METRICS.find(name or "accuracy")
+
+
 def test_known_trainings_are_matched(scanned, tmp_path):
     config, _, scan = scanned
     labels = {(c.candidate.layer, c.candidate.position): label for label, c in scan.candidates.items()}
@@ -518,7 +551,7 @@ def test_known_trainings_are_matched(scanned, tmp_path):
         {"llm": "another", "layer": 0, "position": "tail", "gain": 0.1},
     ]
     file.write_text(json.dumps({"source": "a table", "candidates": rows}))
-    known = match(read_trainings(file), scan.candidates)
+    known = match(read_trainings(file, of_task), scan.candidates)
     assert known.gains == {labels[2, "tail"]: 0.5}
     assert known.metric == METRICS.find("accuracy")
     assert known.unmatched == ["another layer 0, tail"]
@@ -528,22 +561,22 @@ def test_known_trainings_are_matched(scanned, tmp_path):
     block = {"source": "moved", "layers": [0], "digest": scan.candidates[labels[0, "middle"]].digest}
     results = study_results([("a", {"1": 0.7, "2": 0.9}, block, "middle")]) | {"metric": asdict(METRICS.find("nll"))}
     (study / "results.json").write_text(json.dumps(results))
-    known = match(read_trainings(study), scan.candidates)
+    known = match(read_trainings(study, of_task), scan.candidates)
     assert known.gains == {labels[0, "middle"]: pytest.approx(-0.1)}  # less is better
     assert known.metric == METRICS.find("nll")
 
     file.write_text(json.dumps({"metric": "acuracy", "candidates": rows}))
     with pytest.raises(LmgraftError, match="no metric 'acuracy'"):
-        read_trainings(file)
+        read_trainings(file, of_task)
     good = {"llm": "a", "layer": 1, "position": "tail", "gain": 0.1}
     bad = [{}, *(good | wrong for wrong in ({"gain": float("nan")}, {"gain": True}, {"gain": "1"}, {"layer": 1.7}))]
     for content in (json.dumps({"candidates": [row]}) for row in bad):
         file.write_text(content)
         with pytest.raises(RunError, match="neither a study"):
-            read_trainings(file)
+            read_trainings(file, of_task)
     file.write_text(json.dumps({"candidates": [good | {"gain": 40}]}))
     with pytest.raises(RunError, match=r"a gain of 40, which no test accuracy can have"):
-        read_trainings(file)
+        read_trainings(file, of_task)
 
 
 def study_results(arms):
@@ -569,7 +602,7 @@ def test_known_trainings_that_cannot_belong_to_the_scan_are_refused_before_anyth
     def of_file(*rows):
         file = tmp_path / "known.json"
         file.write_text(json.dumps({"candidates": list(rows)}))
-        return read_trainings(file)
+        return read_trainings(file, of_task)
 
     good = of_file(source | {"layer": layer})
     check_trainings(good, candidates, data)
@@ -625,6 +658,136 @@ def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_
     assert "lost by it, points" in (out / "tables" / "agreement_short_training.md").read_text()
 
 
+# ---- Old scans, and tasks of another kind
+
+
+EVIDENCE = Path(__file__).parents[2] / "evidence" / "scan"
+
+
+def test_an_old_scan_is_read_and_its_tables_come_out_as_they_were(tmp_path):
+    assert json.loads((EVIDENCE / "scan.json").read_text())["version"] == 1
+    scan = read_scan(EVIDENCE)
+    assert scan.encoder.val == pytest.approx(0.8418, abs=1e-6)
+    assert (scan.metric, scan.agreement, scan.things) == (METRICS.find("accuracy"), METRICS.find("accuracy"), "images")
+    write_report(scan, tmp_path)
+    for name in ("scan.csv", "scan.md", "scan.tex"):
+        assert (tmp_path / "tables" / name).read_text() == (EVIDENCE / "tables" / name).read_text()
+    assert "held-out accuracy 84.18 %" in (tmp_path / "report.html").read_text()
+
+
+def test_draws_that_are_all_equal_have_no_interval():
+    assert over_draws([0.0114, 0.0114]).interval is None
+    assert over_draws([0.0114, 0.0124]).interval is not None
+
+
+def test_batches_of_other_lengths_are_joined_and_what_is_read_stays_what_it_is():
+    parts = [torch.randn(2, 3, 4), torch.randn(1, 5, 4)]
+    for reads, places in ((-1, [[2], [2], [4]]), (slice(0, 2), [[0, 1]] * 3), (torch.tensor([1, -2]), None)):
+        tokens = joined([Tokens(x=x, reads=reads) for x in parts])
+        assert tokens.padded.tolist() == [[False] * 3 + [True] * 2] * 2 + [[False] * 5]
+        assert places is None or tokens.reads.tolist() == places
+        expected = torch.cat([take_tokens(x, reads) for x in parts])
+        assert torch.equal(take_tokens(tokens.x, tokens.reads), expected)
+        assert torch.equal(as_features(expected, tokens), expected.flatten(1))
+    assert joined([Tokens(x=parts[0], reads=-1)] * 2).reads == -1
+    mean = as_features(tokens.x, replace(tokens, reads=None))
+    assert torch.allclose(mean, torch.cat([x.mean(1) for x in parts]))
+    with pytest.raises(LmgraftError, match="same number of tokens"):
+        joined([Tokens(x=x, reads=slice(1, None)) for x in parts])
+
+
+@pytest.fixture
+def padded(tmp_path, llama_folder):
+    """A scan of the padded toy: two inputs, regression, less is better."""
+    file = tmp_path / "padded.yaml"
+    file.write_text(PADDED.format(llm=llama_folder))
+    sizes = {"train_images": 60, "val_images": 24, "cka_images": 16, "coherence_batches": 3, "coherence_images": 8}
+    return ScanConfig(
+        recipe=str(file), llms=(str(llama_folder),), layers=("0", "-1"), positions=("tail", "head"), draws=2,
+        train_epochs=1, train_seeds=2, **sizes,
+    )  # fmt: skip
+
+
+def open_padded(config):
+    recipe = scan_recipe(config)
+    recipe.data.setup()
+    encoder = build_model(scan_recipe(config, "--arm", "plain")).eval()
+    lab = open_lab(config, recipe, encoder, find_places(encoder, config.positions), torch.device("cpu"), lambda _: None)
+    return lab, {c.position: candidate_model(lab, c) for c in plan_scan(config).candidates if c.layer == 2}
+
+
+def one_by_one(lab, model, split, count):
+    """What enters and leaves the block for each scene by itself, without padding, in the dense form; and its target."""
+    inserted = find_graft(model)
+    inserted.config = replace(inserted.config, form="dense")
+    entered, left, targets = [], [], []
+    hooks = [
+        inserted.register_forward_pre_hook(lambda _, args: entered.append(args[0][0])),
+        inserted.mapper_out.register_forward_pre_hook(lambda _, args: left.append(args[0][0])),
+    ]
+    with lmgraft.reading_all_tokens(model) if lab.places.keys() == {"tail"} else torch.no_grad(), torch.no_grad():
+        for sample in coherence.choose_items(count, len(lab.recipe.data.split(split))):
+            batch = lab.recipe.data.still(split).batch([sample])
+            model(*lab.task.inputs(batch))
+            targets.append(batch.target)
+    for hook in hooks:
+        hook.remove()
+    return entered, left, torch.cat(targets)
+
+
+@pytest.mark.parametrize("position", ["tail", "head"])
+def test_scores_of_a_padded_regression_are_those_of_each_scene_by_itself(padded, position):
+    lab, models = open_padded(replace(padded, positions=(position,)))
+    first = replace(lab, config=replace(padded, draws=1))  # the recipe's own mappers
+    place, model = lab.places[position], models[position]
+    assert place.val.padded.any()
+    found = {"probe": probe.measure(first, place, model), "cka": cka.measure(first, place, model)}
+    in_train, out_train, targets = one_by_one(lab, model, "train", 60)
+    in_val, out_val, truth = one_by_one(lab, model, "val", 24)
+
+    def probed(train, val):
+        read = (lambda x: x[0]) if position == "tail" else (lambda x: x.mean(0))
+        train, val = (torch.stack([read(x) for x in items]) for items in (train, val))
+        predicted = probe.ridge_probe(train, targets, val, lab.task.agreement)
+        return float(1 - (predicted - truth).square().sum() / (truth - truth.mean(0)).square().sum())
+
+    own, behind = probed(in_train, in_val), probed(out_train, out_val)
+    assert found["probe"].parts == pytest.approx({"r2": behind, "encoder": own}, abs=5e-3)  # tokens in float16
+    assert found["probe"].value == pytest.approx(behind - own, abs=5e-3)
+    similar = linear_cka(torch.cat(in_val[:16]), torch.cat(out_val[:16]))
+    assert found["cka"].value == pytest.approx(similar, abs=1e-3)
+
+
+def test_a_padded_regression_is_scanned_from_training_to_the_page(padded, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmgraft.studies.scan.training.local", here)
+    padded = replace(padded, positions=("tail",))
+    out = tmp_path / "out"
+    scan = run_scan(padded, out)
+    plain = {k: json.loads((out / f"runs/plain/seed{k}/result.json").read_text())["val"]["error"] for k in (1, 2)}
+    assert scan.plain == plain
+    for label, one in scan.candidates.items():
+        assert {name: m.failed for name, m in one.scores.items()} == dict.fromkeys(SCORES)
+        val = {k: json.loads((out / f"runs/{label}/seed{k}/result.json").read_text())["val"]["error"] for k in plain}
+        assert one.gain.draws == [plain[k] - val[k] for k in plain]  # less is better
+    for name in (*SCORES, GAIN):
+        assert [r.rank for r in rank(scan, name)] == [1, 2]
+    assert asdict(read_scan(out)) == asdict(scan)
+    page = write_report(scan, out).read_text()
+    assert "held-out gain, m<" in page
+    assert "held-out scenes" in page
+    assert "accuracy" not in (out / "tables/scan.md").read_text()
+    rows = list(csv.DictReader((out / "tables/scan.csv").open()))
+    assert {row["score"] for row in rows} == {*SCORES, GAIN}
+
+
+def test_a_task_without_targets_says_so_of_the_probe_and_has_the_rest(padded):
+    config = replace(padded, overrides=("--task", "padded_host.NoTargets"), positions=("tail",))
+    lab, models = open_padded(config)
+    measured = probe.measure(lab, lab.places["tail"], models["tail"])
+    assert (measured.value, measured.applies) == (None, False)
+    assert cka.measure(lab, lab.places["tail"], models["tail"]).value is not None
+
+
 def here():
     """Trains in this process, one after the other: a study's tests have the processes of their own."""
 
@@ -654,7 +817,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     scan = read_scan(out)
     for label, one in scan.candidates.items():
         runs = [json.loads((out / "runs" / name / "seed3" / "result.json").read_text()) for name in (label, "plain")]
-        assert one.gain.draws[0] == pytest.approx(runs[0]["val_accuracy"] - runs[1]["val_accuracy"])
+        assert one.gain.draws[0] == pytest.approx(runs[0]["val"]["accuracy"] - runs[1]["val"]["accuracy"])
         assert one.gain.interval[0] <= one.gain.value <= one.gain.interval[1]
         assert set(one.scores) == {"probe", "cka", "coherence"}
     assert set(scan.plain) == {3, 4}

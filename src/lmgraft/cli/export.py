@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,19 @@ import torch
 from torch import nn
 
 from lmgraft import records
-from lmgraft.errors import ExportError, HostError, RunError
+from lmgraft.backbones.inputs import input_shape
+from lmgraft.errors import DataError, ExportError, HostError, RunError
 from lmgraft.graft import find_graft, load_pretrained
 from lmgraft.graft.export import ExportReport, export_onnx, export_torch
+from lmgraft.recipes import Recipe, build_model
+from lmgraft.recipes.run import read_run
+from lmgraft.registry import FACTORIES
 
 _EXAMPLES = """examples:
   lmgraft export runs/fashion_llm --out fashion.onnx
   lmgraft export my_model --out model.pt2               # for torch.export.load
   lmgraft export my_model --out model.onnx --batch 1    # this batch size only
+  lmgraft export my_model --out model.onnx --input-shape 8,3 5    # two inputs, (B, 8, 3) and (B, 5)
 """
 _FORMATS = {"onnx": export_onnx, "torch": export_torch}
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
@@ -40,17 +45,23 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--batch", type=_batch, default=None, help="a number, or dynamic (default) for any", metavar="N"
     )
-    parser.add_argument("--input-shape", type=_shape, help="of one sample, if the model does not say: 3,224,224")
+    parser.add_argument(
+        "--input-shape",
+        type=_shape,
+        nargs="+",
+        metavar="N,N",
+        help="of one sample of each input, where neither run nor model says it: 3,224,224",
+    )
     parser.add_argument("--llm", help="the block's source, if it has moved since")
     parser.add_argument("--no-check", action="store_true", help="do not compare with the model")
     arguments = parser.parse_args(argv)
     format_ = arguments.format or _ENDINGS.get(arguments.out.suffix)
     if format_ is None:
         raise ExportError(f"{arguments.out} says no format", "end it in .onnx or .pt2, or add --format")
-    model = load_pretrained(_model_folder(arguments.model), llm=arguments.llm)
-    shape = arguments.input_shape or _input_shape(model)
-    like = next(p for p in model.parameters() if p.is_floating_point())
-    example = torch.randn(arguments.batch or 2, *shape, generator=torch.Generator().manual_seed(0)).to(like)
+    folder = _model_folder(arguments.model)
+    recipe = _recipe(folder)
+    model = _load(folder, recipe, arguments.llm)
+    example = _example(model, recipe, arguments.input_shape, arguments.batch or 2)
     report = _FORMATS[format_](
         model, example, arguments.out, dynamic_batch=arguments.batch is None, check=not arguments.no_check
     )
@@ -87,19 +98,50 @@ def _model_folder(folder: Path) -> Path:
     raise RunError(f"{folder} holds no saved model", "give a run folder, or one that lmgraft.save_pretrained wrote")
 
 
+def _recipe(folder: Path) -> Recipe | None:
+    """Of the run that the saved model belongs to; None where it belongs to none."""
+    return read_run(folder.parent) if (folder.parent / "config.yaml").is_file() else None
+
+
+def _load(folder: Path, recipe: Recipe | None, llm: str | None) -> nn.Module:
+    """The saved model; its encoder is made as the recipe says where that names a class of one's own."""
+    own = recipe is not None and recipe.backbone.factory not in FACTORIES
+    encoder = build_model(replace(recipe, arm="plain"), initial=False) if recipe is not None and own else None
+    return load_pretrained(folder, model=encoder, llm=llm)
+
+
+def _example(
+    model: nn.Module, recipe: Recipe | None, shapes: list[tuple[int, ...]] | None, batch: int
+) -> tuple[torch.Tensor, ...]:
+    """Inputs of the model: of these shapes, as the task of its run gives them, or as the model says itself.
+
+    Raises:
+        LmgraftError: If nothing says them, or one of them is no tensor.
+    """
+    given: tuple[Any, ...] = ()
+    if shapes is None and recipe is not None:
+        try:
+            given = recipe.task(model).inputs(recipe.data.example(batch))
+        except DataError:  # names of classes may lie with the images; without them the model may still say enough
+            shapes = [_input_shape(model)]
+    if not given:
+        generator = torch.Generator().manual_seed(0)
+        given = tuple(torch.randn(batch, *shape, generator=generator) for shape in shapes or [_input_shape(model)])
+    for number, x in enumerate(given):
+        if not isinstance(x, torch.Tensor):
+            raise ExportError(f"input {number} of this task's model is no tensor, but a {type(x).__name__}")
+    like = next(p for p in model.parameters() if p.is_floating_point())
+    return tuple(x.to(like) if x.is_floating_point() else x.to(like.device) for x in given)
+
+
 def _input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Channels, height and width, as timm's models say them."""
-    patches = getattr(model, "patch_embed", None)
-    size, weight = getattr(patches, "img_size", None), getattr(getattr(patches, "proj", None), "weight", None)
-    if size is not None and isinstance(weight, torch.Tensor):
-        return (weight.shape[1], *size)
-    said = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
-    if isinstance(said, dict) and said.get("input_size"):
-        return tuple(said["input_size"])
-    raise HostError(f"this {type(model).__name__} does not say its input's shape", "add --input-shape 3,224,224")
+    try:
+        return input_shape(model)
+    except HostError as error:
+        raise HostError(error.message, "add --input-shape 3,224,224, or one shape for each input") from None
 
 
-def _record(model: nn.Module, report: ExportReport, example: torch.Tensor) -> dict[str, Any]:
+def _record(model: nn.Module, report: ExportReport, example: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     inserted = find_graft(model)
     assert inserted is not None
     block = inserted.block.provenance.to_dict()
@@ -108,12 +150,17 @@ def _record(model: nn.Module, report: ExportReport, example: torch.Tensor) -> di
     environment["versions"] |= {name: _version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     return {
         **asdict(report),
-        "dtype": str(example.dtype).removeprefix("torch."),
+        "dtype": next(_dtype(x) for x in example if x.is_floating_point()),
+        "dtypes": [_dtype(x) for x in example],
         "host": type(model).__name__,
         "graft": inserted.config.to_dict(),
         "block": block,
         "environment": environment,
     }
+
+
+def _dtype(x: torch.Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
 
 
 def _version(name: str) -> str | None:
@@ -129,7 +176,8 @@ def describe(report: ExportReport, record: dict[str, Any], folder: Path) -> str:
     lines = [(f"{folder / name}", _size(nbytes)) for name, nbytes in report.files.items()]
     text = [f"{path}  {size}" for path, size in lines]
     opset = f"ONNX, opset {report.opset}" if report.opset else "torch.export"
-    shapes = "; ".join(f"({', '.join(map(str, shape))}) {record['dtype']}" for shape in report.inputs)
+    pairs = zip(report.inputs, record["dtypes"], strict=True)
+    shapes = "; ".join(f"({', '.join(map(str, shape))}) {dtype}" for shape, dtype in pairs)
     inside = ", ".join(f"{part} {_size(nbytes)}" for part, nbytes in report.contents.items() if nbytes)
     told = {
         "format": opset,

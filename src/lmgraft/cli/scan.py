@@ -16,7 +16,8 @@ from lmgraft.report.scan.tables import scores_table
 from lmgraft.report.table import Table as TextTable
 from lmgraft.studies.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
-from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings, unknown_images
+from lmgraft.studies.scan.encoder import scan_recipe
+from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings, unknown_data
 from lmgraft.studies.scan.run import Plan
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.words.scan import sentences
@@ -42,12 +43,12 @@ def run(argv: list[str]) -> int:
     out, dry_run, known_path = options.pop("out"), options.pop("dry_run"), options.pop("known")
     verbose = options.pop("verbose")
     config = ScanConfig(overrides=tuple(overrides), **options)
-    trainings = None if known_path is None else read_trainings(known_path)
+    trainings = None if known_path is None else read_trainings(known_path, scan_recipe(config).metric)
     plan = plan_scan(config, _say)
     if trainings is not None:
         check_trainings(trainings, plan.candidates, plan.recipe.data.fingerprint())
-        if unknown_images(trainings):
-            _say(f"{trainings.source} does not say what images it was trained on: see to it that they are the scan's")
+        if unknown_data(trainings):
+            _say(f"{trainings.source} does not say what it was trained on: see to it that these are the scan's data")
     if dry_run:
         _print_plan(plan, trainings)
         return 0
@@ -67,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="lmgraft scan",
         description="Which LLM, layer and position: cheap scores of every candidate on a trained plain encoder, and a "
         "short training of each beside the plain one. Writes scan.json, report.html, tables and figures. "
-        "Only training and held-out images are used, never test images.",
+        "Only training and held-out items are used, never test items.",
         epilog=f"scores:\n{scores}\n\n{_EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -96,14 +97,14 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN",
     )
     option("draws", "draws of W1 for each candidate", type=int)
-    option("train-images", "training images the probe is fitted to", type=int)
-    option("val-images", "held-out images it is scored on", type=int)
-    option("cka-images", "held-out images whose tokens cka compares", type=int)
+    option("train-images", "training items the probe is fitted to", type=int)
+    option("val-images", "held-out items it is scored on", type=int)
+    option("cka-images", "held-out items whose tokens cka compares", type=int)
     option("coherence-batches", "minibatches whose gradients are compared", type=int)
-    option("coherence-images", "images of each", type=int)
+    option("coherence-images", "items of each", type=int)
     option("train-epochs", "epochs of the short training; 0 leaves it out", type=int)
     option("train-seeds", "its seeds", type=int)
-    option("train-steps", "its steps at most, by using fewer training images", type=int)
+    option("train-steps", "its steps at most, by using fewer training items", type=int)
     parser.add_argument("--known", type=Path, help="what real trainings gave: a study's folder, or a JSON file")
     parser.add_argument("--out", type=Path, default=Path("runs/scan"), help="folder (default: %(default)s)")
     parser.add_argument(
@@ -133,7 +134,7 @@ def _print_plan(plan: Plan, trainings: Trainings | None) -> None:
     print_table(TextTable(("candidate", "block", *names, "memory"), found), width=_width(140))
     total = sum(sum(cost.seconds.values()) for cost in plan.costs)
     print(f"{len(plan.costs)} candidates, about {duration(total)} by counted matrix products at this kind of device's "
-          "rate; images, norms and optimiser come on top.")  # fmt: skip
+          "rate; reading, norms and optimiser come on top.")  # fmt: skip
     if plan.trains_encoder:
         print("Before that, the plain encoder is trained; --from-run RUN takes a trained one.")
     if plan.config.trains:

@@ -44,7 +44,7 @@ class ApproximationReport:
     output_error: float
     """Of the model's output."""
     changed: float | None
-    """Share of samples whose largest class changes, for an output of (B, classes)."""
+    """Share of samples whose largest column changes, for an output (B, K), such as of classes."""
     seconds_exact: float
     """Of a whole call of the model, median."""
     seconds_approximate: float
@@ -60,7 +60,7 @@ class ApproximationReport:
 
     def __str__(self) -> str:
         low, high = self.speedup_range
-        changed = "" if self.changed is None else f"; largest class changed in {100 * self.changed:.1f} %"
+        changed = "" if self.changed is None else f"; largest column changed in {100 * self.changed:.1f} %"
         return (
             f"approximate graft: {self.mode} on {self.device}, measured on {self.samples} samples\n"
             f"  error of the graft   {_percent(self.graft_error)} (tokens read), "

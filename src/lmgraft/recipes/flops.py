@@ -18,7 +18,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +57,7 @@ def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None)
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with _fakes() as mode, sdpa_kernel(SDPBackend.MATH):
         _fake_tensors(twin, mode)
-        items = tree_map_only(Tensor, mode.from_tensor, recipe.task(twin, _unused, _unused).inputs(example))
+        items = tree_map_only(Tensor, mode.from_tensor, recipe.task(twin).inputs(example))
         trained: nn.Module = twin.train()
         inputs = items
         if recipe.features.cached:
@@ -74,10 +73,6 @@ def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None)
         evaluation=evaluation.get_total_flops() / batch,
         batch_size=batch,
     )
-
-
-def _unused(*_: Any) -> Any:
-    raise AssertionError("nothing is trained while operations are counted")
 
 
 @contextmanager

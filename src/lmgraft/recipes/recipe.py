@@ -51,6 +51,10 @@ class BackboneConfig:
     """Arguments laid over `kwargs` in arm plain_equal_flops; where empty, a run chooses depth and notes it here."""
 
 
+def _never_trained(*_: Any) -> Any:
+    raise AssertionError("this task was made without an optimiser")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A checked recipe: everything a run needs."""
@@ -68,8 +72,10 @@ class Recipe:
     yaml: str
     """The resolved recipe, all defaults filled in."""
 
-    def task(self, model: nn.Module, optimizer: MakeOptimizer, schedule: MakeSchedule) -> Task:
-        """The recipe's task around a model."""
+    def task(
+        self, model: nn.Module, optimizer: MakeOptimizer = _never_trained, schedule: MakeSchedule = _never_trained
+    ) -> Task:
+        """The recipe's task around a model; without an optimiser it can do all but `configure_optimizers`."""
         return self.task_class(model, self.data, optimizer, schedule, **self.task_options)
 
     def metric(self, name: str | None = None) -> Metric:

@@ -30,6 +30,11 @@ MakeOptimizer = Callable[[nn.Module], Optimizer]
 MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
 
+R2 = Metric(
+    name="r2", title="R²", higher_is_better=True, scale=1, unit="", difference_unit="", margin=0.01, high=1.0, digits=3
+)
+
+
 class Task(LightningModule, ABC):
     """A model, its loss and its metrics. A subclass says what `metrics`, `inputs`, `loss` and `score` are.
 
@@ -47,6 +52,8 @@ class Task(LightningModule, ABC):
     """What data it takes."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that its loss or metrics come from, whose versions a run records."""
+    agreement_metric: ClassVar[Metric] = R2
+    """What `agreement` gives: its name, unit and digits."""
 
     def __init__(self, model: nn.Module, data: Data, optimizer: MakeOptimizer, schedule: MakeSchedule) -> None:
         super().__init__()
@@ -111,6 +118,17 @@ class Task(LightningModule, ABC):
     def targets(self, batch: Any) -> Tensor | None:
         """(B, K) float, what a linear probe of the tokens is to predict; None where there is no such thing."""
         return None
+
+    def agreement(self, predicted: Tensor, targets: Tensor) -> float:
+        """How well a linear probe's predictions (N, K) fit the targets (N, K); more is better.
+
+        By default R² over all columns together: 1 where they are equal, 0 for what the mean of the targets would give.
+        Of targets that do not vary it is 0, or 1 where they are met exactly.
+        """
+        predicted, targets = predicted.double(), targets.double()
+        missed = float((predicted - targets).square().sum())
+        spread = float((targets - targets.mean(0)).square().sum())
+        return 1 - missed / spread if spread else float(missed == 0)
 
     def predict(self, out: Any, batch: Any) -> list[dict[str, Any]]:
         """What the model says of each item, in the task's own words, as plain data.

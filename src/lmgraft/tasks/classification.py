@@ -49,6 +49,7 @@ class Classification(Task):
 
     data_type: ClassVar[type[Data]] = LabelledData  # type: ignore[type-abstract]
     packages: ClassVar[tuple[str, ...]] = ("timm",)
+    agreement_metric: ClassVar[Metric] = ACCURACY
 
     def __init__(
         self,
@@ -148,6 +149,10 @@ class Classification(Task):
     def targets(self, batch: LabelledBatch) -> Tensor:
         """One-hot labels."""
         return F.one_hot(batch.labels, len(self._class_names)).float()
+
+    def agreement(self, predicted: Tensor, targets: Tensor) -> float:
+        """The share of items whose largest column is their class."""
+        return float(predicted.argmax(1).eq(targets.argmax(1)).double().mean())
 
     def predict(self, out: Tensor, batch: LabelledBatch) -> list[dict[str, Any]]:
         """Each item's most likely classes, up to five, with their probabilities."""

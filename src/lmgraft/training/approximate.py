@@ -9,6 +9,7 @@ from torch import nn
 
 from lmgraft.errors import ApproximationError, RunError
 from lmgraft.graft import ApproximationReport, approximate, find_grafts
+from lmgraft.tasks.base import Task
 
 
 class ApproximateTest(Callback):
@@ -31,8 +32,8 @@ class ApproximateTest(Callback):
         if not find_grafts(model):
             raise RunError("the model of this run has no graft", "leave out --approximate")
         with trainer.precision_plugin.forward_context():
-            (inputs,) = pl_module.inputs(batch)
-            self.report = approximate(model, inputs, self.mode)
+            assert isinstance(pl_module, Task)
+            self.report = approximate(model, pl_module.inputs(batch), self.mode)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         grafts = find_grafts(pl_module.model)  # type: ignore[arg-type]

@@ -12,11 +12,11 @@ from matplotlib.ticker import MaxNLocator
 
 from lmgraft.contracts import Metric
 from lmgraft.report.drawing import FURTHER, INK, MARKERS, SOFT, STYLE, bar, legend, short
-from lmgraft.report.scan.tables import gain_metric, is_signed, written_as
+from lmgraft.report.scan.tables import written_as
 from lmgraft.studies.scan.candidates import short_name
 from lmgraft.studies.scan.known import Known
-from lmgraft.studies.scan.ranking import GAIN, column, columns
-from lmgraft.studies.scan.results import Scan, Scanned
+from lmgraft.studies.scan.ranking import column, columns
+from lmgraft.studies.scan.results import GAIN, Scan, Scanned, is_difference
 from lmgraft.studies.scan.scores.measured import Measured
 from lmgraft.words import numbers as write
 
@@ -31,9 +31,7 @@ def draw_all(scan: Scan, known: Known | None) -> dict[str, Figure | None]:
     with matplotlib.rc_context(STYLE):
         return {
             "layers": layers_figure(scan),
-            "against_short_training": against_figure(
-                scan, short_training, "gain after short training", gain_metric(scan)
-            ),
+            "against_short_training": against_figure(scan, short_training, "gain after short training", scan.metric),
             "against_known": None
             if known is None
             else against_figure(scan, measured, "gain of known training", known.metric),
@@ -58,7 +56,7 @@ def layers_figure(scan: Scan) -> Figure | None:
             ys = [one.value * m.scale for _, one in found if one.value is not None]
             ax.plot([x for x, _ in found], ys, "-", color=color, marker=marker, markersize=4.5)
             values += ys
-        zero = [0.0] if is_signed(name) else []
+        zero = [0.0] if is_difference(name) else []
         if zero:
             ax.axhline(0, color=SOFT, linewidth=0.8)
         ax.set(xlabel="layer of the LLM, the first is 0", ylabel=write.in_unit(m.title, m.unit))

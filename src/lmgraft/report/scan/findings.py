@@ -6,12 +6,12 @@ import yaml
 
 from lmgraft.analysis.agreement import Agreement
 from lmgraft.contracts import Metric
-from lmgraft.report.scan.tables import gain_metric, is_signed, written_as
+from lmgraft.report.scan.tables import written_as
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import parse_position
 from lmgraft.studies.scan.known import Known
-from lmgraft.studies.scan.ranking import GAIN, agreements, columns, rank, values_of
-from lmgraft.studies.scan.results import Scan
+from lmgraft.studies.scan.ranking import agreements, columns, rank, values_of
+from lmgraft.studies.scan.results import GAIN, Scan, is_difference
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.words.scan import SHOWN_AT, Kind, ScanFinding
 
@@ -39,7 +39,7 @@ def truths(scan: Scan, known: Known | None) -> dict[str, dict[str, float]]:
 
 def metric_of(scan: Scan, source: str, known: Known | None) -> Metric:
     """The metric of the gains that come from there."""
-    return known.metric if known is not None and source == known.source else gain_metric(scan)
+    return known.metric if known is not None and source == known.source else scan.metric
 
 
 def _favourite(scan: Scan, name: str) -> ScanFinding:
@@ -53,7 +53,7 @@ def _favourite(scan: Scan, name: str) -> ScanFinding:
     elif len(tied) in (0, len(order) - 1):
         kind = "none apart" if tied else "apart from all"
     titles = tuple(scan.candidates[r.label].candidate.title for r in (order[0], *tied))
-    return ScanFinding(kind=kind, score=score, value=order[0].measured.value, signed=is_signed(name), names=titles)
+    return ScanFinding(kind=kind, score=score, value=order[0].measured.value, signed=is_difference(name), names=titles)
 
 
 def _agreement(scan: Scan, name: str, found: Agreement, source: str, metric: Metric) -> ScanFinding:

@@ -12,7 +12,7 @@ from lmgraft.report.drawing import write_figures
 from lmgraft.report.html import facts_of, render
 from lmgraft.report.scan.figures import draw_all
 from lmgraft.report.scan.findings import candidates_to_train, findings, metric_of, next_study, score_facts, truths
-from lmgraft.report.scan.tables import TIED, agreement_table, gain_metric, scores_table, things_of, write_tables
+from lmgraft.report.scan.tables import TIED, agreement_table, scores_table, write_tables
 from lmgraft.report.table import Table
 from lmgraft.studies.scan.known import Known
 from lmgraft.studies.scan.ranking import agreements, columns
@@ -53,7 +53,7 @@ def page(
     files: Sequence[str],
 ) -> str:
     """The whole page as HTML."""
-    m = gain_metric(scan)
+    m = scan.metric
     what = m.title.removeprefix("test ")
     encoder = {
         s.candidate.position: p.parts["encoder"] for s in scan.chosen() if (p := s.scores.get("probe")) and p.parts
@@ -65,14 +65,14 @@ def page(
         if measured.failed
     ]
     blocks = [(s.candidate.llm, str(s.candidate.layer), s.digest) for s in scan.chosen() if s.digest]
-    held_out = scan.encoder.val_accuracy
+    held_out = scan.encoder.val
     environment = scan.environment
     return render(
         "scan.html",
         scan=scan,
         svgs=svgs,
         files=files,
-        things=things_of(scan),
+        things=scan.things,
         metric=what,
         count=len(columns(scan)),
         held_out="" if held_out is None else f"{what} {write.value(held_out, m)} {m.unit}",

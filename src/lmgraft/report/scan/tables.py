@@ -10,11 +10,10 @@ from pathlib import Path
 from lmgraft import records
 from lmgraft.analysis.agreement import Agreement, Rank
 from lmgraft.contracts import Metric
-from lmgraft.registry import METRICS
 from lmgraft.report.table import Column, Sheet, Table, csv_text, latex, markdown
 from lmgraft.studies.scan.candidates import short_name
-from lmgraft.studies.scan.ranking import GAIN, Ranked, column, columns, rank
-from lmgraft.studies.scan.results import Scan, Scanned
+from lmgraft.studies.scan.ranking import Ranked, column, columns, rank
+from lmgraft.studies.scan.results import GAIN, Scan, Scanned, is_difference, unit_of
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.studies.scan.scores.measured import Measured
 from lmgraft.words import numbers as write
@@ -23,38 +22,11 @@ TIED = "≈"
 """Behind a value: not told apart from the best of its column."""
 
 
-def gain_metric(scan: Scan) -> Metric:
-    """The metric whose gain the short training measures on held-out items."""
-    metric: Metric = METRICS.find("accuracy")
-    return metric
-
-
-def things_of(scan: Scan) -> str:
-    """What the scan's data have as items, in the plural."""
-    return "images"
-
-
 def written_as(scan: Scan, name: str) -> Metric:
     """A column's title, and how its values are written."""
-    if name == GAIN:
-        m = gain_metric(scan)
-        return replace(m, title="held-out gain", unit=m.difference_unit)
-    s = SCORES[name]
-    return Metric(
-        name=name,
-        title=s.title,
-        higher_is_better=True,
-        scale=s.scale,
-        unit=s.unit,
-        difference_unit=s.unit,
-        margin=0.0,
-        digits=s.digits,
-    )
-
-
-def is_signed(name: str) -> bool:
-    """Whether the column holds differences."""
-    return name == GAIN or SCORES[name].is_difference
+    unit = unit_of(scan, name)
+    title = "held-out gain" if name == GAIN else SCORES[name].title
+    return replace(unit, title=title, unit=unit.difference_unit)
 
 
 def order(scan: Scan) -> list[Scanned]:
@@ -75,7 +47,7 @@ def scores_table(scan: Scan) -> Table:
     ]
     for name in columns(scan):
         m, ranks = written_as(scan, name), {r.label: r for r in rank(scan, name)}
-        cell = partial(_cell, m=m, signed=is_signed(name))
+        cell = partial(_cell, m=m, signed=is_difference(name))
         of = partial(_ranked, name=name, ranks=ranks)
         columns_.append(Column(write.in_unit(m.title, m.unit), of, cell))
     return Sheet(columns_, order(scan)).table()
@@ -89,7 +61,7 @@ def _ranked(scanned: Scanned, name: str, ranks: Mapping[str, Ranked]) -> tuple[M
 def _cell(cell: tuple[Measured, Ranked | None], m: Metric, signed: bool) -> str:
     measured, ranked = cell
     if ranked is None or measured.value is None:
-        return "failed"
+        return "failed" if measured.applies else "not for this task"
     text = write.value(measured.value, m, signed=signed)
     if measured.interval is not None and write.is_interval(measured.interval):
         text += f" [{', '.join(write.value(end, m, signed=signed) for end in measured.interval)}]"

@@ -1,7 +1,7 @@
 """One arm of a cell: a model with its optimiser and its batch, and the step that is timed.
 
-A training step is zero_grad, forward, cross-entropy, backward and AdamW's step, the same in every
-arm. An evaluation step is a forward in inference mode. Arms of a cell share the host's initial
+A training step is zero_grad, forward, the encoder's own loss, backward and AdamW's step, the same in
+every arm. An evaluation step is a forward in inference mode. Arms of a cell share the host's initial
 weights, the batch and the frozen block.
 """
 
@@ -12,14 +12,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from lmgraft.block import FrozenBlock
 from lmgraft.graft import find_graft, graft
 from lmgraft.graft.config import Form
 from lmgraft.studies.bench.cells import PLAIN, Cell
-from lmgraft.studies.bench.hosts import build, draw_batch, graft_options
+from lmgraft.studies.bench.hosts import Draw, build
 from lmgraft.studies.bench.observe import observed
 
 
@@ -29,6 +28,7 @@ class Arm:
 
     model: nn.Module
     """The model itself; what is timed may be compiled from it."""
+    draw: Draw
     step: Callable[[], None]
 
 
@@ -40,19 +40,19 @@ def make_arm(cell: Cell, form: str, block: FrozenBlock | None) -> Arm:
         form: "plain", or a value of `GraftConfig.form`.
         block: The frozen block; unused by "plain".
     """
-    model = build(cell.host, device=cell.device)
+    host = build(cell.host, device=cell.device)
     if form != PLAIN:
         assert block is not None
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(2)
             kind: Form = form  # type: ignore[assignment]
-            graft(model, block, form=kind, **graft_options(cell.host, model))
-    return Arm(model=model, step=make_step(model, cell))
+            graft(host.model, block, form=kind, **host.graft)
+    return Arm(model=host.model, draw=host.draw, step=make_step(host.model, host.draw, cell))
 
 
-def make_step(model: nn.Module, cell: Cell) -> Callable[[], None]:
+def make_step(model: nn.Module, draw: Draw, cell: Cell) -> Callable[[], None]:
     """The step of `cell` on `model`, with a batch of its own."""
-    x, labels = draw_batch(model, cell.batch, cell.device)
+    inputs, loss_of = draw(cell.batch, cell.device)
     called = torch.compile(model) if cell.compiled else model
 
     def autocast() -> AbstractContextManager[object]:
@@ -64,7 +64,7 @@ def make_step(model: nn.Module, cell: Cell) -> Callable[[], None]:
 
         def evaluate() -> None:
             with torch.inference_mode(), autocast():
-                called(x)
+                called(*inputs)
 
         return evaluate
     model.train()
@@ -73,7 +73,7 @@ def make_step(model: nn.Module, cell: Cell) -> Callable[[], None]:
     def train() -> None:
         optimizer.zero_grad(set_to_none=True)
         with autocast():
-            loss = F.cross_entropy(called(x), labels)
+            loss = loss_of(called(*inputs))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 

@@ -19,15 +19,16 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmgraft.contracts import MeanOf
+from lmgraft.data.base import on_device
 from lmgraft.errors import HostError, LmgraftError
 from lmgraft.graft import GraftLayer, find_graft, load_pretrained, ungraft
 from lmgraft.graft.forms.cost import operations, seconds
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.problem import LayerPlan, Problem
-from lmgraft.studies.bench.arms import make_arm, make_step
+from lmgraft.studies.bench.arms import Arm, make_arm, make_step
 from lmgraft.studies.bench.blocks import make_block
 from lmgraft.studies.bench.cells import PLAIN, Cell
-from lmgraft.studies.bench.hosts import draw_batch, facts
+from lmgraft.studies.bench.hosts import Draw, facts, image_draw
 from lmgraft.studies.bench.measure import Spread, interleave, spread
 from lmgraft.studies.bench.memory import SHARE, block_config, estimate, total_memory
 from lmgraft.studies.bench.observe import Call, following, observed
@@ -96,8 +97,7 @@ def explain_cell(cell: Cell, *, rounds: int = 5, seconds: float = 30.0) -> Expla
             f"{100 * SHARE:.0f} % of memory",
             "give a smaller --batch, --block or --storage bfloat16",
         )
-    arm = make_arm(cell, form, make_block(cell.block, cell.storage, cell.device))
-    return _explain(arm.model, arm.step, cell, rounds, seconds)
+    return _explain(make_arm(cell, form, make_block(cell.block, cell.storage, cell.device)), cell, rounds, seconds)
 
 
 def explain_folder(folder: Path, cell: Cell, *, rounds: int = 5, seconds: float = 30.0) -> Explanation:
@@ -106,29 +106,40 @@ def explain_folder(folder: Path, cell: Cell, *, rounds: int = 5, seconds: float 
     Raises:
         LmgraftError: If the folder holds no grafted model, or one whose inputs are not known.
     """
-    model = load_folder(folder)
+    model, called, draw = load_folder(folder)
     inserted = find_graft(model)
     if inserted is None:
         raise HostError(f"the model in {folder} has no graft", "give one with a block: arm llm of a run, for instance")
     cell = replace(cell, host=type(model).__qualname__, block=inserted.block.provenance.source)
-    return _explain(model, make_step(model, cell), cell, rounds, seconds)
+    return _explain(Arm(model=model, draw=draw, step=make_step(called, draw, cell)), cell, rounds, seconds)
 
 
-def load_folder(folder: Path) -> nn.Module:
-    """The model that `save_pretrained` or a run left in `folder`."""
-    if (folder / "config.yaml").is_file():
-        from lmgraft.recipes import load_trained
+def load_folder(folder: Path) -> tuple[nn.Module, nn.Module, Draw]:
+    """The model that `save_pretrained` or a run left in `folder`; what calls it in a step; and what it is fed.
 
-        return load_trained(folder)[1]
-    return load_pretrained(folder)
+    Of a run that is its task, with its own loss; of a model alone, images that it says itself it takes.
+    """
+    if not (folder / "config.yaml").is_file():
+        model = load_pretrained(folder)
+        return model, model, image_draw(model)
+    from lmgraft.recipes import load_trained
+
+    recipe, model = load_trained(folder)
+    task = recipe.task(model)
+
+    def draw(batch: int, device: str) -> tuple[tuple[Any, ...], Callable[[Any], Tensor]]:
+        items = on_device(recipe.data.example(batch), device)
+        return task.inputs(items), lambda out: task.loss(out, items)
+
+    return model, task, draw
 
 
-def _explain(model: nn.Module, step: Callable[[], None], cell: Cell, rounds: int, seconds: float) -> Explanation:
-    inserted = find_graft(model)
+def _explain(arm: Arm, cell: Cell, rounds: int, seconds: float) -> Explanation:
+    inserted = find_graft(arm.model)
     if inserted is None:
         raise LmgraftError("this model has no graft", "call lmgraft.graft(model, ...) first")
     with observed(inserted) as calls:
-        step()
+        arm.step()
     if not calls:
         raise LmgraftError("the graft was not called", "the model's forward does not pass its place")
     call = calls[-1]
@@ -136,7 +147,7 @@ def _explain(model: nn.Module, step: Callable[[], None], cell: Cell, rounds: int
     asked = inserted.config.form != "dense"
     layers = _layers(inserted, call, cell, graft_step, rounds, seconds) if asked else []
     graft_counted = _count_graft(inserted, call)
-    host_counted = _count_host(model, cell)
+    host_counted = _count_host(arm, cell)
     return Explanation(
         cell=cell,
         form=inserted.config.form,
@@ -253,8 +264,8 @@ def _count_graft(inserted: GraftLayer, call: Call) -> int:
     return sum(op.count * op.m * op.k * op.n for op in products) + mapper_out
 
 
-def _count_host(model: nn.Module, cell: Cell) -> int:
+def _count_host(arm: Arm, cell: Cell) -> int:
     """One sample's forward without the graft, which is taken out for good."""
-    ungraft(model.eval())
-    x, _ = draw_batch(model, 1, cell.device)
-    return _count(lambda: model(x))
+    ungraft(arm.model.eval())
+    inputs, _ = arm.draw(1, cell.device)
+    return _count(lambda: arm.model(*inputs))

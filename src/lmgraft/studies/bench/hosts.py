@@ -1,4 +1,7 @@
-"""Encoders to graft, by name: any timm VisionTransformer, optionally @image size, and two shapes."""
+"""Encoders to graft, as a table: name -> what makes the encoder and feeds a step of it.
+
+A row is all that a new encoder needs; other names are timm's, optionally @image size.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +10,39 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmgraft.contracts import Host, count_tokens
+from lmgraft.backbones.inputs import input_shape
+from lmgraft.contracts import count_tokens
 from lmgraft.errors import HostError
-from lmgraft.graft.hosts import find_host
-from lmgraft.registry import FACTORIES, load_object
+from lmgraft.graft.config import parse_reads
+from lmgraft.graft.hosts import find_host, locate
+from lmgraft.registry import FACTORIES, Registry
+from lmgraft.studies.tokens import tokens_at
+
+Draw = Callable[[int, str], tuple[tuple[Any, ...], Callable[[Any], Tensor]]]
+"""From a batch size and a device: inputs of the model, and the loss of what it returns for them."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostShape:
-    """How to build an encoder and where to graft it."""
+class BenchHost:
+    """An encoder, untrained, and how a step of it is fed."""
 
-    target: str
-    """A timm model's name, or "package.module:class" of a module with `input_shape` and `num_tokens`."""
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    at: str = "tail"
-    reads: str | None = None
-    """As `GraftConfig.reads`, where no adapter says what the head reads."""
+    model: nn.Module
+    draw: Draw
+    depth: int
+    """Encoder layers."""
+    graft: Mapping[str, Any] = field(default_factory=dict)
+    """Where the block goes, as arguments of `lmgraft.graft`; behind the last layer by default."""
 
 
-_OURS = "lmgraft.studies.bench.token_hosts"
-HOSTS = {
-    "videomae-like": HostShape(target=f"{_OURS}:VideoHost", at="blocks.11", reads="mean :"),
-    "point-bert-like": HostShape(target=f"{_OURS}:PointHost", at="blocks.11"),
-}
-"""Encoders that are no timm model."""
+_TOKEN_HOSTS = "lmgraft.studies.bench.token_hosts"
+HOSTS = Registry(
+    "encoder of the benchmark",
+    {"videomae-like": f"{_TOKEN_HOSTS}:video", "point-bert-like": f"{_TOKEN_HOSTS}:points"},
+)
+"""Encoders that are no timm model: functions without arguments that return a `BenchHost`."""
 
 SHORT = {"vit-t": "vit_tiny_patch16_224", "vit-s": "vit_small_patch16_224", "vit-b": "vit_base_patch16_224"}
 
@@ -57,96 +67,68 @@ def full_name(name: str) -> str:
     return SHORT.get(base, base) + at + size
 
 
-def find_shape(name: str) -> HostShape:
-    """The shape that `name` stands for.
-
-    Raises:
-        HostError: If the image size behind "@" is no number.
-    """
-    if name in HOSTS:
-        return HOSTS[name]
-    base, _, size = full_name(name).partition("@")
-    if not size:
-        return HostShape(target=base)
-    if not size.isdecimal():
-        raise HostError(f"{name!r}: {size!r} is no image size", f"for instance {base}@224")
-    return HostShape(target=base, kwargs={"img_size": int(size)})
-
-
-def build(name: str, *, device: str = "cpu", seed: int = 0) -> nn.Module:
+def build(name: str, *, device: str = "cpu", seed: int = 0) -> BenchHost:
     """The encoder, untrained; equal names and seeds give equal weights.
 
     Raises:
-        HostError: If timm knows no such model.
+        HostError: If timm knows no such model, or the image size behind "@" is no number.
     """
-    shape = find_shape(name)
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
-        if ":" in shape.target:
-            made: nn.Module = load_object(shape.target)(**shape.kwargs)
-            return made
-        create: Callable[[str, dict[str, Any]], nn.Module] = FACTORIES.load("timm")
-        return create(shape.target, dict(shape.kwargs))
+        host: BenchHost = HOSTS.load(name)() if name in HOSTS else _timm(full_name(name))
+        return host
 
 
-def graft_options(name: str, model: nn.Module) -> dict[str, Any]:
-    """Where in `model` the block goes, as arguments of `lmgraft.graft`."""
-    shape = find_shape(name)
-    if shape.at == "tail":
-        return {}
-    return {"at": shape.at, "reads": shape.reads, "host_spec": {"embed_dim": model.embed_dim}}
+def _timm(name: str) -> BenchHost:
+    base, _, size = name.partition("@")
+    if size and not size.isdecimal():
+        raise HostError(f"{name!r}: {size!r} is no image size", f"for instance {base}@224")
+    model = FACTORIES.load("timm")(base, {"img_size": int(size)} if size else {})
+    host = find_host(model)
+    if host is None or host.layout.grid is None:
+        others = ", ".join(HOSTS.names())
+        raise HostError(f"{name} has no grid of patches", f"give a timm VisionTransformer, or one of: {others}")
+    return BenchHost(model=model, draw=image_draw(model), depth=len(host.layers))
 
 
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """Sizes of one sample, without the batch.
+def image_draw(model: nn.Module) -> Draw:
+    """Images for a classifier that says itself what it takes in.
 
     Raises:
-        HostError: If the model does not say.
+        HostError: If it does not.
     """
-    own = getattr(model, "input_shape", None)
-    if isinstance(own, tuple):
-        return own
-    embed: Any = getattr(model, "patch_embed", None)
-    size, weight = getattr(embed, "img_size", None), getattr(getattr(embed, "proj", None), "weight", None)
-    if size is None or weight is None:
-        raise HostError(
-            f"{type(model).__qualname__} does not say what it takes in",
-            "give a timm VisionTransformer, or one of: " + ", ".join(HOSTS),
-        )
-    return (int(weight.shape[1]), *(int(side) for side in size))
+    return classified(input_shape(model), int(getattr(getattr(model, "head", None), "out_features", 1)))
 
 
-def draw_batch(model: nn.Module, batch: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
-    """Random samples and labels for `model`."""
-    generator = torch.Generator().manual_seed(1)
-    samples = torch.randn((batch, *input_shape(model)), generator=generator)
-    labels = torch.randint(0, _classes(model), (batch,), generator=generator)
-    return samples.to(device), labels.to(device)
+def classified(shape: tuple[int, ...], num_classes: int) -> Draw:
+    """Random samples of this shape, and the cross-entropy with random classes."""
+
+    def draw(batch: int, device: str) -> tuple[tuple[Tensor], Callable[[Tensor], Tensor]]:
+        generator = torch.Generator().manual_seed(1)
+        samples = torch.randn((batch, *shape), generator=generator).to(device)
+        labels = torch.randint(0, num_classes, (batch,), generator=generator).to(device)
+        return (samples,), lambda out: F.cross_entropy(out, labels)
+
+    return draw
 
 
 def facts(name: str) -> HostFacts:
-    """Shapes of the encoder, from a copy without weights.
+    """Shapes of the encoder, from a call of a copy without weights.
 
     Raises:
-        HostError: As `build`, or if its tokens are not known.
+        HostError: As `build`.
     """
-    model: Any = build(name, device="meta")
-    host: Host | None = find_host(model)
-    tokens = getattr(model, "num_tokens", None)
-    if tokens is None and host is not None and host.layout.grid is not None:
-        tokens = host.layout.num_prefix_tokens + host.layout.grid[0] * host.layout.grid[1]
-    if tokens is None:
-        raise HostError(f"how many tokens {name!r} has is not known", "give a timm VisionTransformer")
+    host = build(name, device="meta")
+    at = host.graft.get("at", "tail")
+    place = locate(host.model, at, host.graft.get("host_spec"))
+    inputs, _ = host.draw(1, "meta")
+    tokens = tokens_at(host.model.eval(), {at: place}, inputs)[at]
+    asked = parse_reads(host.graft.get("reads"))
     return HostFacts(
-        embed_dim=model.embed_dim,
-        depth=len(model.blocks),
-        tokens=tokens,
-        reads=count_tokens(tokens, None if host is None else host.reads(model, (), {})),
-        params=sum(p.numel() for p in model.parameters()),
-        numbers_in=int(torch.Size(input_shape(model)).numel()),
+        embed_dim=place[0].embed_dim,
+        depth=host.depth,
+        tokens=tokens.x.shape[1],
+        reads=count_tokens(tokens.x.shape[1], tokens.reads if asked is None else asked),
+        params=sum(p.numel() for p in host.model.parameters()),
+        numbers_in=sum(x.numel() for x in inputs),
     )
-
-
-def _classes(model: nn.Module) -> int:
-    head: Any = getattr(model, "head", None)
-    return int(getattr(head, "out_features", 1))

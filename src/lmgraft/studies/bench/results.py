@@ -17,12 +17,12 @@ FILE, FORMAT = "bench.json", 1
 
 METHOD = (
     "Arms of a cell run in turn in one process of their own, each round in an order drawn anew, after a step or two "
-    "of each that are not counted. A training step is zero_grad, forward, cross-entropy, backward and AdamW's step, "
-    "the same in every arm; an evaluation step is a forward in inference mode. A ratio is taken round by round, over "
-    "the plain arm of the same round; the median and quartiles are those of the rounds. The dense form is the "
-    "published one: the whole block on every token. Blocks have random weights in the shape of the LLM that they are "
-    "named after. Peak memory is that of a process that runs one arm alone, Python and libraries included; on a GPU, "
-    "what was allocated there."
+    "of each that are not counted. A training step is zero_grad, forward, the loss (of classifiers cross-entropy), "
+    "backward and AdamW's step, the same in every arm; an evaluation step is a forward in inference mode. A ratio is "
+    "taken round by round, over the plain arm of the same round; the median and quartiles are those of the rounds. "
+    "The dense form is the published one: the whole block on every token. Blocks have random weights in the shape of "
+    "the LLM that they are named after. Peak memory is that of a process that runs one arm alone, Python and "
+    "libraries included; on a GPU, what was allocated there."
 )
 
 
@@ -42,11 +42,11 @@ def this_context(device: str = "cpu") -> Context:
     """Versions, threads and the machine as they are now."""
     import torch
 
-    versions = records.environment()["versions"]
+    wanted = ("lmgraft", "torch", "timm")
+    versions = records.environment(wanted)["versions"]
     machine = f"{_cores()} CPU cores"
     if device.startswith("cuda"):
         machine = torch.cuda.get_device_name(device)
-    wanted = ("lmgraft", "torch", "timm")
     return Context(versions={name: versions[name] for name in wanted}, threads=torch.get_num_threads(), machine=machine)
 
 

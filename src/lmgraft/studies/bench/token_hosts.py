@@ -1,4 +1,4 @@
-"""Two encoders that timm does not have, in the shapes of VideoMAE-S and Point-BERT.
+"""Rows of `hosts.HOSTS`: two encoders that timm does not have, in the shapes of VideoMAE-S and Point-BERT.
 
 Their cost is that of the published ones: the same tokens, widths, layers and heads. Finding the
 neighbours that make a point group is left out, since it is done before the encoder.
@@ -6,9 +6,13 @@ neighbours that make a point group is left out, since it is done before the enco
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+
+from lmgraft.studies.bench.hosts import BenchHost, classified
 
 
 class VideoHost(nn.Module):
@@ -25,10 +29,10 @@ class VideoHost(nn.Module):
         num_classes: int = 400,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.num_tokens = embed_dim, frames // 2 * (image_size // 16) ** 2
+        self.embed_dim = embed_dim
         self.input_shape = (3, frames, image_size, image_size)
         self.patch_embed = nn.Conv3d(3, embed_dim, (2, 16, 16), (2, 16, 16))
-        self.pos_embed = nn.Parameter(torch.randn(1, self.num_tokens, embed_dim) * 0.02)
+        self.pos_embed = nn.Parameter(torch.randn(1, frames // 2 * (image_size // 16) ** 2, embed_dim) * 0.02)
         self.blocks = _blocks(embed_dim, depth, num_heads)
         self.fc_norm = nn.LayerNorm(embed_dim)
         self.head = nn.Linear(embed_dim, num_classes)
@@ -56,7 +60,7 @@ class PointHost(nn.Module):
         num_classes: int = 40,
     ) -> None:
         super().__init__()
-        self.embed_dim, self.num_tokens = embed_dim, groups + 1
+        self.embed_dim = embed_dim
         self.input_shape = (groups, points, 3)
         self.point = nn.Sequential(nn.Linear(3, 128), nn.ReLU(), nn.Linear(128, 256))
         self.group = nn.Sequential(nn.Linear(512, 512), nn.ReLU(), nn.Linear(512, embed_dim))
@@ -78,3 +82,23 @@ class PointHost(nn.Module):
 
 def _blocks(embed_dim: int, depth: int, num_heads: int) -> nn.Sequential:
     return nn.Sequential(*(Block(embed_dim, num_heads, qkv_bias=True) for _ in range(depth)))
+
+
+def video(**shape: int) -> BenchHost:
+    """The head reads the mean of all tokens."""
+    return _host(VideoHost(**shape), reads="mean :")
+
+
+def points(**shape: int) -> BenchHost:
+    """The head reads every token."""
+    return _host(PointHost(**shape), reads=None)
+
+
+def _host(model: Any, reads: str | None) -> BenchHost:
+    depth = len(model.blocks)
+    return BenchHost(
+        model=model,
+        draw=classified(model.input_shape, model.head.out_features),
+        depth=depth,
+        graft={"at": f"blocks.{depth - 1}", "reads": reads, "host_spec": {"embed_dim": model.embed_dim}},
+    )

@@ -1,7 +1,7 @@
 """Which LLM, which layer, which position, before spending GPU days.
 
 Cheap scores of every candidate, optionally short paired trainings, and how well the former agreed
-with the latter. Nothing here looks at test images.
+with the latter. Nothing here looks at test items.
 """
 
 from lmgraft.studies.scan.config import ScanConfig

@@ -53,21 +53,21 @@ class ScanConfig:
     draws: int = 5
     """Draws of W1 for each candidate; intervals of probe and cka come from them."""
     train_images: int = 2000
-    """Training images that the probe is fitted to."""
+    """Training items that the probe is fitted to."""
     val_images: int = 1000
-    """Held-out images that it is scored on. Test images are never used."""
+    """Held-out items that it is scored on. Test items are never used."""
     cka_images: int = 128
-    """Held-out images whose tokens cka compares."""
+    """Held-out items whose tokens cka compares."""
     coherence_batches: int = 8
     """Minibatches whose gradients are compared."""
     coherence_images: int = 32
-    """Images of each."""
+    """Items of each."""
     train_epochs: int = 1
     """Epochs of the short paired training; 0 leaves it out."""
     train_seeds: int = 2
     """Seeds of it, from the recipe's on."""
     train_steps: int | None = None
-    """Most steps of it, by using fewer training images; None sets no limit."""
+    """Most steps of it, by using fewer training items; None sets no limit."""
 
     def __post_init__(self) -> None:
         for name, least in _AT_LEAST.items():

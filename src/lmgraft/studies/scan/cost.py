@@ -1,18 +1,17 @@
 """What each candidate will take, counted from shapes before anything is computed.
 
 Times are the counted products at the rates of `graft.forms.cost`; what is not counted (reading
-images, norms, activations, the optimiser) comes on top. Memory is estimated to refuse, not to report.
+items, norms, activations, the optimiser) comes on top. Memory is estimated to refuse, not to report.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lmgraft.contracts import GraftPoint, Host, count_tokens
+from lmgraft.contracts import count_tokens
 from lmgraft.errors import RunError
 from lmgraft.graft.config import parse_reads
 from lmgraft.graft.forms.cost import MACHINES, seconds
@@ -22,8 +21,9 @@ from lmgraft.recipes import Recipe
 from lmgraft.studies.bench.memory import SHARE, total_memory
 from lmgraft.studies.scan.candidates import Anatomy, Candidate
 from lmgraft.studies.scan.config import ScanConfig
-from lmgraft.studies.scan.lab import NUMBERS_PER_CALL, tokens_at
+from lmgraft.studies.scan.lab import NUMBERS_PER_CALL
 from lmgraft.studies.scan.scores.cka import MOST_TOKENS
+from lmgraft.studies.tokens import Places, tokens_at
 
 _PROCESS = 760 << 20
 _KEPT = 20  # numbers an encoder layer keeps for backward, in multiples of a token's width
@@ -36,10 +36,10 @@ class Shapes:
 
     encoder_params: int
     layers: int
-    images: int
-    """Training images of an epoch of the short training."""
+    items: int
+    """Training items of an epoch of the short training."""
     tested: int
-    """Held-out and test images that each of its runs is evaluated on."""
+    """Held-out and test items that each of its runs is evaluated on."""
     tokens: dict[str, int]
     """T by position."""
     reads: dict[str, int]
@@ -59,34 +59,22 @@ class Cost:
     """Bytes at the peak of its scores."""
 
 
-def shapes_of(
-    config: ScanConfig,
-    recipe: Recipe,
-    training: Recipe,
-    model: nn.Module,
-    places: Mapping[str, tuple[Host, GraftPoint]],
-) -> Shapes:
-    """One blank image through the encoder says how many tokens there are.
+def shapes_of(config: ScanConfig, recipe: Recipe, training: Recipe, model: nn.Module, places: Places) -> Shapes:
+    """One example through the encoder says how many tokens there are, and how many are read.
 
     Args:
         training: The recipe of the short training; its data set up.
     """
-    blank = torch.zeros(1, recipe.data.in_chans, *recipe.data.img_size)
-    found: dict[str, Tensor] = tokens_at(model.eval(), dict(places), blank)
-    asked = parse_reads(recipe.graft.reads)
-    tokens = {position: found[position].shape[1] for position in places}
+    inputs = recipe.task(model.eval()).eval().inputs(recipe.data.example(1))
+    found = tokens_at(model, places, inputs, parse_reads(recipe.graft.reads))
+    tokens = {position: found[position].x.shape[1] for position in places}
     return Shapes(
         encoder_params=sum(p.numel() for p in model.parameters()),
         layers=max(len(host.layers) for host, _ in places.values()),
-        images=len(training.data.split("train")) * training.data.repeats,
+        items=len(training.data.split("train")) * training.data.repeats,
         tested=len(training.data.split("val")) * config.train_epochs + len(training.data.split("test")),
         tokens=tokens,
-        reads={
-            position: count_tokens(tokens[position], (asked if asked is not None else host.reads(model, (), {})))
-            if point.last
-            else tokens[position]
-            for position, (host, point) in places.items()
-        },
+        reads={position: count_tokens(tokens[position], found[position].reads) for position in places},
         widths={position: host.embed_dim for position, (host, _) in places.items()},
     )
 
@@ -98,10 +86,10 @@ def cost_of(config: ScanConfig, candidate: Candidate, anatomy: Anatomy, shapes: 
     block = anatomy.config
     rate = MACHINES.get(device, MACHINES["cuda"]).multiply_adds
 
-    def through(images: int, reads: int, train: bool = False) -> float:
+    def through(items: int, reads: int, train: bool = False) -> float:
         problem = Problem(
             config=block,
-            batch=images,
+            batch=items,
             tokens=tokens,
             reads=reads,
             narrow=width,
@@ -111,8 +99,8 @@ def cost_of(config: ScanConfig, candidate: Candidate, anatomy: Anatomy, shapes: 
         )
         return seconds(choose(problem), problem)
 
-    def encoder(images: int) -> float:
-        return shapes.encoder_params * tokens * images / rate
+    def encoder(items: int) -> float:
+        return shapes.encoder_params * tokens * items / rate
 
     probed = config.train_images + config.val_images
     features = block.dim * (1 if reads == tokens else reads)
@@ -125,7 +113,7 @@ def cost_of(config: ScanConfig, candidate: Candidate, anatomy: Anatomy, shapes: 
     }
     spent = {name: took[name] for name in config.scores}
     if config.trains:
-        one = config.train_epochs * (3 * encoder(shapes.images) + through(shapes.images, reads, train=True))
+        one = config.train_epochs * (3 * encoder(shapes.items) + through(shapes.items, reads, train=True))
         one += encoder(shapes.tested) + through(shapes.tested, reads)
         spent["train"] = config.train_seeds * one
     mappers = 2 * width * block.dim

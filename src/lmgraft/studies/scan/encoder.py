@@ -32,8 +32,8 @@ class EncoderRecord:
     """Its run folder."""
     weights: str | None
     """SHA-256 of its checkpoint; None for a pretrained one, which the recipe names."""
-    val_accuracy: float | None
-    """On all held-out images; None for a pretrained one, whose classifier is new."""
+    val: float | None
+    """The scan's metric on all held-out items; None for a pretrained one, whose head is new."""
 
 
 def scan_recipe(config: ScanConfig, *more: str) -> Recipe:
@@ -67,17 +67,17 @@ def training_options(config: ScanConfig, seed: int, candidate: Candidate | None 
     data = yaml.safe_load(recipe.yaml)["data"]["init_args"]
     if "train_size" not in data:
         raise RecipeError(
-            f"--train-steps: {type(recipe.data).__name__} cannot be cut to fewer training images",
-            "leave --train-steps out, or give a smaller folder of images",
+            f"--train-steps: {type(recipe.data).__name__} cannot be cut to fewer training {recipe.data.things}",
+            f"leave --train-steps out, or give fewer {recipe.data.things}",
         )
-    images = -(-config.train_steps // config.train_epochs) * recipe.data.batch_size * recipe.train.accumulate
-    if images < (data["train_size"] or _all_training_images(config.recipe, config.overrides)):
-        options.append(f"--data.train_size={images}")
+    items = -(-config.train_steps // config.train_epochs) * recipe.data.batch_size * recipe.train.accumulate
+    if items < (data["train_size"] or _all_training_items(config.recipe, config.overrides)):
+        options.append(f"--data.train_size={items}")
     return options
 
 
 @cache
-def _all_training_images(recipe: str, overrides: tuple[str, ...]) -> int:
+def _all_training_items(recipe: str, overrides: tuple[str, ...]) -> int:
     data = load_recipe(recipe, overrides).data
     data.prepare_data()
     data.setup()
@@ -113,7 +113,7 @@ def check_run(run_dir: Path, recipe: Recipe) -> None:
     if theirs != mine:
         raise RunError(
             f"{run_dir} was trained on other data: {'; '.join(map(str, changed_keys(theirs, mine, 'data')[:4]))}",
-            "scan with the run's own data options: else it may have been trained on images held out here",
+            "scan with the run's own data options: else it may have been trained on what is held out here",
         )
 
 
@@ -122,10 +122,10 @@ def load_encoder(config: ScanConfig, recipe: Recipe, out: Path) -> tuple[nn.Modu
     if config.from_run is None and is_pretrained(recipe):
         model = build_model(scan_recipe(config, "--arm", "plain"))
         record = EncoderRecord(
-            origin=f"pretrained weights of {recipe.backbone.name}, new classifier",
+            origin=f"pretrained weights of {recipe.backbone.name}, new head",
             run=None,
             weights=None,
-            val_accuracy=None,
+            val=None,
         )
         return model.eval(), record
     run_dir = plain_run(out, recipe.seed) if config.from_run is None else Path(config.from_run)
@@ -136,7 +136,7 @@ def load_encoder(config: ScanConfig, recipe: Recipe, out: Path) -> tuple[nn.Modu
         origin=f"the plain encoder, {by_whom} for {result.epochs} epochs ({result.steps:,} steps)",
         run=str(run_dir if config.from_run is not None else run_dir.relative_to(out)),
         weights=file_digest(checkpoint_path(run_dir, "best")),
-        val_accuracy=result.val[result.primary],
+        val=result.val.get(recipe.task(model).primary.name),
     )
     return model, record
 

@@ -1,6 +1,6 @@
 """What real trainings gave for the same candidates: from a study's folder, or from a file of one's own.
 
-A file of one's own:  {"source": "where from", "metric": "accuracy",
+A file of one's own:  {"source": "where from", "metric": "accuracy", (the task's first one by default)
                        "candidates": [{"llm": ..., "layer": 5, "position": "tail", "gain": 0.004}]}
 A study:              its results.json; arms of the kind llm, each against the study's plain arm
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
@@ -21,7 +21,6 @@ from typing import Any
 from lmgraft import records
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RunError
-from lmgraft.registry import METRICS
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.results import Scanned
 
@@ -62,12 +61,15 @@ class Known:
     gains: dict[str, float]
     unmatched: list[str]
     """What the source knows beside the candidates."""
-    metric: Metric = field(default_factory=lambda: METRICS.find("accuracy"))
+    metric: Metric
     """What was trained for: gains are in its unit."""
 
 
-def read_trainings(path: Path) -> Trainings:
+def read_trainings(path: Path, find_metric: Callable[[str | None], Metric]) -> Trainings:
     """Read what is known.
+
+    Args:
+        find_metric: Gives the task's metric of a name, or with None the one that its gains are in by default.
 
     Raises:
         RunError: If the file cannot be read or is neither a study's results nor a list of candidates.
@@ -79,7 +81,7 @@ def read_trainings(path: Path) -> Trainings:
         trainings = Trainings(
             file=file,
             source=f"{source} (known)" if source == "short training" else source,
-            metric=_metric(held),
+            metric=_metric(held, find_metric),
             rows=_of_study(held) if "arms" in held else [_of_file(row) for row in held["candidates"]],
             data=held.get("data") or {},
         )
@@ -94,7 +96,7 @@ def read_trainings(path: Path) -> Trainings:
         if not abs(row.gain) <= trainings.metric.largest_difference:
             raise RunError(
                 f"--known {file}: {row.name} has a gain of {row.gain:g}, which no {trainings.metric.title} can have",
-                "gains are in the metric's own unit: 0.4 points of accuracy are 0.004",
+                "gains are in the metric's own unit, where 0.4 points of accuracy are 0.004; more is better",
             )
     return trainings
 
@@ -120,7 +122,7 @@ def check_trainings(trainings: Trainings, candidates: Sequence[Candidate], data:
     _by_candidate(trainings, {c.label: [row for row in trainings.rows if _named(row, c)] for c in candidates})
 
 
-def unknown_images(trainings: Trainings) -> bool:
+def unknown_data(trainings: Trainings) -> bool:
     """Whether it is a comparison that does not say what it was trained on."""
     return not trainings.data and any(row.digest is not None for row in trainings.rows)
 
@@ -173,20 +175,20 @@ def _where(row: Training) -> str:
 
 
 def _other_data(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
-    """In what the training images are others, in words; how many of them were taken is not asked."""
+    """In what the training items are others, in words; how many of them were taken is not asked."""
     for key in ("name", "dataset", "classes", "sha256"):
         there, here = theirs.get(key), mine.get(key)
         if key == "sha256" and isinstance(there, dict) and isinstance(here, dict):
             there, here = there.get("train", there), here.get("train", here)
         if theirs and there != here:
-            return f"{'its images' if key == 'sha256' else f'{key} {there!r} there, {here!r} here'}"[:200]
+            return f"{'its items' if key == 'sha256' else f'{key} {there!r} there, {here!r} here'}"[:200]
     return ""
 
 
-def _metric(held: Mapping[str, Any]) -> Metric:
-    """A study's whole metric, or of a file of one's own the metric's name; accuracy where it names none."""
-    given = held.get("metric", "accuracy")
-    return METRICS.find(given) if isinstance(given, str) else Metric(**given)
+def _metric(held: Mapping[str, Any], find_metric: Callable[[str | None], Metric]) -> Metric:
+    """A study's whole metric, or what a file of one's own says of it by name."""
+    given = held.get("metric")
+    return Metric(**given) if isinstance(given, dict) else find_metric(given)
 
 
 def _of_file(row: Mapping[str, Any]) -> Training:
@@ -209,7 +211,7 @@ def _of_study(held: Mapping[str, Any]) -> list[Training]:
     plain = [arm["values"] for arm in held["arms"] if arm["arm"] == "plain"]
     if not plain:
         raise RunError("--known: the study has no plain arm to hold others against", "give another study")
-    sign = 1 if held["metric"]["higher_is_better"] else -1
+    sign = Metric(**held["metric"]).direction
     rows = []
     for arm in held["arms"]:
         shared = [seed for seed in arm["values"] if seed in plain[0]]

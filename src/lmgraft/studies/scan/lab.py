@@ -1,20 +1,18 @@
-"""What all scores of a scan share: the encoder, the images, and its tokens at each position, computed once."""
+"""What all scores of a scan share: the encoder, some items, and its tokens at each position, computed once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import GraftPoint, Host, MeanOf, Reads, map_axes, take_tokens, to_tokens
-from lmgraft.data.base import SplitName, whole_batch
-from lmgraft.data.labelled import LabelledSet as ImageSet
+from lmgraft.contracts import Batch, MeanOf, Reads, take_tokens
+from lmgraft.data.base import SplitName, on_device, whole_batch
 from lmgraft.data.loader import Draw
-from lmgraft.errors import HostError, RunError
+from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
 from lmgraft.graft.config import parse_reads
 from lmgraft.graft.layer import GraftLayer
@@ -22,24 +20,23 @@ from lmgraft.recipes import Recipe, build_model
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import ScanConfig
 from lmgraft.studies.scan.encoder import scan_recipe
+from lmgraft.studies.tokens import Places, Tokens, joined, tokens_at
+from lmgraft.tasks.base import Task
 from lmgraft.training.features import freeze_encoder
 
-PER_CALL = 64  # images the encoder sees at a time
+PER_CALL = 64  # items the encoder sees at a time
 NUMBERS_PER_CALL = 1 << 25  # of the widest intermediate of a block, at a time
 _JOINED = 4
 _HALF = 6e4  # below float16's largest
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Tokens of the encoder at one position, (N, T, V), float16 where they fit into it."""
+    """Tokens of the encoder at one position, float16 where they fit into it."""
 
-    host: Host
-    last: bool
-    reads: Reads
-    """What the head reads, where only it follows."""
-    train: Tensor
-    val: Tensor
+    train: Tokens
+    val: Tokens
     known: dict[str, float] = field(default_factory=dict)
     """What scores found out about the place itself, for the next candidate there."""
 
@@ -51,114 +48,76 @@ class Lab:
     config: ScanConfig
     recipe: Recipe
     encoder: nn.Module
+    task: Task
+    """Around the encoder, in eval mode."""
     device: torch.device
     places: dict[str, Place]
-    train_labels: Tensor
-    val_labels: Tensor
-
-    @property
-    def num_classes(self) -> int:
-        return self.recipe.data.num_classes
+    train_targets: Tensor | None
+    """(N, K), what a linear probe is to predict; None where the task has no such thing."""
+    val_targets: Tensor | None
 
 
-def choose_images(images: ImageSet, count: int) -> list[int]:
-    """Samples of a split, drawn once and for all: the same for every scan."""
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    return sorted(order[:count].tolist())
+def choose_items(count: int, of: int) -> list[int]:
+    """Samples of a split with `of` items, drawn once and for all: the same for every scan."""
+    return sorted(torch.randperm(of, generator=torch.Generator().manual_seed(0))[:count].tolist())
 
 
-def still_batches(recipe: Recipe, split: SplitName, samples: list[int], size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images (B, C, H, W) as evaluation sees them, and labels; files that cannot be read are reported."""
-    images = recipe.data.still(split)
+def still_batches(recipe: Recipe, split: SplitName, samples: list[int], size: int) -> Iterator[Batch]:
+    """Items as evaluation sees them; files that cannot be read are reported."""
+    items = recipe.data.still(split)
     for start in range(0, len(samples), size):
-        batch, faults = whole_batch(images.__getitems__([Draw(0, sample) for sample in samples[start : start + size]]))
+        batch, faults = whole_batch(items.__getitems__([Draw(0, sample) for sample in samples[start : start + size]]))
         recipe.data.report(split, faults)
-        yield batch[0], batch[1]
+        yield batch
 
 
 def open_lab(
     config: ScanConfig,
     recipe: Recipe,
     encoder: nn.Module,
-    places: dict[str, tuple[Host, GraftPoint]],
+    places: Places,
     device: torch.device,
     say: Callable[[str], None],
 ) -> Lab:
-    """Run the encoder over the images of the scan, once.
+    """Run the encoder over the items of the scan, once.
 
     Raises:
         RunError: If its tokens are not finite.
     """
-    encoder.eval().to(device)
-    found: dict[str, dict[str, Tensor]] = {}
-    labels: dict[str, Tensor] = {}
-    for split, count in (("train", config.train_images), ("val", config.val_images)):
-        samples = choose_images(recipe.data.split(split), count)  # type: ignore[arg-type]
-        say(f"Encoder: tokens of {len(samples):,} {'training' if split == 'train' else 'held-out'} images")
-        parts: dict[str, list[Tensor]] = {position: [] for position in places}
-        seen = []
-        for images, truth in still_batches(recipe, split, samples, PER_CALL):  # type: ignore[arg-type]
-            for position, tokens in tokens_at(encoder, places, images.to(device)).items():
-                parts[position].append(_small(tokens.cpu(), position))
-            seen.append(truth)
-        found[split] = {position: torch.cat(chunks) for position, chunks in parts.items()}
-        labels[split] = torch.cat(seen)
+    task = recipe.task(encoder.to(device)).eval()
     asked = parse_reads(recipe.graft.reads)
+    found: dict[str, dict[str, Tokens]] = {}
+    targets: dict[str, Tensor | None] = {}
+    splits: dict[SplitName, int] = {"train": config.train_images, "val": config.val_images}
+    for split, count in splits.items():
+        samples = choose_items(count, len(recipe.data.split(split)))
+        kind = "training" if split == "train" else "held-out"
+        say(f"Encoder: tokens of {len(samples):,} {kind} {recipe.data.things}")
+        parts: dict[str, list[Tokens]] = {position: [] for position in places}
+        wanted = []
+        for batch in still_batches(recipe, split, samples, PER_CALL):
+            wanted.append(task.targets(batch))
+            for position, tokens in tokens_at(encoder, places, task.inputs(on_device(batch, device)), asked).items():
+                parts[position].append(_small(tokens, position))
+        found[split] = {position: joined(chunks) for position, chunks in parts.items()}
+        given = [values for values in wanted if values is not None]
+        targets[split] = torch.cat(given) if given else None
     return Lab(
         config=config,
         recipe=recipe,
         encoder=encoder,
+        task=task,
         device=device,
-        places={
-            position: Place(
-                host=host,
-                last=point.last,
-                reads=None if not point.last else host.reads(encoder, (), {}) if asked is None else asked,
-                train=found["train"][position],
-                val=found["val"][position],
-            )
-            for position, (host, point) in places.items()
-        },
-        train_labels=labels["train"],
-        val_labels=labels["val"],
+        places={at: Place(train=found["train"][at], val=found["val"][at]) for at in places},
+        train_targets=targets["train"],
+        val_targets=targets["val"],
     )
 
 
-@torch.no_grad()
-def tokens_at(model: nn.Module, places: dict[str, tuple[Host, GraftPoint]], images: Tensor) -> dict[str, Tensor]:
-    """Tokens (B, T, V) at each position of a plain encoder, in one pass.
-
-    Raises:
-        HostError: If what passes there is no tokens, as a graft would say.
-    """
-    caught: dict[str, Tensor] = {}
-    handles = []
-    for position, (host, point) in places.items():
-
-        def catch(given: Any, position: str = position, host: Host = host, when: str = point.when) -> None:
-            tokens = host.output.take(given) if when == "after" else given[0]
-            lies = map_axes(tokens, host.axes, host.embed_dim) if isinstance(tokens, Tensor) else None
-            if lies is None:
-                raise HostError(f"--positions {position}: no tokens {host.embed_dim} wide pass there")
-            caught[position] = to_tokens(tokens, lies)
-
-        module = model.get_submodule(point.module)
-        if point.when == "before":
-            handles.append(module.register_forward_pre_hook(lambda *call, catch=catch: catch(call[-1])))
-        else:
-            handles.append(module.register_forward_hook(lambda *call, catch=catch: catch(call[-1])))
-    try:
-        model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return caught
-
-
-def _small(tokens: Tensor, position: str) -> Tensor:
-    if not tokens.isfinite().all():
+def _small(tokens: Tokens, position: str) -> Tokens:
+    if not tokens.x.isfinite().all():
         raise RunError(f"the encoder's tokens at {position} are not finite", "look at the run that trained it")
-    return tokens.half() if tokens.abs().max() < _HALF else tokens.float()
+    return tokens.to(_CPU, torch.float16 if tokens.x.abs().max() < _HALF else torch.float32)
 
 
 def candidate_model(lab: Lab, candidate: Candidate) -> nn.Module:
@@ -184,22 +143,24 @@ def draws_of(lab: Lab, model: nn.Module) -> Iterator[GraftLayer]:
 
 
 @torch.no_grad()
-def block_outputs(
-    inserted: GraftLayer, tokens: Tensor, reads: Reads, shorten: Callable[[Tensor], Tensor] = lambda y: y
-) -> Tensor:
-    """What the block gives for `tokens` (N, T, V), its final norm included: (N, R, D), each part `shorten`ed; float32.
+def block_outputs(inserted: GraftLayer, tokens: Tokens, shorten: Callable[[Tensor, Tokens], Tensor]) -> Tensor:
+    """What the block gives for `tokens`, its final norm included: (n, R, D) for n of them at a time, `shorten`ed.
 
-    The graft itself computes it, in whichever form it chooses.
+    The graft itself computes it, in whichever form it chooses; the result is float32.
+
+    Args:
+        shorten: Given a part of the outputs, and the tokens that it was made of.
     """
     config = inserted.block.config
-    widest = tokens.shape[1] * max(config.mlp_dim, config.dim)
+    widest = tokens.x.shape[1] * max(config.mlp_dim, config.dim)
     rows = max(1, min(len(tokens), NUMBERS_PER_CALL // widest))
     parameter = inserted.mapper_in.weight
     parts = []
     with _catching(inserted.mapper_out) as caught:
-        for part in torch.split(tokens, rows):
-            inserted(part.to(parameter.device, parameter.dtype), reads=reads)
-            parts.append(shorten(caught.pop()).float().cpu())
+        for start in range(0, len(tokens), rows):
+            part = tokens[start : start + rows].to(parameter.device, parameter.dtype)
+            inserted(part.x, part.padded, reads=part.reads)
+            parts.append(shorten(caught.pop(), part).float().cpu())
     return torch.cat(parts)
 
 
@@ -213,15 +174,25 @@ def _catching(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def as_features(tokens: Tensor) -> Tensor:
-    """(B, R, C) -> (B, F) for a linear reader: a few tokens side by side, of more their mean."""
-    return tokens.flatten(1) if tokens.shape[1] <= _JOINED else tokens.mean(1)
+def as_features(y: Tensor, tokens: Tokens) -> Tensor:
+    """(B, R, C) -> (B, F) for a linear reader: a few tokens side by side, of more the mean over those not padded.
 
-
-def encoder_features(place: Place, tokens: Tensor) -> Tensor:
-    """The encoder's own tokens that the head reads, or behind which other layers follow, as features."""
-    reads = place.reads
-    wide = tokens.float()
+    Args:
+        y: The tokens of `tokens` that the head reads, or what a block makes of them; one where it reads their mean.
+    """
+    reads: Reads = tokens.reads
     if isinstance(reads, MeanOf):
-        return take_tokens(wide, reads.tokens).mean(1)
-    return as_features(take_tokens(wide, reads))
+        return take_tokens(y, reads.tokens).mean(1) if y.shape[1] > 1 else y.flatten(1)
+    padded = tokens.padded
+    if y.shape[1] == 1 or (y.shape[1] <= _JOINED and (padded is None or reads is not None)):
+        return y.flatten(1)
+    if padded is None:
+        return y.mean(1)
+    seen = take_tokens(~padded.unsqueeze(-1), reads)
+    return y.masked_fill(~seen, 0).sum(1) / seen.sum(1).clamp_min(1)
+
+
+def encoder_features(tokens: Tokens) -> Tensor:
+    """The encoder's own tokens that the head reads, or behind which other layers follow, as features."""
+    x, reads = tokens.x.float(), tokens.reads
+    return as_features(x if isinstance(reads, MeanOf) else take_tokens(x, reads), tokens)

@@ -6,12 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from lmgraft.analysis.agreement import Agreement, agreement
-from lmgraft.studies.scan.results import Scan, Scanned
+from lmgraft.studies.scan.results import GAIN, Scan, Scanned
 from lmgraft.studies.scan.scores import SCORES
 from lmgraft.studies.scan.scores.measured import Measured
-
-GAIN = "gain"
-"""Column of the short training, beside the scores."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,14 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from lmgraft import records
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.recipes.record import changed_keys
+from lmgraft.registry import METRICS
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.encoder import EncoderRecord
+from lmgraft.studies.scan.scores import SCORES
 from lmgraft.studies.scan.scores.measured import Measured
 
 FILE = "scan.json"
-VERSION = 1
+GAIN = "gain"
+"""Column of the short training, beside the scores."""
+VERSION = 2
 
 
 @dataclass(kw_only=True)
@@ -29,7 +34,7 @@ class Scanned:
     """Of its block; None before it was loaded."""
     scores: dict[str, Measured] = field(default_factory=dict)
     gain: Measured | None = None
-    """Held-out accuracy minus the plain encoder's after the short training, over seeds; None without."""
+    """How much better the metric is than the plain encoder's after the short training, over seeds; None without."""
 
 
 @dataclass(kw_only=True)
@@ -41,10 +46,16 @@ class Scan:
     """What all scores have in common; see `settings_of`."""
     encoder: EncoderRecord
     plain: dict[int, float]
-    """Seed -> held-out accuracy of the plain encoder after the short training."""
+    """Seed -> the metric on held-out items, of the plain encoder after the short training."""
     candidates: dict[str, Scanned]
     """By label."""
     environment: dict[str, Any]
+    metric: Metric
+    """The task's first metric: gains are differences of it, in the direction in which it is better."""
+    agreement: Metric
+    """What the probe reaches; see `Task.agreement_metric`."""
+    things: str
+    """What the items are, in the plural."""
     version: int = VERSION
 
     def chosen(self) -> list[Scanned]:
@@ -67,6 +78,8 @@ def read_scan(out: Path) -> Scan | None:
         return None
     held = records.read_json(file)
     try:
+        if held["version"] == 1:
+            held = _upgraded(held)
         if held["version"] != VERSION:
             raise RunError(f"{file} is of version {held['version']}, this is {VERSION}", "choose another --out")
         return Scan(
@@ -76,6 +89,9 @@ def read_scan(out: Path) -> Scan | None:
             plain={int(seed): float(value) for seed, value in held["plain"].items()},
             candidates={label: _scanned(value) for label, value in held["candidates"].items()},
             environment=held["environment"],
+            metric=_made(Metric, held["metric"]),
+            agreement=_made(Metric, held["agreement"]),
+            things=held["things"],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         if isinstance(error, RunError):
@@ -83,6 +99,25 @@ def read_scan(out: Path) -> Scan | None:
         raise RunError(
             f"{file} is damaged ({type(error).__name__}: {error})", "delete it: finished trainings in runs/ are kept"
         ) from None
+
+
+def _upgraded(held: dict[str, Any]) -> dict[str, Any]:
+    """A scan of version 1, when all were of image classification."""
+    encoder = dict(held["encoder"])
+    encoder["val"] = encoder.pop("val_accuracy")
+    accuracy = asdict(METRICS.find("accuracy"))
+    known = {"encoder": encoder, "metric": accuracy, "agreement": accuracy, "things": "images"}
+    return held | known | {"version": VERSION}
+
+
+def unit_of(scan: Scan, name: str) -> Metric:
+    """How values of a score, or of the gain, are written."""
+    return scan.metric if name == GAIN else SCORES[name].unit or scan.agreement
+
+
+def is_difference(name: str) -> bool:
+    """Whether its values are differences, written with a sign."""
+    return name == GAIN or SCORES[name].unit is None
 
 
 def check_settings(before: Scan, settings: dict[str, Any], out: Path) -> None:

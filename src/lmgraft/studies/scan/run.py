@@ -19,7 +19,6 @@ import yaml
 from torch import nn
 
 from lmgraft import records
-from lmgraft.contracts import GraftPoint, Host
 from lmgraft.errors import RunError
 from lmgraft.recipes import Recipe, build_model
 from lmgraft.recipes.build import set_up_data
@@ -37,20 +36,22 @@ from lmgraft.studies.scan.encoder import (
     training_recipe,
 )
 from lmgraft.studies.scan.lab import Lab, candidate_model, open_lab
-from lmgraft.studies.scan.results import Scan, Scanned, check_settings, read_scan, write_scan
+from lmgraft.studies.scan.results import Scan, Scanned, check_settings, read_scan, unit_of, write_scan
 from lmgraft.studies.scan.scores import SCORES, check_scores
 from lmgraft.studies.scan.scores.measured import Measured
 from lmgraft.studies.scan.training import (
     Wanted,
     candidate_run,
     gain_of,
-    plain_accuracies,
+    plain_values,
     seeds_of,
     train_missing,
 )
 from lmgraft.studies.study.checks import check_selection
 from lmgraft.studies.study.jobs import only_one
+from lmgraft.studies.tokens import Places
 from lmgraft.training.fit import Verbosity, on_gpu
+from lmgraft.words.numbers import value as written
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class Plan:
     recipe: Recipe
     candidates: list[Candidate]
     anatomy: dict[str, Anatomy]
-    places: dict[str, tuple[Host, GraftPoint]]
+    places: Places
     costs: list[Cost]
     trains_encoder: bool
 
@@ -137,13 +138,17 @@ def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosi
     encoder, record = load_encoder(config, recipe, out)
     if before is not None and before.encoder.weights != record.weights:
         raise RunError(f"{out} holds a scan of another encoder: {before.encoder.origin}", "choose another --out")
+    task = recipe.task(encoder)
     scan = Scan(
         recipe=config.recipe,
         settings=settings,
         encoder=record,
-        plain=plain_accuracies(out, seeds) or (before.plain if before else {}),
+        plain=plain_values(out, seeds, task.primary) or (before.plain if before else {}),
         candidates=dict(before.candidates) if before else {},
         environment=records.environment(),
+        metric=task.primary,
+        agreement=task.agreement_metric,
+        things=recipe.data.things,
     )
     for candidate in plan.candidates:
         scan.candidates.setdefault(candidate.label, Scanned(candidate=candidate))
@@ -151,7 +156,7 @@ def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosi
             raise RunError(f"{out} has another candidate called {candidate.label}", "choose another --out")
     write_scan(scan, out)
     _score(plan, out, scan, encoder, say)
-    del encoder
+    del encoder, task
     if config.trains:
         _train(plan, out, scan, seeds, say, progress)
     return scan
@@ -194,7 +199,7 @@ def _score(plan: Plan, out: Path, scan: Scan, encoder: nn.Module, say: Say) -> N
         gc.collect()  # one block in memory at a time
         remaining = (time.monotonic() - started) / done * (left - done)
         said = f"about {duration(remaining)} left" if number < len(todo) else "all scored"
-        say(f"[score {number}/{len(todo)}] {scanned.candidate.title}: {_in_words(scanned, names)}; {said}")
+        say(f"[score {number}/{len(todo)}] {scanned.candidate.title}: {_in_words(scan, scanned, names)}; {said}")
 
 
 def _measured(lab: Lab, scanned: Scanned, name: str, model: nn.Module) -> Measured:
@@ -221,19 +226,20 @@ def _train(plan: Plan, out: Path, scan: Scan, seeds: list[int], say: Say, progre
 
     def note(failed: dict[Path, str]) -> None:
         for candidate in plan.candidates:
-            gain = gain_of(out, candidate, scan.plain, failed)
+            gain = gain_of(out, candidate, scan.plain, scan.metric, failed)
             scan.candidates[candidate.label].gain = gain
         write_scan(scan, out)
 
     note(train_missing(plan.config, wanted, say, progress, note))
 
 
-def _in_words(scanned: Scanned, names: list[str]) -> str:
-    said = []
+def _in_words(scan: Scan, scanned: Scanned, names: list[str]) -> str:
+    sentences = []
     for name in names:
-        score, found = SCORES[name], scanned.scores[name]
-        value = (
-            "failed" if found.value is None else f"{found.value * score.scale:.{score.digits}f} {score.unit}".strip()
-        )
-        said.append(f"{name} {value}")
-    return ", ".join(said)
+        measured, unit = scanned.scores[name], unit_of(scan, name)
+        if measured.value is None:
+            value = "failed" if measured.applies else "not for this task"
+        else:
+            value = f"{written(measured.value, unit)} {unit.difference_unit}".strip()
+        sentences.append(f"{name} {value}")
+    return ", ".join(sentences)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
 from lmgraft.analysis.student import equal_within
+from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
-from lmgraft.recipes import Result, read_result
+from lmgraft.recipes import read_result
 from lmgraft.recipes.run import other_recipe, read_run
 from lmgraft.studies.progress import Say, duration
 from lmgraft.studies.scan.candidates import Candidate
@@ -78,19 +80,17 @@ def seeds_of(config: ScanConfig, first: int) -> list[int]:
     return list(range(first, first + config.train_seeds)) if config.trains else []
 
 
-def plain_accuracies(out: Path, seeds: list[int]) -> dict[int, float]:
-    """Seed -> held-out accuracy of the plain encoder; the test images are not looked at."""
-    return {seed: _val(read_result(plain_run(out, seed))) for seed in seeds}
+def plain_values(out: Path, seeds: list[int], metric: Metric) -> dict[int, float]:
+    """Seed -> the metric on held-out items, of the plain encoder; the test items are not looked at."""
+    return {seed: read_result(plain_run(out, seed)).val[metric.name] for seed in seeds}
 
 
-def _val(result: Result) -> float:
-    return result.val[result.primary]
+def gain_of(
+    out: Path, candidate: Candidate, plain: dict[int, float], metric: Metric, failed: dict[Path, str]
+) -> Measured | None:
+    """How much better than plain on held-out items, over seeds, with its t interval; None before all runs are there.
 
-
-def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: dict[Path, str]) -> Measured | None:
-    """Held-out accuracy minus plain's, over seeds, with its t interval; None while a run is not finished.
-
-    Accuracies are counts of few images, so that two seeds often gain exactly the same: then there is no interval.
+    Accuracies are counts of few items, so that two seeds often gain exactly the same: then there is no interval.
     """
     folders = {seed: candidate_run(out, candidate, seed) for seed in plain}
     why = [failed[f.resolve()] for f in folders.values() if f.resolve() in failed]
@@ -98,9 +98,9 @@ def gain_of(out: Path, candidate: Candidate, plain: dict[int, float], failed: di
         return Measured(value=None, failed=why[0])
     if not all((folder / "result.json").exists() for folder in folders.values()):
         return None
-    results: dict[int, Result] = {seed: read_result(folder) for seed, folder in folders.items()}
-    differences = [_val(result) - plain[seed] for seed, result in results.items()]
+    results = {seed: read_result(folder) for seed, folder in folders.items()}
+    values = {seed: result.val[metric.name] for seed, result in results.items()}
+    gains = [metric.direction * (value - plain[seed]) for seed, value in values.items()]
     seconds = sum(result.seconds for result in results.values())
-    accuracy = sum(_val(result) for result in results.values()) / len(results)
-    rounding = equal_within([*plain.values(), *map(_val, results.values())])
-    return replace(over_draws(differences, rounding=rounding, accuracy=accuracy), seconds=seconds)
+    rounding = equal_within([*plain.values(), *values.values()])
+    return replace(over_draws(gains, rounding=rounding, **{metric.name: fmean(values.values())}), seconds=seconds)

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -77,10 +76,6 @@ def plan(
     return rows
 
 
-def _unused(*_: Any) -> Any:
-    raise AssertionError("the optimiser is made here, without a schedule")
-
-
 def _measure(recipe: Recipe) -> Estimate:
     set_up_data(recipe)
     data = recipe.data
@@ -96,7 +91,7 @@ def _measure(recipe: Recipe) -> Estimate:
             batch = batch._replace(inputs=encode(model, batch.inputs))
         model = OnTokens(freeze_encoder(model))
     step_model, optimizer = fabric.setup(model, make_optimizer(model, recipe.optim.for_batch(data.batch_size)))
-    task = recipe.task(step_model, _unused, _unused)
+    task = recipe.task(step_model)
     seconds = []
     for _ in range(_STEPS + _AFTER_WARM_UP):
         started = time.perf_counter()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lmgraft.contracts import Metric
 from lmgraft.errors import RecipeError
 from lmgraft.registry import suggest
 from lmgraft.studies.scan.lab import Lab, Place
@@ -30,16 +31,18 @@ class Score:
     """Why it might predict what training gives."""
     interval: str
     """Where its interval comes from."""
-    scale: float
-    """Written is value times scale."""
-    digits: int
-    """Of a written value, behind the point."""
-    unit: str
+    unit: Metric | None
+    """How its values are written; None for a difference in the unit of the task's `agreement_metric`."""
     measure: Callable[[Lab, Place, nn.Module], Measured]
     """From the candidate's model (its mappers as the recipe's seed draws them)."""
     is_difference: bool = False
     """Whether a value is a difference, written with its sign."""
 
+
+_COEFFICIENT = Metric(
+    name="coefficient", title="coefficient", higher_is_better=True, scale=1, unit="", difference_unit="", margin=0.0,
+    digits=3,
+)  # fmt: skip
 
 SCORES: dict[str, Score] = {
     score.name: score
@@ -47,13 +50,12 @@ SCORES: dict[str, Score] = {
         Score(
             name="probe",
             title="probe, block minus encoder",
-            measures="held-out accuracy of a linear classifier on the block's output behind mappers that are not "
-            "trained, minus that on the encoder's own tokens at the same place",
+            measures="how well a linear reader of the block's output behind mappers that are not trained predicts the "
+            "targets of held-out items (accuracy of classes, R² of numbers), minus the same for the encoder's own "
+            "tokens at the same place",
             why="What a linear reader still finds behind the block, training does not first have to win back.",
             interval="t over draws of W1",
-            scale=100,
-            digits=2,
-            unit="points",
+            unit=None,
             measure=probe.measure,
             is_difference=True,
         ),
@@ -61,13 +63,11 @@ SCORES: dict[str, Score] = {
             name="cka",
             title="CKA to the encoder",
             measures="linear CKA (unbiased) between the block's output and the encoder's tokens that enter it, over "
-            "tokens of held-out images",
+            "tokens of held-out items",
             why="A block that leaves the tokens' geometry alone disturbs the encoder less, and later layers can "
             "read what it gives.",
             interval="t over draws of W1",
-            scale=1,
-            digits=3,
-            unit="",
+            unit=_COEFFICIENT,
             measure=cka.measure,
         ),
         Score(
@@ -77,9 +77,7 @@ SCORES: dict[str, Score] = {
             "trained: 1 for equal ones, 0 for unrelated ones",
             why="Where minibatches agree on the way, the first steps go further.",
             interval="bootstrap over minibatches, of one draw of W1",
-            scale=1,
-            digits=3,
-            unit="",
+            unit=_COEFFICIENT,
             measure=coherence.measure,
         ),
     )

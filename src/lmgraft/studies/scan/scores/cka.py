@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from torch import nn
+from dataclasses import replace
+
+from torch import Tensor, nn
 
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.errors import RunError
 from lmgraft.studies.scan.lab import Lab, Place, block_outputs, draws_of
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
+from lmgraft.studies.tokens import Tokens
 
 MOST_TOKENS = 4096
-"""Of each image every k-th token is compared, so that there are at most so many."""
+"""Of each item every k-th token is compared, so that there are about so many; padded ones are left out."""
 
 
 def measure(lab: Lab, place: Place, model: nn.Module) -> Measured:
-    """Unbiased linear CKA for each draw of W1, over tokens of held-out images.
+    """Unbiased linear CKA for each draw of W1, over tokens of held-out items.
 
     Raises:
         RunError: If the encoder's tokens or the block's output do not vary.
     """
-    tokens = place.val[: lab.config.cka_images]
-    every = -(-tokens.shape[0] * tokens.shape[1] // MOST_TOKENS)
-    ours = tokens[:, ::every].flatten(0, 1).float()
+    # All tokens go through the block, as attention needs them; some are compared.
+    tokens = replace(place.val[: lab.config.cka_images], reads=None)
+    count = tokens.x[..., 0].numel() if tokens.padded is None else int((~tokens.padded).sum())
+    every = -(-count // MOST_TOKENS)
+
+    def some(y: Tensor, part: Tokens) -> Tensor:
+        return part.unpadded(y.expand(-1, part.x.shape[1], -1), every)  # of a read token every token gets the output
+
+    ours = tokens.unpadded(tokens.x, every).float()
     draws = []
     for inserted in draws_of(lab, model):
-        # All tokens go through the block, as attention needs them; some are compared.
-        theirs = block_outputs(inserted, tokens, None, lambda y: y[:, ::every])
         try:
-            draws.append(linear_cka(ours, theirs.flatten(0, 1)))
+            draws.append(linear_cka(ours, block_outputs(inserted, tokens, some)))
         except ValueError as error:
             raise RunError(str(error)) from None
     return over_draws(draws)

@@ -7,33 +7,34 @@ mean of g_i·g_j over pairs of different minibatches.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmgraft.data.base import on_device
 from lmgraft.errors import RunError
-from lmgraft.studies.scan.lab import Lab, Place, choose_images, still_batches
+from lmgraft.studies.scan.lab import Lab, Place, choose_items, still_batches
 from lmgraft.studies.scan.scores.measured import Measured
 
 _RESAMPLES = 2000
 
 
 def measure(lab: Lab, place: Place, model: nn.Module) -> Measured:
-    """Of the encoder's, the classifier's and the mappers' gradients together; and of encoder and mappers alone.
+    """Of the encoder's, the head's and the mappers' gradients together; and of encoder and mappers alone.
 
-    The loss is cross-entropy on images without augmentation, dropout and drop path.
+    The loss is the task's, of items without augmentation, dropout and drop path.
 
     Raises:
-        RunError: If there are too few training images.
+        RunError: If there are too few training items.
     """
     count, size = lab.config.coherence_batches, lab.config.coherence_images
-    samples = choose_images(lab.recipe.data.split("train"), count * size)
+    samples = choose_items(count * size, len(lab.recipe.data.split("train")))
     if len(samples) < count * size:
         raise RunError(
-            f"coherence needs {count} x {size} training images, there are {len(samples)}",
+            f"coherence needs {count} x {size} training {lab.recipe.data.things}, there are {len(samples)}",
             "lower --coherence-batches or --coherence-images",
         )
     mixed = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
-    batches = list(still_batches(lab.recipe, "train", [samples[i] for i in mixed], size))
+    batches = still_batches(lab.recipe, "train", [samples[i] for i in mixed], size)
+    task = lab.recipe.task(model).eval()
     mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = {
         "mappers": [p for name, p in mine.items() if name.startswith("graft.")],
@@ -41,9 +42,9 @@ def measure(lab: Lab, place: Place, model: nn.Module) -> Measured:
     }
     grams = {name: torch.zeros(count, count, dtype=torch.float64) for name in groups}
     gradients: list[list[Tensor]] = []
-    for images, labels in batches:
-        out = model(images.to(lab.device))
-        loss = F.cross_entropy(getattr(out, "logits", out), labels.to(lab.device))
+    for still in batches:
+        batch = on_device(still, lab.device)
+        loss = task.loss(task.outputs(batch), batch)
         flat = torch.autograd.grad(loss, [*mine.values()], allow_unused=True)
         found = {id(p): g for p, g in zip(mine.values(), flat, strict=True) if g is not None}
         gradients.append(

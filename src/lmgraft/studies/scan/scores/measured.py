@@ -26,6 +26,8 @@ class Measured:
     """Why there is no value."""
     no_interval: NoInterval | None = None
     """Why a value has no interval over its draws; None in scans of older versions too."""
+    applies: bool = True
+    """False where the task has nothing that the score could be of; there is no value then."""
 
 
 def over_draws(draws: list[float], *, rounding: float | None = None, **parts: float) -> Measured:
@@ -33,3 +35,8 @@ def over_draws(draws: list[float], *, rounding: float | None = None, **parts: fl
     interval = mean_interval(draws, rounding=rounding)
     missing: NoInterval | None = None if interval else "one value" if len(draws) < 2 else "no spread"
     return Measured(value=fmean(draws), interval=interval, draws=draws, parts=parts, no_interval=missing)
+
+
+def not_for_task(why: str) -> Measured:
+    """A score that this task cannot have."""
+    return Measured(value=None, failed=why, applies=False)

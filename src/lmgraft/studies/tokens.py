@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmgraft.contracts import GraftPoint, Host, MeanOf, Reads, map_axes, take_tokens, to_tokens
+from lmgraft.contracts import GraftPoint, Host, MeanOf, Reads, map_axes, take_reads, to_tokens
 from lmgraft.errors import HostError
 
 Places = Mapping[str, tuple[Host, GraftPoint]]
@@ -118,7 +118,7 @@ def _joined_reads(parts: Sequence[Tokens], lengths_differ: bool) -> Reads:
         return every[0]
     if not any(reads is None or isinstance(reads, MeanOf) for reads in every):
         places = [torch.arange(p.x.shape[1], device=p.x.device).expand(p.x.shape[:2])[..., None] for p in parts]
-        index = [take_tokens(place, p.reads).squeeze(-1) for place, p in zip(places, parts, strict=True)]
+        index = [take_reads(place, p.reads).squeeze(-1) for place, p in zip(places, parts, strict=True)]
         if len({rows.shape[1] for rows in index}) == 1:
             return torch.cat(index)
     raise HostError("what the head reads is not the same number of tokens in every batch", "let it read all: reads=':'")

@@ -132,7 +132,7 @@ def _help() -> str:
     return f"""usage: lmgraft study NAME [--out DIR] [--dry-run] [--workers N | --ray ADDRESS] [options]
 
 Train several arms with several seeds each, all else equal bit by bit (initial weights, order and
-augmentation of the images), compare them by statistics that are fixed before anything runs, and
+augmentation of the items), compare them by statistics that are fixed before anything runs, and
 write a page that says what was shown and what was not.
 
   NAME                a study below or a path to a .yaml file

@@ -64,7 +64,7 @@ def train_run(
     repeats: Path | None = None,
     allow_difference: bool = False,
 ) -> Result:
-    """Train a recipe in `run_dir`, evaluate its best epoch on the test images, write result.json.
+    """Train a recipe in `run_dir`, evaluate its best epoch on the test items, write result.json.
 
     With several processes, all but the first end when training is done (SystemExit with status 0);
     the first one evaluates and returns.

@@ -16,7 +16,7 @@ from lmgraft.studies.worker import in_own_process
 
 
 def counted_flops(arms: Mapping[str, Cell], out: Path) -> dict[str, tuple[float, float]]:
-    """Arm -> operations of a training step and of an evaluation, for each image.
+    """Arm -> operations of a training step and of an evaluation, for each item.
 
     An arm whose block cannot be had here (its run came from elsewhere) is left out.
     """

@@ -25,7 +25,7 @@ class Cost:
     peak_memory: int | None
     """Bytes; None where it was not measured."""
     train_flops: float | None = None
-    """Floating-point operations of a training step, for each image; counted, so free of noise."""
+    """Floating-point operations of a training step, for each item; counted, so free of noise."""
     eval_flops: float | None = None
 
 

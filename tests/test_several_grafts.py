@@ -290,15 +290,18 @@ class TestCalls:
         tokens[0, 4:] = 99.0  # padded ones count for nothing
         assert relative_error(model(tokens, mask), model(tokens_and_mask()[0], mask)) <= 1e-5
 
-    def test_tokens_and_padding_mask(self, padded: nn.Module, tmp_path: Path) -> None:
+    def test_tokens_and_padding_mask(self, padded: nn.Module) -> None:
         model = lmgraft.graft(padded, random_block()).requires_grad_(False)
         expected = model(*tokens_and_mask(5))
         assert 0 < lmgraft.approximate(model, tokens_and_mask(), repeats=1).output_error < 0.1
         lmgraft.exact(model)
-        for example in (tokens_and_mask(), tokens_and_mask(1)):
-            program = export_program(model, example).module()
-            assert relative_error(program(*tokens_and_mask(5)), expected) <= 1e-5
-        report = export_onnx(model, tokens_and_mask(), tmp_path / "padded.onnx")
+        program = export_program(model, tokens_and_mask(1)).module()
+        assert relative_error(program(*tokens_and_mask(5)), expected) <= 1e-5
+
+    @pytest.mark.slow
+    def test_onnx_of_tokens_and_padding_mask(self, padded: nn.Module, tmp_path: Path) -> None:
+        model = lmgraft.graft(padded, random_block())
+        report = export_onnx(model, tokens_and_mask(), tmp_path / "padded.onnx")  # compares with the model
         assert report.inputs == (("batch", 6, 16), ("batch", 6))
 
     def test_places_of_tokens(self) -> None:

@@ -295,7 +295,7 @@ def test_a_machine_without_int8(model: nn.Module, monkeypatch: pytest.MonkeyPatc
 @pytest.mark.usefixtures("forgetful")
 def test_a_machine_whose_sums_overflow(model: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums of two products that stop at 32767, as instructions before VNNI make them."""
-    fine = lmgraft.approximate(model, X, "int8")
+    fine, levels = lmgraft.approximate(model, X, "int8"), rounded.activation_levels()
     rounded.activation_levels.cache_clear()
     honest = torch.ops.onednn.qlinear_pointwise
     overflowing = 0
@@ -314,7 +314,8 @@ def test_a_machine_whose_sums_overflow(model: nn.Module, monkeypatch: pytest.Mon
     overflowing = 0
     coarse = lmgraft.approximate(model, X, "int8", repeats=1)
     assert not overflowing
-    assert fine.graft_error < coarse.graft_error < TOLERANCE["int8"]
+    assert coarse.graft_error < TOLERANCE["int8"]
+    assert (fine.graft_error < coarse.graft_error) == (levels > 63)  # this machine's own sums may overflow too
 
 
 def test_a_sample_does_not_depend_on_its_neighbours(model: nn.Module) -> None:

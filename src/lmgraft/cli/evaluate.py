@@ -11,7 +11,13 @@ import numpy as np
 
 from lmgraft import records
 from lmgraft.analysis.items import metric_interval
-from lmgraft.cli.evaluate_suite import add_suite_options, run_suite, suite_options_given, suites_help
+from lmgraft.cli.evaluate_suite import (
+    add_suite_options,
+    run_suite,
+    suite_options_given,
+    suites_help,
+    take_suite_options,
+)
 from lmgraft.errors import RecipeError
 from lmgraft.graft.approximate import MODES
 from lmgraft.recipes import evaluate_run
@@ -43,6 +49,7 @@ def run(argv: list[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    rest, options = take_suite_options(argv)
     other = any(argument.partition("=")[0] == "--model" for argument in argv)
     parser.add_argument(
         "run",
@@ -63,9 +70,9 @@ def run(argv: list[str]) -> int:
         "--suite", metavar="NAME", help=f"evaluate on a suite instead of the test items: {', '.join(SUITES.names())}"
     )
     add_suite_options(parser)
-    arguments, overrides = parser.parse_known_args(argv)
+    arguments, overrides = parser.parse_known_args(rest)
     if arguments.suite is not None:
-        return run_suite(arguments, overrides)
+        return run_suite(arguments, overrides, options)
     given = suite_options_given(arguments, overrides)
     if given:
         raise RecipeError(

@@ -46,6 +46,18 @@ def suites_help() -> str:
     return "\n".join(parts)
 
 
+def take_suite_options(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The other arguments, and field -> text of the options of the suite that `--suite` names.
+
+    They are taken before the command's own are read, which would take their values for run folders.
+    """
+    rest = list(argv)
+    name = take_option(list(argv), "--suite")
+    fields = {} if name is None else options_of(find_suite(name))
+    given = [(field, take_option(rest, option)) for option, field in fields.items()]
+    return rest, {field: text for field, text in given if text is not None}
+
+
 def suite_options_given(arguments: argparse.Namespace, rest: Sequence[str]) -> list[str]:
     """Those that only a suite has, of the options that were given."""
     known = {option for name in SUITES.names() for option in options_of(SUITES.load(name))}
@@ -54,17 +66,18 @@ def suite_options_given(arguments: argparse.Namespace, rest: Sequence[str]) -> l
     return given + [name for name in names if name in known]
 
 
-def run_suite(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Evaluate, print the table, write page and figure."""
+def run_suite(arguments: argparse.Namespace, overrides: list[str], options: dict[str, str]) -> int:
+    """Evaluate, print the table, write page and figure.
+
+    Args:
+        arguments: Of the command.
+        overrides: Options of the recipe.
+        options: Of the suite, see `take_suite_options`.
+    """
     if arguments.approximate is not None:
         raise RecipeError("--approximate works without --suite only", "leave out one of them")
-    texts = {
-        field: text
-        for option, field in options_of(find_suite(arguments.suite)).items()
-        if (text := take_option(overrides, option)) is not None
-    }
     config = RobustnessConfig(
-        suite=make_suite(arguments.suite, texts),
+        suite=make_suite(arguments.suite, options),
         limit=arguments.limit,
         batch_size=arguments.batch_size,
         workers=arguments.workers,

@@ -160,19 +160,17 @@ class PublishedImages(ItemSet):
     def __getitems__(self, draws: list[Draw]) -> Reported:
         samples = [draw.sample for draw in draws]
         faults: list[Fault] = []
-        images = [self._image(sample, faults) for sample in samples]
-        blank = torch.zeros_like(next((image for image in images if image is not None), torch.empty(0)))
-        inputs = torch.stack([blank if image is None else image for image in images])
+        inputs = torch.stack([self._image(sample, faults) for sample in samples])
         index = torch.tensor(samples)
         return Reported(LabelledBatch(inputs, self._labels(samples), index, index), tuple(faults))
 
-    def _image(self, sample: int, faults: list[Fault]) -> Tensor | None:
+    def _image(self, sample: int, faults: list[Fault]) -> Tensor:
         try:
             with Image.open(self.place(sample)) as image:
                 shown = image.convert("RGB")
         except UNREADABLE as error:
             faults.append(Fault(self.place(sample), str(error)))
-            return None
+            return torch.zeros_like(self.prepare(Image.new("RGB", (SIZE, SIZE))))
         return self.prepare(shown)
 
     def _labels(self, samples: Sequence[int]) -> Tensor:

@@ -52,7 +52,7 @@ class AsTimmShows(ImageData):
     def fingerprint(self) -> dict[str, Any]:
         return {"name": self.name}
 
-    def _none(self, *_: Any) -> Any:
+    def _none(self, *_: Any, **__: Any) -> Any:
         raise DataError("a model from elsewhere comes without images of its own", "give a suite that has some")
 
     setup = still = raw_test = _none  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from oracle import TRAITS
 from torch import Tensor, nn
 
 import lmgraft
+import padded_host
 from lmgraft.block import FrozenBlock, rounded
 from lmgraft.errors import ApproximationError, HostError
 from lmgraft.graft import find_graft
@@ -53,6 +54,17 @@ def mode(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model() -> nn.Module:
     return grafted(pool="avg")
+
+
+@torch.no_grad()
+def test_several_inputs_with_padding(mode: str) -> None:
+    model = lmgraft.graft(padded_host.PaddedEncoder(), random_block(bias=True)).eval()
+    items = padded_host.PaddedData().example(6)
+    inputs = (items.points, items.padded, items.context)
+    wanted = model(*inputs)
+    report = lmgraft.approximate(model, inputs, mode, repeats=1)
+    assert report.samples == 6
+    assert 0 < report.output_error == pytest.approx(relative_error(model(*inputs), wanted), rel=1e-4)
 
 
 @pytest.mark.parametrize("pool", ["token", "avg"])

@@ -33,6 +33,7 @@ Note = Literal[
     "several machines",
     "uncommitted changes",
     "items of some runs",
+    "intervals of before",
     "restarts",
     "unfinished seeds",
     "cells left out",

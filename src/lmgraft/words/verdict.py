@@ -249,6 +249,10 @@ _WORDS: dict[str, _Words] = {
     "items of some runs": lambda *_: [
         "Some runs have no values of single test items: there is no bootstrap over items."
     ],
+    "intervals of before": lambda *_: [
+        "These runs kept no values of single test items: the intervals over other seeds and other test items are "
+        "those of the results that were written while there were such."
+    ],
     "restarts": lambda f, _: [f"Arms with restarts at a lower learning rate: {', '.join(f.names)}."],
     "unfinished seeds": lambda f, _: [
         f"Not all seeds are finished for {', '.join(f.names)}; contrasts use those that both arms have."

@@ -135,13 +135,19 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
 def read_finished(folder: Path) -> tuple[Result, Items, dict[str, Any]]:
     """A finished run's result, what it made of each test item, and its run.json; they must agree.
 
+    A run of an early version may have kept no items.
+
     Raises:
         RunError: If a file is missing or cut short, or one is of another run.
     """
     result, items, record = read_result(folder), read_items(folder), records.read_json(folder / "run.json")
+    if not _has_all(record):
+        raise RunError(f"{folder / 'run.json'} is no record of a run", "train it again in another folder")
     again = "delete its result.json; the same command evaluates it again"
     if items is None:
-        raise RunError(f"{folder} has no {ITEMS}", again)
+        if "categories" in record:  # runs of before there were categories may have kept no items
+            raise RunError(f"{folder} has no {ITEMS}", again)
+        return result, {}, record
     missing = [name for name in RESERVED if name not in items]
     if missing:
         raise RunError(f"{folder / ITEMS} has no column {missing[0]}", again)
@@ -151,8 +157,6 @@ def read_finished(folder: Path) -> tuple[Result, Items, dict[str, Any]]:
         if name in items and not is_mean_of(value, items[name]):
             mean = np.mean(items[name], dtype=np.float64)
             raise RunError(f"{folder / ITEMS}: the mean {name} is {mean:.6g}, in result.json {value:.6g}", again)
-    if not _has_all(record):
-        raise RunError(f"{folder / 'run.json'} is no record of a run", "train it again in another folder")
     return result, items, record
 
 
@@ -168,7 +172,7 @@ def _is_record(file: Path) -> bool:
         return False
 
 
-_KEPT = ("config.yaml", "run.json", "retries.json", "metrics.json", ITEMS, "robustness.json", "result.json")
+KEPT = ("config.yaml", "run.json", "retries.json", "metrics.json", ITEMS, "robustness.json", "result.json")
 """What of a run a study reads; result.json last, as it says that a run is finished."""
 
 
@@ -182,7 +186,7 @@ def reuse(cell: Cell, source: Path) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     if (source / "logs" / "csv").is_dir():
         shutil.copytree(source / "logs" / "csv", cell.folder / "logs" / "csv", dirs_exist_ok=True)
-    for name in _KEPT:
+    for name in KEPT:
         if (source / name).exists():
             with records.atomic_path(cell.folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)

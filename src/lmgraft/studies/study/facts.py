@@ -14,6 +14,7 @@ from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
+from lmgraft.recipes import Result
 from lmgraft.studies.robustness.cells import FILE as ROBUSTNESS
 from lmgraft.studies.robustness.cells import read_cells
 from lmgraft.studies.study.cells import Cell, read_finished
@@ -118,7 +119,7 @@ def _read(cell: Cell, study: Study) -> Fact:
         groups=None if column is None else items[group],
         monitor=recipe.metric(result.primary),
         val_value=result.val[result.primary],
-        by=by_category(items, metric, categories),
+        by=by_category(items, metric, categories) if items else _by_primary(result, metric),
         by_condition=_conditions(folder, study),
         trained_params=result.trained_params,
         frozen_params=result.frozen_params,
@@ -129,10 +130,14 @@ def _read(cell: Cell, study: Study) -> Fact:
         curves={name: curves[name] for name in ("train/loss", f"val/{result.primary}") if name in curves},
         test_items=result.items,
         retries=len(result.retries),
-        index=json_digest({name: items[name].tolist() for name in RESERVED}),
+        index=json_digest({name: items[name].tolist() for name in RESERVED}) if items else "",
         things=record.get("things", "images"),
         record=record,
     )
+
+
+def _by_primary(result: Result, metric: Metric) -> dict[str, dict[str, float]]:
+    return result.by if metric.name == result.primary else {}
 
 
 _OF_THE_MODEL = ("precision", "evaluate_ema")

@@ -92,7 +92,7 @@ def _decoded(column: Mapping[str, Any], path: Path) -> NDArray[Any]:
         values = np.frombuffer(zlib.decompress(base64.b64decode(column["zlib"])), dtype)
         return values.reshape(column["shape"])
     except (KeyError, TypeError, ValueError, zlib.error) as error:
-        raise RunError(f"{path} cannot be made from {FILE}, which is damaged ({error})", "fetch that file again") from None
+        raise RunError(f"{path} cannot be made from {FILE}: damaged ({error})", "fetch that file again") from None
 
 
 def _read(out: Path) -> dict[str, dict[str, Any]]:

@@ -7,8 +7,11 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from lmgraft import records
-from lmgraft.analysis.verdict import verdict
+from lmgraft.analysis.paired import Contrast
+from lmgraft.analysis.verdict import Finding, verdict
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.registry import METRICS
@@ -40,6 +43,31 @@ def read_study(path: Path) -> StudyResult:
         kinds = {arm.label: arm.arm for arm in result.arms}
         result = replace(result, findings=verdict(result.contrasts, margin=result.margin, arms=kinds))
     return result if "things" in content else _upgraded(result)
+
+
+def with_intervals_of(out: Path, result: StudyResult) -> StudyResult:
+    """The result with the intervals over items that results.json in `out` has of the very same differences.
+
+    Runs of an early version kept no values of single items; what was found while they were there stays, and is noted.
+    """
+    if not (out / FILE).exists():
+        return result
+    earlier = read_study(out)
+    before = {(c.arm, c.reference): c for c in (*earlier.contrasts, *earlier.exploratory) if c.bootstrap is not None}
+    carried = []
+
+    def kept(contrast: Contrast) -> Contrast:
+        known = before.get((contrast.arm, contrast.reference))
+        if known is None or known.seeds != contrast.seeds or not np.allclose(known.differences, contrast.differences):
+            return contrast
+        carried.append(f"{contrast.arm} - {contrast.reference}")
+        return replace(contrast, bootstrap=known.bootstrap, groups=known.groups, no_bootstrap=None)
+
+    contrasts, exploratory = [kept(c) for c in result.contrasts], [kept(c) for c in result.exploratory]
+    note = [Finding(kind="intervals of before", names=tuple(carried))] if carried else []
+    curves = {arm: of_arm or earlier.curves.get(arm, {}) for arm, of_arm in result.curves.items()}
+    findings = [*result.findings, *note]
+    return replace(result, contrasts=contrasts, exploratory=exploratory, curves=curves, findings=findings)
 
 
 def _upgraded(result: StudyResult) -> StudyResult:

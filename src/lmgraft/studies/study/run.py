@@ -2,6 +2,7 @@
 
 <out>/study.yaml     the resolved study
 <out>/runs/...       a run folder for each arm and seed
+<out>/runs.jsonl     what a study reads of the finished ones, to be moved or committed
 <out>/changes.json   what was changed after results had been read
 <out>/failed.json    runs that failed, and why
 <out>/results.json   everything the report shows
@@ -30,6 +31,8 @@ from lmgraft.studies.study.failed import failures, forget_finished, note_failed
 from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
+from lmgraft.studies.study.packed import pack, unpack
+from lmgraft.studies.study.read import with_intervals_of
 from lmgraft.studies.study.results import ArmResult, StudyResult, worded
 from lmgraft.training.fit import Verbosity
 
@@ -63,6 +66,7 @@ def run_study(
     cells = make_cells(study, out)
     check_cells(cells)
     with _held(out):
+        unpack(out, cells)
         states, elsewhere = states_of(cells, reuse_from, say)
         changes = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
         there = [replace(cell, folder=elsewhere.get(cell, cell.folder)) for cell in cells]
@@ -96,8 +100,10 @@ def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> Stu
     """
     if not out.is_dir():
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
+    cells = make_cells(study, out)
     with _held(out):
-        return _summarise(study, out, make_cells(study, out), allow_difference)
+        unpack(out, cells)
+        return _summarise(study, out, cells, allow_difference)
 
 
 def _held(out: Path) -> AbstractContextManager[None]:
@@ -111,7 +117,10 @@ def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference:
     trained = {fact.seed for fact in facts}
     reported = replace(study, seeds=tuple(seed for seed in study.seeds if seed in trained))  # others were not looked at
     changes = check_claim(reported, out)
+    pack(out, cells)
     result = assemble(study, facts, missing, recipe_yaml=cells[0].plan.yaml)
+    if all(fact.items is None for fact in facts):
+        result = with_intervals_of(out, result)
     write_claim(reported, out, changes)
     flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
     failed, chosen = forget_finished(out, cells), _chosen_rates(facts, result)

@@ -55,7 +55,7 @@ class AsTimmShows(ImageData):
     def _none(self, *_: Any, **__: Any) -> Any:
         raise DataError("a model from elsewhere comes without images of its own", "give a suite that has some")
 
-    setup = still = raw_test = _none  # type: ignore[assignment]
+    setup = still = raw_test = _none
 
 
 def timm_task(model: str, checkpoint: Path) -> tuple[Classification, AsTimmShows]:

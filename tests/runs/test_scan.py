@@ -36,7 +36,7 @@ from lmgraft.studies.scan.scores import SCORES, cka, coherence, probe
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
 from lmgraft.studies.study.config import load_study
 from lmgraft.studies.study.jobs import Done, train
-from lmgraft.studies.tokens import Tokens, joined, tokens_at
+from lmgraft.studies.tokens import TokenBatch, joined, tokens_at
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.classification import Classification
 from padded_host import RECIPE as PADDED
@@ -639,17 +639,17 @@ def test_draws_that_are_all_equal_have_no_interval():
 def test_batches_of_other_lengths_are_joined_and_what_is_read_stays_what_it_is():
     parts = [torch.randn(2, 3, 4), torch.randn(1, 5, 4)]
     for reads, places in ((-1, [[2], [2], [4]]), (slice(0, 2), [[0, 1]] * 3), (torch.tensor([1, -2]), None)):
-        tokens = joined([Tokens(x=x, reads=reads) for x in parts])
+        tokens = joined([TokenBatch(x=x, reads=reads) for x in parts])
         assert tokens.padded.tolist() == [[False] * 3 + [True] * 2] * 2 + [[False] * 5]
         assert places is None or tokens.reads.tolist() == places
         expected = torch.cat([take_tokens(x, reads) for x in parts])
         assert torch.equal(take_tokens(tokens.x, tokens.reads), expected)
         assert torch.equal(as_features(expected, tokens), expected.flatten(1))
-    assert joined([Tokens(x=parts[0], reads=-1)] * 2).reads == -1
+    assert joined([TokenBatch(x=parts[0], reads=-1)] * 2).reads == -1
     mean = as_features(tokens.x, replace(tokens, reads=None))
     assert torch.allclose(mean, torch.cat([x.mean(1) for x in parts]))
     with pytest.raises(LmgraftError, match="same number of tokens"):
-        joined([Tokens(x=x, reads=slice(1, None)) for x in parts])
+        joined([TokenBatch(x=x, reads=slice(1, None)) for x in parts])
 
 
 @pytest.fixture

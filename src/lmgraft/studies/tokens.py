@@ -19,7 +19,7 @@ Places = Mapping[str, tuple[Host, GraftPoint]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
+class TokenBatch:
     """Tokens of some items at one place."""
 
     x: Tensor
@@ -32,18 +32,18 @@ class Tokens:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, items: slice) -> Tokens:
+    def __getitem__(self, items: slice) -> TokenBatch:
         reads = self.reads
-        return Tokens(
+        return TokenBatch(
             x=self.x[items],
             padded=None if self.padded is None else self.padded[items],
             reads=reads[items] if isinstance(reads, Tensor) and reads.dim() == 2 else reads,
         )
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Tokens:
+    def to(self, device: torch.device, dtype: torch.dtype) -> TokenBatch:
         padded = None if self.padded is None else self.padded.to(device)
         reads = self.reads.to(device) if isinstance(self.reads, Tensor) else self.reads
-        return Tokens(x=self.x.to(device, dtype), padded=padded, reads=reads)
+        return TokenBatch(x=self.x.to(device, dtype), padded=padded, reads=reads)
 
     def unpadded(self, x: Tensor, every: int) -> Tensor:
         """Of `x` (N, T, C), each `every`-th token of each item (M, C), not counting those that are padded."""
@@ -54,7 +54,7 @@ class Tokens:
 
 
 @torch.no_grad()
-def tokens_at(model: nn.Module, places: Places, inputs: tuple[Any, ...], asked: Reads = None) -> dict[str, Tokens]:
+def tokens_at(model: nn.Module, places: Places, inputs: tuple[Any, ...], asked: Reads = None) -> dict[str, TokenBatch]:
     """Tokens at each place of a plain encoder, in the one call `model(*inputs)`.
 
     Args:
@@ -63,7 +63,7 @@ def tokens_at(model: nn.Module, places: Places, inputs: tuple[Any, ...], asked: 
     Raises:
         HostError: If what passes there is no tokens, as a graft would say.
     """
-    caught: dict[str, Tokens] = {}
+    caught: dict[str, TokenBatch] = {}
 
     def catch(name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *output: Any) -> None:
         host, point = places[name]
@@ -77,7 +77,7 @@ def tokens_at(model: nn.Module, places: Places, inputs: tuple[Any, ...], asked: 
             padded = padded.expand(x.shape[:2])
             x = x.masked_fill(padded.unsqueeze(-1), 0)
         reads = asked if asked is not None else host.reads(model, inputs, {})
-        caught[name] = Tokens(x=x, padded=padded, reads=reads if point.last else None)
+        caught[name] = TokenBatch(x=x, padded=padded, reads=reads if point.last else None)
 
     handles = []
     for name, (_, point) in places.items():
@@ -95,7 +95,7 @@ def tokens_at(model: nn.Module, places: Places, inputs: tuple[Any, ...], asked: 
     return caught
 
 
-def joined(parts: Sequence[Tokens]) -> Tokens:
+def joined(parts: Sequence[TokenBatch]) -> TokenBatch:
     """The tokens of several batches one behind the other; shorter ones are padded.
 
     Raises:
@@ -108,10 +108,10 @@ def joined(parts: Sequence[Tokens]) -> Tokens:
         marks = [torch.zeros_like(p.x[..., 0], dtype=torch.bool) if p.padded is None else p.padded for p in parts]
         padded = torch.cat([F.pad(mark, (0, more), value=True) for mark, more in zip(marks, room, strict=True)])
     x = torch.cat([F.pad(part.x, (0, 0, 0, more)) for part, more in zip(parts, room, strict=True)])
-    return Tokens(x=x, padded=padded, reads=_joined_reads(parts, lengths_differ=any(room)))
+    return TokenBatch(x=x, padded=padded, reads=_joined_reads(parts, lengths_differ=any(room)))
 
 
-def _joined_reads(parts: Sequence[Tokens], lengths_differ: bool) -> Reads:
+def _joined_reads(parts: Sequence[TokenBatch], lengths_differ: bool) -> Reads:
     every = [part.reads for part in parts]
     alike = not any(isinstance(reads, Tensor) for reads in every) and all(reads == every[0] for reads in every)
     if alike and (every[0] is None or not lengths_differ):

@@ -20,7 +20,7 @@ from lmgraft.recipes import Recipe, build_model
 from lmgraft.studies.scan.candidates import Candidate
 from lmgraft.studies.scan.config import ScanConfig
 from lmgraft.studies.scan.encoder import scan_recipe
-from lmgraft.studies.tokens import Places, Tokens, joined, tokens_at
+from lmgraft.studies.tokens import Places, TokenBatch, joined, tokens_at
 from lmgraft.tasks.base import Task
 from lmgraft.training.features import freeze_encoder
 
@@ -35,8 +35,8 @@ _CPU = torch.device("cpu")
 class Place:
     """Tokens of the encoder at one position, float16 where they fit into it."""
 
-    train: Tokens
-    val: Tokens
+    train: TokenBatch
+    val: TokenBatch
     known: dict[str, float] = field(default_factory=dict)
     """What scores found out about the place itself, for the next candidate there."""
 
@@ -86,14 +86,14 @@ def open_lab(
     """
     task = recipe.task(encoder.to(device)).eval()
     asked = parse_reads(recipe.graft.reads)
-    found: dict[str, dict[str, Tokens]] = {}
+    found: dict[str, dict[str, TokenBatch]] = {}
     targets: dict[str, Tensor | None] = {}
     splits: dict[SplitName, int] = {"train": config.train_images, "val": config.val_images}
     for split, count in splits.items():
         samples = choose_items(count, len(recipe.data.split(split)))
         kind = "training" if split == "train" else "held-out"
         say(f"Encoder: tokens of {len(samples):,} {kind} {recipe.data.things}")
-        parts: dict[str, list[Tokens]] = {position: [] for position in places}
+        parts: dict[str, list[TokenBatch]] = {position: [] for position in places}
         wanted = []
         for batch in still_batches(recipe, split, samples, PER_CALL):
             wanted.append(task.targets(batch))
@@ -114,7 +114,7 @@ def open_lab(
     )
 
 
-def _small(tokens: Tokens, position: str) -> Tokens:
+def _small(tokens: TokenBatch, position: str) -> TokenBatch:
     if not tokens.x.isfinite().all():
         raise RunError(f"the encoder's tokens at {position} are not finite", "look at the run that trained it")
     return tokens.to(_CPU, torch.float16 if tokens.x.abs().max() < _HALF else torch.float32)
@@ -143,7 +143,7 @@ def draws_of(lab: Lab, model: nn.Module) -> Iterator[GraftLayer]:
 
 
 @torch.no_grad()
-def block_outputs(inserted: GraftLayer, tokens: Tokens, shorten: Callable[[Tensor, Tokens], Tensor]) -> Tensor:
+def block_outputs(inserted: GraftLayer, tokens: TokenBatch, shorten: Callable[[Tensor, TokenBatch], Tensor]) -> Tensor:
     """What the block gives for `tokens`, its final norm included: (n, R, D) for n of them at a time, `shorten`ed.
 
     The graft itself computes it, in whichever form it chooses; the result is float32.
@@ -174,7 +174,7 @@ def _catching(module: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def as_features(y: Tensor, tokens: Tokens) -> Tensor:
+def as_features(y: Tensor, tokens: TokenBatch) -> Tensor:
     """(B, R, C) -> (B, F) for a linear reader: a few tokens side by side, of more the mean over those not padded.
 
     Args:
@@ -192,7 +192,7 @@ def as_features(y: Tensor, tokens: Tokens) -> Tensor:
     return y.masked_fill(~seen, 0).sum(1) / seen.sum(1).clamp_min(1)
 
 
-def encoder_features(tokens: Tokens) -> Tensor:
+def encoder_features(tokens: TokenBatch) -> Tensor:
     """The encoder's own tokens that the head reads, or behind which other layers follow, as features."""
     x, reads = tokens.x.float(), tokens.reads
     return as_features(x if isinstance(reads, MeanOf) else take_tokens(x, reads), tokens)

@@ -10,7 +10,7 @@ from lmgraft.analysis.similarity import linear_cka
 from lmgraft.errors import RunError
 from lmgraft.studies.scan.lab import Lab, Place, block_outputs, draws_of
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
-from lmgraft.studies.tokens import Tokens
+from lmgraft.studies.tokens import TokenBatch
 
 MOST_TOKENS = 4096
 """Of each item every k-th token is compared, so that there are about so many; padded ones are left out."""
@@ -27,7 +27,7 @@ def measure(lab: Lab, place: Place, model: nn.Module) -> Measured:
     count = tokens.x[..., 0].numel() if tokens.padded is None else int((~tokens.padded).sum())
     every = -(-count // MOST_TOKENS)
 
-    def some(y: Tensor, part: Tokens) -> Tensor:
+    def some(y: Tensor, part: TokenBatch) -> Tensor:
         return part.unpadded(y.expand(-1, part.x.shape[1], -1), every)  # of a read token every token gets the output
 
     ours = tokens.unpadded(tokens.x, every).float()

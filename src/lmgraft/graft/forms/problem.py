@@ -39,7 +39,7 @@ class LayerPlan:
 
 
 PLANS = tuple(
-    LayerPlan(*sides)
+    LayerPlan(*sides)  # type: ignore[arg-type]
     for sides in itertools.product(get_args(Space), ("projected", "folded"), get_args(Side), get_args(Side))
 )
 """Every plan there is, exact for a block or not."""

@@ -64,7 +64,7 @@ class Suite(ABC):
 
     name: ClassVar[str]
     """Its row in `registry.SUITES`, or its dotted path."""
-    data_type: ClassVar[type[Data]] = Data
+    data_type: ClassVar[type[Data]] = Data  # type: ignore[type-abstract]
     """The data whose models it takes."""
     word: ClassVar[str] = "condition"
     """What one of its parts is called, in the singular: corruption."""

@@ -78,7 +78,7 @@ def timm_task(model: str, checkpoint: Path) -> tuple[Classification, AsTimmShows
         raise RunError(f"timm has no model {name!r}", suggest(name, timm.list_models()))
     built = timm.create_model(name, pretrained=False)
     data = AsTimmShows(model, resolve_model_data_config(built))
-    check_classes(model, int(built.num_classes), data.in_chans, data.class_names)  # type: ignore[arg-type]
+    check_classes(model, int(built.num_classes), data.in_chans, data.class_names)
     _load(built, checkpoint)
     return Classification(built.eval(), data, _not_trained, _not_trained), data
 

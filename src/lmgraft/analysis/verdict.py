@@ -44,9 +44,7 @@ class _Setting:
         found = "no interval"
         if contrast.interval is not None:
             low, high = (in_unit(end, self.metric, signed=True) for end in contrast.interval)
-            tested = f"{_p(contrast.p_holm)} after Holm's correction" if contrast.sd else "no test"
-            over = "" if contrast.interval_over == "seeds" else f" over {contrast.interval_over}"
-            found = f"{self.nominal} interval{over} {low} to {high}, {tested}"
+            found = f"{self.nominal} interval {low} to {high}, {_p(contrast.p_holm)} after Holm's correction"
         return (
             f"{contrast.arm} - {contrast.reference}: {in_unit(contrast.mean, self.metric, signed=True)} "
             f"{self.metric.difference_unit}, {found}, {len(contrast.seeds)} paired seeds."

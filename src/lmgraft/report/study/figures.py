@@ -219,7 +219,7 @@ def _interval(ax: Axes, row: float, ends: tuple[float, float] | None, scale: flo
 def _extent(result: StudyResult, group: Sequence[Contrast]) -> float:
     """How far from zero the group reaches, in what is written."""
     ends = [result.margin, *(end for c in group for end in (c.mean, *c.differences, *(c.interval or (0.0,))))]
-    return 1.08 * result.metric.scale * max(abs(end) for end in ends if math.isfinite(end))
+    return float(1.08 * result.metric.scale * max(abs(end) for end in ends if math.isfinite(end)))
 
 
 def _mean_handle(marker: str, color: str, result: StudyResult) -> Line2D:

@@ -43,9 +43,8 @@ def finite_ends(ends: Sequence[float] | None) -> TypeGuard[Sequence[float]]:
 
 
 def contrast_interval(contrast: Contrast, metric: Metric) -> str:
-    """Of the difference, signed, and what it is over if not seeds alone; a dash where there is none."""
-    over = "" if contrast.interval is None or contrast.interval_over == "seeds" else f" over {contrast.interval_over}"
-    return interval(contrast.interval, metric, signed=True) + over
+    """Of the difference, signed; a dash where seeds do not spread, so that there is none."""
+    return interval(contrast.interval, metric, signed=True)
 
 
 def share(number: float) -> str:

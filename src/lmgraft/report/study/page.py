@@ -179,10 +179,7 @@ def _tests(result: StudyResult) -> str:
         "zero beside the words not shown."
     )
     if any(c.sd == 0 for c in (*result.contrasts, *result.exploratory)):
-        said += (
-            f" {write.NONE}: seeds do not spread, so that nothing can be tested; an interval over seeds and items is "
-            "then the bootstrap's."
-        )
+        said += f" {write.NONE}: seeds do not spread, so that nothing can be tested."
     return said + _bootstraps(result)
 
 

@@ -64,6 +64,7 @@ SITUATIONS = {
 GROUPED = {
     "groups differ, of one size": Situation(arm_seed=0.05, arm_item=0.1, arm_group=0.4, group=0.4, uneven=0),
     "groups differ": Situation(arm_seed=0.05, arm_item=0.1, arm_group=0.4, group=0.4),
+    "groups differ much": Situation(arm_seed=0.05, arm_item=0.1, arm_group=1.0, group=0.4),
     "seeds and groups differ": Situation(arm_seed=0.3, arm_item=0.1, arm_group=0.3, group=0.4),
     "groups differ little": Situation(arm_seed=0.05, arm_item=0.5, arm_group=0.1, group=0.4),
     "noise alone": Situation(arm_seed=0.0, arm_item=0.0),

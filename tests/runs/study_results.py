@@ -16,7 +16,7 @@ def compare(arms, pairs, *, correct=True, margin=0.005, higher_is_better=True):
     """Contrasts between arms, by label, with a made-up interval for the bootstrap's."""
     values = {arm.label: arm.values for arm in arms}
     made = contrasts(values, pairs, margin=margin, higher_is_better=higher_is_better, correct=correct)
-    return [replace(c, bootstrap=(1.1 * c.interval[0], 1.1 * c.interval[1])) for c in made]
+    return [replace(c, bootstrap=c.interval and (1.1 * c.interval[0], 1.1 * c.interval[1])) for c in made]
 
 
 def block(source="qwen2.5-coder-1.5b", layer=27, control=None):

@@ -16,6 +16,7 @@ from pages import Page
 from PIL import Image
 from study_results import CLASSES, CORRUPTIONS, breakdown, compare, controls, depth, make_arm, make_study
 
+from lmgraft.analysis.bootstrap_coverage import COVERED_BY_GROUPS
 from lmgraft.analysis.verdict import Finding
 from lmgraft.contracts import Metric
 from lmgraft.registry import METRICS
@@ -200,6 +201,17 @@ def test_without_spread_there_are_dashes_and_no_certainty():
     assert "seeds do not spread" in text
     assert not re.search(r"\+5\.00 to|0\.00 points would|under 0\.00", text)
     assert "contrasts" in drawn(result)
+
+
+def test_few_groups_are_said_with_what_their_interval_covered():
+    arms = [make_arm("plain", "plain", 0.9), make_arm("llm", "llm", 0.95), make_arm("mlp", "mlp", 0.94)]
+    many, few = compare(arms, [("llm", "plain"), ("llm", "mlp")])
+    text = Page(page(make_study(arms, [replace(many, groups=400), replace(few, groups=12)]), {})).text
+    assert "these in 400 groups" in text
+    assert f"covered {100 * COVERED_BY_GROUPS[300][5]:.1f} % at worst in simulation with 5 seeds and 300 groups" in text
+    alone = Page(page(make_study(arms, [replace(few, groups=9)]), {})).text
+    assert "these in 9 groups" in alone
+    assert "coverage not measured" in alone
 
 
 def test_figures_are_valid_svg_with_text_and_sharp_png(written):

@@ -46,8 +46,8 @@ class Contrast:
     """Of the differences; n - 1. Zero where they are equal but for rounding: then nothing is shown, neither a
     difference nor equivalence, and `detectable`, which is 0, means nothing."""
     interval: tuple[float, float] | None
-    """At the study's confidence, not corrected: paired t; where the differences do not spread it is `bootstrap`, and
-    None without that."""
+    """Paired t, at the study's confidence, not corrected; None where the differences do not spread. `bootstrap` does
+    not take its place: it knows nothing of seeds then, and covers far too little (docs/statistics.md)."""
     p: float
     """Paired t, two-sided."""
     p_holm: float
@@ -66,8 +66,8 @@ class Contrast:
     """better or worse where p_holm < 1 - confidence, in the metric's own sense of better; else not shown."""
     power: float = POWER
     """That `detectable` speaks of."""
-    interval_over: Literal["seeds", "seeds and items"] = "seeds"
-    """What `interval` is drawn from."""
+    no_interval: NoInterval | None = None
+    """Why there is no `interval`; None where there is, and in results of older versions."""
     groups: int | None = None
     """How many groups of test items `bootstrap` draws whole; None where every item stands alone, or without it."""
     no_bootstrap: NoInterval | None = None
@@ -138,8 +138,8 @@ def _uncorrected(
         differences=rows,
         mean=mean,
         sd=sd,
-        interval=boot.ends if sd == 0 else mean_interval(rows, confidence, rounding=0),
-        interval_over="seeds and items" if sd == 0 and boot.ends else "seeds",
+        interval=None if sd == 0 else mean_interval(rows, confidence, rounding=0),
+        no_interval="no spread" if sd == 0 else None,
         p=p,
         p_holm=p,
         detectable=detectable_difference(sd, len(rows), alpha=level, power=POWER),

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
+from types import MappingProxyType
+from typing import Any
 
 from lmgraft import records
 from lmgraft.analysis.curves import Curve
 from lmgraft.analysis.paired import Contrast, contrasts
 from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.timing import StepPairs, TimeRatio, time_ratio
 from lmgraft.analysis.verdict import verdict
 from lmgraft.errors import RunError
 from lmgraft.studies.study.arms import ArmSpec, Pair
@@ -16,6 +20,7 @@ from lmgraft.studies.study.breakdown import break_down
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact
 from lmgraft.studies.study.results import ArmResult, Band, Cost, StudyResult
+from lmgraft.words.timing import cautions
 
 ByArm = Mapping[str, Mapping[int, Fact]]
 
@@ -138,7 +143,6 @@ def _arm(
 ) -> ArmResult:
     facts = list(own.values())
     values = {seed: f.value for seed, f in own.items()}
-    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
     val_values: dict[float, dict[int, float]] = {}
     for f in every:
         if f.val_value is not None and f.learning_rate is not None:
@@ -151,17 +155,56 @@ def _arm(
         values=values,
         mean=fmean(values.values()),
         interval=mean_interval(list(values.values()), study.confidence),
-        cost=Cost(
-            trained_params=facts[0].trained_params,
-            frozen_params=facts[0].frozen_params,
-            seconds=median(f.seconds for f in facts),
-            peak_memory=int(median(memory)) if memory else None,
-        ),
+        cost=_cost(facts),
         block=facts[0].block,
         position=facts[0].position,
         learning_rate=facts[0].learning_rate,
         val_values=val_values,
     )
+
+
+def _cost(facts: Sequence[Fact]) -> Cost:
+    """Medians over seeds; None of what not every run has, and of what is no number but differs."""
+
+    def middle(name: str) -> float | None:
+        values = [getattr(f, name) for f in facts]
+        return None if None in values else float(median(values))
+
+    def one(name: str) -> Any:
+        values = {getattr(f, name) for f in facts}
+        return values.pop() if len(values) == 1 else None
+
+    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
+    return Cost(
+        trained_params=facts[0].trained_params,
+        frozen_params=facts[0].frozen_params,
+        seconds=median(f.seconds for f in facts),
+        peak_memory=int(median(memory)) if memory else None,
+        share=middle("share"),
+        threads=one("threads"),
+        device=one("device"),
+        device_seconds=middle("device_seconds"),
+    )
+
+
+def with_times(result: StudyResult, pairs: Mapping[str, StepPairs] = MappingProxyType({})) -> StudyResult:
+    """The result with how its arms' training times compare with the reference arm's, where that has run.
+
+    Args:
+        result: What `assemble` made, or what an older version wrote.
+        pairs: Arm -> its steps and the reference arm's in turns.
+    """
+    base = next((arm.cost for arm in result.arms if arm.label == result.reference), None)
+    if base is None:
+        return result
+    same = TimeRatio(basis="reference", ratio=1.0)
+    times = {a.label: same if a.cost is base else time_ratio(a.cost, base, pairs.get(a.label)) for a in result.arms}
+    return replace(result, arms=[replace(a, cost=replace(a.cost, time=times[a.label])) for a in result.arms])
+
+
+def time_notes(result: StudyResult) -> list[str]:
+    """What a reader must know of the arms' ratios of times."""
+    return cautions({arm.label: arm.cost.time for arm in result.arms}, result.reference)
 
 
 def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str, list[Band]]:

@@ -4,6 +4,8 @@
 <out>/runs/...       a run folder for each arm and seed
 <out>/changes.json   what was changed after results had been read
 <out>/failed.json    runs that failed, and why
+<out>/flops.json     counted operations of each arm
+<out>/times.json     training steps of each arm, timed in turns with the reference arm's
 <out>/results.json   everything the report shows
 """
 
@@ -20,7 +22,7 @@ from lmgraft import records
 from lmgraft.errors import RunError
 from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
-from lmgraft.studies.study.assemble import assemble
+from lmgraft.studies.study.assemble import assemble, time_notes, with_times
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
 from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
@@ -31,6 +33,7 @@ from lmgraft.studies.study.flops import counted_flops
 from lmgraft.studies.study.jobs import Executor, Job, only_one
 from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import ArmResult, StudyResult
+from lmgraft.studies.study.times import timed_pairs
 from lmgraft.training.fit import Verbosity
 
 
@@ -85,7 +88,7 @@ def run_study(
         if study.robustness is not None:
             finished = [cell.folder for cell in cells if (cell.folder / "result.json").exists()]
             evaluate_robustness(finished, study.robustness, say=say)
-        return _summarise(study, out, cells, allow_difference)
+        return _summarise(study, out, cells, allow_difference, measure=True)
 
 
 def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> StudyResult:
@@ -97,14 +100,15 @@ def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> Stu
     if not out.is_dir():
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
     with _held(out):
-        return _summarise(study, out, make_cells(study, out), allow_difference)
+        return _summarise(study, out, make_cells(study, out), allow_difference, measure=False)
 
 
 def _held(out: Path) -> AbstractContextManager[None]:
     return only_one(out / ".study.lock", f"the study in {out}")
 
 
-def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference: bool) -> StudyResult:
+def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference: bool, *, measure: bool) -> StudyResult:
+    """Compare what is finished; with `measure` steps of its arms are timed, where that has not been done."""
     facts, missing = read_facts(study, cells, allow_difference=allow_difference)
     if not facts:
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
@@ -113,13 +117,15 @@ def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference:
     said = check_claim(reported, out)
     result = assemble(study, facts, missing, recipe_yaml=cells[0].plan.yaml)
     write_claim(reported, out, said)
-    flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
+    of_arm = {cell.arm: cell for cell in reversed(cells) if cell.arm in {arm.label for arm in result.arms}}
+    flops, pairs = counted_flops(of_arm, out), timed_pairs(of_arm, study.reference, out, measure=measure)
     failed, chosen = forget_finished(out, cells), _chosen_rates(facts, result)
+    result = with_times(result, pairs)
     result = replace(
         result,
         arms=[_with_flops(arm, flops.get(arm.label)) for arm in result.arms],
         verdict=[*result.verdict, *survivors(cells, failed, chosen)],
-        notes=[*result.notes, *sentences(cells, failed, chosen), *read_changes(out)],
+        notes=[*result.notes, *sentences(cells, failed, chosen), *read_changes(out), *time_notes(result)],
     )
     records.write_json(out / "results.json", asdict(result))
     return result

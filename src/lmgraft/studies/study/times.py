@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeGuard
 
 from lmgraft.analysis.timing import StepPairs
 from lmgraft.checkpoint.digest import json_digest
@@ -51,7 +52,7 @@ def _pairs(row: Row) -> StepPairs | None:
     return StepPairs(seconds=seconds, reference_seconds=beside, device=device)
 
 
-def _times(values: object) -> bool:
+def _times(values: object) -> TypeGuard[list[float]]:
     return isinstance(values, list) and bool(values) and all(isinstance(v, float) and v > 0 for v in values)
 
 

@@ -24,7 +24,7 @@ from lmgraft.training.fit import on_gpu, precision_of, quiet
 from lmgraft.training.optim import make_optimizer
 
 _WARM_UP = 1
-_ROUNDS, _AT_LEAST = 9, 3
+_ROUNDS, _AT_LEAST = 25, 3
 _SECONDS = 2.0
 """After which no round begins, when there are `_AT_LEAST`."""
 

@@ -105,7 +105,8 @@ class Stopwatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         if self.device_seconds is not None:
-            self._steps.append((torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)))
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            self._steps.append((start, end))
             self._steps[-1][0].record()
 
     def on_train_batch_end(
@@ -125,7 +126,7 @@ class Stopwatch(Callback):
             start, end = self._steps[0]
             if wait:
                 end.synchronize()
-            elif not end.query():
+            elif not end.query():  # type: ignore[no-untyped-call]
                 return
             self.device_seconds += start.elapsed_time(end) / 1000
             self._steps.popleft()

@@ -7,6 +7,7 @@ import numpy as np
 
 from lmgraft.analysis.paired import contrasts
 from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.timing import TimeRatio
 from lmgraft.analysis.verdict import verdict
 from lmgraft.registry import METRICS
 from lmgraft.studies.study.results import ArmResult, Band, Breakdown, Cost, StudyResult, worded
@@ -50,6 +51,7 @@ def make_arm(label, kind, mean, *, seeds=5, spread=0.002, rng=0, **changes):
             peak_memory=int(1.25 * 2**30),
             train_flops=4.4e7 * (1 + 2.1 * has_block + 0.2 * (kind == "mlp")),
             eval_flops=1.5e7,
+            time=TimeRatio(basis="runs", ratio=1 + 1.6 * has_block),
         ),
         block=block(control=None if kind == "llm" else kind) if has_block else None,
         position="tail",

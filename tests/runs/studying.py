@@ -48,8 +48,9 @@ def study_of(recipe, *arguments, text=STUDY):
 
 
 def without_flops(patch):
-    """Counting operations has tests of its own."""
+    """Counting operations and timing steps have tests of their own."""
     patch.setattr(run_module, "counted_flops", lambda *_: {})
+    patch.setattr(run_module, "timed_pairs", lambda *_, **__: {})
 
 
 def run_here(study, out, **options):

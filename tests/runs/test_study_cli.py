@@ -8,7 +8,8 @@ from lmgraft.cli import study as command
 from lmgraft.cli.main import main
 from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
-from lmgraft.studies.study import estimate, flops
+from lmgraft.studies import step_times
+from lmgraft.studies.study import flops, times
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
@@ -20,7 +21,9 @@ def in_this_process(monkeypatch):
     """Trainings and counts without processes of their own; the executor that was used."""
     used = Here()
     monkeypatch.setattr(command, "local", lambda _: used)
-    monkeypatch.setattr(flops, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(step_times, "_SECONDS", 0.0)
+    for room in (flops, times):
+        monkeypatch.setattr(room, "in_own_process", lambda function, *arguments: function(*arguments))
     return used
 
 
@@ -79,7 +82,7 @@ def test_arms_are_timed_in_the_recipes_precision(recipe_file, tmp_path, monkeypa
         model.register_forward_pre_hook(note)
         return model
 
-    monkeypatch.setattr(estimate, "build_model", watched)
+    monkeypatch.setattr(step_times, "build_model", watched)
     cells = make_cells(study_of(recipe_file, "--train.precision", precision, "--arms", "plain,llm"), tmp_path)
     rows = plan(cells, dict.fromkeys(cells, "missing"), measure=True, say=lambda _: None)
     assert [row.why_not for row in rows] == ["", ""]
@@ -125,8 +128,9 @@ def check_folder(out, arms, seeds):
     assert [arm.label for arm in result.arms] == arms
     assert result.seeds == seeds
     assert all(arm.cost.train_flops > arm.cost.eval_flops > 0 for arm in result.arms)
+    assert [arm.cost.time.basis for arm in result.arms] == ["reference", *["steps"] * (len(arms) - 1)]
     assert result.verdict
-    for name in ("report.html", "study.yaml", "tables/arms.csv", "figures/contrasts.svg", "flops.json"):
+    for name in ("report.html", "study.yaml", "tables/arms.csv", "figures/contrasts.svg", "flops.json", "times.json"):
         assert (out / name).stat().st_size
     return result
 

@@ -27,6 +27,7 @@ Caution = Literal[
     "no spread", "no interval", "other items", "few groups", "few seeds", "no own contrast", "failed runs"
 ]
 Changed = Literal["setting changed", "seeds changed", "arms added", "arms left out", "runs of others", "stated change"]
+OfTimes = Literal["share unknown", "uneven shares", "other machine"]
 Note = Literal[
     "few seeds planned",
     "several commits",
@@ -39,7 +40,7 @@ Note = Literal[
     "cells left out",
     "failed rates",
 ]
-Kind = OfContrast | OfAll | Caution | Changed | Note
+Kind = OfContrast | OfAll | Caution | Changed | OfTimes | Note
 """What a finding says. "equivalent" is: no difference shown, and equivalence; "explained" the same of a control that so
 explains a gain or loss beyond the margin; "equal" is: a difference that is shown, and within the margin."""
 
@@ -47,7 +48,7 @@ CHANGES: frozenset[str] = frozenset(get_args(Changed))
 """The plan, or what is compared, was changed when results were known."""
 CAUTIONS: frozenset[str] = CHANGES | set(get_args(Caution))
 """Kinds that limit what was shown."""
-NOTES: frozenset[str] = CHANGES | set(get_args(Note)) | {"failed runs"}
+NOTES: frozenset[str] = CHANGES | set(get_args(Note)) | set(get_args(OfTimes)) | {"failed runs"}
 """Kinds that stand among a study's notes: what a reader must know and the numbers do not say."""
 VERDICT: frozenset[str] = frozenset({*get_args(OfContrast), *get_args(OfAll), *get_args(Caution)})
 """Kinds that make up the verdict."""

@@ -45,6 +45,15 @@ class Result:
     """Files that could not be read, and why."""
     retries: list[dict[str, Any]] = field(default_factory=list)
     """Restarts at a lower learning rate after a loss that was not finite."""
+    cpu_seconds: float | None = None
+    """Of the process that trained and its loader workers, in `seconds`; None where it is not known, as of runs of
+    earlier versions."""
+    threads: int | None = None
+    """That torch computed with."""
+    share: float | None = None
+    """cpu_seconds / (seconds x threads): the share of the machine that the run had; workers may bring it above 1."""
+    device_seconds: float | None = None
+    """Of the training steps on a GPU, by its own events; None on a CPU."""
     version: int = 2
 
     @property

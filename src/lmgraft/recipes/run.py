@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -161,13 +161,7 @@ def evaluate_run(
     summary = read_result(run_dir)
     task = _prepare(recipe, trained=run_dir)
     use_stored_tokens(recipe, task)
-    cost = FitSummary(
-        seconds=summary.seconds,
-        peak_memory=summary.peak_memory,
-        steps=summary.steps,
-        val=summary.val,
-        device=summary.device,
-    )
+    cost = FitSummary(**{field.name: getattr(summary, field.name) for field in fields(FitSummary)})
     result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
     return replace(result, faults=summary.faults, retries=summary.retries), task.items
 
@@ -306,15 +300,11 @@ def _evaluate(
         primary=task.primary.name,
         items=len(task.items["index"]),
         by=by_category(task.items, task.primary, data.categories()),
-        val=summary.val,
         selection=data.selection,
         epochs=recipe.train.epochs,
-        steps=summary.steps,
-        seconds=summary.seconds,
-        peak_memory=summary.peak_memory,
         trained_params=trained,
         frozen_params=frozen,
         block_digest=digest,
-        device=summary.device,
+        **asdict(summary),
         faults=[fault._asdict() for fault in data.faults],
     )

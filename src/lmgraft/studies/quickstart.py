@@ -2,12 +2,14 @@
 
 <out>/<arm>/            a run folder for each arm
 <out>/quickstart.json   the arms' results
+<out>/flops.json        counted operations of each arm
+<out>/times.json        training steps of each arm, timed in turns with the plain one's
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from lmgraft import records
 from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
+from lmgraft.analysis.timing import TimeRatio, time_ratio
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.data.base import Data
 from lmgraft.data.image.arrays import ImageArray
@@ -27,6 +30,9 @@ from lmgraft.graft import find_graft
 from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.progress import silent
+from lmgraft.studies.study.cells import Cell
+from lmgraft.studies.study.flops import counted_flops
+from lmgraft.studies.study.times import timed_pairs
 from lmgraft.studies.worker import in_own_process
 from lmgraft.training.fit import Verbosity
 
@@ -74,6 +80,10 @@ class Quickstart:
     val_size: int
     seed: int
     environment: dict[str, object]
+    time: TimeRatio
+    """How the LLM arm's training time compares with the plain arm's."""
+    operations: float | None
+    """Counted operations of a training step of the LLM arm, as a multiple of the plain arm's; None if not countable."""
 
 
 def run_quickstart(
@@ -111,6 +121,8 @@ def run_quickstart(
     records.write_json(out / "quickstart.json", {arm: asdict(result) for arm, result in results.items()})
     say("Looking at test images")
     samples, mapped = _look(out, checked.data)
+    say("Timing a few steps of the arms, in turns")
+    time_, operations = _costs(out, recipe, overrides, results)
     return Quickstart(
         recipe=recipe,
         results=results,
@@ -124,7 +136,24 @@ def run_quickstart(
         val_size=len(checked.data.split("val")),
         seed=checked.seed,
         environment=records.environment(),
+        time=time_,
+        operations=operations,
     )
+
+
+def _costs(
+    out: Path, recipe: str, overrides: Sequence[str], results: Mapping[str, Result]
+) -> tuple[TimeRatio, float | None]:
+    """What the LLM arm costs against the plain one: in time, and in counted operations of a training step."""
+    arms = {arm: _cell(out, recipe, overrides, arm) for arm in ("plain", "llm")}
+    flops, pairs = counted_flops(arms, out, here=True), timed_pairs(arms, "plain", out, here=True)
+    operations = flops["llm"][0] / flops["plain"][0] if flops.keys() == arms.keys() else None
+    return time_ratio(results["llm"], results["plain"], pairs.get("llm")), operations
+
+
+def _cell(out: Path, recipe: str, overrides: Sequence[str], arm: str) -> Cell:
+    options = (*overrides, "--arm", arm)
+    return Cell(arm=arm, seed=0, learning_rate=None, folder=out / arm, recipe=recipe, options=options)
 
 
 def _interval(result: Result) -> tuple[float, float]:

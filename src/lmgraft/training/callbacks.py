@@ -6,6 +6,7 @@ import random
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, UnreadableItemWarning
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError
+from lmgraft.training.clock import Clock
 from lmgraft.training.stopping import gathered
 
 
@@ -84,34 +86,66 @@ class ShareFaults(Callback):
 
 
 class Stopwatch(Callback):
-    """Training seconds and peak memory, added up over interruptions.
+    """What training took of the machine, and peak memory, added up over interruptions.
 
-    Seconds count from the first step to the end of training, validation included, and only the
-    steps that led to the present weights.
+    Counts from the first step to the end of training, validation included, and only the steps that
+    led to the present weights. `device_seconds` are those of a GPU, by its own events around each
+    training step; None on a CPU, and where a part of the training was not measured so.
     """
 
     def __init__(self) -> None:
-        self.seconds, self.peak_memory = 0.0, 0
-        self._since: float | None = None
+        self.clock, self.peak_memory = Clock(), 0
+        self.device_seconds: float | None = 0.0
+        self._steps: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        if pl_module.device.type != "cuda":
+            self.device_seconds = None
+        self.clock.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self.device_seconds is not None:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            self._steps.append((start, end))
+            self._steps[-1][0].record()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self.device_seconds is not None:
+            self._steps[-1][1].record()
+            self._count_steps(wait=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._read()
+        self.clock.stop()
+
+    def _count_steps(self, *, wait: bool) -> None:
+        """Add up the steps that the GPU has done; with `wait` all of them."""
+        while self._steps and self.device_seconds is not None:
+            start, end = self._steps[0]
+            if wait:
+                end.synchronize()
+            elif not end.query():  # type: ignore[no-untyped-call]
+                return
+            self.device_seconds += start.elapsed_time(end) / 1000
+            self._steps.popleft()
 
     def _read(self) -> None:
-        now = time.perf_counter()
-        self.seconds += now - (self._since or now)
-        self._since = now
+        self._count_steps(wait=True)
+        self.clock.read()
         self.peak_memory = max(self.peak_memory, peak_memory())
 
     def state_dict(self) -> dict[str, Any]:
         self._read()
-        return {"seconds": self.seconds, "peak_memory": self.peak_memory}
+        measured = {name: getattr(self.clock, name) for name in ("seconds", "cpu_seconds", "thread_seconds")}
+        return measured | {"device_seconds": self.device_seconds, "peak_memory": self.peak_memory}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.seconds, self.peak_memory = state_dict["seconds"], state_dict["peak_memory"]
+        names = ("seconds", "cpu_seconds", "thread_seconds")
+        measured = {"cpu_seconds": None, "thread_seconds": 0.0} | state_dict  # older versions kept neither
+        self.clock = Clock(**{name: measured[name] for name in names})
+        self.device_seconds, self.peak_memory = state_dict.get("device_seconds"), state_dict["peak_memory"]
 
 
 def peak_memory() -> int:

@@ -115,6 +115,10 @@ class FitSummary:
     val: dict[str, float]
     """Metric -> value on the validation items, of the best epoch."""
     device: str
+    cpu_seconds: float | None = None
+    threads: int | None = None
+    share: float | None = None
+    device_seconds: float | None = None
 
 
 Verbosity = Literal["auto", "plain", "none"]
@@ -193,11 +197,15 @@ def fit(
                 raise KeyboardInterrupt from None  # Lightning makes an exit of it
             raise
     return FitSummary(
-        seconds=watch.seconds,
+        seconds=watch.clock.seconds,
         peak_memory=watch.peak_memory,
         steps=trainer.global_step,
         val=keeper.best_values,
         device=str(trainer.strategy.root_device),
+        cpu_seconds=watch.clock.cpu_seconds,
+        threads=watch.clock.threads,
+        share=watch.clock.share,
+        device_seconds=watch.device_seconds,
     )
 
 

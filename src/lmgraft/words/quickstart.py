@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from lmgraft.analysis.timing import TimeRatio
 from lmgraft.contracts import Metric
 from lmgraft.words import numbers as write
 from lmgraft.words.paper import SMALL_LLMS
+from lmgraft.words.timing import of_the_block
 
 _CONTROLS = {"plain": "the encoder by itself", "random_frozen": "a frozen random block"}
 
 
 def statements(
-    values: Mapping[str, float], seconds: Mapping[str, float], metric: Metric, items: int, things: str
+    values: Mapping[str, float], cost: tuple[TimeRatio, float | None], metric: Metric, items: int, things: str
 ) -> list[str]:
     """Sentences on one run of each arm.
 
     Args:
         values: Arm -> the metric on the test items.
-        seconds: Arm -> how long its training took.
+        cost: Of training with the block against without it: the ratio of times, and that of counted operations.
         metric: The metric.
         items: How many test items there were.
         things: What they are, in the plural.
@@ -31,7 +33,7 @@ def statements(
         sentences.append(f"With the frozen LLM block, {metric.title} was {size} {name} in this one run.")
     return [
         *sentences,
-        f"Training with the block took {write.ratio(seconds['llm'] / seconds['plain'])} times as long as without it.",
+        *of_the_block(*cost),
         f"One seed proves nothing. The intervals cover the choice of the {items:,} test {things} for these trained "
         "models; how far other seeds would lie from them, one run cannot tell. A verdict needs several seeds for "
         "each arm.",

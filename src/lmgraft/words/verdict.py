@@ -11,6 +11,7 @@ from lmgraft.analysis.verdict import CONTROLS, ENOUGH_GROUPS, ENOUGH_SEEDS, NOTE
 from lmgraft.contracts import Metric
 from lmgraft.words import numbers as write
 from lmgraft.words.arms import words_of
+from lmgraft.words.timing import caution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +43,9 @@ class Setting:
         tested = "no interval"
         if c.interval is not None:
             p = write.probability(c.p_holm)
-            over = "" if c.interval_over == "seeds" else f" over {c.interval_over}"
             ends = write.interval(c.interval, self.metric, signed=True)
             held = f"p {'' if p.startswith('<') else '= '}{p} after Holm's correction" if c.sd else "no test"
-            tested = f"{100 * self.confidence:g} % interval{over} {ends}, {held}"
+            tested = f"{100 * self.confidence:g} % interval {ends}, {held}"
         groups = "" if c.groups is None else f", {write.counted(c.groups, 'group')} of test items"
         difference = f"{write.difference(c.mean, self.metric)} {self.metric.difference_unit}"
         return f"{c.arm} - {c.reference}: {difference}, {tested}, {len(c.seeds)} paired seeds{groups}."
@@ -253,6 +253,9 @@ _WORDS: dict[str, _Words] = {
         "These runs kept no values of single test items: the intervals over other seeds and other test items are "
         "those of the results that were written while there were such."
     ],
+    "share unknown": lambda f, _: [caution("share unknown", f.names, f.key)],
+    "uneven shares": lambda f, _: [caution("uneven shares", f.names, f.key)],
+    "other machine": lambda f, _: [caution("other machine", f.names, f.key)],
     "restarts": lambda f, _: [f"Arms with restarts at a lower learning rate: {', '.join(f.names)}."],
     "unfinished seeds": lambda f, _: [
         f"Not all seeds are finished for {', '.join(f.names)}; contrasts use those that both arms have."

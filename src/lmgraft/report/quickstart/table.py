@@ -47,5 +47,5 @@ def markdown(quickstart: Quickstart) -> str:
 
 def statements(quickstart: Quickstart) -> list[str]:
     """What the numbers say and what they do not."""
-    seconds = {arm: result.seconds for arm, result in quickstart.results.items()}
-    return words.statements(values(quickstart), seconds, METRIC, test_images(quickstart), "images")
+    cost = quickstart.time, quickstart.operations
+    return words.statements(values(quickstart), cost, METRIC, test_images(quickstart), "images")

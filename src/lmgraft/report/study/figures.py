@@ -140,8 +140,10 @@ def cost_figure(result: StudyResult) -> Figure | None:
         return None
     arms = [arm for arm in result.arms if arm.label in gains and math.isfinite(gains[arm.label].mean)]
     counted = base.cost.train_flops is not None and all(arm.cost.train_flops is not None for arm in arms)
-    name = "train_flops" if counted else "seconds"
-    costs = {arm.label: write.divide(getattr(arm.cost, name), getattr(base.cost, name)) for arm in arms}
+    if counted:
+        costs = {arm.label: write.divide(arm.cost.train_flops, base.cost.train_flops) for arm in arms}
+    else:
+        costs = {arm.label: arm.cost.time and arm.cost.time.ratio for arm in arms}
     ratios = {label: ratio for label, ratio in costs.items() if ratio is not None}
     if not ratios:
         return None
@@ -162,7 +164,7 @@ def cost_figure(result: StudyResult) -> Figure | None:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
         ax.xaxis.set_minor_formatter(FuncFormatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else ""))
-    what = "operations of a training step" if counted else "seconds of training"
+    what = "operations of a training step" if counted else "time of training"
     ax.set_xlabel(f"{what}, {short(base.label)} = 1")
     title = write.in_unit(m.title, m.difference_unit)
     ax.set_ylabel(f"{title}\nagainst {short(base.label)}{write.better(m)}")

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
+from types import MappingProxyType
+from typing import Any, get_args
 
 from lmgraft import records
 from lmgraft.analysis.curves import Curve
 from lmgraft.analysis.paired import Contrast, contrasts
 from lmgraft.analysis.student import mean_interval
-from lmgraft.analysis.verdict import ENOUGH_SEEDS, Finding, verdict
+from lmgraft.analysis.timing import StepPairs, TimeRatio, time_ratio
+from lmgraft.analysis.verdict import ENOUGH_SEEDS, Finding, OfTimes, verdict
 from lmgraft.errors import RunError
 from lmgraft.studies.study.arms import ArmSpec, Pair
 from lmgraft.studies.study.breakdown import break_down
@@ -141,7 +145,6 @@ def _arm(
 ) -> ArmResult:
     facts = list(own.values())
     values = {seed: f.value for seed, f in own.items()}
-    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
     val_values: dict[float, dict[int, float]] = {}
     for f in every:
         if f.val_value is not None and f.learning_rate is not None:
@@ -154,17 +157,64 @@ def _arm(
         values=values,
         mean=fmean(values.values()),
         interval=mean_interval(list(values.values()), study.confidence),
-        cost=Cost(
-            trained_params=facts[0].trained_params,
-            frozen_params=facts[0].frozen_params,
-            seconds=median(f.seconds for f in facts),
-            peak_memory=int(median(memory)) if memory else None,
-        ),
+        cost=_cost(facts),
         block=facts[0].block,
         position=facts[0].position,
         learning_rate=facts[0].learning_rate,
         val_values=val_values,
     )
+
+
+def _cost(facts: Sequence[Fact]) -> Cost:
+    """Medians over seeds; None of what not every run has, and of what is no number but differs."""
+
+    def middle(name: str) -> float | None:
+        values = [getattr(f, name) for f in facts]
+        return None if None in values else float(median(values))
+
+    def one(name: str) -> Any:
+        values = {getattr(f, name) for f in facts}
+        return values.pop() if len(values) == 1 else None
+
+    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
+    return Cost(
+        trained_params=facts[0].trained_params,
+        frozen_params=facts[0].frozen_params,
+        seconds=median(f.seconds for f in facts),
+        peak_memory=int(median(memory)) if memory else None,
+        share=middle("share"),
+        threads=one("threads"),
+        device=one("device"),
+        device_seconds=middle("device_seconds"),
+    )
+
+
+def with_times(result: StudyResult, pairs: Mapping[str, StepPairs] = MappingProxyType({})) -> StudyResult:
+    """The result with how its arms' training times compare with the reference arm's, where that has run.
+
+    Args:
+        result: What `assemble` made, or what an older version wrote.
+        pairs: Arm -> its steps and the reference arm's in turns.
+    """
+    base = next((arm.cost for arm in result.arms if arm.label == result.reference), None)
+    if base is None:
+        return result
+    same = TimeRatio(basis="reference", ratio=1.0)
+    times = {a.label: same if a.cost is base else time_ratio(a.cost, base, pairs.get(a.label)) for a in result.arms}
+    return replace(result, arms=[replace(a, cost=replace(a.cost, time=times[a.label])) for a in result.arms])
+
+
+def time_findings(result: StudyResult) -> list[Finding]:
+    """What a reader must know of the arms' ratios of times."""
+    by_basis: dict[str, list[str]] = {}
+    for arm in result.arms:
+        if arm.cost.time is not None:
+            by_basis.setdefault(arm.cost.time.basis, []).append(arm.label)
+    return [
+        Finding(kind=kind, names=tuple(by_basis[kind]), key=result.reference)
+        for kind in get_args(OfTimes)
+        if kind in by_basis
+    ]
 
 
 def _bands(curves: Sequence[Mapping[str, Curve]], confidence: float) -> dict[str, list[Band]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from numbers import Real
@@ -24,14 +23,15 @@ from lmgraft.recipes import ARMS
 from lmgraft.registry import METRICS
 from lmgraft.studies.progress import silent
 from lmgraft.studies.study.arms import ArmSpec
-from lmgraft.studies.study.assemble import assemble
+from lmgraft.studies.study.assemble import assemble, time_findings, with_times
 from lmgraft.studies.study.checks import check_environment
 from lmgraft.studies.study.claim import COMPARISON, changed_afterwards, read_changes, write_claim
 from lmgraft.studies.study.config import Study, StudyConfig, check_study
 from lmgraft.studies.study.facts import Fact, check_same_blocks, check_same_versions
 from lmgraft.studies.study.jobs import only_one
 from lmgraft.studies.study.results import StudyResult, worded
-from lmgraft.studies.study.trials import Measured, Trial, check_arms, keep, kept, make_fact
+from lmgraft.studies.study.trials import Measured, Took, Trial, check_arms, keep, kept, make_fact
+from lmgraft.training.clock import Clock
 
 Outcome: TypeAlias = "float | Mapping[str, Any]"
 """The metric on the test items, or {"value": it, "items": (N,) it for each item, "groups": (N,) whole numbers}."""
@@ -121,13 +121,18 @@ def compare(
     study = check_study(config, (), name="comparison", where="compare()", metric=measure)
     configs = {label: _graft_config(label, spec, study.overrides) for label, spec in study.arms.items()}
     if out is None:
-        return worded(assemble(study, _trials(train, study, configs, None, say, allow_difference), ()))
+        return worded(_compared(study, _trials(train, study, configs, None, say, allow_difference)))
     folder = Path(out)
     with only_one(folder / ".study.lock", f"the comparison in {folder}"):
-        result = assemble(study, _trials(train, study, configs, folder, say, allow_difference), ())
+        result = _compared(study, _trials(train, study, configs, folder, say, allow_difference))
         result = worded(replace(result, findings=[*result.findings, *read_changes(folder)]))
         records.write_json(folder / "results.json", asdict(result))
     return result
+
+
+def _compared(study: Study, facts: Sequence[Fact]) -> StudyResult:
+    result = with_times(assemble(study, facts, ()))
+    return replace(result, findings=[*result.findings, *time_findings(result)])
 
 
 def _trials(
@@ -209,9 +214,11 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
     random.seed(trial.seed)
     np.random.seed(trial.seed)  # what users' augmentations draw from
     torch.manual_seed(trial.seed)
-    started = time.monotonic()
+    clock = Clock()
+    clock.start()
     outcome = train(trial)
-    seconds = time.monotonic() - started
+    clock.stop()
+    took = Took(seconds=clock.seconds, share=clock.share, threads=clock.threads)
     name = f"{trial.label}, seed {trial.seed}"
     if not trial.facts:
         raise RunError(f"the training loop did not call trial.graft for {name}", "model = trial.graft(model)")
@@ -238,7 +245,7 @@ def _call(train: Callable[[Trial], Outcome], trial: Trial, metric: Metric) -> Fa
             )
     if items is not None and abs(items.mean() - value) > 1e-6 * max(1.0, abs(value)):
         raise RunError(f"{name}: the value is {value}, its items' mean {items.mean()}", "give one metric in both")
-    return make_fact(trial, Measured(value=value, items=items, groups=groups), seconds, trial.facts)
+    return make_fact(trial, Measured(value=value, items=items, groups=groups), took, trial.facts)
 
 
 def _groups(given: Any, size: int, name: str) -> NDArray[np.int64]:

@@ -2,27 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-import torch
-from lightning_fabric import Fabric
-from torch import nn
-
-from lmgraft.data.base import on_device
-from lmgraft.errors import LmgraftError
-from lmgraft.recipes import Recipe, build_model
-from lmgraft.recipes.build import set_up_data
-from lmgraft.recipes.record import count_params
+from lmgraft.studies.step_times import StepTimes, time_arms
 from lmgraft.studies.study.cells import Cell, State
-from lmgraft.training.features import OnTokens, encode, freeze_encoder
-from lmgraft.training.fit import on_gpu, precision_of, quiet
-from lmgraft.training.optim import make_optimizer
-
-_STEPS = 3
-_AFTER_WARM_UP = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,52 +40,46 @@ class Row:
 
 
 def plan(
-    cells: Sequence[Cell], states: Mapping[Cell, State], *, measure: bool, say: Callable[[str], None]
+    cells: Sequence[Cell],
+    states: Mapping[Cell, State],
+    *,
+    measure: bool,
+    say: Callable[[str], None],
+    reference: str | None = None,
 ) -> list[Row]:
-    """One row an arm; with `measure` the arms that miss runs are timed by a few steps on random items.
+    """One row an arm; with `measure` the arms that miss runs are timed by a few steps, in turns with one of them.
 
     An arm whose data or block cannot be had says so in its row.
+
+    Args:
+        cells: All runs.
+        states: What of them is done.
+        measure: Whether to time steps.
+        say: Told which arm is timed.
+        reference: The arm whose steps stand beside the others'; where it misses no run, the first that does.
     """
-    rows = []
-    for arm in dict.fromkeys(cell.arm for cell in cells):
-        own = [cell for cell in cells if cell.arm == arm]
-        missing = [cell for cell in own if states[cell] != "done"]
-        estimate, why_not = None, "" if missing else "all done"
-        if missing and measure:
-            say(f"timing a few steps of {arm}")
-            try:
-                estimate = _measure(missing[0].load())
-            except LmgraftError as error:
-                why_not = error.message
-        rows.append(Row(arm=arm, runs=len(own), missing=len(missing), estimate=estimate, why_not=why_not))
-    return rows
-
-
-def _measure(recipe: Recipe) -> Estimate:
-    set_up_data(recipe)
-    data = recipe.data
-    with quiet():
-        fabric = Fabric(
-            accelerator="cuda" if on_gpu(recipe.train) else "cpu", devices=1, precision=precision_of(recipe.train)
+    of_arm = {arm: [cell for cell in cells if cell.arm == arm] for arm in dict.fromkeys(cell.arm for cell in cells)}
+    todo = {arm: [cell for cell in of_arm[arm] if states[cell] != "done"] for arm in of_arm}
+    recipes = {arm: missing[0].load for arm, missing in todo.items() if missing and measure}
+    beside = reference if reference in recipes else next(iter(recipes), "")
+    times, why_not = time_arms(recipes, beside, say)
+    return [
+        Row(
+            arm=arm,
+            runs=len(runs),
+            missing=len(todo[arm]),
+            estimate=_estimate(times[arm]) if arm in times else None,
+            why_not=why_not.get(arm, "") if todo[arm] else "all done",
         )
-    model: nn.Module = build_model(recipe).to(fabric.device).train()
-    trained, frozen = count_params(model)
-    batch = on_device(data.example(data.batch_size), fabric.device)
-    if recipe.features.cached:  # the encoder's tokens are stored once, and a step begins with them
-        with torch.no_grad():
-            batch = batch._replace(inputs=encode(model, batch.inputs))
-        model = OnTokens(freeze_encoder(model))
-    step_model, optimizer = fabric.setup(model, make_optimizer(model, recipe.optim.for_batch(data.batch_size)))
-    task = recipe.task(step_model)
-    seconds = []
-    for _ in range(_STEPS + _AFTER_WARM_UP):
-        started = time.perf_counter()
-        fabric.backward(task.loss(task.outputs(batch), batch))
-        optimizer.step()
-        optimizer.zero_grad()
-        if fabric.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    step = median(seconds[_AFTER_WARM_UP:])
-    steps = len(data.loader("train")) * recipe.train.epochs
-    return Estimate(trained_params=trained, frozen_params=frozen, step_seconds=step, seconds=step * steps)
+        for arm, runs in of_arm.items()
+    ]
+
+
+def _estimate(times: StepTimes) -> Estimate:
+    step = median(times.seconds)
+    return Estimate(
+        trained_params=times.trained_params,
+        frozen_params=times.frozen_params,
+        step_seconds=step,
+        seconds=step * times.run_steps,
+    )

@@ -71,6 +71,11 @@ class Fact:
     """Digest of which items were tested, in order."""
     things: str = "items"
     """What an item is called, in the plural."""
+    share: float | None = None
+    """Of the machine, that training had; this and what follows as in `recipes.result.Result`."""
+    threads: int | None = None
+    device: str | None = None
+    device_seconds: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
     """run.json."""
 
@@ -132,6 +137,10 @@ def _read(cell: Cell, study: Study) -> Fact:
         retries=len(result.retries),
         index=json_digest({name: items[name].tolist() for name in RESERVED}) if items else "",
         things=record.get("things", "images"),
+        share=result.share,
+        threads=result.threads,
+        device=result.device,
+        device_seconds=result.device_seconds,
         record=record,
     )
 

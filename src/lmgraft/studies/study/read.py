@@ -15,6 +15,7 @@ from lmgraft.analysis.verdict import Finding, verdict
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.registry import METRICS
+from lmgraft.studies.study.assemble import with_times
 from lmgraft.studies.study.results import StudyResult
 
 FILE = "results.json"
@@ -74,7 +75,7 @@ def _upgraded(result: StudyResult) -> StudyResult:
     """A result of before there were other tasks than image classification, with what went without saying."""
     accuracy = METRICS.find("accuracy")
     return replace(
-        result,
+        with_times(result),
         metric=_with_bounds(result.metric),
         monitor=accuracy if any(arm.val_values for arm in result.arms) else None,
         breakdown=[replace(b, metric=accuracy) if b.kind == "corruption" else b for b in result.breakdown],

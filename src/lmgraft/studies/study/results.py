@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmgraft.analysis.paired import Contrast
+from lmgraft.analysis.timing import TimeRatio
 from lmgraft.analysis.verdict import Finding
 from lmgraft.contracts import Metric
 from lmgraft.words.verdict import Setting, note_sentences, verdict_sentences
@@ -21,12 +22,22 @@ class Cost:
     trained_params: int
     frozen_params: int
     seconds: float
-    """Training, validation included, as measured; runs beside each other disturb it."""
+    """Training, validation included, as measured; runs beside each other disturb it. `time` compares arms."""
     peak_memory: int | None
     """Bytes; None where it was not measured."""
     train_flops: float | None = None
     """Floating-point operations of a training step, for each item; counted, so free of noise."""
     eval_flops: float | None = None
+    share: float | None = None
+    """Of the machine that training had: CPU seconds / (wall seconds x threads); None where it is not known."""
+    threads: int | None = None
+    """That torch computed with; None where it is not known, or differs from run to run."""
+    device: str | None = None
+    """As `threads`."""
+    device_seconds: float | None = None
+    """Of the training steps on a GPU, by its own events."""
+    time: TimeRatio | None = None
+    """How its training time compares with the reference arm's, or why it does not."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,8 @@
 <out>/runs.jsonl     what a study reads of the finished ones, to be moved or committed
 <out>/changes.json   what was changed after results had been read
 <out>/failed.json    runs that failed, and why
+<out>/flops.json     counted operations of each arm
+<out>/times.json     training steps of each arm, timed in turns with the reference arm's
 <out>/results.json   everything the report shows
 """
 
@@ -21,7 +23,7 @@ from lmgraft import records
 from lmgraft.errors import RunError
 from lmgraft.studies.progress import Say, duration, silent
 from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
-from lmgraft.studies.study.assemble import assemble
+from lmgraft.studies.study.assemble import assemble, time_findings, with_times
 from lmgraft.studies.study.cells import Cell, State, find_runs, make_cells, reuse, same_run, state_of
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
 from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
@@ -34,6 +36,7 @@ from lmgraft.studies.study.local import local
 from lmgraft.studies.study.packed import pack, unpack
 from lmgraft.studies.study.read import with_intervals_of
 from lmgraft.studies.study.results import ArmResult, StudyResult, worded
+from lmgraft.studies.study.times import timed_pairs
 from lmgraft.training.fit import Verbosity
 
 
@@ -89,7 +92,7 @@ def run_study(
         if study.robustness is not None:
             finished = [cell.folder for cell in cells if (cell.folder / "result.json").exists()]
             evaluate_robustness(finished, study.robustness, say=say)
-        return _summarise(study, out, cells, allow_difference)
+        return _summarise(study, out, cells, allow_difference, measure=True)
 
 
 def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> StudyResult:
@@ -103,14 +106,15 @@ def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> Stu
     cells = make_cells(study, out)
     with _held(out):
         unpack(out, cells)
-        return _summarise(study, out, cells, allow_difference)
+        return _summarise(study, out, cells, allow_difference, measure=False)
 
 
 def _held(out: Path) -> AbstractContextManager[None]:
     return only_one(out / ".study.lock", f"the study in {out}")
 
 
-def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference: bool) -> StudyResult:
+def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference: bool, *, measure: bool) -> StudyResult:
+    """Compare what is finished; with `measure` steps of its arms are timed, where that has not been done."""
     facts, missing = read_facts(study, cells, allow_difference=allow_difference)
     if not facts:
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
@@ -122,12 +126,14 @@ def _summarise(study: Study, out: Path, cells: Sequence[Cell], allow_difference:
     if all(fact.items is None for fact in facts):
         result = with_intervals_of(out, result)
     write_claim(reported, out, changes)
-    flops = counted_flops({cell.arm: cell for cell in reversed(cells)}, out)
+    of_arm = {cell.arm: cell for cell in reversed(cells) if cell.arm in {arm.label for arm in result.arms}}
+    flops, pairs = counted_flops(of_arm, out), timed_pairs(of_arm, study.reference, out, measure=measure)
     failed, chosen = forget_finished(out, cells), _chosen_rates(facts, result)
+    result = with_times(result, pairs)
     result = replace(
         result,
         arms=[_with_flops(arm, flops.get(arm.label)) for arm in result.arms],
-        findings=[*result.findings, *failures(cells, failed, chosen), *read_changes(out)],
+        findings=[*result.findings, *failures(cells, failed, chosen), *read_changes(out), *time_findings(result)],
     )
     result = worded(result)
     records.write_json(out / "results.json", asdict(result))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,16 @@ class Measured:
     """(N,) which items belong together; None where each is independent."""
 
 
-def make_fact(trial: Trial, measured: Measured, seconds: float, facts: Mapping[str, Any]) -> Fact:
+@dataclass(frozen=True, kw_only=True)
+class Took:
+    """What a call of the training loop took of the machine, as in `recipes.result.Result`."""
+
+    seconds: float
+    share: float | None = None
+    threads: int | None = None
+
+
+def make_fact(trial: Trial, measured: Measured, took: Took, facts: Mapping[str, Any]) -> Fact:
     """A trial as a study's run: `facts` is what `Trial.graft` saw."""
     items, groups = measured.items, measured.groups
     return Fact(
@@ -102,7 +111,7 @@ def make_fact(trial: Trial, measured: Measured, seconds: float, facts: Mapping[s
         by_condition={},
         trained_params=facts["trained_params"],
         frozen_params=facts["frozen_params"],
-        seconds=seconds,
+        **asdict(took),
         peak_memory=None,
         position=trial.config.at,
         block=facts["block"],
@@ -163,7 +172,8 @@ def keep(folder: Path, trial: Trial, fact: Fact, metric: Metric) -> None:
         assert fact.groups is not None
         write_arrays(file.with_suffix(".npz"), {"items": fact.items, "groups": fact.groups})
     digest = None if fact.items is None else hashlib.sha256(fact.items.tobytes()).hexdigest()
-    content = {"value": fact.value, "seconds": fact.seconds, "items": digest, "metric": _read_as(metric)}
+    content = {"value": fact.value, "items": digest, "metric": _read_as(metric)}
+    content |= {f.name: getattr(fact, f.name) for f in fields(Took)}
     records.write_json(file, content | trial.facts | {"environment": fact.record["environment"]})
 
 
@@ -185,7 +195,9 @@ def kept(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
             if hashlib.sha256(items.tobytes()).hexdigest() != content["items"]:
                 raise ValueError("not the items it was written with")
         measured = Measured(value=_number(content["value"]), items=items, groups=groups)
-        fact = make_fact(trial, measured, _number(content["seconds"]), content)
+        seconds, share = _number(content["seconds"]), content.get("share")
+        took = Took(seconds=seconds, share=None if share is None else _number(share), threads=content.get("threads"))
+        fact = make_fact(trial, measured, took, content)
         fact.record["environment"] = content["environment"]
         metric_then = dict(content["metric"])
     except (ValueError, KeyError, TypeError) as error:

@@ -1,0 +1,156 @@
+"""Training steps of arms, timed here: in turns with those of a reference arm, so that a busy machine is fair."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from lmgraft import records
+from lmgraft.analysis.timing import StepPairs
+from lmgraft.data.base import on_device
+from lmgraft.errors import LmgraftError
+from lmgraft.recipes import Recipe, build_model
+from lmgraft.recipes.build import set_up_data
+from lmgraft.recipes.record import count_params
+from lmgraft.studies.progress import Say
+from lmgraft.training.features import OnTokens, encode, freeze_encoder
+from lmgraft.training.fit import on_gpu, precision_of, quiet
+from lmgraft.training.optim import make_optimizer
+
+_WARM_UP = 1
+_ROUNDS, _AT_LEAST = 25, 3
+_SECONDS = 2.0
+"""After which no round begins, when there are `_AT_LEAST`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepTimes:
+    """Steps of one arm on this machine."""
+
+    trained_params: int
+    frozen_params: int
+    run_steps: int
+    """Of a whole run."""
+    batch_size: int
+    device: str
+    """cpu or cuda."""
+    machine: str
+    threads: int
+    seconds: list[float]
+    """Of single steps."""
+    reference_seconds: list[float] | None
+    """Of the reference arm's, each beside the one in `seconds`; None for the reference arm, or if it cannot be had."""
+
+    @property
+    def pairs(self) -> StepPairs | None:
+        """The steps in turns."""
+        if self.reference_seconds is None:
+            return None
+        return StepPairs(seconds=self.seconds, reference_seconds=self.reference_seconds, device=self.device)
+
+
+def time_arms(
+    recipes: Mapping[str, Callable[[], Recipe]], reference: str, say: Say
+) -> tuple[dict[str, StepTimes], dict[str, str]]:
+    """Time a few steps of each arm on its data's example batch, in turns with the reference arm's.
+
+    Two models are held at a time.
+
+    Args:
+        recipes: Arm -> loads its recipe.
+        reference: The arm whose steps stand beside those of all others.
+        say: Told which arm is timed.
+
+    Returns:
+        Arm -> its steps, and arm -> why they cannot be timed here.
+    """
+    times: dict[str, StepTimes] = {}
+    why_not: dict[str, str] = {}
+    base: _Steps | None = None
+    for arm in sorted(recipes, key=lambda label: label != reference):
+        say(f"timing a few steps of {arm}")
+        try:
+            steps = _Steps(recipes[arm]())
+            if arm == reference:
+                base = steps
+                times[arm] = steps.times(*in_turns(steps))
+            else:
+                times[arm] = steps.times(*in_turns(steps, *([] if base is None else [base])))
+        except LmgraftError as error:
+            why_not[arm] = error.message
+        except (OSError, torch.OutOfMemoryError) as error:
+            why_not[arm] = str(error)
+    return times, why_not
+
+
+def in_turns(*steppers: Callable[[], float]) -> list[list[float]]:
+    """Seconds of a few steps of each: A B B A A B ..., the first round for warming up and not counted."""
+    rounds: list[list[float]] = []
+    started = time.perf_counter()
+    while len(rounds) < _WARM_UP + _ROUNDS:
+        if len(rounds) >= _WARM_UP + _AT_LEAST and time.perf_counter() - started > _SECONDS:
+            break
+        order = range(len(steppers)) if len(rounds) % 2 == 0 else reversed(range(len(steppers)))
+        seconds = {i: steppers[i]() for i in order}
+        rounds.append([seconds[i] for i in range(len(steppers))])
+    return [list(column) for column in zip(*rounds[_WARM_UP:], strict=True)]
+
+
+class _Steps:
+    """Training steps of a recipe's model, in its precision, on its data's example batch."""
+
+    def __init__(self, recipe: Recipe) -> None:
+        set_up_data(recipe)
+        data = recipe.data
+        with quiet():
+            self._fabric = Fabric(
+                accelerator="cuda" if on_gpu(recipe.train) else "cpu", devices=1, precision=precision_of(recipe.train)
+            )
+        model: nn.Module = build_model(recipe).to(self._fabric.device).train()
+        self._params = count_params(model)
+        self._batch = on_device(data.example(data.batch_size), self._fabric.device)
+        if recipe.features.cached:  # the encoder's tokens are stored once, and a step begins with them
+            with torch.no_grad():
+                self._batch = self._batch._replace(inputs=encode(model, self._batch.inputs))
+            model = OnTokens(freeze_encoder(model))
+        optimizer = make_optimizer(model, recipe.optim.for_batch(data.batch_size))
+        step_model, self._optimizer = self._fabric.setup(model, optimizer)
+        self._task = recipe.task(step_model, _unused, _unused)
+        self._run_steps = len(data.loader("train")) * recipe.train.epochs
+        self._batch_size = data.batch_size
+
+    def __call__(self) -> float:
+        """Seconds of one step."""
+        started = time.perf_counter()
+        self._fabric.backward(self._task.loss(self._task.outputs(self._batch), self._batch))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        if self._fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    def times(self, seconds: list[float], reference_seconds: list[float] | None = None) -> StepTimes:
+        """What was measured, with the machine it was measured on."""
+        on_cuda, environment = self._fabric.device.type == "cuda", records.environment()
+        machine = f"{environment['platform']}, {environment['cpu_count']} CPUs"
+        return StepTimes(
+            trained_params=self._params[0],
+            frozen_params=self._params[1],
+            run_steps=self._run_steps,
+            batch_size=self._batch_size,
+            device=self._fabric.device.type,
+            machine=f"{machine}, {torch.cuda.get_device_name()}" if on_cuda else machine,
+            threads=torch.get_num_threads(),
+            seconds=seconds,
+            reference_seconds=reference_seconds,
+        )
+
+
+def _unused(*_: Any) -> Any:
+    raise AssertionError("the optimiser is made here, without a schedule")

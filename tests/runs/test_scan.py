@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lmgraft.analysis.numbers import in_unit
 from pages import Page
 
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
@@ -42,6 +41,7 @@ from lmgraft.studies.study.jobs import Done, train
 from lmgraft.studies.tokens import TokenBatch, joined, tokens_at
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.classification import Classification
+from lmgraft.words.numbers import in_unit
 from padded_host import RECIPE as PADDED
 
 # ---- CKA

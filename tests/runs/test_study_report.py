@@ -207,10 +207,12 @@ def test_few_groups_are_said_with_what_their_interval_covered():
     arms = [make_arm("plain", "plain", 0.9), make_arm("llm", "llm", 0.95), make_arm("mlp", "mlp", 0.94)]
     many, few = compare(arms, [("llm", "plain"), ("llm", "mlp")])
     text = Page(page(make_study(arms, [replace(many, groups=400), replace(few, groups=12)]), {})).text
-    assert "these in 400 groups" in text
-    assert f"covered {100 * COVERED_BY_GROUPS[300][5]:.1f} % at worst in simulation with 5 seeds and 300 groups" in text
+    assert (
+        f"covered {100 * COVERED_BY_GROUPS[10][5]:.1f} % at worst in simulation with 5 seeds and 10 groups of items"
+        in text
+    )
+    assert "that belong together are drawn as one" in text
     alone = Page(page(make_study(arms, [replace(few, groups=9)]), {})).text
-    assert "these in 9 groups" in alone
     assert "coverage not measured" in alone
 
 
@@ -408,7 +410,8 @@ def test_an_arm_that_never_ran_and_runs_that_are_missing():
 
 def test_without_the_reference_arm_costs_have_no_ratio():
     result = controls()
-    alone = make_study([arm for arm in result.arms if arm.label != "plain"], [result.contrasts[1]], result.exploratory)
+    others = [replace(arm, cost=replace(arm.cost, time=None)) for arm in result.arms if arm.label != "plain"]
+    alone = make_study(others, [result.contrasts[1]], result.exploratory)
     table = arms_table(alone)
     assert table.rows[0][table.header.index("time, plain = 1")] == write.NONE
     assert "cost" not in drawn(alone)
@@ -449,7 +452,7 @@ def test_seconds_stand_in_where_operations_were_not_counted():
     arms = [replace(arm, cost=replace(arm.cost, train_flops=None)) for arm in result.arms]
     uncounted = replace(result, arms=arms)
     assert not any("FLOPs" in name for name in arms_table(uncounted).header)
-    assert "seconds of training" in drawn(uncounted)["cost"].axes[0].get_xlabel()
+    assert "time of training" in drawn(uncounted)["cost"].axes[0].get_xlabel()
 
 
 def test_layers_of_one_llm_as_the_papers_figure_2():
@@ -629,7 +632,7 @@ def test_a_study_in_metres_has_its_signs_and_units_everywhere(scenes, tmp_path):
 
 @pytest.mark.parametrize("reason", write.MISSING)
 def test_an_interval_that_is_not_there_is_a_dash_with_its_reason(scenes, reason):
-    contrasts = [replace(c, interval=None, missing=reason, bootstrap=None) for c in scenes.contrasts]
+    contrasts = [replace(c, interval=None, no_interval=reason, bootstrap=None) for c in scenes.contrasts]
     arms = [replace(arm, interval=None) for arm in scenes.arms]
     findings = [Finding(kind=kind, contrast=contrasts[0]) for kind in ("helps", "no interval")]
     result = worded(replace(scenes, contrasts=contrasts, arms=arms, findings=findings))

@@ -28,7 +28,7 @@ from lmgraft.studies.study.results import Cost
 from lmgraft.studies.study.run import summarise
 from lmgraft.training import clock
 from lmgraft.training.callbacks import Stopwatch
-from lmgraft.words.timing import cautions, of_the_block
+from lmgraft.words.timing import caution, of_the_block
 
 EVIDENCE = Path(__file__).parents[2] / "evidence"
 MODULE = SimpleNamespace(device=torch.device("cpu"))
@@ -246,7 +246,7 @@ def test_a_study_tells_no_ratio_of_times_on_uneven_shares(tiny_study, recipe_fil
     assert [time.basis for time in found.values()] == ["reference", "uneven shares", "share unknown"]
     assert found["llm"].ratio is None
     assert found["random_frozen"].ratio == pytest.approx(result.arms[2].cost.seconds / result.arms[0].cost.seconds)
-    notes = cautions(found, "plain")
+    notes = [caution("uneven shares", ["llm"], "plain"), caution("share unknown", ["random_frozen"], "plain")]
     assert len(notes) == 2
     assert set(notes) <= set(result.notes)
     assert read_study(out) == result

@@ -9,7 +9,8 @@ import pytest
 from test_verdict import ACCURACY, NLL, find
 
 from lmgraft.analysis.agreement import agreement
-from lmgraft.analysis.verdict import Caution, Changed, Finding, Note, OfAll, OfContrast
+from lmgraft.analysis.timing import TimeRatio
+from lmgraft.analysis.verdict import Caution, Changed, Finding, Note, OfAll, OfContrast, OfTimes
 from lmgraft.words import scan
 from lmgraft.words.limits import limits, of_margin, of_missing, scope
 from lmgraft.words.quickstart import statements
@@ -36,7 +37,7 @@ def situations():
     yield "others, equivalent", find({"mlp": 0.0, "linear": 0.0}, pairs=[("mlp", "linear")])
     [shown] = find({"llm": 0.03, "plain": 0.0})
     grouped = replace(shown.contrast, bootstrap=(-0.01, 0.07), groups=12)
-    missing = replace(shown.contrast, interval=None, missing="one group")
+    missing = replace(shown.contrast, interval=None, no_interval="one value")
     yield (
         "groups, other items",
         [Finding(kind=kind, contrast=grouped) for kind in ("helps", "other items", "few groups")],
@@ -62,6 +63,8 @@ def situations():
             for kind in get_args(Note)
         ],
     )
+
+    yield "times", [Finding(kind=kind, names=names, key="plain") for kind in get_args(OfTimes)]
 
 
 def scan_findings():
@@ -108,8 +111,8 @@ def text():
     ]
     lines += ["", "# scan"]
     lines += [f"[{finding.kind}]\n  {scan.sentence(finding)}" for finding in scan_findings()]
-    values, seconds = {"llm": 0.81, "plain": 0.8, "random_frozen": 0.82}, {"llm": 30.0, "plain": 20.0}
-    lines += ["", "# quickstart", *statements(values, seconds, ACCURACY, 10_000, "images")]
+    values, cost = {"llm": 0.81, "plain": 0.8, "random_frozen": 0.82}, (TimeRatio(basis="runs", ratio=1.5), 1.4)
+    lines += ["", "# quickstart", *statements(values, cost, ACCURACY, 10_000, "images")]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 

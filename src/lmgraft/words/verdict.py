@@ -182,7 +182,7 @@ def _few_groups(f: Finding, s: Setting) -> list[str]:
     c = _contrast(f)
     return [
         f"The test items of {c.arm} - {c.reference} form {write.counted(c.groups or 0, 'group')}, fewer than "
-        f"{ENOUGH_GROUPS}: the secondary interval is too narrow ({coverage([c], s.confidence)})."
+        f"{ENOUGH_GROUPS}: of so few, the secondary interval says little of others ({coverage([c], s.confidence)})."
     ]
 
 
@@ -216,7 +216,7 @@ _WORDS: dict[str, _Words] = {
     ],
     "no interval": lambda f, _: [
         f"There is no interval for {_contrast(f).arm} - {_contrast(f).reference}: "
-        f"{write.MISSING.get(_contrast(f).no_bootstrap or '', 'none was recorded')}."
+        f"{write.MISSING.get(_contrast(f).no_interval or '', 'none was recorded')}."
     ],
     "other items": _other_items,
     "few groups": _few_groups,

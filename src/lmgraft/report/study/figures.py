@@ -140,10 +140,12 @@ def cost_figure(result: StudyResult) -> Figure | None:
         return None
     arms = [arm for arm in result.arms if arm.label in gains and math.isfinite(gains[arm.label].mean)]
     counted = base.cost.train_flops is not None and all(arm.cost.train_flops is not None for arm in arms)
-    if counted:
-        costs = {arm.label: write.divide(arm.cost.train_flops, base.cost.train_flops) for arm in arms}
-    else:
-        costs = {arm.label: arm.cost.time and arm.cost.time.ratio for arm in arms}
+    costs = {
+        arm.label: write.divide(arm.cost.train_flops, base.cost.train_flops)
+        if counted
+        else getattr(arm.cost.time, "ratio", None)
+        for arm in arms
+    }
     ratios = {label: ratio for label, ratio in costs.items() if ratio is not None}
     if not ratios:
         return None

@@ -134,7 +134,7 @@ def _limits(result: StudyResult) -> list[str]:
 def _no_intervals(result: StudyResult) -> str:
     """Why some contrasts have no interval; empty where all have one."""
     every = [*result.contrasts, *result.exploratory]
-    reasons = [write.MISSING[c.no_bootstrap] for c in every if c.interval is None and c.no_bootstrap is not None]
+    reasons = [write.MISSING[c.no_interval] for c in every if c.interval is None and c.no_interval is not None]
     without_spread = ["seeds do not spread, so that nothing can be tested"] * any(c.sd == 0 for c in every)
     return "; ".join(dict.fromkeys([*without_spread, *reasons]))
 

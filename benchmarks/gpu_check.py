@@ -32,7 +32,6 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -41,7 +40,7 @@ from lmgraft.errors import LmgraftError
 from lmgraft.studies.bench.arms import make_arm
 from lmgraft.studies.bench.blocks import make_block
 from lmgraft.studies.bench.cells import PLAIN, VIDEO, VIT_B, VIT_S, Cell, cells
-from lmgraft.studies.bench.hosts import draw_batch
+from lmgraft.studies.bench.hosts import image_draw
 from lmgraft.studies.bench.measure import Spread
 from lmgraft.studies.bench.results import METHOD
 from lmgraft.studies.bench.run import Settings, run_bench
@@ -129,7 +128,7 @@ def parity(sizes: Sizes) -> Iterator[Check]:
     In 16 bits a form may be wrong by twice what the dense form is wrong by.
     """
     dense = grafted(sizes.small, "dense").eval()
-    x, _ = draw_batch(dense, sizes.batch, sizes.device)
+    (x,), _ = image_draw(dense)(sizes.batch, sizes.device)
     wide = copy.deepcopy(dense).double()
     truth = results(wide, wide, x.double(), torch.float64)
     del wide
@@ -147,7 +146,7 @@ def parity(sizes: Sizes) -> Iterator[Check]:
 def compiling(sizes: Sizes) -> Iterator[Check]:
     """A compiled step gives what the eager step gives; on a CPU the graph is traced and not compiled."""
     model = grafted(sizes.small).train()
-    x, _ = draw_batch(model, sizes.batch, sizes.device)
+    (x,), _ = image_draw(model)(sizes.batch, sizes.device)
     expected = results(model, model, x, torch.float32)
     backend = "inductor" if sizes.device.startswith("cuda") else "aot_eager"
     begun = time.perf_counter()
@@ -166,9 +165,9 @@ def resuming(sizes: Sizes) -> Iterator[Check]:
 
     def steps(model: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
         for number in numbers:
-            x, labels = draw_batch(model, sizes.batch, sizes.device)
+            (x,), loss_of = image_draw(model)(sizes.batch, sizes.device)
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(x + number), labels).backward()
+            loss_of(model(x + number)).backward()
             optimizer.step()
 
     torch.use_deterministic_algorithms(True)
@@ -195,7 +194,7 @@ def resuming(sizes: Sizes) -> Iterator[Check]:
 def data_parallel(sizes: Sizes) -> Iterator[Check]:
     """DDP of one process: the gradients of the model by itself, and no frozen tensor in its state."""
     model = grafted(sizes.small).train()
-    x, _ = draw_batch(model, sizes.batch, sizes.device)
+    (x,), _ = image_draw(model)(sizes.batch, sizes.device)
     expected = results(model, model, x, torch.float32)
     backend = "nccl" if sizes.device.startswith("cuda") else "gloo"
     with tempfile.TemporaryDirectory() as folder:

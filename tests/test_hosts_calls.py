@@ -293,7 +293,11 @@ SMALL = {
 
 def test_every_row_is_documented() -> None:
     text = (Path(__file__).parent.parent / "docs" / "hosts.md").read_text()
-    classes = [name.rpartition(".")[2] for name in HOSTS.names() if not name.endswith(".*")]
+    classes = [
+        name.rpartition(".")[2]
+        for name in HOSTS.names()
+        if name.split(".")[0] in ("timm", "torchvision", "transformers") and name[-1] != "*"
+    ]
     assert [cls for cls in classes if f"`{cls}`" not in text] == []
 
 

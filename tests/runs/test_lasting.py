@@ -420,7 +420,7 @@ def test_the_running_mean(make_recipe, tmp_path):
         torch.testing.assert_close(tensor, expected[name], rtol=1e-5, atol=1e-7)
     train_run(make_recipe(), tmp_path / "without", progress="none")
     assert_same(final_state(tmp_path / "plain")["weights"], final_state(tmp_path / "without")["weights"])
-    assert plain.accuracy == read_result(tmp_path / "without").accuracy
+    assert plain.metrics == read_result(tmp_path / "without").metrics
 
 
 def test_the_running_mean_is_validated_and_tested_where_asked(make_recipe, tmp_path):
@@ -473,7 +473,7 @@ def test_a_repetition_says_what_is_different(make_recipe, tmp_path, uninterrupte
 def test_a_repetition_with_other_versions_is_a_warning(make_recipe, tmp_path, uninterrupted, capsys, monkeypatch):
     here = records.environment()
     here["versions"]["torch"] = "1.0"
-    monkeypatch.setattr(records, "environment", lambda: here)
+    monkeypatch.setattr(records, "environment", lambda *_: here)
     with pytest.warns(RunWarning, match=r"torch \d+.* there, 1\.0 here"):
         assert repeat(capsys, uninterrupted, tmp_path / "again", "--train.epochs", "1")[0] == 0
 

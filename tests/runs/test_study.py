@@ -94,7 +94,7 @@ def test_the_result_is_of_the_runs_and_reads_back(tiny_study, study):
     assert (result.name, result.seeds, result.test_items, result.missing) == ("tiny", [0, 1], 60, [])
     assert [arm.label for arm in result.arms] == ["plain", "llm", "random_frozen"]
     for arm in result.arms:
-        accuracies = {s: read_result(folder / "runs" / arm.label / f"seed{s}").accuracy for s in (0, 1)}
+        accuracies = {s: read_result(folder / "runs" / arm.label / f"seed{s}").metrics["accuracy"] for s in (0, 1)}
         assert arm.values == pytest.approx(accuracies)
         assert list(arm.val_values) == [0.003]
     assert [(c.arm, c.reference) for c in result.contrasts] == [("llm", "plain"), ("llm", "random_frozen")]
@@ -391,7 +391,7 @@ def test_a_recipe_whose_epoch_is_chosen_by_the_test_images_is_refused(tmp_path):
             for i in range(number):
                 Image.fromarray(draw(11 * label, 32, rng)).save(folder / f"{i}.png")
     options = [f"--data.root={tmp_path / 'photos'}", "--data.val_size=0", "--data.num_workers=0", "--data.batch_size=4"]
-    with pytest.raises(RunError, match="chooses its best epoch by the test images"):
+    with pytest.raises(RunError, match="chooses its best epoch by the test items"):
         run_here(study_of("image/photos_scratch", *options), tmp_path / "out", executor=no_executor)
     options[1] = "--data.val_size=0.3"
     study = study_of("image/photos_scratch", *options, "--metric=top5")

@@ -214,7 +214,7 @@ def test_no_finding_without_its_test(effects, sd, seeds, higher):
     equal = {"better": "equal", "worse": "equal", "not shown": "equivalent"}
     against_plain = {"better": "helps", "worse": "hurts", "not shown": "equivalent" if gain.equivalent else "not shown"}
     assert first.kind == against_plain[gain.outcome]
-    low, high = gain.interval
+    low, high = gain.interval or (0.0, 0.0)
     large = gain.outcome != "not shown" and (low > metric.margin or high < -metric.margin)
     for contrast, finding in zip(planned[1:], controls, strict=True):
         expected = equal[contrast.outcome] if contrast.equivalent else contrast.outcome

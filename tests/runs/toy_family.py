@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.contracts import Host, Metric
@@ -138,11 +139,11 @@ class ThrowData(Data):
 class Layer(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.attention = nn.MultiheadAttention(dim, 2, batch_first=True)
-        self.mlp = nn.Linear(dim, dim)
+        self.qkv, self.mlp = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, padded: Tensor) -> Tensor:
-        x = x + self.attention(x, x, x, key_padding_mask=padded, need_weights=False)[0]
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, -1)).permute(2, 0, 3, 1, 4)
+        x = x + F.scaled_dot_product_attention(q, k, v, attn_mask=~padded[:, None, None]).transpose(1, 2).flatten(-2)
         return x + self.mlp(x).relu()
 
 

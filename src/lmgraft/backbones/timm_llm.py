@@ -63,7 +63,7 @@ def reads_of_mean(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 def is_padded(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Return whether a call of the model gives more than images."""
-    return len(args) + len(kwargs) != 1 or not all(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
+    return len(args) + len(kwargs) > 1 or not all(isinstance(x, Tensor) for x in (*args, *kwargs.values()))
 
 
 def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

@@ -1,13 +1,14 @@
 """Finished runs of a study in one file, a line each: <out>/runs.jsonl.
 
 It holds what a study reads of a run, which the weights are not among, so that a study's folder can be moved, committed
-and gone on with elsewhere: `unpack` gives each run that has no folder here its files back.
+and gone on with elsewhere: `unpack` gives the runs their folders back.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import shutil
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -40,19 +41,23 @@ def pack(out: Path, cells: Iterable[Cell]) -> None:
         records.write_text(out / FILE, "".join(lines))
 
 
-def unpack(out: Path, cells: Iterable[Cell]) -> None:
-    """Write the files of those of `cells` that are in runs.jsonl and have no folder; result.json last.
+def unpack(out: Path) -> None:
+    """Write the runs of runs.jsonl as folders, all or none, where there is no folder of runs.
+
+    Where there is one nothing is added: a run that was deleted, to be trained again, stays deleted.
 
     Raises:
         RunError: If runs.jsonl is damaged.
     """
     held = _read(out)
-    for cell in cells:
-        files = held.get(cell.folder.relative_to(out / "runs").as_posix())
-        if files is None or (cell.folder / "config.yaml").exists():
-            continue
-        for name in sorted(files, key=lambda name: name == "result.json"):
-            _write(cell.folder / name, files[name])
+    if not held or (out / "runs").exists():
+        return
+    part = out / "runs.part"
+    shutil.rmtree(part, ignore_errors=True)
+    for run, files in held.items():
+        for name, content in files.items():
+            _write(part / run / name, content)
+    part.rename(out / "runs")
 
 
 def _packed(folder: Path) -> dict[str, Any]:

@@ -69,7 +69,7 @@ def run_study(
     cells = make_cells(study, out)
     check_cells(cells)
     with _held(out):
-        unpack(out, cells)
+        unpack(out)
         states, elsewhere = states_of(cells, reuse_from, say)
         changes = [*check_claim(study, out), *changes_of_others(elsewhere.values(), out)]
         there = [replace(cell, folder=elsewhere.get(cell, cell.folder)) for cell in cells]
@@ -105,7 +105,7 @@ def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> Stu
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
     cells = make_cells(study, out)
     with _held(out):
-        unpack(out, cells)
+        unpack(out)
         return _summarise(study, out, cells, allow_difference, measure=False)
 
 

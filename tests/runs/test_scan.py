@@ -642,12 +642,13 @@ def test_known_gains_in_nats_are_written_in_nats_and_the_short_training_is_held_
         one.gain = Measured(value=0.01 * i)
         known.gains[label] = 0.0123 * (3 - i)
     made = findings(scan, known)
-    agreed = {(f.score.name, f.source): f for f in made if f.agreement is not None}
-    against = agreed["accuracy", "s"]  # the held-out gain
+    agreed = {(f.score.title, f.source): f for f in made if f.agreement is not None}
+    against = agreed["held-out gain", "s"]
     assert against.metric == METRICS.find("nll")
     assert against.agreement.regret == pytest.approx(0.0123 * (len(scan.candidates) - 1))
     assert against.agreement.kendall.value == -1
-    assert agreed["probe", "short training"].metric == METRICS.find("accuracy")
+    assert ("held-out gain", "short training") not in agreed
+    assert agreed["probe, block minus encoder", "short training"].metric == METRICS.find("accuracy")
     assert {"uncorrected", "paper"} <= {f.kind for f in made}
     write_report(scan, out, known)
     table = (out / "tables" / "agreement_known.md").read_text()

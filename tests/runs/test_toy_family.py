@@ -126,7 +126,7 @@ def test_flops_are_counted_of_both_inputs(throw_recipe):
 
 @pytest.mark.slow
 def test_a_scan_ranks_by_numbers(throw_recipe, tmp_path):
-    arguments = ["--layers", "0,1", "--train-images", "30", "--val-images", "20", "--cka-images", "6"]
+    arguments = ["--layers", "0", "1", "--train-images", "30", "--val-images", "20", "--cka-images", "6"]
     arguments += ["--coherence-batches", "3", "--coherence-images", "4", "--draws", "2", "--train-epochs", "0"]
     assert main(["scan", str(throw_recipe), *arguments, "--out", str(tmp_path / "scan")]) == 0
     content = json.loads((tmp_path / "scan" / "scan.json").read_text())

@@ -159,7 +159,7 @@ class Thrower(nn.Module):
 
     def forward(self, points: Tensor, padded: Tensor, wind: Tensor) -> Tensor:
         x = torch.cat([self.wind(wind)[:, None], self.embed(points)], 1)
-        padded = torch.cat([padded.new_zeros(len(padded), 1), padded], 1)
+        padded = torch.cat([padded.new_zeros(padded.shape[0], 1), padded], 1)
         for layer in self.layers:
             x = layer(x, padded)
         return self.head(x[:, 0])

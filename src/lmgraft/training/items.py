@@ -48,7 +48,7 @@ def read_items(run_dir: Path) -> Items | None:
         columns = read_arrays(path)
         if len({values.shape[:1] for values in columns.values()}) != 1:
             raise RunError(f"{path} holds arrays of unequal length", "delete it and result.json and run again")
-        if not unit and "index" not in columns:
+        if not unit and "index" not in columns and {"label", "predicted"} <= columns.keys():
             columns = _upgraded(columns)
         items |= {f"{unit}/{name}" if unit else name: values for name, values in columns.items()}
     return items

@@ -24,7 +24,8 @@ def example(tmp_path, monkeypatch):
 
 
 def commands():
-    return [line.split()[1:] for line in re.findall(r"^lmgraft .*$", PAGE, re.MULTILINE)]
+    blocks = "".join(re.findall(r"```\w*\n(.*?)```", PAGE, re.DOTALL))
+    return [line.split()[1:] for line in re.findall(r"^lmgraft .*$", blocks, re.MULTILINE)]
 
 
 @pytest.mark.slow

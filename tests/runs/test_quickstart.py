@@ -73,7 +73,7 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
     for arm in ARMS:
         shown = re.search(rf"\| {arm} \| ([\d.]+) % \| ([\d.]+) to ([\d.]+) \|", (out / "table.md").read_text())
         accuracy, low, high = map(float, shown.groups())
-        assert accuracy == pytest.approx(100 * read_result(out / arm).accuracy, abs=0.006)
+        assert accuracy == pytest.approx(100 * read_result(out / arm).metrics["accuracy"], abs=0.006)
         assert low < accuracy < high or accuracy in (0, 100)
         assert f"{accuracy:.2f} %" in html
 

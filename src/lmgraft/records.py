@@ -135,6 +135,11 @@ def command() -> list[str]:
 _RECORDED = ("lmgraft", "torch", "pytorch-lightning", "numpy", "gguf", "safetensors")
 
 
+def usable_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(packages: Iterable[str] = ()) -> dict[str, Any]:
     """Versions, platform and commit: what a reader needs to repeat a run.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,6 +12,7 @@ import timm
 from PIL import Image
 from torch import Tensor
 
+from lmgraft import records
 from lmgraft.data.base import SplitName, at_least_one
 from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.data.image.checks import check_sizes
@@ -112,7 +112,7 @@ class ImageFiles(ImageData):
         eval_batch_size: int = 256,
         num_workers: int | None = None,
     ) -> None:
-        workers = min(_MOST_WORKERS, _cpus()) if num_workers is None else num_workers
+        workers = min(_MOST_WORKERS, records.usable_cpus()) if num_workers is None else num_workers
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=workers)
         at_least_one(repeats=repeats)
         check_sizes(val_size=val_size, test_size=test_size)
@@ -229,7 +229,3 @@ class ImageFiles(ImageData):
 @cache
 def _say_once(text: str) -> None:
     sys.stderr.write(text)  # a process makes a recipe's data several times
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,15 +43,10 @@ def this_context(device: str = "cpu") -> Context:
 
     wanted = ("lmgraft", "torch", "timm")
     versions = records.environment(wanted)["versions"]
-    machine = f"{_cores()} CPU cores"
+    machine = f"{records.usable_cpus()} CPU cores"
     if device.startswith("cuda"):
         machine = torch.cuda.get_device_name(device)
     return Context(versions={name: versions[name] for name in wanted}, threads=torch.get_num_threads(), machine=machine)
-
-
-def _cores() -> int:
-    usable = getattr(os, "sched_getaffinity", None)
-    return len(usable(0)) if usable else os.cpu_count() or 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ The task of the model counts, on the same path as its test items do; see `lmgraf
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
@@ -268,8 +267,7 @@ def _evaluated(subject: Subject, condition: Condition, identity: dict[str, Any],
 
 
 def _workers(items: int) -> int:
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, processors) if items >= _FEW else 0
+    return min(8, records.usable_cpus()) if items >= _FEW else 0
 
 
 def _kept(subject: Subject, say: Say) -> dict[str, Cell]:

@@ -41,7 +41,7 @@ from lmgraft.studies.study.jobs import Done, train
 from lmgraft.studies.tokens import TokenBatch, joined, tokens_at
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.classification import Classification
-from lmgraft.words.numbers import in_unit
+from lmgraft.words.numbers import difference
 from padded_host import RECIPE as PADDED
 
 # ---- CKA
@@ -826,7 +826,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     assert local
     assert all((out / address).is_file() for address in local)
     best = rank(scan, GAIN)[0]
-    assert in_unit(best.measured.value, scan.metric, signed=True) in page.text
+    assert difference(best.measured.value, scan.metric) in page.text
     assert "too few to say whether rankings agree" in page.text
     lines = (out / "tables" / "scan.csv").read_text().splitlines()
     assert len(lines) == 1 + 2 * 4

@@ -57,14 +57,24 @@ def test_train_evaluate_and_resume(capsys, recipe_file, tmp_path):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(command):
+def test_help_of_every_command(capsys, command):
+    try:
+        status = main([command, "--help"])
+    except SystemExit as ended:  # argparse's own end
+        status = ended.code
+    assert status == 0
+    printed = capsys.readouterr().out
+    assert f"lmgraft {command}" in printed
+    assert "example" in printed
+
+
+def test_help_in_a_process_of_its_own():
     done = subprocess.run(
-        [sys.executable, "-m", "lmgraft", command, "--help"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "lmgraft", "train", "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0
-    assert f"lmgraft {command}" in done.stdout
-    assert "example" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    assert "lmgraft train" in done.stdout
+    assert not done.stderr
 
 
 def test_main_help_version_and_unknown_command(capsys):

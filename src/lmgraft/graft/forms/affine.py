@@ -14,13 +14,27 @@ not modules of a host.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lmgraft.block.parts import Norm, Projection, at_least_float32
 from lmgraft.block.products import grouped
+
+
+_Function = TypeVar("_Function", bound=Callable[..., object])
+
+
+def constant_in_traces(function: _Function) -> _Function:
+    """Mark it to run once in a trace, as `torch.compiler.assume_constant_result` does by importing the compiler.
+
+    That import takes as long as torch's own, and most who import lmgraft compile nothing.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 @dataclass(frozen=True)
@@ -100,7 +114,7 @@ def _exact(x: Tensor) -> Tensor:
     return x.double() if _float32_is_rounded(x.device.type) else x
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # cannot be traced
+@constant_in_traces
 def _float32_is_rounded(device: str) -> bool:
     backend = torch.backends.cuda if device == "cuda" else torch.backends.mkldnn
     precision = getattr(getattr(backend, "matmul", None), "fp32_precision", None)

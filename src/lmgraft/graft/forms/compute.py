@@ -19,6 +19,7 @@ from lmgraft.block.lora import LoraProjection
 from lmgraft.block.parts import Norm
 from lmgraft.contracts import MeanOf, Reads, count_tokens, take_reads, take_tokens
 from lmgraft.graft.config import GraftConfig
+from lmgraft.graft.forms.affine import constant_in_traces
 from lmgraft.graft.forms.approximation import Approximation
 from lmgraft.graft.forms.cache import FoldCache, Folds, packed
 from lmgraft.graft.forms.plan import layer_plans, plans_for_tracing
@@ -123,7 +124,7 @@ class Compute:
         self.fold_cache.clear()
         self._trained = _Trained()
 
-    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # a search is not to be traced
+    @constant_in_traces  # a search is not to be traced
     def _traced_plan(self, layer: int, read_all: bool, grad: bool, ready: bool, form: str) -> int:
         """Index in `PLANS`: of constants a trace takes numbers, but no objects."""
         plans = plans_for_tracing(*self._shape, form, read_all=read_all, grad=grad, ready=ready)

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from lmgraft.block.parts import Norm, Projection, at_least_float32
 from lmgraft.block.products import grouped
 
-
 _Function = TypeVar("_Function", bound=Callable[..., object])
 
 

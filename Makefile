@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart bench gpu-check test test-fast test-network check check-bare format clean
+.PHONY: help setup quickstart bench gpu-check test test-long test-fast test-network check check-bare format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -29,11 +29,14 @@ bench: $(READY)  ## what a frozen block costs: time and memory, a table and char
 gpu-check: $(READY)  ## whether it is right and cheap on this GPU: a page and JSON; at most six minutes
 	$(BIN)/python benchmarks/gpu_check.py --out runs/gpu_check
 
-test: $(READY)  ## all tests that need no network
-	$(PYTEST) -m "not network"
+test: $(READY)  ## every kind of test that needs no network
+	$(PYTEST) -m "not network and not long"
+
+test-long: $(READY)  ## what `make test` leaves out: sweeps over every case, checks of minutes
+	$(PYTEST) -m "long and not network"
 
 test-fast: $(READY)  ## tests without the slow whole-program checks
-	$(PYTEST) -m "not slow and not network"
+	$(PYTEST) -m "not slow and not long and not network"
 
 test-network: $(READY)  ## the few tests that fetch real weights and images
 	$(BIN)/python -m pytest -m network

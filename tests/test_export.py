@@ -25,7 +25,7 @@ from lmgraft.graft.export import ExportReport, compare, export_onnx, export_prog
 from lmgraft.graft.layer import baked
 from lmgraft.recipes import build_model
 from lmgraft.recipes.recipe import parse_recipe
-from tiny import images, make_vit, random_block, relative_error
+from tiny import images, long_but, make_vit, random_block, relative_error
 
 WIDE = {"dim": 256, "mlp_dim": 64}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
@@ -49,10 +49,6 @@ X = images()
 def make(case: str = "token") -> nn.Module:
     block, host, options = CASES[case]
     return lmgraft.graft(make_vit(**{"depth": 1, **host}), random_block(**(WIDE | block)), **options)
-
-
-def slow_but(*quick: str) -> list[Any]:
-    return [pytest.param(case, marks=() if case in quick else pytest.mark.slow) for case in CASES]
 
 
 def run_onnx(path: Path, x: Tensor) -> Tensor:
@@ -84,7 +80,7 @@ def no_path_in(data: bytes) -> bool:
 
 
 class TestTorch:
-    @pytest.mark.parametrize("case", slow_but("token", "avg_layer_norm"))
+    @pytest.mark.parametrize("case", long_but(CASES, "token", "avg_layer_norm"))
     def test_round_trip(self, case: str, tmp_path: Path) -> None:
         model = make(case)
         report = export_torch(model, X, tmp_path / "model.pt2")
@@ -116,7 +112,7 @@ class TestTorch:
 
 
 class TestOnnx:
-    @pytest.mark.parametrize("case", slow_but("token", "avg_layer_norm"))
+    @pytest.mark.parametrize("case", long_but(CASES, "token", "avg_layer_norm"))
     def test_onnxruntime(self, case: str, tmp_path: Path) -> None:
         model, path = make(case), tmp_path / "model.onnx"
         report = export_onnx(model, X, path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import pytest
 import timm
 import torch
 from torch import Tensor, nn
@@ -20,6 +22,11 @@ TINY_LLAMA = {
     "rms_norm_eps": 1e-5,
     "max_position_embeddings": 64,
 }
+
+
+def long_but(cases: Iterable[Any], *short: Any) -> list[Any]:
+    """Parameters of a test; those not in `short` are marked `long`, which leaves them to `make test-long`."""
+    return [pytest.param(case, marks=() if case in short else pytest.mark.long) for case in cases]
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -27,6 +27,7 @@ from lmgraft.recipes import read_result, train_run
 from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
 from lmgraft.training.fit import TrainConfig, processes
 from lmgraft.training.strategy import make_plugins
+from tiny import long_but
 
 ONE = (
     "--backbone.kwargs.drop_path_rate=0", "--task.init_args.mixup=0", "--task.init_args.cutmix=0",
@@ -92,7 +93,7 @@ def two_recipe(make_recipe, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", long_but(["ddp", "fsdp"], "ddp"))
 def test_two_processes_are_one_with_the_double_batch(make_recipe, two_recipe, tmp_path, strategy):
     """Under torchrun: stopped by SIGTERM to one of them, resumed, and without interruption."""
     strategy = f"--train.strategy={strategy}"

@@ -47,7 +47,7 @@ from lmgraft.tasks.items import Items, by_category
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
-from lmgraft.training.fit import FitSummary, Verbosity, end_other_processes, evaluate, fit, rank
+from lmgraft.training.fit import Display, FitSummary, Verbosity, end_other_processes, evaluate, fit, rank
 from lmgraft.training.items import write_items
 from lmgraft.training.schedule import check_warmup
 from lmgraft.training.stopping import NotFiniteError
@@ -73,7 +73,7 @@ def train_run(
         recipe: What to train.
         run_dir: A new folder, or with `resume` that of an interrupted run of the same recipe.
         label: Shown before progress lines; the arm's name by default.
-        progress: See `lmgraft.training.fit.fit`.
+        progress: See `lmgraft.training.fit.Display`.
         retries: How often in all to restart from the last good checkpoint, at a fifth of the learning
             rate, after a loss that is not finite.
         repeats: Run folder that this run repeats; its data and block must be the same.
@@ -83,8 +83,7 @@ def train_run(
         RunError: If the folder is in use, or holds a run of another recipe, data or block; see also `fit`.
         LmgraftError: If data, block or backbone cannot be had; before any training.
     """
-    first = rank() == 0
-    if first:
+    if rank() == 0:
         _claim(recipe, run_dir, resume)
     history = read_retries(run_dir) if resume else []
     task = _prepare(recipe, history)
@@ -99,36 +98,11 @@ def train_run(
     features = use_stored_tokens(recipe, task)
     if features is not None:
         record["features"] = features
-    if first:
+    if rank() == 0:
         records.write_text(run_dir / "config.yaml", recipe.yaml)
         write_record(run_dir, record)
-    while True:
-        try:
-            summary = fit(
-                task,
-                recipe.data,
-                run_dir,
-                recipe.train,
-                seed=recipe.seed,
-                block_digest=digest,
-                label=label or recipe.arm,
-                resume=resume,
-                progress=progress,
-            )
-            break
-        except NotFiniteError as error:
-            if len(history) >= retries:
-                raise
-            history.append(plan_retry(run_dir, error, len(history) + 1))
-        if first:
-            write_retries(run_dir, history)
-            warnings.warn(
-                f"{history[-1]['reason']}; restart {len(history)} of {retries} from step {history[-1]['from_step']} "
-                "with a fifth of the learning rate",
-                RunWarning,
-                stacklevel=2,
-            )
-        task, resume = build_task(recipe, history), True
+    display = Display(label or recipe.arm, progress)
+    task, summary = _fit_with_retries(recipe, task, run_dir, history, retries=retries, resume=resume, display=display)
     end_other_processes()
     if recipe.train.strategy == "fsdp":
         task = build_task(recipe, initial=False)  # the trained one is in shards
@@ -139,6 +113,49 @@ def train_run(
     write_items(run_dir, task.items)
     write_result(run_dir, result)
     return result
+
+
+def _fit_with_retries(
+    recipe: Recipe,
+    task: Task,
+    run_dir: Path,
+    history: list[dict[str, Any]],
+    *,
+    retries: int,
+    resume: bool,
+    display: Display,
+) -> tuple[Task, FitSummary]:
+    """Train; after a loss that is not finite from the last good checkpoint, at a fifth of the learning rate.
+
+    `history` gets a row for each restart. Returns the task that was trained last.
+    """
+    digest = block_digest(network(task))
+    while True:
+        try:
+            summary = fit(
+                task,
+                recipe.data,
+                run_dir,
+                recipe.train,
+                seed=recipe.seed,
+                block_digest=digest,
+                display=display,
+                resume=resume,
+            )
+            return task, summary
+        except NotFiniteError as error:
+            if len(history) >= retries:
+                raise
+            history.append(plan_retry(run_dir, error, len(history) + 1))
+        if rank() == 0:
+            write_retries(run_dir, history)
+            warnings.warn(
+                f"{history[-1]['reason']}; restart {len(history)} of {retries} from step {history[-1]['from_step']} "
+                "with a fifth of the learning rate",
+                RunWarning,
+                stacklevel=3,
+            )
+        task, resume = build_task(recipe, history), True
 
 
 def evaluate_run(

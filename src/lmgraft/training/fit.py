@@ -124,6 +124,15 @@ class FitSummary:
 Verbosity = Literal["auto", "plain", "none"]
 
 
+@dataclass(frozen=True)
+class Display:
+    """How progress is shown: a bar on a terminal and lines elsewhere, `plain` always lines, or `none`."""
+
+    label: str = "train"
+    """Before progress lines."""
+    verbosity: Verbosity = "auto"
+
+
 def fit(
     task: Task,
     data: Data,
@@ -132,28 +141,26 @@ def fit(
     *,
     seed: int,
     block_digest: str | None,
-    label: str = "train",
+    display: Display = Display(),
     resume: bool = False,
-    progress: Verbosity = "auto",
 ) -> FitSummary:
     """Train `task` to the end of `config.epochs`, from the start or from last.ckpt.
 
     Args:
         seed: Seed of every step's draws.
         block_digest: Identity of the frozen block, or None; checkpoints carry it.
-        label: Shown before progress lines.
+        display: How progress is shown.
         resume: Go on from last.ckpt; without one, start.
-        progress: A bar on a terminal and lines elsewhere; `plain` always lines; or `none`.
 
     Raises:
         NotFiniteError: If the loss stops being finite.
         InterruptedRunError: If a signal asked the run to stop; last.ckpt is written.
         RunError: If no checkpoint can be read, or the best weights could not be written.
     """
-    devices, nodes = processes(config)
+    processes(config)  # torchrun's word against the recipe's, before anything is read
     start_from = newest_whole(run_dir) if resume else None  # a damaged file is reported before anything is set up
     run_dir.mkdir(parents=True, exist_ok=True)
-    watch, table, io = Stopwatch(), EpochTable(run_dir, data), TolerantIO()
+    watch, io = Stopwatch(), TolerantIO()
     keeper = KeepCheckpoints(run_dir, config.save_every, io, task.primary, last_epoch=data.selection == "last")
     if rank() == 0 and keeper.last.parent.exists():
         records.sweep_temporaries(keeper.last.parent)
@@ -161,33 +168,19 @@ def fit(
             set_damaged_aside(run_dir, start_from)
     if config.compile:
         task.model.compile()  # in place: names in checkpoints stay
-    callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(data), watch]
-    callbacks += [ShareFaults(data), table, KeepBlockIdentity(block_digest)]
-    callbacks += [] if config.ema is None else [KeepEma(config.ema, config.evaluate_ema)]
-    callbacks += [] if config.batchnorm_momentum is None else [BatchNormMomentum(config.batchnorm_momentum)]
+    # Last those that may end the run: the others have then seen the step.
+    callbacks: list[Callback] = [SeedSteps(seed), ExactRates(), StopWhenNotFinite(data), watch, ShareFaults(data)]
+    callbacks += [EpochTable(run_dir, data), KeepBlockIdentity(block_digest), *_optional_callbacks(config)]
+    callbacks += [*_progress(display, task, data), StopOnSignal(keeper.save_last), keeper]
     with quiet():
         trainer = Trainer(
+            **_trainer_options(config),
             default_root_dir=run_dir,
-            max_epochs=config.epochs,
-            precision=precision_of(config),
-            accelerator=config.accelerator,
-            devices=devices,
-            num_nodes=nodes,
             strategy=make_strategy(config.strategy, task),
-            deterministic="warn" if config.deterministic else None,
-            accumulate_grad_batches=config.accumulate,
-            gradient_clip_val=config.clip_grad if config.clip_value is None else config.clip_value,
-            gradient_clip_algorithm="norm" if config.clip_value is None else "value",
-            sync_batchnorm=config.sync_batchnorm,
-            log_every_n_steps=config.log_every,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,  # the sampler splits by rank itself
-            # Last those that may end the run: the others have then seen the step.
-            callbacks=[*callbacks, *_progress(label, progress, task, data), StopOnSignal(keeper.save_last), keeper],
+            callbacks=callbacks,
             logger=[RowLog(run_dir / "logs"), CurveLog(run_dir / "logs")],
             plugins=[io, *make_plugins()],
-            enable_model_summary=False,
-            enable_progress_bar=_bar_wanted(progress),
+            enable_progress_bar=_bar_wanted(display.verbosity),
         )
         _check_processes(trainer, config)
         try:
@@ -196,17 +189,52 @@ def fit(
             if isinstance(error.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None  # Lightning makes an exit of it
             raise
+    return _summary(watch, trainer, keeper.best_values)
+
+
+def _summary(watch: Stopwatch, trainer: Trainer, val: dict[str, float]) -> FitSummary:
     return FitSummary(
         seconds=watch.clock.seconds,
         peak_memory=watch.peak_memory,
         steps=trainer.global_step,
-        val=keeper.best_values,
+        val=val,
         device=str(trainer.strategy.root_device),
         cpu_seconds=watch.clock.cpu_seconds,
         threads=watch.clock.threads,
         share=watch.clock.share,
         device_seconds=watch.device_seconds,
     )
+
+
+def _optional_callbacks(config: TrainConfig) -> list[Callback]:
+    callbacks: list[Callback] = []
+    if config.ema is not None:
+        callbacks.append(KeepEma(config.ema, config.evaluate_ema))
+    if config.batchnorm_momentum is not None:
+        callbacks.append(BatchNormMomentum(config.batchnorm_momentum))
+    return callbacks
+
+
+def _trainer_options(config: TrainConfig) -> dict[str, Any]:
+    """Lightning's words for what the recipe says, and for what no recipe changes."""
+    devices, nodes = processes(config)
+    clip, algorithm = (config.clip_grad, "norm") if config.clip_value is None else (config.clip_value, "value")
+    return {
+        "max_epochs": config.epochs,
+        "precision": precision_of(config),
+        "accelerator": config.accelerator,
+        "devices": devices,
+        "num_nodes": nodes,
+        "deterministic": "warn" if config.deterministic else None,
+        "accumulate_grad_batches": config.accumulate,
+        "gradient_clip_val": clip,
+        "gradient_clip_algorithm": algorithm,
+        "sync_batchnorm": config.sync_batchnorm,
+        "log_every_n_steps": config.log_every,
+        "num_sanity_val_steps": 0,
+        "use_distributed_sampler": False,  # the sampler splits by rank itself
+        "enable_model_summary": False,
+    }
 
 
 def processes(config: TrainConfig) -> tuple[str | int, int]:
@@ -299,10 +327,12 @@ def _bar_wanted(progress: Verbosity) -> bool:
     return progress == "auto" and sys.stderr.isatty()
 
 
-def _progress(label: str, progress: Verbosity, task: Task, data: Data) -> list[Callback]:
-    if progress == "none":
+def _progress(display: Display, task: Task, data: Data) -> list[Callback]:
+    if display.verbosity == "none":
         return []
-    return [RichProgressBar()] if _bar_wanted(progress) else [PlainProgress(label, data.things, task.primary)]
+    if _bar_wanted(display.verbosity):
+        return [RichProgressBar()]
+    return [PlainProgress(display.label, data.things, task.primary)]
 
 
 @contextmanager

@@ -67,6 +67,7 @@ def test_more_severe_is_farther_from_the_clean_image(name, photographs, frost):
     assert means[4] > means[0]
 
 
+@pytest.mark.long
 def test_glass_and_elastic_are_as_uneven_as_published(photographs):
     """Distance is no measure of them: glass gets smoother, and elastic's first two severities shift the whole."""
     rough = [np.mean([roughness(corrupt(p, "glass_blur", s)) for p in photographs]) for s in SEVERITIES]

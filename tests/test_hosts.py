@@ -25,7 +25,7 @@ import lmgraft
 from lmgraft.contracts import MeanOf, count_tokens, take_tokens
 from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
-from tiny import calls_of, random_block, randomise_, relative_error
+from tiny import calls_of, long_but, random_block, randomise_, relative_error
 from tiny_hosts import ROWS, make_host, pictures, tensors_of
 
 TIMM = [name for name, row in ROWS.items() if row.timm]
@@ -351,7 +351,7 @@ class TestTransformers:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["eva_avg", "resnet", "hf_vit_classifier"])
+@pytest.mark.parametrize("name", long_but(["eva_avg", "resnet", "hf_vit_classifier"], "resnet"))
 def test_compiled(name: str) -> None:
     torch._dynamo.reset()
     model = grafted(name)

@@ -25,8 +25,11 @@ TINY_LLAMA = {
 
 
 def long_but(cases: Iterable[Any], *short: Any) -> list[Any]:
-    """Parameters of a test; those not in `short` are marked `long`, which leaves them to `make test-long`."""
-    return [pytest.param(case, marks=() if case in short else pytest.mark.long) for case in cases]
+    """Parameters of a test, tuples for several; those not in `short` are marked `long`: `make test-long` runs them."""
+    return [
+        pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=() if case in short else pytest.mark.long)
+        for case in cases
+    ]
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -17,7 +17,7 @@ from lmgraft.contracts import Reads, count_tokens
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, make_folds, planned
-from tiny import images, make_vit, random_block, relative_error
+from tiny import images, long_but, make_vit, random_block, relative_error
 
 TRAITS: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -41,6 +41,8 @@ TRAITS: dict[str, dict[str, Any]] = {
     "bloom": {"norm": "layer", "norm_bias": True, "residual_after_norm": True, "qkv_bias": True},
     "granite": {"residual_scale": 0.3, "attention_scales": (0.11,)},
 }
+SOME_TRAITS = long_but(TRAITS, "llama", "biases", "opt", "gemma2", "olmo2", "command r", "phi")
+"""For tests that take long: `make test` runs them for these kinds of layers, `make test-long` for the others."""
 PLANS = list(exact_plans(Problem(config=random_block().config, batch=1, tokens=1, reads=1, narrow=12)))
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import timm.optim
 import torch
-from oracle import TRAITS, assert_same, counted, draw, exact, make_mapper, problem, results
+from oracle import SOME_TRAITS, TRAITS, assert_same, counted, draw, exact, make_mapper, problem, results
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -34,7 +34,7 @@ from lmgraft.graft.forms.run import dense
 from lmgraft.recipes.recipe import load_recipe
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.optim import OptimConfig, make_optimizer
-from tiny import calls_of, images, make_vit, random_block, randomise_, relative_error
+from tiny import calls_of, images, long_but, make_vit, random_block, randomise_, relative_error
 
 KINDS = ["all", "norms", "lora"]
 FORMS = ["auto", "dense", "reads", "folded", "absorbed"]
@@ -97,7 +97,7 @@ def tensors(kind: str, block: FrozenBlock) -> set[str]:
 
 class TestForms:
     @pytest.mark.parametrize("kind", KINDS)
-    @pytest.mark.parametrize("trait", [t for t in TRAITS if t not in ("one for all", "wide heads", "olmo", "gemma")])
+    @pytest.mark.parametrize("trait", SOME_TRAITS)
     def test_equal_the_reference(self, trait: str, kind: str) -> None:
         """Outputs and gradients of x, of W1 and of all that is trained in the block."""
         block = trained(kind, **TRAITS[trait])
@@ -144,7 +144,7 @@ class TestForms:
 
     @pytest.mark.parametrize("kind", ["norms", "lora"])
     @pytest.mark.parametrize("gradients", [{}, {"x_grad": True, "mapper_grad": True}], ids=["alone", "all"])
-    @pytest.mark.parametrize("trait", ["opt", "gemma2", "qwen3", "opt 350", "neox"])
+    @pytest.mark.parametrize("trait", long_but(["opt", "gemma2", "qwen3", "opt 350", "neox"], "opt", "gemma2"))
     def test_counts_are_those_of_a_real_run(self, trait: str, gradients: dict[str, bool], kind: str) -> None:
         block = trained(kind, dtype=torch.float32, **TRAITS[trait])
         mapper = make_mapper(12, 32, torch.float32).requires_grad_("mapper_grad" in gradients)

@@ -14,6 +14,7 @@ from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.read import read_study
+from tiny import long_but
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def in_this_process(monkeypatch):
     return used
 
 
-@pytest.mark.parametrize("name", list_studies())
+@pytest.mark.parametrize("name", long_but(list_studies(), "image/fashion_controls", "image/paper_position"))
 def test_a_plan_of_every_debug_study(name, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["study", name, "--debug", "--dry-run", "--no-timing", "--out", str(out)]) == 0

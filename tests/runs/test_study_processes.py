@@ -21,6 +21,7 @@ from lmgraft.studies.study.jobs import Job, only_one
 from lmgraft.studies.study.local import local
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.stopping import InterruptedRunError
+from tiny import long_but
 
 pytestmark = pytest.mark.slow
 
@@ -80,7 +81,9 @@ def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monke
         assert "in have_a_bug_at" in (tmp_path / "out" / "runs" / "llm" / "seed0" / "error.txt").read_text()
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "status"), long_but([(signal.SIGKILL, -9), (signal.SIGTERM, 143)], (signal.SIGKILL, -9))
+)
 def test_a_driver_that_is_stopped(recipe_file, tiny_study, tmp_path, signum, status):
     file, out = tmp_path / "tiny.yaml", tmp_path / "out"
     file.write_text(studying.STUDY.format(recipe=recipe_file).replace(", random_frozen", ""))

@@ -52,7 +52,9 @@ def uncut(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("name", "options", "batches"),
-    [*(("hard", HARD, batches) for batches in (1, 2, 3, 5, 6, 7)), ("knobs", KNOBS, 2)],
+    long_but(
+        [*(("hard", HARD, n) for n in (1, 2, 3, 5, 6, 7)), ("knobs", KNOBS, 2)], ("hard", HARD, 3), ("knobs", KNOBS, 2)
+    ),
 )
 def test_resume_with_what_else_has_to_be_carried_over(make_recipe, tmp_path, uncut, name, options, batches):
     """With accumulation, after odd batches the step is half done: last.ckpt is from before it."""
@@ -79,7 +81,10 @@ class Steepest(Callback):
 
 
 @pytest.mark.parametrize(
-    "hook", ["on_validation_start", "on_validation_batch_end", "on_train_epoch_end", "on_train_end"]
+    "hook",
+    long_but(
+        ["on_validation_start", "on_validation_batch_end", "on_train_epoch_end", "on_train_end"], "on_train_epoch_end"
+    ),
 )
 def test_resume_after_an_end_behind_the_last_batch(make_recipe, tmp_path, whole, hook):
     """The epoch is validated again: its weights may be the best."""

@@ -73,9 +73,20 @@ def loaded_by(code: str) -> set[str]:
     return set(done.stdout.split())
 
 
-def test_import_lmgraft_and_help_are_light():
-    code = "import lmgraft; from lmgraft.cli.main import main; main(['--help'])"
-    assert not loaded_by(code).intersection(HEAVY)
+def test_import_lmgraft_and_help_need_no_torch():
+    code = "import lmgraft; from lmgraft.cli.main import main; main(['--help']); main(['--version'])"
+    assert not loaded_by(code).intersection((*HEAVY, "torch", "numpy", "jsonargparse"))
+
+
+def test_grafting_needs_torch_and_little_else():
+    assert not loaded_by("from lmgraft import graft, load_block").intersection(HEAVY)
+
+
+@pytest.mark.parametrize("before", ["", "import lmgraft.graft.layer", "from lmgraft import load_pretrained"])
+def test_public_names_are_what_they_are_called_whatever_was_imported_before(before):
+    code = f"{before}\nimport lmgraft\nfrom lmgraft import graft\nassert callable(graft) and graft is lmgraft.graft"
+    code += "\nassert graft.__module__ == 'lmgraft.graft.insert'\nassert set(lmgraft.__all__) <= set(dir(lmgraft))"
+    assert "torch" in loaded_by(code)
 
 
 def test_the_check_of_imports_can_fail():

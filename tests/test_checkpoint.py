@@ -6,6 +6,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from gguf import GGMLQuantizationType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import lmgraft
 from lmgraft.checkpoint import NameMap, open_checkpoint, read_tensors, tensor_digest
@@ -370,6 +371,21 @@ class TestDoesNotFit:
     def test_layers_that_are_not_consecutive(self, llama_folder: Path, layer: tuple[int, ...]) -> None:
         with pytest.raises(BlockError, match="not consecutive"):
             lmgraft.load_block(str(llama_folder), layer)
+
+    @pytest.mark.parametrize("layer", ["last", "-1", 1.0, None, True, ("0", "1")])
+    def test_layers_that_are_no_index(self, tiny_vit: nn.Module, llama_folder: Path, layer: Any) -> None:
+        for call in (lmgraft.load_block, lmgraft.inspect_llm, partial(lmgraft.graft, tiny_vit)):
+            with pytest.raises(BlockError, match="is no index of a layer"):
+                call(str(llama_folder), layer)
+
+    @pytest.mark.parametrize("llm", [nn.Linear(2, 2), 7, None, b"smollm2-135m"])
+    def test_what_is_neither_source_nor_block(self, tiny_vit: nn.Module, llm: Any) -> None:
+        for call in (lmgraft.load_block, lmgraft.inspect_llm, partial(lmgraft.graft, tiny_vit)):
+            with pytest.raises(BlockError, match="neither the source of a block nor a block"):
+                call(llm)
+
+    def test_a_path_is_a_source(self, tiny_vit: nn.Module, llama_folder: Path) -> None:
+        assert lmgraft.graft(tiny_vit, llama_folder).graft.config.llm == str(llama_folder)
 
     def test_negative_layers_make_a_stack(self, llama_folder: Path) -> None:
         assert lmgraft.load_block(str(llama_folder), (-2, -1)).provenance.layers == (1, 2)

@@ -1,27 +1,30 @@
 """lmgraft: one frozen LLM block as one more layer of any vision encoder.
 
-Importing this package imports torch and nothing heavier.
+Importing this package imports nothing heavy; a public name imports what it needs when it is first asked for.
 """
 
+import sys as _sys
 from importlib import metadata as _metadata
+from types import ModuleType as _ModuleType
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
-from lmgraft.block import BlockConfig, FrozenBlock, inspect_llm, load_block
-from lmgraft.graft import (
-    GraftConfig,
-    approximate,
-    baked,
-    exact,
-    graft,
-    load_pretrained,
-    reading,
-    reading_all_tokens,
-    save_pretrained,
-    ungraft,
-)
+from lmgraft.registry import lazily as _lazily
 
 if _TYPE_CHECKING:
+    from lmgraft.block import BlockConfig, FrozenBlock, inspect_llm, load_block
+    from lmgraft.graft import (
+        GraftConfig,
+        approximate,
+        baked,
+        exact,
+        graft,
+        load_pretrained,
+        reading,
+        reading_all_tokens,
+        save_pretrained,
+        ungraft,
+    )
     from lmgraft.studies.study.compare import compare
 
 __version__ = _metadata.version("lmgraft")
@@ -44,17 +47,26 @@ __all__ = [
     "ungraft",
 ]
 
+_BLOCK = ("BlockConfig", "FrozenBlock", "inspect_llm", "load_block")
+_HOMES = dict.fromkeys(__all__, "lmgraft.graft") | dict.fromkeys(_BLOCK, "lmgraft.block")
+__getattr__ = _lazily(__name__, _HOMES | {"compare": "lmgraft.studies.study.compare"})
 
-def __getattr__(name: str) -> _Any:
-    """`compare` needs the extra `image`, and is imported when it is asked for."""
-    if name != "compare":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from lmgraft.studies.study.compare import compare
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lmgraft"):
-            raise
-        raise ModuleNotFoundError(
-            f'lmgraft.compare needs the package {error.name!r}: pip install "lmgraft[image]"', name=error.name
-        ) from None
-    return compare
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(_ModuleType):
+    """Keeps `lmgraft.graft` the function: an import of the subpackage of this name would put that in its place."""
+
+    @property
+    def graft(self) -> _Any:
+        return vars(self).get("_graft") or __getattr__("graft")
+
+    @graft.setter
+    def graft(self, value: _Any) -> None:
+        if not isinstance(value, _ModuleType):
+            vars(self)["_graft"] = value
+
+
+_sys.modules[__name__].__class__ = _Package

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lmgraft.errors import RecipeError
@@ -55,6 +55,31 @@ def load_object(target: str) -> Any:
     """Import "package.module:attribute"."""
     module, _, attribute = target.partition(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """A package's `__getattr__` that imports a name from its home, a module, when it is first asked for.
+
+    Args:
+        package: The package's `__name__`.
+        homes: Public name -> module.
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        try:
+            value = getattr(importlib.import_module(homes[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("lmgraft"):
+                raise
+            raise ModuleNotFoundError(
+                f'{package}.{name} needs the package {error.name!r}: pip install "lmgraft[image]"', name=error.name
+            ) from None
+        setattr(importlib.import_module(package), name, value)
+        return value
+
+    return get
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from os import PathLike
 from typing import Any
 
 import torch
@@ -45,10 +46,11 @@ def load_block(
         CheckpointError: If its files are damaged, do not fit their config, or hold NaN.
         BlockError: If the family is not supported or a layer does not exist.
     """
+    source, asked = source_text(source), layer_indices(layer)
     checkpoint = open_checkpoint(source, revision)
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
-    indices = _resolve_layers(layer, num_layers)
+    indices = _resolve_layers(asked, num_layers)
     config = replace(config, attention_scales=_scales(checkpoint, family, config, indices))
     names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
     target = _dtype(dtype)
@@ -148,10 +150,38 @@ def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig
     return {name.rpartition(".")[2]: tensor for name, tensor in read.items()}
 
 
-def _resolve_layers(layer: int | tuple[int, ...], num_layers: int) -> tuple[int, ...]:
-    asked = (layer,) if isinstance(layer, int) else tuple(layer)
+def source_text(source: object) -> str:
+    """The source of a block as text, from text or a path.
+
+    Raises:
+        BlockError: If it is neither.
+    """
+    if not isinstance(source, str | PathLike):
+        raise BlockError(
+            f"a {type(source).__name__} is neither the source of a block nor a block",
+            "give a source as text, such as 'smollm2-135m' or a path, or what lmgraft.load_block returned",
+        )
+    return str(source)
+
+
+def layer_indices(layer: object) -> tuple[int, ...]:
+    """The layers that `layer` asks for: one index, or several.
+
+    Raises:
+        BlockError: If it is neither.
+    """
+    asked = tuple(layer) if isinstance(layer, tuple | list) else (layer,)
+    if any(isinstance(index, bool) or not isinstance(index, int) for index in asked):
+        raise BlockError(
+            f"layer={layer!r} is no index of a layer",
+            "give an integer, from 0 or negative from the end: -1 is the last one; or a tuple of consecutive ones",
+        )
+    return asked
+
+
+def _resolve_layers(asked: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     for index in asked:
-        if not isinstance(index, int) or not -num_layers <= index < num_layers:
+        if not -num_layers <= index < num_layers:
             raise BlockError(
                 f"layer {index} does not exist: this model has {num_layers} layers",
                 f"choose 0 to {num_layers - 1}, or -1 (the last) to -{num_layers}",
@@ -190,10 +220,13 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
     Raises:
         As `load_block` does.
     """
+    source, asked = source_text(source), layer_indices(layer)
+    if len(asked) != 1:
+        raise BlockError(f"layer={layer!r}: one layer is inspected at a time", "give an integer")
     checkpoint = open_checkpoint(source, revision)
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
-    (index,) = _resolve_layers(layer, num_layers)
+    (index,) = _resolve_layers(asked, num_layers)
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
     prefix = names.root(checkpoint.names(), index) + names.layer_prefix.format(layer=index)
     mine = [n for n in checkpoint.names() if n.startswith(prefix)]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.config import FinalNorm
-from lmgraft.block.load import storage
+from lmgraft.block.load import layer_indices, storage
 from lmgraft.block.trained import TrainBlock, check_training
 from lmgraft.contracts import MeanOf, Reads, Tokens
 from lmgraft.errors import HostError
@@ -27,7 +27,7 @@ class GraftConfig:
 
     Raises:
         HostError: If a value is none of those listed.
-        BlockError: If one of `train_block` and `lora_*` is not.
+        BlockError: If one of `layer`, `train_block` and `lora_*` is not.
     """
 
     llm: str = "smollm2-135m"
@@ -86,6 +86,7 @@ class GraftConfig:
             raise HostError(
                 f"mapper_init={self.mapper_init!r} is not known", f"one of {', '.join(get_args(MapperInit))}"
             )
+        layer_indices(self.layer)
         check_training(self.train_block, self.lora_rank, self.lora_alpha, self.lora_targets)
         parse_reads(self.reads)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.config import FinalNorm
-from lmgraft.block.load import place
+from lmgraft.block.load import place, source_text
 from lmgraft.block.trained import TrainBlock
 from lmgraft.contracts import (
     Axes,
@@ -135,14 +135,14 @@ def graft(
 
     Raises:
         HostError: If the model is already grafted there, is not known, or has no such place.
-        SourceError, CheckpointError, BlockError: As `load_block`.
+        SourceError, CheckpointError, BlockError: As `load_block`; BlockError too if `llm` is neither source nor block.
     """
     given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
     if isinstance(llm, FrozenBlock) and any(given.values()):
         names = ", ".join(name for name, is_given in given.items() if is_given)
         raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
     config = GraftConfig(
-        llm=llm if isinstance(llm, str) else llm.provenance.source,
+        llm=llm.provenance.source if isinstance(llm, FrozenBlock) else source_text(llm),
         layer=layer,
         at=at,
         reads=reads if isinstance(reads, str) else plain_reads(reads),
@@ -158,7 +158,8 @@ def graft(
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         revision=revision,
     )
-    return insert(model, config, None if isinstance(llm, str) else llm, host_spec=host_spec, device=device)
+    block = llm if isinstance(llm, FrozenBlock) else None
+    return insert(model, config, block, host_spec=host_spec, device=device)
 
 
 def insert(

@@ -11,6 +11,7 @@ from lmgraft.data.image import verify
 from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.layouts import find_splits
+from lmgraft.data.image.reading import Reading
 from lmgraft.errors import DataError
 
 
@@ -142,10 +143,10 @@ def test_help_has_examples(capsys):
 
 def test_a_process_that_dies_is_no_hang(tmp_path, monkeypatch):
     root = write_folder(tmp_path, {"train": 2, "val": 1})
-    found = find_splits(ImageFiles(root=str(root)).layout)
+    found = find_splits(ImageFiles(root=str(root)).settings)
     monkeypatch.setattr(verify, "_look_at_one", lambda *_: os._exit(1))
     with pytest.raises(DataError, match=r"a process died while it decoded images of .*train"):
-        verify.look(found["train"], 1, quiet)
+        verify.look(found["train"], Reading(3), 1, quiet)
 
 
 def test_equal_pixels_in_another_file_format_are_twins(tmp_path):
@@ -154,7 +155,7 @@ def test_equal_pixels_in_another_file_format_are_twins(tmp_path):
     for name in ("x.png", "y.bmp"):
         image.save(root / "a" / name)
     (root / "b" / "z.jpg").write_bytes(encoded(77))
-    found = find_splits(ImageFiles(root=str(root)).layout)
-    seen = {"train": verify.look(found["train"], 0, quiet)}
+    found = find_splits(ImageFiles(root=str(root)).settings)
+    seen = {"train": verify.look(found["train"], Reading(3), 0, quiet)}
     (group,) = verify.twins(found, seen)
     assert group.names == ("train: a/x.png", "train: a/y.bmp")

@@ -171,7 +171,7 @@ def test_hugging_face_data_sets(tmp_path):
     parquet.write_table(
         arrow.Table.from_pylist(rows, schema=features.arrow_schema), copy / "test-00000-of-00001.parquet"
     )
-    named = find_splits(replace(again.layout, root=str(tmp_path / "other")))["test"]
+    named = find_splits(replace(again.settings, root=str(tmp_path / "other")))["test"]
     assert named.sizes.tolist() == [-1, -1, -1]
     assert named.contents
 
@@ -477,7 +477,7 @@ def test_files_of_other_types_are_counted_and_said_once(tmp_path, capsys):
     (root / "cat" / "a.txt").write_text("one in forty")
     data = image_files(root)
     assert len(data.split("train").table) == 40
-    assert find_splits(data.layout)["train"].ignored == {".txt": 1}
+    assert find_splits(data.settings)["train"].ignored == {".txt": 1}
     assert capsys.readouterr().err == ""
     for name in ("a.HEIC", "b.heic", "c"):
         (root / "dog" / name).write_bytes(b"x")
@@ -493,7 +493,7 @@ def test_files_of_other_types_are_counted_and_said_once(tmp_path, capsys):
         tmp_path / "x.tar",
         {f"{n}/{i}.jpg": encoded(i) for n in "ab" for i in range(9)} | {"a/._1.jpg": b"x", "a/b.avif": b"x"},
     )
-    found = find_splits(image_files(tmp_path / "x.tar").layout)["train"]
+    found = find_splits(image_files(tmp_path / "x.tar").settings)["train"]
     assert len(found.names) == 18
     assert found.ignored == {".avif": 1}
 
@@ -555,7 +555,11 @@ data:
     augment: {{auto_augment: rand-m9-mstd0.5-inc1, re_prob: 0.25}}
 """
     recipe = parse_recipe(text, ["--data.repeats", "3", "--data.augment.scale=[0.08,1]", "--data.val_size=0"])
-    assert (recipe.data.repeats, recipe.data.augment.scale, recipe.data.val_size) == (3, (0.08, 1.0), 0)
+    assert (recipe.data.repeats, recipe.data.settings.augment.scale, recipe.data.settings.val_size) == (
+        3,
+        (0.08, 1.0),
+        0,
+    )
     assert parse_recipe(recipe.yaml).yaml == recipe.yaml
     with pytest.raises(DataError, match=r"timm cannot build"):
         parse_recipe(text, ["--data.augment.auto_augment", "nonsense"])

@@ -16,8 +16,9 @@ IMAGENET = [name for name in list_recipes() if "_imagenet" in name]
 @pytest.mark.parametrize("name", IMAGENET)
 def test_deits_settings(name):
     recipe = load_recipe(name, ["--data.root", "nowhere"])
-    data, augment = recipe.data, recipe.data.augment
-    assert (data.batch_size, data.repeats, data.val_size, data.img_size) == (256, 3, 0, (224, 224))
+    data, augment = recipe.data, recipe.data.settings.augment
+    assert (data.batch_size, data.repeats, data.settings.val_size, data.img_size) == (256, 3, 0, (224, 224))
+    assert data.preprocess.reading == "timm"
     assert (data.preprocess.crop_pct, data.preprocess.interpolation) == (0.875, "bicubic")
     assert augment.scale == (0.08, 1.0)
     assert (augment.auto_augment, augment.re_prob, augment.re_mode, augment.re_count) == (

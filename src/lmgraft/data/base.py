@@ -82,6 +82,8 @@ class Data(LightningDataModule, ABC):
     """Unreadable files, in training and validation, above which a run stops."""
     max_corrupt_test: int = 0
     """Unreadable files among the test items above which a run stops."""
+    before: ClassVar[Mapping[str, Any]] = {}
+    """Keys younger than a run -> what they were without it, so that it is evaluated as it was trained."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that read or change the items, whose versions a run records."""
 

@@ -198,6 +198,21 @@ def _under_present_names(value: Any) -> Any:
     return MOVED.get(value, value) if isinstance(value, str) else value
 
 
+def as_it_was(text: str) -> str:
+    """The YAML text of a run's recipe with the keys of its data that are younger than it, as they were without them."""
+    content = _mapping(text, "recipe")
+    data = (content or {}).get("data")
+    if content is None or not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
+        return text
+    try:
+        data_class = _load_class(_under_present_names(data["class_path"]))
+    except (ImportError, AttributeError, ValueError):
+        return text  # the parser says what is wrong
+    data["init_args"] = {**getattr(data_class, "before", {}), **(data.get("init_args") or {})}
+    whole: str = yaml.safe_dump(content, sort_keys=False)
+    return whole
+
+
 def _on_bases(
     content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str], ties: Sequence[Tie]
 ) -> dict[str, Any]:
@@ -311,10 +326,9 @@ def _recipe(built: Namespace, text: str) -> Recipe:
     )
 
 
-def _load_class(path: str) -> type[Task]:
+def _load_class(path: str) -> Any:
     module, _, name = path.rpartition(".")
-    loaded: type[Task] = load_object(f"{module}:{name}")
-    return loaded
+    return load_object(f"{module}:{name}")
 
 
 _UNKNOWN = re.compile(r"(?:accept option|Option|unrecognized arguments:) '?(?:--)?([A-Za-z_.]+)'?")
@@ -338,6 +352,8 @@ def _known_keys(parser: ArgumentParser) -> set[str]:
     pending: list[type] = [Data, Task]
     while pending:
         cls = pending.pop()
-        keys |= set(inspect.signature(cls).parameters) - {"options", *GIVEN_AT_RUN_TIME}
+        of_class = ArgumentParser(exit_on_error=False, add_help=False)
+        of_class.add_class_arguments(cls, skip=GIVEN_AT_RUN_TIME & set(inspect.signature(cls).parameters))
+        keys |= {action.dest for action in of_class._actions}
         pending += cls.__subclasses__()
     return keys

@@ -28,7 +28,7 @@ from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.build import build_model, build_task, set_up_data
 from lmgraft.recipes.equal_flops import settled
 from lmgraft.recipes.features import network, try_task, use_stored_tokens
-from lmgraft.recipes.recipe import Recipe, parse_recipe
+from lmgraft.recipes.recipe import Recipe, as_it_was, parse_recipe
 from lmgraft.recipes.record import (
     Change,
     changed_keys,
@@ -194,7 +194,7 @@ def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:
     if not file.is_file():
         raise RunError(f"{run_dir} is no run folder: it has no config.yaml", "give a folder made by lmgraft train")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = as_it_was(file.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
         raise RunError(f"{file} is damaged ({error})", "train it again in another folder") from None
     try:

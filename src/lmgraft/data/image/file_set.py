@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, UnidentifiedImageError
+from torch import Tensor
 
 from lmgraft.data.draws import seeds
 from lmgraft.data.image.pipeline import Pipeline, batch_memory
@@ -70,12 +71,12 @@ class ImageFileSet(LabelledSet):
     def place(self, index: int) -> str:
         return self.table.name(index)
 
-    def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | None]:
+    def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | Tensor | None]:
         for step in range(min(self.tries, len(self)) if self.replace else 1):
             candidate = (sample + step) % len(self)
             source = int(self.indices[candidate])
             try:
-                return candidate, decode(self.table.files, source, self.preprocess.mode)
+                return candidate, decode(self.table.files, source, self.preprocess.reader)
             except UNREADABLE as error:
                 faults.append(Fault(self.table.place(source), reason(error)))
         return sample, None

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.image.checks import ignored_files, other_totals
-from lmgraft.data.image.classes import ClassList, ClassMap, number_classes
-from lmgraft.data.image.layouts import Layout, find_splits
+from lmgraft.data.image.classes import number_classes
+from lmgraft.data.image.layouts import find_splits
+from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.tables import Found
 from lmgraft.data.image.verify import LONG, SMALL, Pictures, Twins, look, twins
 from lmgraft.errors import DataError
 
 _IMBALANCE = 10
 """Ratio of the largest to the smallest class that is worth a remark."""
+_LITTLE = 0.25  # share of its type's range below which an image is called nearly all the same grey
 _SHOWN = 20  # classes listed on the terminal
 
 
@@ -34,9 +36,7 @@ class _Looked:
         return Counter(self.found[split].labels)
 
 
-def check_files(
-    layout: Layout, classes: ClassList, class_map: ClassMap, workers: int, progress: ShowProgress
-) -> Findings:
+def check_files(settings: Settings, workers: int, progress: ShowProgress) -> Findings:
     """Find all splits, compare their classes, and decode all images.
 
     Args:
@@ -44,21 +44,24 @@ def check_files(
         progress: Makes what is told of the progress, from the name of a split and its number of images.
     """
     seen, problems = _Looked(), []
+    reading = settings.preprocess().reader
+    if settings.range == "percentile":
+        reading = replace(reading, limits=(0.0, 1.0))  # any: it is known once all can be read
     try:
-        seen.found = find_splits(layout)
-        names, _ = number_classes(seen.found, classes, class_map, layout.root)
+        seen.found = find_splits(settings)
+        names, _ = number_classes(seen.found, settings.classes, settings.class_map, settings.root)
         seen.totals = other_totals(seen.found, names)
     except DataError as error:
         problems.append(str(error))
     for split, found in seen.found.items():
         with progress(split, len(found.names)) as tell:
-            seen.pictures[split] = look(found, workers, tell)
+            seen.pictures[split] = look(found, reading, workers, tell)
     seen.twins = twins(seen.found, seen.pictures) if seen.pictures else []
     return Findings(
         "images",
         problems=problems,
         faults={split: pictures.faults for split, pictures in seen.pictures.items()},
-        remarks=list(_remarks(seen)),
+        remarks=list(_remarks(seen, settings)),
         grids=[_splits_grid(seen), _class_grid(seen)] if seen.pictures else [],
         details={
             "splits": {split: _details(seen, split) for split in seen.pictures},
@@ -67,11 +70,12 @@ def check_files(
     )
 
 
-def _remarks(seen: _Looked) -> Iterator[str]:
+def _remarks(seen: _Looked, settings: Settings) -> Iterator[str]:
     """What is odd but stops nothing."""
     yield from seen.totals
     yield from filter(None, map(ignored_files, seen.found.values()))
     for split, pictures in seen.pictures.items():
+        yield from _deep_images(split, pictures, settings)
         short, long = pictures.readable().min(1), pictures.readable().max(1)
         by_kind = {
             f"have a side of less than {SMALL} pixels": int((short < SMALL).sum()),
@@ -92,6 +96,21 @@ def _remarks(seen: _Looked) -> Iterator[str]:
         yield f"{across:,} of them in more than one split: accuracy on them is no evidence"
     if torn:
         yield f"{torn:,} of them with different labels"
+
+
+def _deep_images(split: str, pictures: Pictures, settings: Settings) -> Iterator[str]:
+    """What becomes of images with more than 8 bits a channel."""
+    for mode, (low, high, least, most) in pictures.values.items():
+        text = (
+            f"{split}: {pictures.modes[mode]:,} images of mode {mode} have values from {low:,.6g} to {high:,.6g}, of "
+            f"{least:,.6g} to {most:,.6g} that their type can hold"
+        )
+        if settings.reading == "timm":
+            yield f"{text}; data.reading=timm cuts them off at 255: leave it out"
+        elif settings.range == "type" and high - low < _LITTLE * (most - least):
+            yield f"{text}: nearly all the same grey; --data.range percentile spreads them"
+        else:
+            yield text
 
 
 def _splits_grid(seen: _Looked) -> Grid:

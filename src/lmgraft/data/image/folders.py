@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from timm.utils.misc import natural_key
 
+from lmgraft.data.image.opening import EXTENSIONS, is_image
 from lmgraft.data.image.tables import FolderFiles, Found, as_names
 from lmgraft.errors import DataError
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _STATS = 2000  # files whose sizes are asked for in one task
 
 
@@ -69,11 +69,6 @@ def find_in_folder(root: Path) -> Found:
 
 def _but(ignored: Counter[str]) -> str:
     return f", but files of other types: {counted(most_first(ignored))}" if ignored else ""
-
-
-def is_image(name: str) -> bool:
-    """Whether a file is taken as an image, by its name; those that macOS lays beside a file, ._NAME, are not."""
-    return extension(name) in EXTENSIONS and not name.startswith("._")
 
 
 def extension(name: str) -> str:

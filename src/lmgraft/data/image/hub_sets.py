@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
@@ -14,6 +13,8 @@ from PIL import Image
 from timm.data import create_dataset
 from timm.data.readers import create_reader
 
+from lmgraft.data.image.opening import open_image
+from lmgraft.data.image.reading import Pixels
 from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError
 
@@ -24,9 +25,9 @@ class ReaderFiles:
 
     reader: Any
 
-    def open(self, index: int) -> Image.Image:
+    def open(self, index: int) -> Image.Image | Pixels:
         with self.reader[index][0] as stream:
-            return Image.open(io.BytesIO(stream.read()))
+            return open_image(stream.read())
 
 
 @dataclass(frozen=True)

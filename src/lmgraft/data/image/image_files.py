@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, ClassVar
 
 import timm
 from PIL import Image
 from torch import Tensor
 
 from lmgraft import records
-from lmgraft.data.base import SplitName, at_least_one
+from lmgraft.data.base import SplitName
 from lmgraft.data.check import Findings, ShowProgress
-from lmgraft.data.image.checks import check_sizes
-from lmgraft.data.image.classes import ClassList, ClassMap, known_classes
+from lmgraft.data.image.classes import known_classes
+from lmgraft.data.image.depth import percentile_limits, try_deep
 from lmgraft.data.image.file_set import ImageFileSet, reason
 from lmgraft.data.image.findings import check_files
 from lmgraft.data.image.images import ImageData
-from lmgraft.data.image.layouts import Layout
+from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.splits import Splits, make_splits
-from lmgraft.data.image.tables import UNREADABLE, decode
-from lmgraft.data.image.transforms import Augment, Preprocess, evaluation_transform, statistics, training_transform
+from lmgraft.data.image.tables import UNREADABLE, FolderFiles, as_names, decode
+from lmgraft.data.image.transforms import evaluation_transform, training_transform
 from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8
 
 
 class RawFiles:
-    """The images of an `ImageFileSet` before any transform."""
+    """The images of an `ImageFileSet` before any transform, deep ones in 8 bits behind their range."""
 
     def __init__(self, images: ImageFileSet) -> None:
         self.images = images
@@ -41,12 +42,18 @@ class RawFiles:
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         table, source = self.images.table, int(self.images.indices[index])
         try:
-            return decode(table.files, source, self.images.preprocess.mode), int(self.images.labels[index])
+            image = decode(table.files, source, replace(self.images.preprocess.reader, eight_bits=True))
         except UNREADABLE as error:
             raise DataError(
                 f"{table.place(source)} is not readable as an image ({reason(error)})",
                 "lmgraft check-data finds all such",
             ) from None
+        if isinstance(image, Tensor):
+            raise DataError(
+                f"{table.place(source)} has {len(image)} channels, which no picture shows",
+                "this needs images of one channel or of three",
+            )
+        return image, int(self.images.labels[index])
 
 
 class ImageFiles(ImageData):
@@ -56,93 +63,36 @@ class ImageFiles(ImageData):
     test. From a bare folder of class folders, test and validation images are held out by a hash of their path.
 
     Args:
-        root: The folder of the images, or a .tar file.
-        dataset: Another kind of data set, as timm names it: hfds/NAME, wds/, torch/NAME.
-        csv: A table with the columns path, label and perhaps split; paths are relative to root, or to the table.
-        train_split, val_split, test_split: Names of the splits (folders, tars, patterns of shards); by default
-            train; val, valid or validation; test.
-        input_key, target_key: Columns of a Hugging Face data set.
-        classes: Which classes there must be: imagenet, how many, their names in order, or a text file of them.
-        class_map: Class folder -> number, or a text file with a class folder a line; other folders are left out.
-        val_size: Training images held out to choose the best epoch by, a share (below 1) or a count; not used where
-            there is a val beside a test split. 0: the test images choose the epoch, as in the paper.
-        test_size: The same for the test images, where the data set has none of its own.
-        img_size: Height and width of the model's input.
-        in_chans: 3 for colour, 1 for grey.
-        interpolation: How images are resized.
-        crop_pct: Share of the resized image that the central crop of evaluation keeps.
-        mean, std: Of the channels in [0, 1]; ImageNet's by default.
-        augment: Random changes of training images.
-        repeats: Repeated augmentation: how often an image comes in one epoch; DeiT has 3.
-        max_corrupt: Unreadable training and validation files above which a run stops.
-        max_corrupt_test: Unreadable test files above which a run stops; a blank image stands for each.
         batch_size: Training images a step (and a process).
         eval_batch_size: Images a step in validation and test.
         num_workers: Loader processes; by default as many as there are CPUs, at most 8.
+        options: See `Settings`.
     """
 
     name = "image_files"
+    before: ClassVar[Mapping[str, Any]] = {"reading": "timm"}
 
     def __init__(
-        self,
-        *,
-        root: str | None = None,
-        dataset: str = "",
-        csv: str | None = None,
-        train_split: str | None = None,
-        val_split: str | None = None,
-        test_split: str | None = None,
-        input_key: str = "image",
-        target_key: str = "label",
-        classes: ClassList = None,
-        class_map: ClassMap = None,
-        val_size: int | float = 0.1,
-        test_size: int | float = 0.1,
-        img_size: int | tuple[int, int] = 224,
-        in_chans: Literal[1, 3] = 3,
-        interpolation: Literal["bilinear", "bicubic", "lanczos"] = "bicubic",
-        crop_pct: float = 0.875,
-        mean: tuple[float, ...] | None = None,
-        std: tuple[float, ...] | None = None,
-        augment: Augment = Augment(),  # noqa: B008  (frozen)
-        repeats: int = 1,
-        max_corrupt: int = 10,
-        max_corrupt_test: int = 0,
-        batch_size: int = 64,
-        eval_batch_size: int = 256,
-        num_workers: int | None = None,
+        self, *, batch_size: int = 64, eval_batch_size: int = 256, num_workers: int | None = None, **options: Any
     ) -> None:
         workers = min(_MOST_WORKERS, records.usable_cpus()) if num_workers is None else num_workers
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=workers)
-        at_least_one(repeats=repeats)
-        check_sizes(val_size=val_size, test_size=test_size)
-        self.layout = Layout(
-            root=root, dataset=dataset, csv=csv, train_split=train_split, val_split=val_split, test_split=test_split,
-            input_key=input_key, target_key=target_key,
-        )  # fmt: skip
-        self.root, self.classes, self.class_map = root, classes, class_map
-        self.val_size, self.test_size = val_size, test_size
-        self.img_size = (img_size, img_size) if isinstance(img_size, int) else img_size
-        self.in_chans, self.repeats = in_chans, repeats
-        self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
-        usual_mean, usual_std = statistics(in_chans)
-        self.mean, self.std = tuple(mean or usual_mean), tuple(std or usual_std)
-        for key, values in {"mean": self.mean, "std": self.std}.items():
-            if len(values) != in_chans:
-                raise DataError(f"data.{key} has {len(values)} numbers for data.in_chans={in_chans}", "one a channel")
-        self.preprocess = Preprocess(
-            img_size=self.img_size, in_chans=in_chans, interpolation=interpolation, crop_pct=crop_pct,
-            mean=self.mean, std=self.std,
-        )  # fmt: skip
-        self.augment = augment
-        self._train_transform = training_transform(self.preprocess, augment)
+        self.settings = Settings(**options)
+        self.repeats = self.settings.repeats
+        self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
+        self.preprocess = self.settings.preprocess()
+        self.img_size, self.in_chans = self.preprocess.img_size, self.preprocess.in_chans
+        self.mean, self.std = self.preprocess.mean, self.preprocess.std
+        self._train_transform = training_transform(self.preprocess, self.settings.augment)
         self._eval_transform = evaluation_transform(self.preprocess)
         self._splits: Splits | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:  # type: ignore[override]
         """Looks at the files where the options do not say."""
-        known = known_classes(self.classes, self.class_map, self.root) if self._splits is None else None
+        known = None
+        if self._splits is None:
+            known = known_classes(self.settings.classes, self.settings.class_map, self.settings.root)
         return self.splits().class_names if known is None else known
 
     def splits(self) -> Splits:
@@ -152,15 +102,7 @@ class ImageFiles(ImageData):
             DataError: If something is missing or does not agree.
         """
         if self._splits is None:
-            self._splits = make_splits(
-                self.layout,
-                self.classes,
-                self.class_map,
-                val_size=self.val_size,
-                test_size=self.test_size,
-                max_empty=self.max_corrupt,
-                max_empty_test=self.max_corrupt_test,
-            )
+            self._splits = make_splits(self.settings)
             self.selection = self._splits.selection
             for sentence in self._splits.notices:
                 _say_once(f"note: {sentence}\n")
@@ -176,6 +118,10 @@ class ImageFiles(ImageData):
                 f"data.batch_size={self.batch_size} is more than the {size:,} training images",
                 "make it smaller: an incomplete batch is dropped",
             )
+        if self.preprocess.range == "percentile":
+            limits = percentile_limits(splits.tables["train"], splits.index["train"], self.preprocess.reader)
+            self.preprocess = replace(self.preprocess, range=limits)
+        try_deep(splits.tables["train"], splits.index["train"], self.preprocess, self._train_transform)
         for split in splits.tables:
             self._sets[split] = self._images(split, augmented=split == "train")
 
@@ -196,34 +142,48 @@ class ImageFiles(ImageData):
         return self._images(name, augmented=False)
 
     def transform_record(self) -> dict[str, Any]:
-        return {"preprocess": asdict(self.preprocess), "augment": asdict(self.augment), "timm": timm.__version__}
+        augment = asdict(self.settings.augment)
+        return {"preprocess": self.preprocess.record(), "augment": augment, "timm": timm.__version__}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Names, sizes and labels of all files as digests, wherever they lie; contents are not read."""
+        """Names, sizes and labels of all files as digests, wherever they lie; contents are not read.
+
+        With `range: percentile` the limits that it gave, which a prediction takes from here.
+        """
         splits = self.splits()
+        limits = self.preprocess.range if self.settings.range == "percentile" else None
         return {
             "name": self.name,
-            "dataset": self.layout.dataset or ("csv" if self.layout.csv else "files"),
+            "dataset": self.settings.dataset or ("csv" if self.settings.csv else "files"),
             "sha256": {split: table.digest() for split, table in splits.tables.items()},
             "sizes": {split: len(index) for split, index in splits.index.items()},
             "classes": list(splits.class_names),
             "selection": splits.selection,
-        }
+        } | ({} if limits is None else {"range": limits})
 
     def check(self, workers: int, progress: ShowProgress) -> Findings:
-        return check_files(self.layout, self.classes, self.class_map, workers, progress)
+        return check_files(self.settings, workers, progress)
 
     def recall(self, record: Mapping[str, Any]) -> None:
-        self.classes = record.get("categories", {}).get("class", self.classes)
+        classes = record.get("categories", {}).get("class", self.settings.classes)
+        self.settings = replace(self.settings, classes=classes, class_map=None)
+        if "range" in record.get("data", {}):
+            self.preprocess = replace(self.preprocess, range=tuple(record["data"]["range"]))
 
     def raw_test(self) -> RawFiles:
         test = self._sets["test"]
         assert isinstance(test, ImageFileSet)
         return RawFiles(test)
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        mode = self.preprocess.mode
-        return self._eval_transform(image if image.mode == mode else image.convert(mode))
+    def prepare(self, image: Image.Image | Tensor) -> Tensor:
+        mode = self.preprocess.reader.mode
+        if isinstance(image, Image.Image) and mode is not None and image.mode != mode:
+            image = image.convert(mode)
+        return self._eval_transform(image)
+
+    def load_file(self, path: Path) -> Tensor:
+        files = FolderFiles(str(path.parent), as_names([path.name]))
+        return self._eval_transform(decode(files, 0, self.preprocess.reader))
 
 
 @cache

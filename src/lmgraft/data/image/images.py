@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lmgraft.data.image.folders import EXTENSIONS, is_image
+from lmgraft.data.image.opening import EXTENSIONS, is_image, open_image
+from lmgraft.data.image.reading import Reading
 from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.labelled import LabelledBatch, LabelledData, LabelledSet
 from lmgraft.data.loader import Draw
@@ -32,11 +33,11 @@ class LooseImages(LabelledSet):
 
     Args:
         paths: The files.
-        prepare: The evaluation transform.
+        load: Reads one and applies the evaluation transform.
     """
 
-    def __init__(self, paths: Sequence[Path], prepare: Callable[[Image.Image], Tensor]) -> None:
-        self.paths, self.prepare = list(paths), prepare
+    def __init__(self, paths: Sequence[Path], load: Callable[[Path], Tensor]) -> None:
+        self.paths, self.load = list(paths), load
         self.indices, self.labels = torch.arange(len(paths)), torch.zeros(len(paths), dtype=torch.int64)
 
     def __getitems__(self, draws: list[Draw]) -> LabelledBatch:
@@ -44,8 +45,7 @@ class LooseImages(LabelledSet):
         images = []
         for path in (self.paths[sample] for sample in samples.tolist()):
             try:
-                with Image.open(path) as image:
-                    images.append(self.prepare(image.convert("RGB")))
+                images.append(self.load(path))
             except UNREADABLE as error:
                 raise DataError(f"{path} cannot be read ({error})", "leave it out, or mend it") from None
         return self.labelled(torch.stack(images), samples)
@@ -99,8 +99,15 @@ class ImageData(LabelledData):
         """The test images, in the order of `split("test")`, before any transform."""
 
     def open(self, sources: Sequence[str]) -> LooseImages:
-        return LooseImages(find_loose(sources), self.prepare)
+        return LooseImages(find_loose(sources), self.load_file)
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:
         """The evaluation transform with normalisation: (C, H, W) float."""
+
+    def load_file(self, path: Path) -> Tensor:
+        """The image in a file as the model takes it: (C, H, W) float."""
+        with open_image(str(path)) as opened:
+            image = Reading(self.in_chans, eight_bits=True).read(opened)
+        assert isinstance(image, Image.Image)
+        return self.prepare(image)

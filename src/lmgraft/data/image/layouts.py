@@ -22,14 +22,22 @@ _TEST = ("test", "testing")
 class Layout:
     """Where the data lie: `ImageFiles`' options of the same names."""
 
-    root: str | None
-    dataset: str
-    csv: str | None
-    train_split: str | None
-    val_split: str | None
-    test_split: str | None
-    input_key: str
-    target_key: str
+    root: str | None = None
+    """The folder of the images, or a .tar file."""
+    dataset: str = ""
+    """Another kind of data set, as timm names it: hfds/NAME, wds/, torch/NAME."""
+    csv: str | None = None
+    """A table with the columns path, label and perhaps split; paths are relative to root, or to the table."""
+    train_split: str | None = None
+    """Name of the training split (a folder, a tar, a pattern of shards); train by default."""
+    val_split: str | None = None
+    """The same of the split that chooses the epoch; val, valid or validation by default."""
+    test_split: str | None = None
+    """The same of the test split; test by default."""
+    input_key: str = "image"
+    """Column of the image in a Hugging Face data set."""
+    target_key: str = "label"
+    """Column of the class in a Hugging Face data set."""
 
 
 def find_splits(layout: Layout) -> dict[str, Found]:

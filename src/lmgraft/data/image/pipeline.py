@@ -1,6 +1,6 @@
 """A transform that writes its result where it is wanted: into its place in a batch.
 
-The steps on PIL images and random erasing are timm's own; turning bytes into normalised numbers
+The steps on images and random erasing are timm's own; turning bytes into normalised numbers
 is done here, with the same operations in the same order, so that every bit is equal, but
 without four passes over fresh memory.
 """
@@ -35,19 +35,22 @@ class Pipeline:
         self.before, self.after = steps[:at], steps[at + 2 :]
         self.mean, self.std = (_column(values) for values in (normalize.mean, normalize.std))
 
-    def __call__(self, image: Image.Image) -> Tensor:
-        """(C, H, W) float."""
+    def __call__(self, image: Image.Image | Tensor) -> Tensor:
+        """(C, H, W) float, of a PIL image or of a float tensor in [0, 1]."""
         out = torch.empty(self.shape)
         self.into(image, out)
         return out
 
-    def into(self, image: Image.Image, out: Tensor) -> None:
+    def into(self, image: Image.Image | Tensor, out: Tensor) -> None:
         """Write the transformed image to `out`, (C, H, W) float."""
         for step in self.before:
             image = step(image)
-        height, width = self.shape[1:]
-        out.copy_(torch.from_numpy(np.array(image)).view(height, width, -1).permute(2, 0, 1))
-        out.div_(255).sub_(self.mean).div_(self.std)
+        if isinstance(image, Tensor):
+            out.copy_(image).clamp_(0, 1)  # bicubic interpolation overshoots; PIL's is cut off in the same way
+        else:
+            height, width = self.shape[1:]
+            out.copy_(torch.from_numpy(np.array(image)).view(height, width, -1).permute(2, 0, 1)).div_(255)
+        out.sub_(self.mean).div_(self.std)
         for step in self.after:
             result = step(out)
             if result is not out:

@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 
 from lmgraft.data.image.checks import check_table, notices
-from lmgraft.data.image.classes import ClassList, ClassMap, number_classes
+from lmgraft.data.image.classes import number_classes
 from lmgraft.data.image.holdout import Index, hold_out
-from lmgraft.data.image.layouts import Layout, find_splits
+from lmgraft.data.image.layouts import find_splits
+from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.tables import ImageTable, as_names
 from lmgraft.errors import DataError
 
@@ -27,27 +28,14 @@ class Splits:
     """What is odd but stops nothing."""
 
 
-def make_splits(
-    layout: Layout,
-    classes: ClassList,
-    class_map: ClassMap,
-    *,
-    val_size: int | float,
-    test_size: int | float,
-    max_empty: int,
-    max_empty_test: int,
-) -> Splits:
+def make_splits(settings: Settings) -> Splits:
     """Find and check the images, and hold out what the data set has no split for.
-
-    Args:
-        val_size, test_size: See `hold_out`; a `val_size` of 0 lets the test images choose the epoch.
-        max_empty, max_empty_test: Files of zero bytes above which the data are refused.
 
     Raises:
         DataError: If something is missing or does not agree.
     """
-    found = find_splits(layout)
-    names, numbers = number_classes(found, classes, class_map, layout.root)
+    found = find_splits(settings)
+    names, numbers = number_classes(found, settings.classes, settings.class_map, settings.root)
     tables = {
         split: ImageTable(
             where=part.where,
@@ -62,11 +50,10 @@ def make_splits(
     if "test" not in tables and "val" in tables:
         tables["test"] = tables.pop("val")
     for split, table in tables.items():
-        check_table(table, limit=max_empty_test if split == "test" else max_empty)
+        check_table(table, limit=settings.max_corrupt_test if split == "test" else settings.max_corrupt)
     index = {split: np.flatnonzero(table.labels >= 0) for split, table in tables.items()}
-    wanted = {
-        split: size for split, size in {"test": test_size, "val": val_size}.items() if split not in tables and size
-    }
+    sizes = {"test": settings.test_size, "val": settings.val_size}
+    wanted = {split: size for split, size in sizes.items() if split not in tables and size}
     train, used = tables["train"], index["train"]
     parts = hold_out(train.names[used], train.labels[used], wanted, names, train.where)
     index |= {split: used[part] for split, part in parts.items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +14,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from torch import Tensor
+
+from lmgraft.data.image.opening import open_image
+from lmgraft.data.image.reading import Pixels, Reading
 
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, NotImplementedError,
@@ -27,8 +31,8 @@ Names = npt.NDArray[np.bytes_]
 class Files(Protocol):
     """Random access to images; it has to survive pickling and forking, so it holds no open file."""
 
-    def open(self, index: int) -> Image.Image:
-        """The image, not yet decoded; `with` closes its file.
+    def open(self, index: int) -> Image.Image | Pixels:
+        """The image, PIL's not yet decoded; `with` closes its file.
 
         Raises:
             UNREADABLE: One of these, if it is none.
@@ -107,8 +111,8 @@ class FolderFiles:
     root: str
     names: Names
 
-    def open(self, index: int) -> Image.Image:
-        return Image.open(os.path.join(self.root, os.fsdecode(bytes(self.names[index]))))
+    def open(self, index: int) -> Image.Image | Pixels:
+        return open_image(os.path.join(self.root, os.fsdecode(bytes(self.names[index]))))
 
 
 @dataclass(frozen=True)
@@ -120,8 +124,8 @@ class FileRanges:
     offsets: npt.NDArray[np.int64]
     sizes: npt.NDArray[np.int64]
 
-    def open(self, index: int) -> Image.Image:
-        return Image.open(io.BytesIO(read_range(self.paths[self.which[index]], self.offsets[index], self.sizes[index])))
+    def open(self, index: int) -> Image.Image | Pixels:
+        return open_image(read_range(self.paths[self.which[index]], self.offsets[index], self.sizes[index]))
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:
@@ -134,14 +138,13 @@ def read_range(path: str, offset: int, size: int) -> bytes:
     return content
 
 
-def decode(files: Files, index: int, mode: str) -> Image.Image:
-    """The image, whole, in this mode.
+def decode(files: Files, index: int, reading: Reading) -> Image.Image | Tensor:
+    """The image, whole, as `Reading.read` gives it; what PIL warns of, `lmgraft check-data` lists.
 
     Raises:
         UNREADABLE: If it is no whole image.
     """
-    with files.open(index) as image:
-        if image.mode != mode:
-            return image.convert(mode)
-        image.load()  # convert() would copy
-        return image
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with files.open(index) as image:
+            return reading.read(image)

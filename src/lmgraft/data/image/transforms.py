@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +15,7 @@ from timm.data import auto_augment, create_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from lmgraft.data.image.pipeline import Pipeline
+from lmgraft.data.image.reading import Range, Reading, Style
 from lmgraft.errors import DataError
 
 
@@ -51,31 +52,43 @@ class Augment:
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """What happens to every image: size, channels and normalisation."""
+    """What happens to every image: how it is read, size, channels and normalisation."""
 
     img_size: tuple[int, int]
-    in_chans: Literal[1, 3]
+    in_chans: int
     interpolation: str
     crop_pct: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    reading: Style = "timm"
+    range: Range = "type"
+    depth: Literal["full", 8] = "full"
 
     @property
-    def mode(self) -> str:
-        """PIL's name of the colour space."""
-        return "L" if self.in_chans == 1 else "RGB"
+    def reader(self) -> Reading:
+        """How files become numbers."""
+        limits = None if isinstance(self.range, str) else (float(self.range[0]), float(self.range[1]))
+        return Reading(self.in_chans, self.reading, limits, self.depth == 8)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Of an image: (C, H, W)."""
         return (self.in_chans, *self.img_size)
 
+    def record(self) -> dict[str, Any]:
+        """As plain data; how files are read only where it is not as timm reads them, as in earlier records."""
+        plain = asdict(self)
+        if self.reading == "timm":
+            plain = {key: value for key, value in plain.items() if key not in ("reading", "range", "depth")}
+        return plain
+
 
 def statistics(in_chans: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of ImageNet's channels; their averages for grey images."""
+    """Mean and standard deviation of ImageNet's channels; their averages where there are not three."""
     if in_chans == 3:
         return tuple(IMAGENET_DEFAULT_MEAN), tuple(IMAGENET_DEFAULT_STD)
-    return (float(np.mean(IMAGENET_DEFAULT_MEAN)),), (float(np.mean(IMAGENET_DEFAULT_STD)),)
+    mean, std = (float(np.mean(values)) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return (mean,) * in_chans, (std,) * in_chans
 
 
 def evaluation_transform(preprocess: Preprocess) -> Pipeline:

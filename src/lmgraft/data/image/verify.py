@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from lmgraft.data.image.file_set import reason
+from lmgraft.data.image.reading import Pixels, Reading, deep_pixels
 from lmgraft.data.image.tables import UNREADABLE, Files, Found
 from lmgraft.data.loader import Fault
 from lmgraft.errors import DataError
@@ -34,6 +36,9 @@ class Pictures:
     notes: list[Fault] = field(default_factory=list)
     """Images that can be read but made PIL warn, or have several frames."""
     modes: Counter[str] = field(default_factory=Counter)
+    """PIL's, and type and channels of what is deeper."""
+    values: dict[str, tuple[float, float, float, float]] = field(default_factory=dict)
+    """Mode of deep images -> the smallest and the largest value in any, and those that its type can hold."""
     sides: npt.NDArray[np.int32] = field(default_factory=lambda: np.zeros((0, 2), np.int32))
     """Width and height of each image, 0 where it cannot be read."""
     digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
@@ -50,10 +55,11 @@ class Pictures:
         return int(width), int(height)
 
 
-def look(found: Found, workers: int, tell: Callable[[int, int], None]) -> Pictures:
+def look(found: Found, reading: Reading, workers: int, tell: Callable[[int, int], None]) -> Pictures:
     """Decode all images of a split.
 
     Args:
+        reading: How a training would read them.
         workers: Processes; 0 uses this one.
         tell: Told how many images more were looked at, and how many of them cannot be read.
 
@@ -64,20 +70,20 @@ def look(found: Found, workers: int, tell: Callable[[int, int], None]) -> Pictur
     seen = Pictures(sides=np.zeros((count, 2), np.int32), digests=np.zeros(count, np.uint64))
     starts = range(0, count, _CHUNK)
     if workers == 0:
-        _adopt(found.files)
+        _adopt(found.files, reading)
         for start in starts:
             _take(seen, found, start, _look_at(range(start, min(start + _CHUNK, count))), tell)
     else:
-        _look_in_parallel(seen, found, workers, starts, tell)
+        _look_in_parallel(seen, found, reading, workers, starts, tell)
     seen.faults.sort()
     seen.notes.sort()
     return seen
 
 
 def _look_in_parallel(
-    seen: Pictures, found: Found, workers: int, starts: range, tell: Callable[[int, int], None]
+    seen: Pictures, found: Found, reading: Reading, workers: int, starts: range, tell: Callable[[int, int], None]
 ) -> None:
-    with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(found.files,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(found.files, reading)) as pool:
         tasks = {pool.submit(_look_at, range(start, min(start + _CHUNK, starts.stop))): start for start in starts}
         try:
             for task in as_completed(tasks):
@@ -93,52 +99,87 @@ def _look_in_parallel(
             raise
 
 
-_Look = tuple[str, str, str, int, int, int]
-"""Why it cannot be read, what is odd, mode, width, height, digest."""
+class _Look(NamedTuple):
+    """What was seen in one file."""
 
-_files: list[Files] = []  # of a worker process: sent once, not with every task
+    fault: str = ""
+    """Why it cannot be read."""
+    odd: str = ""
+    mode: str = ""
+    """PIL's, or type and channels of a deep image."""
+    width: int = 0
+    height: int = 0
+    digest: int = 0
+    """Of its pixels."""
+    values: tuple[float, float, float, float] | None = None
+    """The smallest and the largest of a deep image, and those that its type can hold."""
 
 
-def _adopt(files: Files) -> None:
-    _files[:] = [files]
+_work: list[tuple[Files, Reading]] = []  # of a worker process: sent once, not with every task
+
+
+def _adopt(files: Files, reading: Reading) -> None:
+    _work[:] = [(files, reading)]
 
 
 def _look_at(indices: range) -> list[_Look]:
-    return [_look_at_one(_files[0], index) for index in indices]
+    return [_look_at_one(*_work[0], index) for index in indices]
 
 
-def _look_at_one(files: Files, index: int) -> _Look:
-    with warnings.catch_warnings(record=True) as said:
+def _look_at_one(files: Files, reading: Reading, index: int) -> _Look:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
             with files.open(index) as image:
-                mode, frames = image.mode, getattr(image, "n_frames", 1)
-                image.load()
-                digest = int.from_bytes(_digest(image), "little")
+                look = _deep(image) if isinstance(image, Pixels) else _of_pil(image)
+                reading.read(image)
         except UNREADABLE as error:
-            return reason(error), "", "", 0, 0, 0
-    odd = [str(warning.message).splitlines()[0] for warning in said]
-    odd += [f"{frames} frames, of which the first is shown"] if frames > 1 else []
-    return "", "; ".join(odd), mode, *image.size, digest
+            return _Look(reason(error))
+    odd = [str(warning.message).splitlines()[0] for warning in caught]
+    return look._replace(odd="; ".join([*odd, *filter(None, [look.odd])]))
 
 
-def _digest(image: Image.Image) -> bytes:
-    head = f"{image.mode}{image.size}".encode()
-    return hashlib.blake2b(head + image.tobytes(), digest_size=8).digest()
+def _of_pil(image: Image.Image) -> _Look:
+    mode, frames = image.mode, getattr(image, "n_frames", 1)
+    image.load()
+    odd = f"{frames} frames, of which the first is shown" if frames > 1 else ""
+    digest = _digest(f"{mode}{image.size}", image.tobytes())
+    deep = deep_pixels(image)
+    values = None if deep is None else _extremes(deep)
+    return _Look("", odd, mode, *image.size, digest, values)
+
+
+def _deep(pixels: Pixels) -> _Look:
+    values = pixels.values
+    odd = f"{pixels.parts} frames or slices, of which one is shown" if pixels.parts > 1 else ""
+    height, width, _ = values.shape
+    digest = _digest(f"{pixels.kind}{values.shape}", np.ascontiguousarray(values).tobytes())
+    return _Look("", odd, pixels.kind, width, height, digest, _extremes(pixels))
+
+
+def _extremes(pixels: Pixels) -> tuple[float, float, float, float]:
+    return (float(pixels.values.min()), float(pixels.values.max()), *pixels.limits)
+
+
+def _digest(head: str, content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(head.encode() + content, digest_size=8).digest(), "little")
 
 
 def _take(seen: Pictures, found: Found, start: int, looks: list[_Look], tell: Callable[[int, int], None]) -> None:
     bad = 0
-    for index, (fault, odd, mode, width, height, digest) in enumerate(looks, start):
-        if fault:
+    for index, look in enumerate(looks, start):
+        if look.fault:
             bad += 1
-            seen.faults.append(Fault(found.names[index], fault))
+            seen.faults.append(Fault(found.names[index], look.fault))
             continue
-        if odd:
-            seen.notes.append(Fault(found.names[index], odd))
-        seen.modes[mode] += 1
-        seen.sides[index] = width, height
-        seen.digests[index] = digest
+        if look.odd:
+            seen.notes.append(Fault(found.names[index], look.odd))
+        if look.values is not None:
+            low, high, *_ = seen.values.get(look.mode, look.values)
+            seen.values[look.mode] = (min(low, look.values[0]), max(high, look.values[1]), *look.values[2:])
+        seen.modes[look.mode] += 1
+        seen.sides[index] = look.width, look.height
+        seen.digests[index] = look.digest
     tell(len(looks), bad)
 
 

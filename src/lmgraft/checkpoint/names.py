@@ -17,6 +17,8 @@ from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
+FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NameMap:
@@ -91,6 +93,11 @@ def read_tensors(
     tensors = {}
     for canonical, name in in_file.items():
         tensor = checkpoint.read(name)
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{name} in {checkpoint.label} is stored as {checkpoint.dtype(name)}, and no scales lie beside it",
+                "it is quantised in a way that is not read: use the unquantised model, or a GGUF file of it",
+            )
         bad = _count_not_finite(tensor)
         if bad:
             raise CheckpointError(
@@ -123,10 +130,12 @@ def _check(
             problems.append(f"missing {name}")
         elif checkpoint.shape(name) != wanted[canonical]:
             problems.append(f"{name} has shape {checkpoint.shape(name)}, the config says {wanted[canonical]}")
+    is_padding = getattr(checkpoint, "is_padding", lambda _: False)
     used = set(in_file.values())
     for name in sorted(present - used):
         rest = name[len(prefix) :]
-        if name.startswith(prefix) and not any(re.fullmatch(pattern, rest) for pattern in names.dropped):
+        known = not name.startswith(prefix) or any(re.fullmatch(pattern, rest) for pattern in names.dropped)
+        if not known and not is_padding(name):
             problems.append(f"unknown {name}")
     if problems:
         raise CheckpointError(

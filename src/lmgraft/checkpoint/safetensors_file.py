@@ -21,8 +21,22 @@ from lmgraft.errors import CheckpointError, SourceError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_DIMS = 64
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_WIDTHS = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "U64": 8, "U32": 4, "U16": 2}
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.uint8,  # exponents
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_WIDTHS = {name: dtype.itemsize for name, dtype in _DTYPES.items()} | {"U64": 8, "U32": 4, "U16": 2}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -94,7 +108,7 @@ class SafetensorsCheckpoint:
         source, dtype, shape, offset = self._entry(name)
         if dtype not in _DTYPES:
             raise CheckpointError(
-                f"{name} in {source.label} is stored as {dtype}: quantised safetensors are not read",
+                f"{name} in {source.label} is stored as {dtype}, which is not read",
                 "use the model's unquantised weights, or a GGUF file",
             )
         return read_tensor(source, offset, _DTYPES[dtype], shape)

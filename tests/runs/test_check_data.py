@@ -12,6 +12,8 @@ from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.reading import Reading
+from lmgraft.data.image.twins import twins
+from lmgraft.data.image.verify import Looking
 from lmgraft.errors import DataError
 
 
@@ -42,12 +44,12 @@ def test_every_fault_is_named(tmp_path, capsys, workers):
         f"unreadable: train: {WNIDS[0]}/empty.png: not an image",
         f"unreadable: train: {WNIDS[0]}/{WNIDS[0]}_1.JPEG: ",
         f"unreadable: val: {WNIDS[1]}/text.jpg: not an image",
-        "note: 2 images occur more than once, equal in every pixel",
+        "note: 2 images to be seen more than once, equal in every pixel: train: ",
         "note: 1 of them in more than one split",
         "note: 1 of them with different labels",
-        "note: train: 1 images have a side of less than 32 pixels",
-        "note: train: 1 images have one side more than 5 times the other",
-        "note: train: 1 images made PIL warn or have several frames",
+        "note: train: 1 image with a side of less than 32 pixels",
+        "note: train: 1 image with one side more than 5 times the other",
+        "note: train: 1 image that made PIL warn or have several frames: ",
         "What to do: copy or fetch the 3 unreadable files again",
         "found.json lists them",
         "give --data.max_corrupt 2 --data.max_corrupt_test 1.",
@@ -81,7 +83,7 @@ def test_one_class_files_of_other_types_and_other_totals_are_said(tmp_path, caps
     assert main(["check-data", str(root), "--workers", "0", "--json", str(tmp_path / "found.json")]) == 1
     out = capsys.readouterr().out
     assert "cats has one class only: cat" in out
-    assert f"note: {root}: 1 files of other types are ignored: .heic 1" in out
+    assert f"note: {root}: 1 file ignored: .heic 1" in out
     assert "--data.max_corrupt 1 --data.max_corrupt_test 1." in out  # which will be held out is not known here
     assert json.loads((tmp_path / "found.json").read_text())["splits"]["train"]["ignored"] == {".heic": 1}
     write_tar(tmp_path / "train.tar", {f"{name}/{name}_1.JPEG": b"x" for name in wnids()})
@@ -105,7 +107,7 @@ def test_a_table_with_missing_files(tmp_path, capsys):
     root = write_folder(tmp_path, {"": 2}, classes=("cat",))
     (tmp_path / "labels.csv").write_text("path,label\ncat/cat_0.JPEG,cat\ncat/9.jpg,cat\n")
     assert main(["check-data", str(root), "--csv", str(tmp_path / "labels.csv"), "--workers", "0"]) == 1
-    assert "names 1 files that are not in" in capsys.readouterr().out
+    assert "names 1 file not in" in capsys.readouterr().out
 
 
 def test_shards_and_recipes(tmp_path, capsys):
@@ -146,7 +148,7 @@ def test_a_process_that_dies_is_no_hang(tmp_path, monkeypatch):
     found = find_splits(ImageFiles(root=str(root)).settings)
     monkeypatch.setattr(verify, "_look_at_one", lambda *_: os._exit(1))
     with pytest.raises(DataError, match=r"a process died while it decoded images of .*train"):
-        verify.look(found["train"], Reading(3), 1, quiet)
+        verify.look(found["train"], Looking(found["train"].files, Reading(3)), 1, quiet)
 
 
 def test_equal_pixels_in_another_file_format_are_twins(tmp_path):
@@ -156,6 +158,6 @@ def test_equal_pixels_in_another_file_format_are_twins(tmp_path):
         image.save(root / "a" / name)
     (root / "b" / "z.jpg").write_bytes(encoded(77))
     found = find_splits(ImageFiles(root=str(root)).settings)
-    seen = {"train": verify.look(found["train"], Reading(3), 0, quiet)}
-    (group,) = verify.twins(found, seen)
+    seen = {"train": verify.look(found["train"], Looking(found["train"].files, Reading(3)), 0, quiet)}
+    (group,) = twins(found, {"train": seen["train"].digests})
     assert group.names == ("train: a/x.png", "train: a/y.bmp")

@@ -40,8 +40,8 @@ def test_imagenets_layout_is_read_as_timm_reads_it(tmp_path):
 
 def test_class_folders_in_natural_order_and_ties_that_do_not_depend_on_the_file_system(tmp_path):
     root = write_folder(tmp_path, {"train": 1, "val": 1}, classes=("class10", "Class2", "class2"))
-    for name in ("01.jpg", "1.jpg", "001.jpg", "10.png", "9.webp"):
-        (root / "train" / "class2" / name).write_bytes(encoded(1))
+    for key, name in enumerate(("01.jpg", "1.jpg", "001.jpg", "10.png", "9.webp")):
+        (root / "train" / "class2" / name).write_bytes(encoded(10 + key))
     data = image_files(root, val_size=0)
     assert data.class_names == ("Class2", "class2", "class10")
     assert shown(data, "train")[:5] == [f"class2/{n}" for n in ("001.jpg", "01.jpg", "1.jpg", "9.webp", "10.png")]
@@ -133,6 +133,7 @@ def test_shards_that_are_missing_remote_or_without_labels(tmp_path):
         image_files(tmp_path, dataset="wds/")
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # theirs
 def test_webdataset_package_reads_the_same_samples(tmp_path):
     """The format's own reader as the oracle."""
     wds = pytest.importorskip("webdataset")
@@ -264,7 +265,7 @@ class TestCsv:
             (
                 ["0.jpg,cat", "n/1.jpg,cat", "n/2.jpg,x"],
                 "path,label",
-                r"names 2 files that are not in .*n/1.jpg, n/2.jpg",
+                r"names 2 files not in .*n/1.jpg, n/2.jpg",
             ),
             (["0.jpg,"], "path,label", r"line 2: a path and a label are needed"),
             (["0.jpg,a,b"], "path,label", r"line 2: a path and a label are needed"),
@@ -304,7 +305,7 @@ class TestClasses:
         root = write_folder(tmp_path, {"train": 2, "val": 1})
         for split in ("train", "val"):
             (root / split / "n02000000").mkdir()
-        with pytest.raises(DataError, match=r"train has 1 class folders without an image: n02000000"):
+        with pytest.raises(DataError, match=r"train has 1 class folder without an image: n02000000"):
             image_files(root)
 
     def test_images_outside_of_class_folders_and_hidden_folders(self, tmp_path):
@@ -317,8 +318,8 @@ class TestClasses:
         for split in ("train", "val"):
             (root / split / ".ipynb_checkpoints").mkdir()
             (root / split / ".ipynb_checkpoints" / "a.jpg").write_bytes(encoded(0))
-        with pytest.raises(DataError, match=r"hidden folders: \.ipynb_checkpoints"):
-            image_files(root)
+        data = image_files(root, batch_size=3, val_size=0.3)
+        assert data.class_names == WNIDS
 
     def test_imagenets_list(self, tmp_path):
         root = write_folder(tmp_path, {"train": 2, "val": 1})
@@ -375,7 +376,7 @@ class TestHeldOut:
         assert sum(map(len, parts.values())) == 40
         for name in ("cat", "dog"):
             for i in range(20):
-                (root / name / f"added_{i}.jpg").write_bytes(encoded(i))
+                (root / name / f"added_{i}.jpg").write_bytes(encoded(100 + i + 20 * (name == "dog")))
         after = image_files(root, val_size=0.2, test_size=0.2)
         for split, names in parts.items():
             assert names <= set(shown(after, split))
@@ -465,7 +466,7 @@ def test_one_class_only_is_refused(tmp_path):
     with pytest.raises(DataError, match="one class only: cat"):
         image_files(root, class_map={"cat": 0})
     (root / "dog").mkdir()
-    with pytest.raises(DataError, match="1 class folders without an image: dog"):
+    with pytest.raises(DataError, match="1 class folder without an image: dog"):
         image_files(root)
 
 
@@ -484,7 +485,7 @@ def test_files_of_other_types_are_counted_and_said_once(tmp_path, capsys):
     for _ in range(2):
         image_files(root)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"note: {root}: 4 files of other types are ignored: .heic 2, no extension 1, .txt 1"
+    assert line == f"note: {root}: 4 files ignored: .heic 2, no extension 1, .txt 1"
     (tmp_path / "phone" / "cat").mkdir(parents=True)
     (tmp_path / "phone" / "cat" / "1.heic").write_bytes(b"x")
     with pytest.raises(DataError, match=r"no images .* but files of other types: \.heic 1"):
@@ -499,9 +500,8 @@ def test_files_of_other_types_are_counted_and_said_once(tmp_path, capsys):
 
 
 def test_imagenet_of_another_size_is_said_and_taken(tmp_path, capsys, monkeypatch):
-    train = {f"{name}/{name}_1.JPEG": b"x" for name in wnids()}
-    write_tar(tmp_path / "train.tar", train)
-    write_tar(tmp_path / "val.tar", train)
+    for split in ("train", "val"):
+        write_tar(tmp_path / f"{split}.tar", {f"{n}/{n}_1.JPEG": f"{split} {n}".encode() for n in wnids()})
     data = ImageFiles(root=str(tmp_path), classes="imagenet", val_size=0)
     for _ in range(2):
         data.splits()

@@ -265,7 +265,7 @@ def test_check_data_says_what_deep_images_hold(tmp_path, capsys):
     root = deep_folder(tmp_path / "scans")
     assert main(["check-data", str(root), "--workers", "0", "--json", str(tmp_path / "f.json")]) == 0
     out = capsys.readouterr().out
-    assert "8 images of mode I;16 have values from 0 to 4,09" in out
+    assert "8 images of mode I;16 with values from 0 to 4,09" in out
     assert "of 0 to 65,535" in out
     assert "--data.range percentile" in out
     main(["check-data", str(root), "--workers", "0", "--reading", "timm"])

@@ -139,6 +139,31 @@ def read_batches(ready, how):
         time.sleep(0.001)
 
 
+def read_in_late_workers(ready, late):
+    """Workers that are slow to begin: a main process that is killed now leaves them before they know of anything."""
+    loader = EpochLoader(Numbers(), EpochSampler(10_000, 2), num_workers=2)
+    begin = loader.worker_init_fn
+
+    def slow(worker):
+        ready.set()
+        late.wait(30)
+        begin(worker)
+
+    loader.worker_init_fn = slow
+    next(iter(loader))
+
+
+def test_workers_end_with_a_main_process_that_was_killed_before_they_began():
+    """torch's watchdog takes its parent of that moment, which is then another, for the main process."""
+    ready, late = forkserver().Event(), forkserver().Event()
+    process = start_group(read_in_late_workers, ready, late)
+    assert ready.wait(60)
+    process.kill()
+    process.join()
+    late.set()
+    assert_ended(process, seconds=15)
+
+
 @pytest.mark.parametrize("how", ["kept", "kill"])
 def test_workers_end_with_the_main_process(how):
     """Also where it ends them by SIGTERM, as Python does with those that are left at its end."""

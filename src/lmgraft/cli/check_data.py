@@ -34,7 +34,7 @@ _EXAMPLES = """examples:
 
 Every file is read in full. Exit status: 0 if all is well, 1 if something is wrong with the data.
 """
-_OWN = ("recipe", "kind", "workers", "json")
+_OWN = ("recipe", "kind", "near", "workers", "json")
 _SHOWN = 20  # files listed on the terminal; --json has all
 _EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -44,9 +44,11 @@ def run(argv: list[str]) -> int:
     kind = take_option(rest, "--kind") or "images"
     recipe, json_file = take_option(rest, "--recipe"), take_option(rest, "--json")
     workers = take_number(rest, "--workers", least=0)
+    near = "--near" in rest
+    rest = [word for word in rest if word != "--near"]
     of_files = recipe is None or "-h" in rest or "--help" in rest
     data = _of_files(kind, rest) if of_files else load_recipe(str(recipe), rest).data
-    findings = data.check(os.cpu_count() or 1 if workers is None else workers, _progress(data.things))
+    findings = data.check(os.cpu_count() or 1 if workers is None else workers, _progress(data.things), near)
     if json_file:
         records.write_json(Path(json_file), findings.to_dict())
     for line in findings.problems:
@@ -69,6 +71,7 @@ def _of_files(kind: str, arguments: list[str]) -> Data:
     parser.add_argument("root", nargs="?", help="folder of the files, or one file that holds them (.tar)")
     parser.add_argument("--recipe", help="check a recipe's data; options beside it change it, as in lmgraft train")
     parser.add_argument("--kind", default="images", help=f"what the files are: {', '.join(FILE_KINDS.names())}")
+    parser.add_argument("--near", action="store_true", help="also find items that are nearly equal")
     parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
     parser.add_argument("--json", metavar="FILE", help="write everything that was found")
     data_class: type[Data] = FILE_KINDS.find(kind)
@@ -83,9 +86,7 @@ def _of_files(kind: str, arguments: list[str]) -> Data:
         options = vars(parser.instantiate(parser.parse_args([_spelt(argument) for argument in arguments])))
     except (ArgumentError, TypeError) as error:
         raise RecipeError(tidy(str(error), parser), "lmgraft check-data --help lists every option") from None
-    given = {
-        name: value for name, value in options.items() if name not in ("root", "recipe", "kind", "workers", "json")
-    }
+    given = {name: value for name, value in options.items() if name not in ("root", *_OWN)}
     return data_class(root=root, **given)  # type: ignore[call-arg]
 
 

@@ -131,12 +131,13 @@ class Data(LightningDataModule, ABC):
         """Ways to divide the items: name -> names of the parts, which columns `by_NAME` number; none by default."""
         return {}
 
-    def check(self, workers: int, progress: ShowProgress) -> Findings:
+    def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         """Look at all items before a training does; what `lmgraft check-data` prints.
 
         Args:
             workers: Processes that may be used; 0 uses this one.
             progress: Makes what is told of the progress, from the name of a split and its number of items.
+            near: Also look for items that are nearly equal, where the kind of items allows it.
         """
         self.prepare_data()
         self.setup()
@@ -236,7 +237,8 @@ class Data(LightningDataModule, ABC):
                 raise DataError(
                     f"{sentence}; with it {count} {'file is' if count == 1 else 'files are'} unreadable, and "
                     f"data.{key} is {limit}",
-                    f"lmgraft check-data finds all such files; mend or remove them, or raise data.{key}",
+                    f"raise data.{key} to go on with this run; or mend or remove all such files, which lmgraft "
+                    "check-data finds, and train in another folder: they are other data then",
                 )
             instead = "the next readable one is shown instead" if split == "train" else "a blank one is shown"
             warnings.warn(

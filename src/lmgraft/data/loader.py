@@ -190,15 +190,25 @@ def _held(signals: set[signal.Signals]) -> Iterator[None]:
 
 
 def _outlast_signals(worker: int) -> None:
-    """In a worker: pass over what asks the run to stop; SIGTERM counts only from the main process, which ends it so."""
+    """In a worker: pass over what asks the run to stop; SIGTERM counts only from the main process, which ends it so.
+
+    It ends with the main process too, also where that was killed before torch's own watchdog noted its parent.
+    """
     for signum in (signal.SIGINT, signal.SIGUSR1):
         signal.signal(signum, signal.SIG_IGN)
     main = multiprocessing.parent_process()
+    assert main is not None, "this is a worker"
+    threading.Thread(target=_end_with, args=(main,), daemon=True).start()
     heard = _FOR_MAIN
-    if main is not None and hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_end_by, args=(main.pid,), daemon=True).start()
         heard = _FOR_MAIN - {signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_UNBLOCK, heard)
+
+
+def _end_with(main: Any) -> None:
+    main.join()  # waits for a pipe that the main process alone holds open, and later workers as long as they live
+    os._exit(1)
 
 
 def _end_by(main: int | None) -> None:

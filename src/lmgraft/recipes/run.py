@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Sequence
@@ -177,10 +178,25 @@ def evaluate_run(
     recipe = read_run(run_dir, overrides)
     summary = read_result(run_dir)
     task = _prepare(recipe, trained=run_dir)
+    _warn_of_other_items(recipe, run_dir)
     use_stored_tokens(recipe, task)
     cost = FitSummary(**{field.name: getattr(summary, field.name) for field in fields(FitSummary)})
     result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
     return replace(result, faults=summary.faults, retries=summary.retries), task.items
+
+
+def _warn_of_other_items(recipe: Recipe, run_dir: Path) -> None:
+    """Say it where the data are not those that the run was trained and tested with."""
+    file = run_dir / "run.json"
+    before = records.read_json(file).get("data", {}) if file.exists() else {}
+    now = json.loads(json.dumps(recipe.data.fingerprint()))  # as it comes back from a file
+    changes = [change for change in changed_keys(before, now) if before]
+    if changes:
+        warnings.warn(
+            f"these are not the {recipe.data.things} of {file}: {'; '.join(map(str, changes[:6]))}",
+            RunWarning,
+            stacklevel=3,
+        )
 
 
 def read_run(run_dir: Path, overrides: list[str] | None = None) -> Recipe:

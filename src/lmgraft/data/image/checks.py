@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmgraft.data.image.folders import counted, listed
+from lmgraft.data.image.folders import counted, listed, plural
 from lmgraft.data.image.imagenet_sets import IMAGES, wnids
 from lmgraft.data.image.tables import Found, ImageTable
 from lmgraft.errors import DataError
@@ -28,11 +28,11 @@ _IGNORED = 0.03
 
 
 def ignored_files(found: Found) -> str | None:
-    """Which files of a split are no images by their names; None if there are none."""
+    """Which files of a split are passed over, by their type or their folder; None if there are none."""
     if not found.ignored:
         return None
     count = sum(found.ignored.values())
-    return f"{found.where}: {count:,} files of other types are ignored: {counted(found.ignored)}"
+    return f"{found.where}: {plural(count, 'file')} ignored: {counted(found.ignored)}"
 
 
 def other_totals(found: Mapping[str, Found], class_names: Sequence[str]) -> list[str]:
@@ -52,7 +52,8 @@ def other_totals(found: Mapping[str, Found], class_names: Sequence[str]) -> list
 def notices(found: Mapping[str, Found], class_names: Sequence[str]) -> tuple[str, ...]:
     """What a training says of its data once, though it stops nothing."""
     many = [part for part in found.values() if sum(part.ignored.values()) > _IGNORED * len(part.names)]
-    return (*(said for part in many if (said := ignored_files(part))), *other_totals(found, class_names))
+    read = (note for part in found.values() for note in part.notes)
+    return (*filter(None, map(ignored_files, many)), *read, *other_totals(found, class_names))
 
 
 def check_table(table: ImageTable, limit: int) -> None:
@@ -66,6 +67,6 @@ def check_table(table: ImageTable, limit: int) -> None:
     empty = np.flatnonzero(table.sizes == 0)
     if len(empty) > limit:
         raise DataError(
-            f"{table.where} has {len(empty):,} files of zero bytes: {listed([table.name(int(i)) for i in empty])}",
+            f"{table.where} has {plural(len(empty), 'file')} of zero bytes: {listed([table.name(i) for i in empty])}",
             "a copy was cut off: copy or fetch these files again, or remove them",
         )

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
-from lmgraft.data.image.folders import listed
+from lmgraft.data.image.folders import listed, plural
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError
@@ -127,12 +127,10 @@ def _numbers(found: Found, mapping: Mapping[str, int]) -> npt.NDArray[np.int64]:
 
 def _check(found: Found, names: tuple[str, ...], mapping: Mapping[str, int], expected: str, complete: bool) -> None:
     present = set(found.labels)
-    hidden = sorted(label for label in present if label.startswith("."))
-    if hidden:
-        raise DataError(f"{found.where} has images in hidden folders: {listed(hidden)}", "remove these folders")
     if found.empty:
+        folders = plural(len(found.empty), "class folder")
         raise DataError(
-            f"{found.where} has {len(found.empty):,} class folders without an image: {listed(list(found.empty))}",
+            f"{found.where} has {folders} without an image: {listed(list(found.empty))}",
             "fill or remove them",
         )
     extra = sorted(present - set(mapping), key=natural_key)

@@ -6,7 +6,7 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from lmgraft.data.image.folders import file_sizes, listed
+from lmgraft.data.image.folders import Spell, composed, file_sizes, listed, plural
 from lmgraft.data.image.tables import FolderFiles, Found, as_names
 from lmgraft.errors import DataError
 
@@ -16,12 +16,13 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 _REMEDY = "the first line names the columns: path,label or path,label,split"
 
 
-def find_in_csv(file: Path, root: Path | None = None) -> dict[str, Found]:
+def find_in_csv(file: Path, root: Path | None = None, spell: Spell = composed) -> dict[str, Found]:
     """Images of each split that the table names, or all of them under `ANY`.
 
     Args:
         file: The table, UTF-8, comma-separated, with a line of column names.
         root: What its paths are relative to; the table's own folder by default.
+        spell: How names and labels are spelt before they are compared.
 
     Raises:
         DataError: If the table cannot be read, names a file twice, or names files that are not there.
@@ -35,12 +36,12 @@ def find_in_csv(file: Path, root: Path | None = None) -> dict[str, Found]:
         if name in seen:
             raise DataError(f"{file} names {name} in line {seen[name]} and again in line {line}", "keep one of them")
         seen[name] = line
-        splits[split][name] = row["label"].strip()
-    found = {split: _found(file, folder, split, labels) for split, labels in splits.items()}
+        splits[split][name] = spell(row["label"].strip())
+    found = {split: _found(file, folder, split, labels, spell) for split, labels in splits.items()}
     missing = [name for part in found.values() for name, size in zip(part.names, part.sizes, strict=True) if size < 0]
     if missing:
         raise DataError(
-            f"{file} names {len(missing):,} files that are not in {folder}: {listed(missing)}",
+            f"{file} names {plural(len(missing), 'file')} not in {folder}: {listed(missing)}",
             "paths are relative to data.root, or to the table's own folder where that is not given",
         )
     return found
@@ -75,11 +76,11 @@ def _split(value: str | None, file: Path, line: int) -> str:
         raise DataError(f"{file}, line {line}: there is no split {value!r}", "a split is train, val or test") from None
 
 
-def _found(file: Path, folder: Path, split: str, labels: dict[str, str]) -> Found:
+def _found(file: Path, folder: Path, split: str, labels: dict[str, str], spell: Spell) -> Found:
     names = list(labels)
     return Found(
         where=f"{file} ({split})" if split else str(file),
-        names=names,
+        names=[spell(name) for name in names],
         labels=list(labels.values()),
         sizes=file_sizes(folder, names),
         files=FolderFiles(str(folder), as_names(names)),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,51 +20,113 @@ from lmgraft.errors import DataError
 _STATS = 2000  # files whose sizes are asked for in one task
 
 
-def find_in_folder(root: Path) -> Found:
+SYSTEM_FOLDERS = frozenset((
+    "@eadir", "__macosx", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
+    "lost+found",
+))  # fmt: skip
+"""What network drives, archives and file managers leave among one's own folders, in small letters."""
+
+Spell = Callable[[str], str]
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's form NFC: macOS and Linux spell one name in different ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether no one keeps images of a class in such a folder; hidden ones are among them."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def find_in_folder(root: Path, spell: Spell = composed, outer: bool = False) -> Found:
     """Images below `root`; the folder an image lies in is its class.
 
     As timm's reader, with more file types, and with ties of its order settled (1.jpg, 01.jpg), which
-    would otherwise be the file system's. Files of other types are counted.
+    would otherwise be the file system's. Files of other types, system folders and links that lead back are counted.
+
+    Args:
+        spell: How names are spelt before they are sorted and compared.
+        outer: Whether the class is the outermost folder, directly below `root`.
 
     Raises:
         DataError: If the folder cannot be read or holds no image in a class folder.
     """
-    try:
-        below = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    except OSError as error:
-        raise DataError(f"{root} cannot be read: {error.strerror}", "check data.root") from None
+    if not os.access(root, os.R_OK | os.X_OK) or not root.is_dir():
+        raise DataError(f"{root} is no folder that can be read", "check data.root")
     rows: list[tuple[str, str]] = []
+    below: list[str] = []
     ignored: Counter[str] = Counter()
-    for folder, _, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, followlinks=True):
         inner = "" if folder == str(root) else os.path.relpath(folder, root).replace(os.sep, "/")
+        _leave_out(folder, folders, ignored)
+        below = below or list(folders)
         for name in files:
             if is_image(name):
-                rows.append((f"{inner}/{name}" if inner else name, os.path.basename(inner)))
+                raw = f"{inner}/{name}" if inner else name
+                rows.append((spell(raw), raw))
             elif inner and not name.startswith("."):
                 ignored[extension(name)] += 1
-    rows.sort(key=lambda row: (natural_key(row[0]), row[0]))
-    loose = [name for name, _ in rows if "/" not in name]
+    rows.sort(key=lambda row: (natural_key(row[0]), row))
+    names = [name for name, _ in rows]
+    _check_rows(root, names, ignored)
+    return Found(
+        where=str(root),
+        names=names,
+        labels=[name.split("/")[0 if outer else -2] for name in names],
+        sizes=file_sizes(root, [raw for _, raw in rows]),
+        files=FolderFiles(str(root), as_names([raw for _, raw in rows])),
+        folders=True,
+        empty=tuple(sorted({spell(name) for name in below} - {name.split("/", 1)[0] for name in names})),
+        ignored=most_first(ignored),
+        notes=tuple(tree_notes(str(root), names, outer)),
+    )
+
+
+def _leave_out(folder: str, folders: list[str], ignored: Counter[str]) -> None:
+    """Take out of `folders` what a walk should not enter, and count it."""
+    for name in list(folders):
+        path = os.path.join(folder, name)
+        if is_system_folder(name):
+            ignored[f"{name}/"] += sum(len(files) for _, _, files in os.walk(path))
+            folders.remove(name)
+        elif os.path.islink(path) and _leads_back(path, folder):
+            ignored[f"{name}/ (a link back to a folder above it)"] += 1
+            folders.remove(name)
+
+
+def _leads_back(link: str, folder: str) -> bool:
+    target, here = os.path.realpath(link), os.path.realpath(folder)
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
+
+
+def _check_rows(root: Path, names: Sequence[str], ignored: Counter[str]) -> None:
+    loose = [name for name in names if "/" not in name]
     if loose:
         raise DataError(
             f"{root} holds images outside of any class folder: {listed(loose)}",
-            "put each image into a folder named after its class, or give a table of labels as data.csv",
+            "put each image into a folder named after its class, or give a table of labels as data.csv; if "
+            f"{root.name} itself is a class, give data.layout=classes",
         )
-    if not rows:
+    if not names:
         raise DataError(
             f"{root} holds no images ({', '.join(EXTENSIONS)}) in class folders{_but(ignored)}",
             "data.root is a folder of class folders, or of train and val folders with class folders in them",
         )
-    filled = {name.split("/", 1)[0] for name, _ in rows}
-    names = [name for name, _ in rows]
-    return Found(
-        where=str(root),
-        names=names,
-        labels=[label for _, label in rows],
-        sizes=file_sizes(root, names),
-        files=FolderFiles(str(root), as_names(names)),
-        folders=True,
-        empty=tuple(name for name in below if name not in filled),
-        ignored=most_first(ignored),
+
+
+def tree_notes(where: str, names: Sequence[str], outer: bool) -> Iterator[str]:
+    """How a tree was read whose images do not lie in class folders directly below it."""
+    depths = Counter(name.count("/") for name in names)
+    if set(depths) == {1}:
+        return
+    shape = " and ".join(f"{depth} folders deep ({count:,})" for depth, count in sorted(depths.items()))
+    inner, first = ({name.split("/")[part] for name in names} for part in (-2, 0))
+    classes, others = (first, inner) if outer else (inner, first)
+    yield (
+        f"{where}: images lie {shape}; the {'outermost' if outer else 'innermost'} folder is the class "
+        f"({len(classes):,}: {listed(sorted(classes, key=natural_key))}); data.class_folder="
+        f"{'inner' if outer else 'outer'} would make it {len(others):,} ({listed(sorted(others, key=natural_key))})"
     )
 
 
@@ -103,7 +166,12 @@ def _size(path: str) -> int:
         return -1
 
 
-def listed(names: list[str], most: int = 5) -> str:
+def plural(count: int, word: str) -> str:
+    """A number of things: 1 file, 2 files."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def listed(names: list[str], most: int = 5, between: str = ", ") -> str:
     """The first few names and how many there are."""
-    shown = ", ".join(names[:most])
+    shown = between.join(names[:most])
     return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

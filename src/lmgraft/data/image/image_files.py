@@ -70,7 +70,7 @@ class ImageFiles(ImageData):
     """
 
     name = "image_files"
-    before: ClassVar[Mapping[str, Any]] = {"reading": "timm"}
+    before: ClassVar[Mapping[str, Any]] = {"reading": "timm", "split_version": 1}
 
     def __init__(
         self, *, batch_size: int = 64, eval_batch_size: int = 256, num_workers: int | None = None, **options: Any
@@ -161,8 +161,8 @@ class ImageFiles(ImageData):
             "selection": splits.selection,
         } | ({} if limits is None else {"range": limits})
 
-    def check(self, workers: int, progress: ShowProgress) -> Findings:
-        return check_files(self.settings, workers, progress)
+    def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
+        return check_files(self.settings, workers, progress, near)
 
     def recall(self, record: Mapping[str, Any]) -> None:
         classes = record.get("categories", {}).get("class", self.settings.classes)

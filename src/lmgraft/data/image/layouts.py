@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from lmgraft.data.image.csv_files import ANY, find_in_csv
-from lmgraft.data.image.folders import find_in_folder
+from lmgraft.data.image.folders import composed, find_in_folder, is_system_folder, listed
 from lmgraft.data.image.hub_sets import find_hfds, find_torch
 from lmgraft.data.image.tables import Found
 from lmgraft.data.image.tars import find_in_shards, find_in_tars
@@ -26,6 +27,12 @@ class Layout:
     """The folder of the images, or a .tar file."""
     dataset: str = ""
     """Another kind of data set, as timm names it: hfds/NAME, wds/, torch/NAME."""
+    layout: Literal["auto", "splits", "classes"] = "auto"
+    """What the folders directly below root are: classes, or splits; by default splits if one is called train."""
+    class_folder: Literal["inner", "outer"] = "inner"
+    """Which folder names the class of an image that lies deeper: the one it lies in, or the outermost."""
+    split_version: Literal[1, 2] = 2
+    """How images are held out: 2 keeps equal files together and spells names alike on every system; 1 does neither."""
     csv: str | None = None
     """A table with the columns path, label and perhaps split; paths are relative to root, or to the table."""
     train_split: str | None = None
@@ -39,6 +46,10 @@ class Layout:
     target_key: str = "label"
     """Column of the class in a Hugging Face data set."""
 
+    def spell(self, name: str) -> str:
+        """A file's name as it is sorted, hashed and compared."""
+        return name if self.split_version == 1 else composed(name)
+
 
 def find_splits(layout: Layout) -> dict[str, Found]:
     """The splits that the data set itself has: "train", "val" and "test", as far as there are such.
@@ -49,7 +60,7 @@ def find_splits(layout: Layout) -> dict[str, Found]:
     prefix, slash, _ = layout.dataset.partition("/")
     if layout.csv is not None:
         root = None if layout.root is None else _existing(layout.root)
-        found = find_in_csv(Path(layout.csv).expanduser(), root)
+        found = find_in_csv(Path(layout.csv).expanduser(), root, layout.spell)
         if ANY not in found and "train" not in found:
             raise DataError(f"{layout.csv} has no images for training", "name them train in its column split")
         return {"train": found[ANY]} if ANY in found else found
@@ -76,7 +87,9 @@ def _in_files(root: Path, layout: Layout) -> dict[str, Found]:
     if root.is_file():
         if root.suffix.lower() != ".tar":
             raise DataError(f"data.root={root} is a file", "give a folder, or a .tar file")
-        return {"train": find_in_tars(root)}
+        return {"train": find_in_tars(root, layout.spell)}
+    if layout.layout == "classes":
+        return {"train": _read(root, layout)}
     places: dict[str, Path] = {}
     for split, named, usual in (
         ("train", layout.train_split, _TRAIN),
@@ -87,13 +100,31 @@ def _in_files(root: Path, layout: Layout) -> dict[str, Found]:
         if place is not None:
             places[split] = place
     if "train" in places:
-        return {split: _read(place) for split, place in places.items()}
-    if places:
+        found = {split: _read(place, layout) for split, place in places.items()}
+        return found | {"train": replace(found["train"], notes=(*found["train"].notes, *_beside(root, places)))}
+    if places or layout.layout == "splits":
         raise DataError(
-            f"{root} has {' and '.join(sorted(p.name for p in places.values()))} but no train folder or train.tar",
-            "name the folder of the training images as data.train_split",
+            f"{root} has {' and '.join(sorted(p.name for p in places.values())) or 'no split'} but no train folder or "
+            "train.tar",
+            "name the folder of the training images as data.train_split; or, if these are classes, give "
+            "data.layout=classes",
         )
-    return {"train": _read(root)}
+    return {"train": _read(root, layout)}
+
+
+def _beside(root: Path, places: Mapping[str, Path]) -> Iterator[str]:
+    """A note of folders beside the splits, which may be classes."""
+    taken = {place.name for place in places.values()}
+    beside = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if entry.name not in taken and entry.is_dir() and not is_system_folder(entry.name)
+    )
+    if beside:
+        yield (
+            f"{root}: {' and '.join(sorted(taken))} are read as splits, and the folders {listed(beside)} are not read; "
+            "if all of them are classes, give data.layout=classes"
+        )
 
 
 def _place(root: Path, named: str | None, usual: Sequence[str]) -> Path | None:
@@ -106,9 +137,10 @@ def _place(root: Path, named: str | None, usual: Sequence[str]) -> Path | None:
     return None
 
 
-def _read(place: Path) -> Found:
+def _read(place: Path, layout: Layout) -> Found:
     tars = place.is_file() or (any(place.glob("*.tar")) and not any(p.is_dir() for p in place.iterdir()))
-    return find_in_tars(place) if tars else find_in_folder(place)
+    find = find_in_tars if tars else find_in_folder
+    return find(place, layout.spell, layout.class_folder == "outer")
 
 
 def _named(prefix: str, layout: Layout) -> dict[str, Found]:

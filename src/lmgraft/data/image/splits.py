@@ -9,10 +9,11 @@ import numpy as np
 
 from lmgraft.data.image.checks import check_table, notices
 from lmgraft.data.image.classes import number_classes
+from lmgraft.data.image.equal import equal_files, equal_notes, representatives
 from lmgraft.data.image.holdout import Index, hold_out
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
-from lmgraft.data.image.tables import ImageTable, as_names
+from lmgraft.data.image.tables import Found, ImageTable, as_names
 from lmgraft.errors import DataError
 
 
@@ -28,25 +29,22 @@ class Splits:
     """What is odd but stops nothing."""
 
 
-def make_splits(settings: Settings) -> Splits:
+_COMPARED = 100_000
+"""Images in splits of their own up to which a training looks for equal files across them; check-data always does."""
+
+
+def make_splits(settings: Settings, found: dict[str, Found] | None = None) -> Splits:
     """Find and check the images, and hold out what the data set has no split for.
+
+    Args:
+        found: What `find_splits` gives for these settings, if it is known.
 
     Raises:
         DataError: If something is missing or does not agree.
     """
-    found = find_splits(settings)
+    found = find_splits(settings) if found is None else found
     names, numbers = number_classes(found, settings.classes, settings.class_map, settings.root)
-    tables = {
-        split: ImageTable(
-            where=part.where,
-            names=as_names(part.names),
-            labels=numbers[split],
-            sizes=part.sizes,
-            files=part.files,
-            contents=part.contents,
-        )
-        for split, part in found.items()
-    }
+    tables = {split: _table(part, numbers[split]) for split, part in found.items()}
     if "test" not in tables and "val" in tables:
         tables["test"] = tables.pop("val")
     for split, table in tables.items():
@@ -54,13 +52,43 @@ def make_splits(settings: Settings) -> Splits:
     index = {split: np.flatnonzero(table.labels >= 0) for split, table in tables.items()}
     sizes = {"test": settings.test_size, "val": settings.val_size}
     wanted = {split: size for split, size in sizes.items() if split not in tables and size}
-    train, used = tables["train"], index["train"]
-    parts = hold_out(train.names[used], train.labels[used], wanted, names, train.where)
-    index |= {split: used[part] for split, part in parts.items()}
+    train = tables["train"]
+    groups = []
+    if settings.split_version > 1 and (wanted or sum(map(len, index.values())) <= _COMPARED):
+        groups = equal_files(list(tables.values()))
+    remarks = (*notices(found, names), *equal_notes(tables, groups))
+    parts = _held_out(train, index["train"], wanted, names, representatives(len(train), groups))
+    index |= parts
     tables |= dict.fromkeys(wanted, train)
     if "test" not in tables:
         raise DataError(f"{train.where} has no test images", "make data.test_size more than 0")
     selection: Literal["val", "test"] = "val" if "val" in tables else "test"
     tables.setdefault("val", tables["test"])
     index.setdefault("val", index["test"])
-    return Splits(class_names=names, tables=tables, index=index, selection=selection, notices=notices(found, names))
+    return Splits(class_names=names, tables=tables, index=index, selection=selection, notices=remarks)
+
+
+def _table(part: Found, labels: Index) -> ImageTable:
+    return ImageTable(
+        where=part.where,
+        names=as_names(part.names),
+        labels=labels,
+        sizes=part.sizes,
+        files=part.files,
+        contents=part.contents,
+    )
+
+
+def _held_out(
+    table: ImageTable, used: Index, sizes: dict[str, int | float], class_names: tuple[str, ...], first: Index
+) -> dict[str, Index]:
+    """Positions of "train" and of each held-out part; equal images go where the first of them goes.
+
+    A class whose images are all copies of other classes' is held out by itself: one of the labels is wrong.
+    """
+    alone = used[first[used] == used]
+    copied = np.isin(table.labels, np.setdiff1d(table.labels[used], table.labels[alone]))
+    first = np.where(copied, np.arange(len(first)), first)
+    alone = used[first[used] == used]
+    parts = hold_out(table.names[alone], table.labels[alone], sizes, class_names, table.where)
+    return {split: used[np.isin(first[used], alone[part])] for split, part in parts.items()}

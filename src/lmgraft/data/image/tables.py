@@ -62,6 +62,8 @@ class Found:
     """Extension -> how many files of this type were passed over, most first."""
     contents: str = ""
     """What the source itself knows its contents by, where sizes of files are not known."""
+    notes: tuple[str, ...] = ()
+    """How the source was read, where that is not plain."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,7 +84,7 @@ class ImageTable:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def name(self, index: int) -> str:
+    def name(self, index: int | np.int64) -> str:
         return os.fsdecode(bytes(self.names[index]))
 
     def place(self, index: int) -> str:
@@ -111,8 +113,21 @@ class FolderFiles:
     root: str
     names: Names
 
+    def path(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(self.names[index].item()))
+
     def open(self, index: int) -> Image.Image | Pixels:
-        return open_image(os.path.join(self.root, os.fsdecode(bytes(self.names[index]))))
+        path = self.path(index)
+        try:
+            return open_image(path)
+        except FileNotFoundError:
+            if os.path.islink(path):
+                raise OSError(f"a link to {os.readlink(path)}, which is not there: mend the link") from None
+            raise
+
+    def stretch(self, index: int, offset: int, size: int) -> bytes:
+        """A stretch of a file."""
+        return read_range(self.path(index), offset, size)
 
 
 @dataclass(frozen=True)
@@ -125,7 +140,11 @@ class FileRanges:
     sizes: npt.NDArray[np.int64]
 
     def open(self, index: int) -> Image.Image | Pixels:
-        return open_image(read_range(self.paths[self.which[index]], self.offsets[index], self.sizes[index]))
+        return open_image(self.stretch(index, 0, int(self.sizes[index])))
+
+    def stretch(self, index: int, offset: int, size: int) -> bytes:
+        """A stretch of a file."""
+        return read_range(self.paths[self.which[index]], int(self.offsets[index]) + offset, size)
 
 
 def read_range(path: str, offset: int, size: int) -> bytes:

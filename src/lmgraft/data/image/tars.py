@@ -20,7 +20,15 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from timm.utils.misc import natural_key
 
-from lmgraft.data.image.folders import extension, listed, most_first
+from lmgraft.data.image.folders import (
+    Spell,
+    composed,
+    extension,
+    is_system_folder,
+    listed,
+    most_first,
+    tree_notes,
+)
 from lmgraft.data.image.opening import EXTENSIONS, is_image
 from lmgraft.data.image.tables import FileRanges, Found, read_range
 from lmgraft.errors import DataError
@@ -71,8 +79,12 @@ def _members(file: BinaryIO, path: str, start: int, prefix: str) -> Iterator[Mem
             raise tarfile.ReadError("cut off or damaged: the end mark is missing")
 
 
-def find_in_tars(root: Path) -> Found:
+def find_in_tars(root: Path, spell: Spell = composed, outer: bool = False) -> Found:
     """Images in one tar, or in the tars of a folder; the innermost folder or tar is an image's class, as in timm.
+
+    Args:
+        spell: How names are spelt before they are sorted and compared.
+        outer: Whether the class is the outermost folder or tar.
 
     Raises:
         DataError: If a tar is damaged, or there is no image in a class folder.
@@ -82,21 +94,28 @@ def find_in_tars(root: Path) -> Found:
     rows = []
     ignored: Counter[str] = Counter()
     for path in paths:
-        outer = "" if single else path.stem
+        start = "" if single else path.stem
         for member in members(path):
-            if is_image(member.name):
-                folder = os.path.join(outer, member.folder).strip("/")
-                rows.append((f"{folder}/{member.name}", os.path.basename(folder), member))
+            folder = spell(os.path.normpath(os.path.join(start, member.folder)).lstrip("/"))
+            folder = "" if folder == "." else folder
+            system = next((part for part in folder.split("/") if is_system_folder(part)), None)
+            if system:
+                ignored[f"{system}/"] += 1
+            elif is_image(member.name):
+                rows.append((f"{folder}/{spell(member.name)}", member))
             elif not member.name.startswith("."):
                 ignored[extension(member.name)] += 1
     if not rows:
         raise DataError(f"{root} holds no images ({', '.join(EXTENSIONS)})", "members are named <class>/<file>")
-    loose = [name for name, label, _ in rows if label in ("", ".")]
+    loose = [name for name, _ in rows if name.startswith("/")]
     if loose:
         raise DataError(f"{root} holds images outside of any class folder: {listed(loose)}")
     rows.sort(key=lambda row: (natural_key(row[0]), row[0]))
-    found = _found(str(root), [row[0] for row in rows], [row[1] for row in rows], [row[2] for row in rows])
-    return replace(found, folders=True, ignored=most_first(ignored))
+    names = [name for name, _ in rows]
+    labels = [name.split("/")[0 if outer else -2] for name in names]
+    found = _found(str(root), names, labels, [member for _, member in rows])
+    notes = tuple(tree_notes(str(root), names, outer))
+    return replace(found, folders=True, ignored=most_first(ignored), notes=notes)
 
 
 def _found(where: str, names: list[str], labels: list[str], where_in: list[Member]) -> Found:

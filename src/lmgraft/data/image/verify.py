@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from PIL import Image
 from lmgraft.data.image.file_set import reason
 from lmgraft.data.image.reading import Pixels, Reading, deep_pixels
 from lmgraft.data.image.tables import UNREADABLE, Files, Found
+from lmgraft.data.image.twins import SKETCH, sketch
 from lmgraft.data.loader import Fault
 from lmgraft.errors import DataError
 
@@ -43,6 +44,8 @@ class Pictures:
     """Width and height of each image, 0 where it cannot be read."""
     digests: npt.NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
     """Of each image's pixels, 0 where it cannot be read."""
+    sketches: npt.NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, SKETCH), np.uint8))
+    """See `twins.sketch`."""
 
     def readable(self) -> npt.NDArray[np.int32]:
         """Width and height of the images that can be read, (N, 2)."""
@@ -55,11 +58,22 @@ class Pictures:
         return int(width), int(height)
 
 
-def look(found: Found, reading: Reading, workers: int, tell: Callable[[int, int], None]) -> Pictures:
+@dataclass(frozen=True)
+class Looking:
+    """What is done with each image."""
+
+    files: Files
+    reading: Reading
+    """How a training would read it."""
+    near: bool = False
+    """Whether to keep a sketch of its shapes, by which nearly equal images are found."""
+
+
+def look(found: Found, looking: Looking, workers: int, tell: Callable[[int, int], None]) -> Pictures:
     """Decode all images of a split.
 
     Args:
-        reading: How a training would read them.
+        looking: What is done with each.
         workers: Processes; 0 uses this one.
         tell: Told how many images more were looked at, and how many of them cannot be read.
 
@@ -67,23 +81,27 @@ def look(found: Found, reading: Reading, workers: int, tell: Callable[[int, int]
         DataError: If a process dies over an image.
     """
     count = len(found.names)
-    seen = Pictures(sides=np.zeros((count, 2), np.int32), digests=np.zeros(count, np.uint64))
+    seen = Pictures(
+        sides=np.zeros((count, 2), np.int32),
+        digests=np.zeros(count, np.uint64),
+        sketches=np.zeros((count, SKETCH), np.uint8),
+    )
     starts = range(0, count, _CHUNK)
     if workers == 0:
-        _adopt(found.files, reading)
+        _adopt(looking)
         for start in starts:
             _take(seen, found, start, _look_at(range(start, min(start + _CHUNK, count))), tell)
     else:
-        _look_in_parallel(seen, found, reading, workers, starts, tell)
+        _look_in_parallel(seen, found, looking, workers, starts, tell)
     seen.faults.sort()
     seen.notes.sort()
     return seen
 
 
 def _look_in_parallel(
-    seen: Pictures, found: Found, reading: Reading, workers: int, starts: range, tell: Callable[[int, int], None]
+    seen: Pictures, found: Found, looking: Looking, workers: int, starts: range, tell: Callable[[int, int], None]
 ) -> None:
-    with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(found.files, reading)) as pool:
+    with ProcessPoolExecutor(workers, initializer=_adopt, initargs=(looking,)) as pool:
         tasks = {pool.submit(_look_at, range(start, min(start + _CHUNK, starts.stop))): start for start in starts}
         try:
             for task in as_completed(tasks):
@@ -113,30 +131,33 @@ class _Look(NamedTuple):
     """Of its pixels."""
     values: tuple[float, float, float, float] | None = None
     """The smallest and the largest of a deep image, and those that its type can hold."""
+    sketch: bytes = bytes(SKETCH)
+    """Of its shapes; zeros if it was not asked for, or nothing can be seen."""
 
 
-_work: list[tuple[Files, Reading]] = []  # of a worker process: sent once, not with every task
+_work: list[Looking] = []  # of a worker process: sent once, not with every task
 
 
-def _adopt(files: Files, reading: Reading) -> None:
-    _work[:] = [(files, reading)]
+def _adopt(looking: Looking) -> None:
+    _work[:] = [looking]
 
 
 def _look_at(indices: range) -> list[_Look]:
-    return [_look_at_one(*_work[0], index) for index in indices]
+    return [_look_at_one(_work[0], index) for index in indices]
 
 
-def _look_at_one(files: Files, reading: Reading, index: int) -> _Look:
+def _look_at_one(looking: Looking, index: int) -> _Look:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            with files.open(index) as image:
+            with looking.files.open(index) as image:
                 look = _deep(image) if isinstance(image, Pixels) else _of_pil(image)
-                reading.read(image)
+                shown = looking.reading.read(image)
         except UNREADABLE as error:
             return _Look(reason(error))
     odd = [str(warning.message).splitlines()[0] for warning in caught]
-    return look._replace(odd="; ".join([*odd, *filter(None, [look.odd])]))
+    look = look._replace(odd="; ".join([*odd, *filter(None, [look.odd])]))
+    return look._replace(sketch=sketch(shown)) if looking.near else look
 
 
 def _of_pil(image: Image.Image) -> _Look:
@@ -180,34 +201,5 @@ def _take(seen: Pictures, found: Found, start: int, looks: list[_Look], tell: Ca
         seen.modes[look.mode] += 1
         seen.sides[index] = look.width, look.height
         seen.digests[index] = look.digest
+        seen.sketches[index] = np.frombuffer(look.sketch, np.uint8)
     tell(len(looks), bad)
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Images with equal pixels."""
-
-    names: tuple[str, ...]
-    """`split: name` of each."""
-    labels: frozenset[str]
-    splits: frozenset[str]
-
-
-def twins(found: dict[str, Found], seen: dict[str, Pictures]) -> list[Twins]:
-    """Groups of images that show the same, pixel by pixel, within and across splits."""
-    return list(_twins(found, seen))
-
-
-def _twins(found: dict[str, Found], seen: dict[str, Pictures]) -> Iterator[Twins]:
-    places = [(split, index) for split, pictures in seen.items() for index in range(len(pictures.digests))]
-    digests = np.concatenate([pictures.digests for pictures in seen.values()])
-    order = np.argsort(digests, kind="stable")
-    borders = np.flatnonzero(np.diff(digests[order])) + 1
-    for group in np.split(order, borders):
-        if len(group) > 1 and digests[group[0]]:
-            rows = [places[i] for i in group]
-            yield Twins(
-                tuple(f"{split}: {found[split].names[index]}" for split, index in rows),
-                frozenset(found[split].labels[index] for split, index in rows),
-                frozenset(split for split, _ in rows),
-            )

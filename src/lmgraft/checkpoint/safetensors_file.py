@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor
+from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, refuse_stand_in
 from lmgraft.errors import CheckpointError, SourceError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
@@ -120,6 +120,7 @@ def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int
     Raises:
         CheckpointError: If the header is damaged, or an entry lies outside the file or is not of its size.
     """
+    refuse_stand_in(source)
     if source.size < 8:
         raise CheckpointError(f"{source.label} is cut short or damaged: {source.size} bytes", "download the file again")
     length = int.from_bytes(read_bytes(source, 0, 8), "little")
@@ -182,6 +183,7 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
     source = place.open(name)
     if source.size > _MOST_HEADER:
         raise CheckpointError(f"{source.label} is no JSON object: it has {source.size} bytes", "download it again")
+    refuse_stand_in(source)
     text = read_bytes(source, 0, source.size)  # not in the `try`: a remote place has errors of its own
     try:
         value = json.loads(text)

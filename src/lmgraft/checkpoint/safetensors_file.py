@@ -21,7 +21,7 @@ from lmgraft.errors import CheckpointError, SourceError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_DIMS = 64
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -36,7 +36,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_WIDTHS = {name: dtype.itemsize for name, dtype in _DTYPES.items()} | {"U64": 8, "U32": 4, "U16": 2}
+_WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U64": 8, "U32": 4, "U16": 2}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -106,12 +106,12 @@ class SafetensorsCheckpoint:
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype."""
         source, dtype, shape, offset = self._entry(name)
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise CheckpointError(
                 f"{name} in {source.label} is stored as {dtype}, which is not read",
                 "use the model's unquantised weights, or a GGUF file",
             )
-        return read_tensor(source, offset, _DTYPES[dtype], shape)
+        return read_tensor(source, offset, DTYPES[dtype], shape)
 
 
 def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int]]:

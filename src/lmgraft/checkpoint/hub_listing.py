@@ -138,13 +138,13 @@ def _ask(repo: str, revision: str, file: str, request: Callable[[], _T]) -> _T:
                 raise refusal(response.status_code, code, repo, revision, file) from None
             reason = str(error) if response is None else f"it answered {response.status_code}"
             wait = 0.0 if response is None else retry_after(response.headers)
-        except network_errors() as error:
-            reason = f"{type(error).__name__}: {error}"
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):  # before the network's too: requests' are both
             raise SourceError(
                 f"{endpoint()} answered something else than the description of {repo}",
                 "check HF_ENDPOINT, and that no proxy or login page stands between",
             ) from None
+        except network_errors() as error:
+            reason = f"{type(error).__name__}: {error}"
         failures += 1
         give_up_or_wait(failures, wait, f"the Hub could not be asked about {repo}", reason)
 

@@ -21,7 +21,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint
 from lmgraft.checkpoint.places import LocalFile
-from lmgraft.checkpoint.torch_file import TorchFile
 
 _PIECE = 9 << 19  # a multiple of 2 and of a Q4_0 block's 18 bytes
 
@@ -184,9 +183,11 @@ def write_meta(folder: Path, of: Anatomy, *, whole: bool = False) -> Path:
     path = folder / "consolidated.00.pth"
     with FakeTensorMode(), torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save({name: torch.empty(shape, dtype=torch.float16) for name, shape in shapes.items()}, path)
-    file = TorchFile(LocalFile(path))
-    wanted = [name for name in shapes if whole or f"layers.{of.layers - 1}." in name]
-    _fill(path, ((file.offset(name), file.nbytes(name)) for name in wanted), _random_halves())
+    with FakeTensorMode():  # torch then notes where in the file each tensor lies
+        state = torch.load(path, weights_only=True)
+    wanted = [state[name] for name in shapes if whole or f"layers.{of.layers - 1}." in name]
+    spans = ((tensor.untyped_storage()._checkpoint_offset, tensor.nbytes) for tensor in wanted)
+    _fill(path, spans, _random_halves())
     return folder
 
 

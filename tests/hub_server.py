@@ -15,12 +15,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONVERTED = "fedcba9876543210fedcba9876543210fedcba98"
 
 
 class HubServer(ThreadingHTTPServer):
     """Serves repositories of files from memory.
 
     Attributes:
+        converted: Repository -> number of the pull request with safetensors, whose files are `repos["NAME@refs/pr/1"]`.
         sent: File name -> bytes of its content that went out.
         requests: (method, path, headers) of every request.
         ranges: File name -> Range headers asked for.
@@ -38,6 +40,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repos: dict[str, dict[str, bytes]] = {}
         self.cards: dict[str, dict[str, Any]] = {}
+        self.converted: dict[str, int] = {}
         self.sent: Counter[str] = Counter()
         self.ranges: dict[str, list[str | None]] = {}
         self.requests: list[tuple[str, str, dict[str, str]]] = []
@@ -83,6 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.requests.append((self.command, path, headers))
         if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/(revision|tree)/(.+))?", path):
             self._api(match[1], match[2], match[3])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/discussions", path):
+            self._discussions(match[1])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[2], match[3], head, headers.get("range"))
         else:
@@ -94,21 +99,32 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(*fault)
         elif repo not in self.server.repos:
             self._refuse(401, {"X-Error-Code": "RepoNotFound"})
-        elif revision not in (None, "main", "v1.0", "refs/pr/1", COMMIT):
+        elif revision not in (None, "main", "v1.0", "refs/pr/1", COMMIT, CONVERTED):
             self._refuse(404, {"X-Error-Code": "RevisionNotFound"})
         else:
-            files = self.server.repos[repo]
+            files = self.server.repos[f"{repo}@{revision}" if f"{repo}@{revision}" in self.server.repos else repo]
+            commit = CONVERTED if revision == "refs/pr/1" and repo in self.server.converted else COMMIT
             said: Any = [{"type": "file", "path": n, "size": len(b), "oid": "0" * 40} for n, b in files.items()]
             if what != "tree":
                 siblings = [
                     {"rfilename": n} | ({"size": len(b)} if self.server.sizes else {}) for n, b in files.items()
                 ]
-                said = {"id": repo, "sha": COMMIT, "siblings": siblings, "cardData": self.server.cards[repo]}
+                said = {"id": repo, "sha": commit, "siblings": siblings, "cardData": self.server.cards[repo]}
             self._send(200, json.dumps(said).encode(), {"Content-Type": "application/json"})
 
+    def _discussions(self, repo: str) -> None:
+        number = self.server.converted.get(repo)
+        proposal = {"num": number, "title": "Adding `safetensors` variant of this model", "status": "open"}
+        proposal |= {"author": {"name": "SFconvertbot"}, "createdAt": "2024-01-01T00:00:00.000Z"}
+        proposal |= {"repo": {"name": repo, "type": "model"}, "isPullRequest": True}
+        found = [] if number is None else [proposal]
+        answer = {"discussions": found, "count": len(found), "start": 0}
+        self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
     def _file(self, repo: str, revision: str, name: str, head: bool, asked: str | None) -> None:
-        content = self.server.repos.get(repo, {}).get(name)
-        if content is None or revision not in ("main", COMMIT):
+        proposal = f"{repo}@refs/pr/1"
+        content = self.server.repos.get(proposal if revision == CONVERTED else repo, {}).get(name)
+        if content is None or revision not in ("main", COMMIT, CONVERTED):
             self._refuse(404, {"X-Error-Code": "EntryNotFound"})
             return
         headers = {

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmgraft
-from hub_server import COMMIT, HubServer, serving
+from hub_server import COMMIT, CONVERTED, HubServer, serving
 from lmgraft.checkpoint import cache, cache_admin, hub_http, open_checkpoint
 from lmgraft.checkpoint.hub import parse_hub_source
 from lmgraft.checkpoint.hub_file import RemoteFile
@@ -120,6 +121,16 @@ class TestLoading:
         assert sum(hub.sent.values()) <= layer + (1 << 20)
         assert not any(path.startswith("/api") for _, path, _ in hub.requests)
 
+    def test_much_is_announced_once(
+        self, hub: HubServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(cache, "_MUCH", 1 << 20)
+        for _ in range(2):
+            lmgraft.load_block(REPO, 1)
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("lmgraft: fetching 2 MB, once: model.layers.1 of tiny-org/tiny-llama@")
+
     def test_nothing_large_is_read_twice(self, hub: HubServer) -> None:
         lmgraft.load_block(REPO, 1)
         assert all(len(set(ranges)) == len(ranges) for ranges in hub.ranges.values())
@@ -179,19 +190,68 @@ class TestLoading:
         assert hub.requests == []
 
 
-@pytest.mark.parametrize("snapshot", [False, True])
-def test_pytorch_weights(
-    hub: HubServer, wide_folder: Path, wide_block: lmgraft.FrozenBlock, tmp_path: Path, snapshot: bool
-) -> None:
-    folder = tmp_path / "torch"
-    folder.mkdir()
-    shutil.copy(wide_folder / "config.json", folder)
-    torch.save(LlamaForCausalLM.from_pretrained(wide_folder).state_dict(), folder / "pytorch_model.bin")
-    hub.add(REPO, folder)
-    if snapshot:
-        hf_snapshot(tmp_path, folder)
-    assert lmgraft.load_block(REPO, 1).provenance.digest == wide_block.provenance.digest
-    assert sum(hub.sent.values()) <= (0 if snapshot else 4 * wide_block.config.num_params() + (1 << 20))
+class TestTorchFiles:
+    """They come whole, unless there are safetensors."""
+
+    @pytest.fixture
+    def torch_folder(self, hub: HubServer, wide_folder: Path, tmp_path: Path) -> Path:
+        folder = tmp_path / "torch"
+        folder.mkdir()
+        shutil.copy(wide_folder / "config.json", folder)
+        torch.save(LlamaForCausalLM.from_pretrained(wide_folder).state_dict(), folder / "pytorch_model.bin")
+        hub.add(REPO, folder)
+        return folder
+
+    def test_whole_and_once(
+        self,
+        hub: HubServer,
+        torch_folder: Path,
+        wide_block: lmgraft.FrozenBlock,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.setattr(cache, "_MUCH", 1 << 20)
+        for source in (REPO, REPO, f"{REPO}/pytorch_model.bin"):
+            assert lmgraft.load_block(source, 1).provenance.digest == wide_block.provenance.digest
+        assert hub.sent["pytorch_model.bin"] == (torch_folder / "pytorch_model.bin").stat().st_size
+        assert capsys.readouterr().err.count("lmgraft: fetching 16 MB, once: tiny-org/tiny-llama@") == 1
+        hub.forget()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert lmgraft.load_block(REPO, 2).provenance.revision == COMMIT
+        assert hub.requests == []
+
+    def test_offline(self, hub: HubServer, torch_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        open_checkpoint(f"{REPO}@v1.0")
+        shutil.rmtree(Path(os.environ["HF_HOME"]))
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(SourceError, match="HF_HUB_OFFLINE is set") as caught:
+            lmgraft.load_block(f"{REPO}@v1.0", 1)
+        assert f"hf download {REPO}" in caught.value.remedy
+
+    def test_the_hubs_own_conversion_comes_first(
+        self,
+        hub: HubServer,
+        torch_folder: Path,
+        wide_folder: Path,
+        wide_block: lmgraft.FrozenBlock,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        hub.add(f"{REPO}@refs/pr/1", wide_folder)
+        hub.converted[REPO] = 1
+        block = lmgraft.load_block(REPO, 1)
+        assert (block.provenance.digest, block.provenance.revision) == (wide_block.provenance.digest, CONVERTED)
+        assert not hub.sent["pytorch_model.bin"]
+        hub.forget()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert lmgraft.load_block(REPO, 1).provenance.revision == CONVERTED
+        assert hub.requests == []
+
+    def test_a_snapshot_is_taken(
+        self, hub: HubServer, torch_folder: Path, tmp_path: Path, wide_block: lmgraft.FrozenBlock
+    ) -> None:
+        hf_snapshot(tmp_path, torch_folder)
+        assert lmgraft.load_block(REPO, 1).provenance.digest == wide_block.provenance.digest
+        assert hub.requests == []
 
 
 class TestGguf:
@@ -367,14 +427,30 @@ class TestFaults:
         lmgraft.load_block(REPO, 1)
         assert_cache_is_whole()
 
-    def test_no_network(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("silent", [False, True])
+    def test_no_network(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch, silent: bool) -> None:
+        """Refused, and taken but never answered: an error within seconds."""
+        monkeypatch.setattr(hub_http, "_PATIENCE", 0.5)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
+            if silent:
+                free.listen()
             monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+            before = time.perf_counter()
             with pytest.raises(SourceError, match="could not be asked about") as caught:
                 lmgraft.load_block(REPO)
+            assert time.perf_counter() - before < 5
         assert "is no local path" in caught.value.message
         assert "check the network" in caught.value.remedy
+        assert "local folder" in caught.value.remedy
+
+    def test_the_network_goes_between_two_layers(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        lmgraft.load_block(REPO, 1)
+        hub.shutdown()
+        hub.server_close()
+        monkeypatch.setattr(hub_http, "_answered", set[str]())
+        with pytest.raises(SourceError, match="does not answer"):
+            lmgraft.load_block(REPO, 3)
 
     @pytest.mark.parametrize("status", [401, 403])
     def test_gated(self, hub: HubServer, strike: Any, status: int) -> None:

@@ -91,6 +91,9 @@ FAMILIES = Registry(
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TEXT = "text_config"
+_SAME_LAYERS = {
+    f"qwen{version}_vl{part}": f"qwen{version[0]}" for version in ("2", "2_5", "3") for part in ("", "_text")
+}
 
 
 def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
@@ -110,6 +113,14 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
         raise BlockError(
             f"the LLM family {name!r} is a mixture of experts, which is not supported yet",
             "use a dense model of the same maker",
+        )
+    if name not in FAMILIES:
+        name = language_part(config).get(key, name)  # a composite: LLaVA, Mistral 3, ...
+        name = _SAME_LAYERS.get(name, name)
+    if name not in FAMILIES and config.get("auto_map"):
+        raise BlockError(
+            f"the LLM family {name!r} comes with code of its own (auto_map in its config.json), which is never run",
+            "use a model of a family in docs/families.md, or one that transformers knows without trust_remote_code",
         )
     if name not in FAMILIES:
         raise BlockError(f"the LLM family {name!r} is not supported in this version", suggest(name, FAMILIES.names()))

@@ -17,6 +17,7 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ import platformdirs
 
 from lmgraft import records
 
+_MUCH = 16 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -80,6 +82,12 @@ def store_chunks(source: str, chunks: Iterable[bytes], scratch: Path) -> tuple[P
     fetched = datetime.now(timezone.utc).isoformat(timespec="seconds")
     records.write_json(_ref_path(source), {"source": source, "sha256": sha256, "bytes": size, "fetched": fetched})
     return blob, sha256
+
+
+def announce(what: str, nbytes: int) -> None:
+    """One line to stderr before much is fetched: it may take minutes, and happens once."""
+    if nbytes >= _MUCH:
+        sys.stderr.write(f"lmgraft: fetching {nbytes / 1e6:,.0f} MB, once: {what}\n")
 
 
 def forget(source: str) -> None:

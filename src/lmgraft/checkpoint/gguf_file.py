@@ -22,7 +22,15 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
 from torch import Tensor
 
-from lmgraft.checkpoint.places import CHUNK, ByteSource, bytes_to_fetch, read_bytes, read_tensor, will_read
+from lmgraft.checkpoint.places import (
+    CHUNK,
+    ByteSource,
+    bytes_to_fetch,
+    read_bytes,
+    read_tensor,
+    refuse_stand_in,
+    will_read,
+)
 from lmgraft.errors import CheckpointError
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -219,6 +227,7 @@ def _read_value(cursor: _Cursor, kind: int) -> Any:
 def _parse_header(source: ByteSource) -> tuple[dict[str, Any], dict[str, _TensorInfo]]:
     if source.size == 0:
         raise CheckpointError(f"{source.label} is empty", "fetch it again")
+    refuse_stand_in(source)
     magic = read_bytes(source, 0, min(4, source.size))
     if magic != b"GGUF":
         raise CheckpointError(f"{source.label} is no GGUF file: it begins with {magic!r}", "check the source")

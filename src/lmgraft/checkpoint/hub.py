@@ -1,18 +1,17 @@
 """A model repository on the Hugging Face Hub as a `Place`.
 
 Each file is looked for in an existing Hugging Face cache, then in lmgraft's, then asked for over
-the network, by ranges. A branch or tag is resolved to a commit once and stays there: what is in
-a cache wins, so that the same source is the same block tomorrow. `lmgraft cache rm owner/name`
-makes it look again.
+the network, by ranges; torch files whole, into the Hugging Face cache. A branch or tag is resolved
+to a commit once and stays there: what is in a cache wins, so that the same source is the same block
+tomorrow. `lmgraft cache rm owner/name` makes it look again.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,15 @@ from lmgraft.checkpoint import cache
 from lmgraft.checkpoint.gguf_file import find_parts
 from lmgraft.checkpoint.hub_file import RemoteFile
 from lmgraft.checkpoint.hub_http import HubFile, endpoint, is_offline
-from lmgraft.checkpoint.hub_listing import Listing, licence_of_card, request_listing, request_size
+from lmgraft.checkpoint.hub_listing import (
+    Listing,
+    download,
+    hf_cache,
+    licence_of_card,
+    request_converted,
+    request_listing,
+    request_size,
+)
 from lmgraft.checkpoint.places import ByteSource, LocalFile
 from lmgraft.errors import CheckpointError, SourceError
 
@@ -29,7 +36,9 @@ _FORM = re.compile(
     r"(?:@(?P<revision>refs/(?:pr|convert)/[^/@]+|[^/@]+))?(?:/(?P<path>.+))?"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pth", ".pt")
+WHOLE = (".bin", ".pth", ".pt")
+"""Files that are fetched whole: torch reads them where they lie."""
+_WEIGHTS = (".safetensors", ".gguf", *WHOLE)
 _OPEN = re.compile(
     r"apache-2\.0|mit|bsd.*|isc|zlib|unlicense|cc0-1\.0|cc-by-[34]\.0|cc-by-sa-[34]\.0|mpl-2\.0|"
     r"(?:a|l)?gpl.*|epl-.*|artistic-2\.0|ms-pl|wtfpl|odc-by|pddl|cdla-permissive.*",
@@ -83,7 +92,7 @@ class HubFolder:
 
     def __init__(self, source: HubSource) -> None:
         self.source = source
-        self._cached = _hf_cache() / f"models--{source.repo.replace('/', '--')}"
+        self._cached = hf_cache() / f"models--{source.repo.replace('/', '--')}"
         self._listing: Listing | None = None
         commit = self._commit_in_hf_cache()
         if commit is None:
@@ -126,10 +135,10 @@ class HubFolder:
         Raises:
             SourceError: If there is no such file.
         """
-        inside = "/".join(filter(None, (self.source.folder, name)))
-        local = self._snapshot / inside
-        if local.is_file():
-            return LocalFile(local)
+        local = self.at_hand(name)
+        if local is not None:
+            return local
+        inside = self._inside(name)
         files = self._list().files
         if inside not in files:
             raise SourceError(
@@ -139,7 +148,15 @@ class HubFolder:
         file = HubFile(self.source.repo, self.commit, inside, files[inside] or 0)
         if files[inside] is None:
             file = request_size(file)
-        return RemoteFile(file)
+        return LocalFile(download(file)) if name.endswith(WHOLE) else RemoteFile(file)
+
+    def at_hand(self, name: str) -> LocalFile | None:
+        """One of its files where a snapshot on this machine holds it."""
+        local = self._snapshot / self._inside(name)
+        return LocalFile(local) if local.is_file() else None
+
+    def _inside(self, name: str) -> str:
+        return "/".join(filter(None, (self.source.folder, name)))
 
     @property
     def _snapshot(self) -> Path:
@@ -203,13 +220,31 @@ class HubFolder:
         return listing
 
 
-def _hf_cache() -> Path:
-    """The Hugging Face cache; its variables are honoured even where they were set after an import."""
-    from huggingface_hub import constants
+def in_safetensors(place: HubFolder) -> HubFolder:
+    """`place`, or the Hub's own conversion of it, where its main has only torch files that are not here yet.
 
-    chosen = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
-    home = os.environ.get("HF_HOME")
-    return Path(chosen or (os.path.join(home, "hub") if home else constants.HF_HUB_CACHE)).expanduser()
+    Which revision that is, is asked once and kept, as a branch's commit is.
+    """
+    names, source = place.names(), place.source
+    if source.revision != "main" or any(name.endswith((".safetensors", ".gguf")) for name in names):
+        return place
+    torches = [name for name in names if name.endswith(WHOLE)]
+    if not torches or any(place.at_hand(name) for name in torches):
+        return place
+    key = f"hf://{source.repo}@main#safetensors"
+    kept = cache.lookup(key)
+    if kept is not None:
+        revision = kept.read_text(encoding="utf-8")
+    elif is_offline():
+        return place
+    else:
+        try:
+            revision = request_converted(source.repo) or ""
+        except SourceError:  # a mirror that keeps no discussions
+            return place
+        with cache.scratch_dir("hub") as scratch:
+            cache.store_chunks(key, [revision.encode()], scratch)
+    return HubFolder(replace(source, revision=revision)) if revision else place
 
 
 def warn_of_licence(place: HubFolder, licence: Any) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -69,6 +70,47 @@ def is_offline() -> bool:
     return said.upper() in ("1", "ON", "YES", "TRUE") or bool(constants.HF_HUB_OFFLINE)
 
 
+_PATIENCE = 4.0
+_answered: set[str] = set()
+
+
+def reach(repo: str) -> None:
+    """Make sure, once a process, that the Hub answers at all: without a network the others try much longer.
+
+    `HF_HUB_ETAG_TIMEOUT` is how many seconds it has to, 4 by default.
+
+    Raises:
+        SourceError: If it does not.
+    """
+    address = endpoint()
+    if address in _answered:
+        return
+    patience = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or _PATIENCE)
+    failures = [f"no answer in {patience:g} s"]
+
+    def knock() -> None:
+        from huggingface_hub import get_session
+        from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # documented there
+
+        try:
+            get_session().head(address, headers=build_hf_headers(library_name="lmgraft"), timeout=patience)
+            failures.clear()
+        except network_errors() as error:
+            failures[:] = [f"{type(error).__name__}: {error}"]
+
+    # A thread, because looking up a name cannot be told when to end.
+    thread = threading.Thread(target=knock, daemon=True)
+    thread.start()
+    thread.join(patience)
+    if failures:
+        raise SourceError(
+            f"the Hub could not be asked about {repo}: {address} does not answer ({failures[0]})",
+            "check the network, proxies and HF_ENDPOINT; without a network give a local folder or file in place of "
+            f"{repo} (on a machine that has one: hf download {repo} --local-dir FOLDER)",
+        )
+    _answered.add(address)
+
+
 def network_errors() -> tuple[type[Exception], ...]:
     """What the session raises when a connection cannot be made or breaks."""
     from huggingface_hub import get_session
@@ -112,6 +154,7 @@ def read_range(file: HubFile, first: int, count: int) -> Iterator[bytes]:
         RangeIgnoredError: If the server answers with the whole file, and that was not asked for.
         SourceError: If the server refuses, answers another range, or stays away too long.
     """
+    reach(file.repo)
     done = failures = 0
     whole = first == 0 and count == file.size
     while done < count:

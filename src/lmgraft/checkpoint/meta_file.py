@@ -71,7 +71,7 @@ class MetaCheckpoint:
 
     def _split_axis(self, name: str) -> int | None:
         """The axis along which the ranks hold slices, or None if each holds all."""
-        shape = self._ranks[0].records[name].shape
+        shape = tuple(self._ranks[0].records[name].shape)
         if len(self._ranks) == 1:
             return None
         if len(shape) == 2 and name == "tok_embeddings.weight":  # split by width until LLaMA 3, then by words
@@ -98,16 +98,12 @@ class MetaCheckpoint:
     def dtype(self, name: str) -> str:
         return self._ranks[0].dtype(name)
 
-    def to_fetch(self, name: str) -> int:
-        """Bytes of a tensor that neither lie on this machine nor in the cache."""
-        return sum(rank.to_fetch(name) for rank in self._holders(name))
-
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype, its slices put together."""
         axis = self._split_axis(name)
         if axis is None:
             return self._ranks[0].read(name)
-        whole = torch.empty(self.shape(name), dtype=self._ranks[0].records[name].storage.dtype)
+        whole = torch.empty(self.shape(name), dtype=self._ranks[0].records[name].dtype)
         for rank, slot in zip(self._ranks, whole.chunk(len(self._ranks), axis), strict=True):
             slot.copy_(rank.read(name))
         return whole

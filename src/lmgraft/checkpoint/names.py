@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmgraft.checkpoint import cache
 from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
+_BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -33,7 +35,7 @@ class NameMap:
     dropped: tuple[str, ...] = ()
     """Regular expressions of names after the prefix that are known and not wanted."""
     roots: tuple[str, ...] = ("",)
-    """What may stand before everything; the first one under which the layer is found counts."""
+    """What usually stands before everything; the first one is named where the layer is nowhere."""
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Canonical name in the file -> the projections whose rows it holds."""
     grouped: bool = False
@@ -45,9 +47,29 @@ class NameMap:
     """Canonical name -> name in the file with `{i}`, where each row is a tensor of its own."""
 
     def root(self, present: Collection[str], layer: int) -> str:
-        """The root under which `layer` is found in the file, the first one if nowhere."""
-        prefixes = {root: root + self.layer_prefix.format(layer=layer) for root in self.roots}
-        return next((r for r, p in prefixes.items() if any(n.startswith(p) for n in present)), self.roots[0])
+        """What stands before everything in the file: the only prefix under which `layer` is found, whatever it is.
+
+        Where one holds less of the layer than another, as an image tower does, it does not count.
+
+        Raises:
+            CheckpointError: If several hold as much.
+        """
+        prefix = self.layer_prefix.format(layer=layer)
+        modules = {*self.tensors.values()}
+        held: dict[str, set[str]] = {}
+        for name in present:
+            at = f".{name}".find(f".{prefix}")
+            if at >= 0 and not name.startswith(_BESIDE_THE_MODEL):
+                rest = name[at + len(prefix) :]
+                held.setdefault(name[:at], set()).add(rest if rest in modules else rest.rpartition(".")[0])
+        most = max((len(held[root] & modules) for root in held), default=0)
+        best = sorted(root for root in held if len(held[root] & modules) == most)
+        if len(best) > 1 and most:
+            raise CheckpointError(
+                f"layer {layer} is there {len(best)} times: under {' and '.join(repr(root) for root in best)}",
+                "save the language model alone, or give a file that holds only one of them",
+            )
+        return best[0] if best else self.roots[0]
 
     def in_file(self, canonical: str, layer: int, root: str) -> str | None:
         """The whole name in the file, or None without a rule."""
@@ -90,6 +112,8 @@ def read_tensors(
     rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
     in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
+    to_fetch = getattr(checkpoint, "to_fetch", lambda _: 0)
+    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(to_fetch, in_file.values())))
     tensors = {}
     for canonical, name in in_file.items():
         tensor = checkpoint.read(name)

@@ -117,6 +117,27 @@ class LocalFolder:
         return LocalFile(self.path / name)
 
 
+def snapshot_folder(path: Path) -> Path:
+    """`path`, or the snapshot in it where it is a model's folder in a Hugging Face cache, or its `snapshots`.
+
+    Raises:
+        SourceError: If it holds several, and none is its branch `main`.
+    """
+    repo = path.parent if path.name == "snapshots" else path
+    folder = repo / "snapshots"
+    if not folder.is_dir() or not repo.name.startswith("models--"):
+        return path
+    present = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    main = repo / "refs" / "main"
+    commit = main.read_text(encoding="utf-8", errors="replace").strip() if main.is_file() else ""
+    if commit not in present and len(present) != 1:
+        raise SourceError(
+            f"{folder} holds {len(present)} snapshots{''.join(f' {name[:12]}' for name in present[:6])}",
+            "name one of them" if present else "the download was not finished: fetch the model again",
+        )
+    return folder / (commit if commit in present else present[0])
+
+
 def will_read(source: ByteSource, offset: int, count: int) -> None:
     """Tell `source` that this range will be read in pieces; only a remote one listens."""
     if isinstance(source, Fetching):
@@ -137,6 +158,25 @@ def read_bytes(source: ByteSource, offset: int, count: int) -> bytes:
     buffer = bytearray(count)
     source.read_into(offset, memoryview(buffer))
     return bytes(buffer)
+
+
+_STAND_INS = {
+    b"version https://git-lfs": ("a git-lfs pointer, not the file it points to", "run 'git lfs pull' in its folder"),
+    b"<!doctype html": ("an HTML page that was saved under a file's name", "fetch the file itself (.../resolve/...)"),
+    b"<html": ("an HTML page that was saved under a file's name", "fetch the file itself (.../resolve/...)"),
+}
+
+
+def refuse_stand_in(source: ByteSource) -> None:
+    """Refuse what is often saved in a file's place.
+
+    Raises:
+        CheckpointError: If it is a git-lfs pointer or an HTML page.
+    """
+    beginning = read_bytes(source, 0, min(64, source.size)).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    for sign, (what, remedy) in _STAND_INS.items():
+        if beginning.startswith(sign):
+            raise CheckpointError(f"{source.label} is {what}", remedy)
 
 
 def read_tensor(source: ByteSource, offset: int, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor
+from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, refuse_stand_in
 from lmgraft.errors import CheckpointError, SourceError
 
 _MOST_HEADER = 100 << 20  # the format's own limit
 _MOST_DIMS = 64
-_DTYPES = {
+DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -36,7 +36,7 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_WIDTHS = {name: dtype.itemsize for name, dtype in _DTYPES.items()} | {"U64": 8, "U32": 4, "U16": 2}
+_WIDTHS = {name: dtype.itemsize for name, dtype in DTYPES.items()} | {"U64": 8, "U32": 4, "U16": 2}
 _INDEX = "model.safetensors.index.json"
 
 
@@ -106,12 +106,12 @@ class SafetensorsCheckpoint:
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype."""
         source, dtype, shape, offset = self._entry(name)
-        if dtype not in _DTYPES:
+        if dtype not in DTYPES:
             raise CheckpointError(
                 f"{name} in {source.label} is stored as {dtype}, which is not read",
                 "use the model's unquantised weights, or a GGUF file",
             )
-        return read_tensor(source, offset, _DTYPES[dtype], shape)
+        return read_tensor(source, offset, DTYPES[dtype], shape)
 
 
 def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int]]:
@@ -120,6 +120,7 @@ def read_header(source: ByteSource) -> dict[str, tuple[str, tuple[int, ...], int
     Raises:
         CheckpointError: If the header is damaged, or an entry lies outside the file or is not of its size.
     """
+    refuse_stand_in(source)
     if source.size < 8:
         raise CheckpointError(f"{source.label} is cut short or damaged: {source.size} bytes", "download the file again")
     length = int.from_bytes(read_bytes(source, 0, 8), "little")
@@ -182,6 +183,7 @@ def read_json(place: Place, name: str) -> dict[str, Any]:
     source = place.open(name)
     if source.size > _MOST_HEADER:
         raise CheckpointError(f"{source.label} is no JSON object: it has {source.size} bytes", "download it again")
+    refuse_stand_in(source)
     text = read_bytes(source, 0, source.size)  # not in the `try`: a remote place has errors of its own
     try:
         value = json.loads(text)

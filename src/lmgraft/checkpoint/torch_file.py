@@ -1,45 +1,41 @@
-"""Torch checkpoints (`pytorch_model.bin` and its shards): the tensors wanted, by their byte ranges.
+"""Torch checkpoints (`pytorch_model.bin` and its shards), mapped into memory: only what is read is loaded.
 
-`torch.load` would need all of the file on this machine and runs an unpickler over it. These
-files are uncompressed zip archives: a small pickle that describes the tensors, and one member of
-raw numbers for each storage. So the pickle is read as data, and a tensor straight from its range.
+`torch.load(weights_only=True)` builds tensors and plain containers, and refuses whatever else a
+pickle asks for; under `mmap=True` a tensor's numbers are read once they are copied. The file has to
+lie on this machine.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Sequence
+import pickle
+import struct
+import warnings
+import zipfile
+from collections import Counter
+from collections.abc import Collection
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.places import ByteSource, Place, bytes_to_fetch, read_bytes, read_tensor, will_read
-from lmgraft.checkpoint.safetensors_file import check_promised, find_shards
-from lmgraft.checkpoint.torch_pickle import TensorRecord, read_state
-from lmgraft.checkpoint.zip_members import damaged, data_offset, is_zip, read_directory
+from lmgraft.checkpoint.places import ByteSource, LocalFile, Place, read_bytes, refuse_stand_in
+from lmgraft.checkpoint.safetensors_file import DTYPES, check_promised, find_shards
 from lmgraft.errors import CheckpointError
 
 _INDEX = "pytorch_model.bin.index.json"
-_MOST_PICKLE = 16 << 20  # a 70B model's takes 0.2 MB
-_PICKLE = "/data.pkl"
-_PADDING = 1 << 12  # what may lie around a member's numbers: its header, alignment
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_WRAPPED = ("state_dict", "model_state_dict", "model", "module")  # where trainers and DeepSpeed keep the weights
+_FIRST_SAFE = (2, 6)  # weights_only runs code before (CVE-2025-32434)
+# What torch's unpickler and zip reader raise for damaged files.
+_DAMAGE = (
+    *(RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, EOFError),
+    *(OverflowError, MemoryError, OSError, struct.error, zipfile.BadZipFile, NotImplementedError),
+)
 
 
 class TorchFile:
-    """One file that torch.save wrote; its description is read, its tensors are not.
+    """One file that torch.save wrote: `records` is name -> tensor, as it is mapped.
 
     Raises:
         CheckpointError: If it is damaged, of torch's old format, or holds more than tensors.
@@ -47,98 +43,84 @@ class TorchFile:
 
     def __init__(self, source: ByteSource) -> None:
         self.source = source
-        if not is_zip(source):
+        refuse_stand_in(source)
+        if not isinstance(source, LocalFile):
+            raise CheckpointError(f"{source.label} does not lie on this machine", "download it first")
+        if source.size < 4 or read_bytes(source, 0, 4) != b"PK\x03\x04":
             raise CheckpointError(
                 f"{source.label} is no archive as torch.save writes it since version 1.6",
                 "save it anew, if you trust it: torch.save(torch.load(old, weights_only=True), new)",
             )
-        self._members = read_directory(source)
-        pickles = [name for name in self._members if name.endswith(_PICKLE) and name.count("/") == 1]
-        if len(pickles) != 1:
-            raise damaged(source, f"it holds {len(pickles)} members that describe tensors")
-        self._root = pickles[0].removesuffix(_PICKLE)
-        if f"{self._root}/byteorder" in self._members and self._content("byteorder", 64).strip() != b"little":
-            raise CheckpointError(f"{source.label} holds big-endian numbers", "save it anew on a common machine")
-        self.records = read_state(self._content("data.pkl", _MOST_PICKLE), source.label)
-        self._first = {name: self._check(name, record) for name, record in self.records.items()}
-
-    def _content(self, name: str, most: int) -> bytes:
-        member = self._members[f"{self._root}/{name}"]
-        if member.size > most:
-            raise damaged(self.source, f"its {name} has {member.size} bytes")
-        return read_bytes(self.source, data_offset(self.source, member), member.size)
-
-    def _check(self, name: str, record: TensorRecord) -> int:
-        """The first byte of a tensor inside its member, which is there and holds all of it."""
-        member = self._members.get(f"{self._root}/data/{record.storage.key}")
-        width = record.storage.dtype.itemsize
-        if member is None or member.size != record.storage.count * width:
-            raise damaged(self.source, f"the numbers of {name!r} are not there in full")
-        if math.prod(n for n in record.shape if n) >= 1 << 62:
-            raise damaged(self.source, f"{name!r} is larger than any tensor")
-        steps = zip(record.shape, record.stride, strict=True)
-        last = record.offset + sum((n - 1) * stride for n, stride in steps)
-        if 0 not in record.shape and last >= record.storage.count:
-            raise damaged(self.source, f"{name!r} ends behind the numbers it is made of")
-        return record.offset * width
+        self.records = _load(source.path)
 
     def nbytes(self, name: str) -> int:
-        record = self.records[name]
-        return math.prod(record.shape) * record.storage.dtype.itemsize
+        return self.records[name].nbytes
 
     def dtype(self, name: str) -> str:
-        return _NAMES[self.records[name].storage.dtype]
-
-    def offset(self, name: str) -> int:
-        """Where in the file the bytes of a tensor begin."""
-        member = self._members[f"{self._root}/data/{self.records[name].storage.key}"]
-        return data_offset(self.source, member) + self._first[name]
-
-    def _span(self, name: str) -> tuple[int, int]:
-        """Offset and number of the bytes to fetch: one range for a member's header and its tensor."""
-        record = self.records[name]
-        member = self._members[f"{self._root}/data/{record.storage.key}"]
-        whole = member.limit - member.header
-        if math.prod(record.shape) == record.storage.count and whole <= member.size + _PADDING:
-            return member.header, whole
-        return self.offset(name), self.nbytes(name)
-
-    def to_fetch(self, name: str) -> int:
-        """Bytes for a tensor that neither lie on this machine nor in the cache."""
-        return bytes_to_fetch(self.source, *self._span(name))
+        dtype = self.records[name].dtype
+        return _NAMES.get(dtype, str(dtype).removeprefix("torch."))
 
     def read(self, name: str) -> Tensor:
-        """Read one tensor; only its own bytes.
+        """Copy one tensor out of the file, contiguous, in the file's own dtype.
 
         Raises:
-            CheckpointError: If it is a view that leaves numbers out or repeats them.
+            CheckpointError: If it repeats its numbers to more than the file holds.
         """
-        record = self.records[name]
-        if 0 in record.shape:
-            return torch.empty(record.shape, dtype=record.storage.dtype)
-        outward = _outward_order(record)
-        if outward is None:
+        if self.nbytes(name) > self.source.size:
             raise CheckpointError(
-                f"{name} in {self.source.label} is a view with gaps or repeats (strides {record.stride})",
+                f"{name} in {self.source.label} is a view that repeats its numbers to {self.nbytes(name)} bytes",
                 "save the model anew with contiguous tensors",
             )
-        will_read(self.source, *self._span(name))
-        stored = tuple(record.shape[axis] for axis in outward)
-        tensor = read_tensor(self.source, self.offset(name), record.storage.dtype, stored)
-        back = sorted(range(len(outward)), key=outward.__getitem__)
-        return tensor.permute(back).contiguous()
+        return self.records[name].clone(memory_format=torch.contiguous_format)
 
 
-def _outward_order(record: TensorRecord) -> Sequence[int] | None:
-    """Axes from the slowest to the fastest in memory, or None if they do not fill it densely."""
-    shape, stride = record.shape, record.stride
-    order = sorted(range(len(shape)), key=lambda axis: (-stride[axis], axis) if shape[axis] > 1 else (1, axis))
-    expected = 1
-    for axis in reversed(order):
-        if shape[axis] > 1 and stride[axis] != expected:
-            return None
-        expected *= shape[axis]
-    return order
+def _load(path: Path) -> dict[str, Tensor]:
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _FIRST_SAFE:
+        raise CheckpointError(
+            f"{path} is a pickle, which torch {torch.__version__} cannot open safely", "use torch 2.6, or safetensors"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+            members = archive.infolist()
+            if any(member.compress_type or member.flag_bits & 1 for member in members):
+                raise CheckpointError(
+                    f"{path} is compressed or encrypted, which torch.save does not do",
+                    "unpack the archive and pack it without compression, or save the weights anew",
+                )
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read is an error
+            tensors = _tensors(torch.load(path, map_location="cpu", mmap=True, weights_only=True), str(path))
+    except pickle.UnpicklingError as error:
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0][:200]
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors, which was not run ({reason})",
+            "use the model's safetensors, or save its plain state dict with a current torch",
+        ) from None
+    except CheckpointError:  # a ValueError too
+        raise
+    except _DAMAGE as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise CheckpointError(f"{path} is cut short or damaged: {reason}", "fetch it again") from None
+    # Mapped numbers run on into what lies behind a member that is too short: torch does not look.
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    if Counter(storages.values()) - Counter(member.file_size for member in members):
+        raise CheckpointError(f"{path} is damaged: it lacks numbers of its tensors", "fetch it again")
+    return tensors
+
+
+def _tensors(state: Any, label: str) -> dict[str, Tensor]:
+    """The tensors by name, at the top or in one of the usual places below it."""
+    for _ in range(4):  # a dict may hold itself
+        if not isinstance(state, dict):
+            break
+        tensors = {name: tensor for name, tensor in state.items() if isinstance(name, str) and _is_plain(tensor)}
+        if tensors:
+            return tensors
+        state = next((state[key] for key in _WRAPPED if isinstance(state.get(key), dict)), None)
+    raise CheckpointError(f"{label} holds no tensors by name", "save the model's plain state dict")
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_quantized
 
 
 class TorchCheckpoint:
@@ -151,8 +133,8 @@ class TorchCheckpoint:
 
     Raises:
         SourceError: If there is no weight file.
-        CheckpointError: If a file is damaged or a shard is missing; for a shard of a remote place
-            that an index describes, only once one of its tensors is asked for.
+        CheckpointError: If a file is damaged or a shard is missing; for a shard that an index
+            describes, only once one of its tensors is asked for.
     """
 
     style: Literal["hf"] = "hf"
@@ -161,12 +143,11 @@ class TorchCheckpoint:
         self.label, self.config = place.label, config
         self.licence: str | None = None
         self._place = place
-        shards = {file: set[str]()} if file else find_shards(place, _INDEX, "pytorch_model", ".bin")
-        self._promised = shards
+        self._promised = {file: set[str]()} if file else find_shards(place, _INDEX, "pytorch_model", ".bin")
         self._opened: dict[str, TorchFile] = {}
-        self._shard_of = {tensor: shard for shard, promised in shards.items() for tensor in promised}
-        waits = getattr(place, "remote", False)  # describing a remote shard costs requests
-        for shard, promised in shards.items():
+        self._shard_of = {tensor: shard for shard, promised in self._promised.items() for tensor in promised}
+        waits = getattr(place, "remote", False)  # a remote shard is downloaded whole
+        for shard, promised in self._promised.items():
             if not (waits and promised):
                 self._shard_of |= dict.fromkeys(self._open(shard).records, shard)
 
@@ -184,17 +165,13 @@ class TorchCheckpoint:
         return self._shard_of.keys()
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._file(name).records[name].shape
+        return tuple(self._file(name).records[name].shape)
 
     def nbytes(self, name: str) -> int:
         return self._file(name).nbytes(name)
 
     def dtype(self, name: str) -> str:
         return self._file(name).dtype(name)
-
-    def to_fetch(self, name: str) -> int:
-        """Bytes of a tensor that neither lie on this machine nor in the cache."""
-        return self._file(name).to_fetch(name)
 
     def read(self, name: str) -> Tensor:
         """Read one tensor in the file's own dtype."""

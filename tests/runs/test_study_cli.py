@@ -153,7 +153,7 @@ def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, ca
     assert len(in_this_process.names) == 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_positions_on_a_toy_imagenet(llama_folder, tmp_path, monkeypatch, in_this_process):
     tree = write_toy_imagenet(tmp_path / "toy", train=2, size=32, suites=())
     monkeypatch.setattr("lmgraft.data.image.toy.write_toy_imagenet", lambda *_, **__: tree)  # the debug tree is larger

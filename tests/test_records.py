@@ -179,4 +179,12 @@ def test_a_lock_is_one_holders_and_free_again_after(tmp_path):
             assert not second
     with records.locked(file, wait=True) as third:
         assert third
-    assert file.exists()
+
+
+def test_everyone_gets_in_where_there_are_no_locks(tmp_path, monkeypatch):
+    def acquire(*_: object, **__: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with records.locked(tmp_path / ".lock", wait=False) as free:
+        assert free

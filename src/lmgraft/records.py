@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -87,27 +87,27 @@ def read_json(path: Path) -> Any:
 def locked(file: Path, *, wait: bool) -> Iterator[bool]:
     """Hold `file`'s lock; yields False where another process holds it and `wait` is False.
 
-    Where the system or the file system has no locks everyone gets in. The file stays: removing it
-    would let a third process in beside a second that waits.
+    Where the file system has no locks everyone gets in.
 
     Raises:
         RunError: If there can be no folder for it.
     """
+    from filelock import FileLock, Timeout
+
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise RunError(f"{file.parent} cannot be a folder: a file is in the way", "choose another --out") from None
-    with open(file, "w") as held:
-        mine = True
-        try:
-            import fcntl  # not on Windows
-
-            fcntl.flock(held, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            mine = False
-        except (ImportError, OSError):
-            pass
-        yield mine
+    lock, free = FileLock(file, timeout=-1 if wait else 0), True
+    try:
+        with suppress(NotImplementedError):  # no locks here
+            lock.acquire()
+    except Timeout:
+        free = False
+    try:
+        yield free
+    finally:
+        lock.release()
 
 
 def git_commit(file: Path) -> str | None:

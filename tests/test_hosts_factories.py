@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import time
 import urllib.error
 from pathlib import Path
 from types import SimpleNamespace
@@ -105,6 +107,25 @@ class TestWithoutTheHub:
             with pytest.raises(HostError, match=r"gives no image classifier .*the reason") as caught:
                 create("transformers", folder, **SIZE)
             assert "config.json" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("factory", "name"), [("timm", "vit_tiny_patch16_224"), ("transformers", "google/vit-base-patch16-224")]
+)
+def test_no_network_is_an_error_in_seconds(factory: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries themselves would ask a silent Hub for a minute."""
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("lmgraft.checkpoint.hub_http._PATIENCE", 0.5)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        before = time.perf_counter()
+        with pytest.raises(HostError, match="is in no cache, and the Hub could not be asked"):
+            create(factory, name, pretrained=True)
+        assert time.perf_counter() - before < 5
+    assert huggingface_hub.constants.HF_HUB_OFFLINE is False
 
 
 def test_a_wrong_argument_is_not_taken_for_a_missing_hub() -> None:

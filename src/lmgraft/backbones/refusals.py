@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from pickle import UnpicklingError
 
 from safetensors import SafetensorError
 
-from lmgraft.checkpoint.hub_http import network_errors
-from lmgraft.errors import HostError, LmgraftError
+from lmgraft.checkpoint.hub_http import is_offline, network_errors, reach
+from lmgraft.errors import HostError, LmgraftError, SourceError
 
 _WEIGHT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, SafetensorError, UnpicklingError)
 
@@ -34,6 +35,30 @@ def in_words(what: str, remedy: str, pretrained: bool) -> Iterator[None]:
     except _error_types(pretrained) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise HostError(f"{what}: {lines[0] if lines else type(error).__name__}", remedy) from error
+
+
+@contextmanager
+def in_seconds(name: str) -> Iterator[None]:
+    """Have huggingface_hub look only into its cache where the Hub does not answer: it would ask for a minute.
+
+    Raises:
+        OSError: If what was looked for is not there either.
+    """
+    from huggingface_hub import constants
+
+    try:
+        if not is_offline() and not Path(name).exists():
+            reach(name)
+    except SourceError as error:
+        asked, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+        try:
+            yield
+        except OSError:
+            raise OSError(f"it is in no cache, and {error.message}") from None
+        finally:
+            constants.HF_HUB_OFFLINE = asked
+    else:
+        yield
 
 
 def _error_types(pretrained: bool) -> tuple[type[Exception], ...]:

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lmgraft.backbones.own_path import TIMM_PATH, is_own
-from lmgraft.backbones.refusals import in_words
+from lmgraft.backbones.refusals import in_seconds, in_words
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout, unseen_keys
 from lmgraft.errors import HostError
 
@@ -36,7 +36,8 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
         "--backbone.kwargs.pretrained false trains from scratch (recipe image/photos_scratch); a file of your own "
         "is read with pretrained_cfg_overlay: {file: PATH} in backbone.kwargs"
     )
-    with in_words(f"no pretrained weights of timm's {name!r}", remedy, pretrained=True):
+    file = (kwargs.get("pretrained_cfg_overlay") or {}).get("file", name)
+    with in_words(f"no pretrained weights of timm's {name!r}", remedy, pretrained=True), in_seconds(str(file)):
         return _made(name, kwargs)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lmgraft.backbones.refusals import in_words
+from lmgraft.backbones.refusals import in_seconds, in_words
 from lmgraft.errors import HostError
 
 _FIELDS = {"img_size": "image_size", "in_chans": "num_channels"}
@@ -47,7 +47,7 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     source = {"revision": options.pop("revision", None), "trust_remote_code": False}
     what = f"transformers gives no image classifier {name!r}"
     remedy = "check backbone.name: a repository that can be reached, or a folder with config.json"
-    with in_words(what, remedy, pretrained=False):
+    with in_words(what, remedy, pretrained=False), in_seconds(name):
         config = AutoConfig.from_pretrained(name, **source)
     _fit(config, options, name, pretrained)
     if pretrained:
@@ -55,7 +55,7 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
             "--backbone.kwargs.pretrained false trains from scratch by the config alone; backbone.name may be "
             "a folder with config.json and the weights"
         )
-    with in_words(what, remedy, pretrained):
+    with in_words(what, remedy, pretrained), in_seconds(name):
         if not pretrained:
             make: Any = AutoModelForImageClassification.from_config
             model: nn.Module = make(config, trust_remote_code=False)

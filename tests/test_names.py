@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import lmgraft
+from lmgraft.block.family import find_family, language_part
 from lmgraft.errors import BlockError, CheckpointError, LmgraftError, SourceError
 from tiny import random_block
 
@@ -100,6 +101,15 @@ def test_composites(folder: Path, llama_folder: Path, rename: Callable[..., None
     )
     rename(lambda name: f"language_model.{name}")
     assert digest(folder) == digest(llama_folder)
+
+
+def test_llavas_config_leaves_out_defaults() -> None:
+    """As llava-1.5-7b-hf has it."""
+    text = {"model_type": "llama", "rms_norm_eps": 1e-5, "max_position_embeddings": 4096, "vocab_size": 32064}
+    config = {"model_type": "llava", "text_config": text, "vision_config": {"hidden_size": 1024}}
+    name, family = find_family("hf", config)
+    block = family.config_from["hf"](language_part(config), ())
+    assert (name, block.dim, block.mlp_dim, block.num_heads, block.norm_eps) == ("llama", 4096, 11008, 32, 1e-5)
 
 
 @pytest.mark.parametrize("flat", [True, False])

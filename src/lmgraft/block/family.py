@@ -91,6 +91,10 @@ FAMILIES = Registry(
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 _TEXT = "text_config"
+# LLaVA's text_config leaves out what is transformers' default; the shapes in the file are held against it.
+_DEFAULTS = {
+    "llama": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+}
 _SAME_LAYERS = {
     f"qwen{version}_vl{part}": f"qwen{version[0]}" for version in ("2", "2_5", "3") for part in ("", "_text")
 }
@@ -131,7 +135,10 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a multimodal config that describes the language model, where there is one."""
     text = config.get(_TEXT)
-    return text if isinstance(text, dict) and "hidden_size" in text else config
+    if not isinstance(text, dict):
+        return config
+    defaults = _DEFAULTS.get(str(text.get("model_type")), {})
+    return defaults | text if "hidden_size" in defaults | text else config
 
 
 def _count_of(value: Any) -> int:

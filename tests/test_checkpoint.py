@@ -419,7 +419,7 @@ class TestSources:
             open_checkpoint(str(tmp_path / name))
 
     def test_empty_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(SourceError, match=r"has no config\.json"):
+        with pytest.raises(SourceError, match="is empty"):
             open_checkpoint(str(tmp_path))
 
     def test_folder_named_like_a_file(self, tmp_path: Path) -> None:
@@ -438,7 +438,7 @@ class TestDamagedGguf:
         with pytest.raises(CheckpointError, match=r"empty\.gguf is empty"):
             open_checkpoint(str(tmp_path / "empty.gguf"))
 
-    @pytest.mark.parametrize("data", [b"<html>not found</html>", b"GG", b"PK\x03\x04" + bytes(40)])
+    @pytest.mark.parametrize("data", [b"not found", b"GG", b"PK\x03\x04" + bytes(40)])
     def test_no_gguf(self, tmp_path: Path, data: bytes) -> None:
         (tmp_path / "x.gguf").write_bytes(data)
         with pytest.raises(CheckpointError, match="is no GGUF file: it begins with"):

@@ -117,8 +117,8 @@ class _Handler(BaseHTTPRequestHandler):
         proposal = {"num": number, "title": "Adding `safetensors` variant of this model", "status": "open"}
         proposal |= {"author": {"name": "SFconvertbot"}, "createdAt": "2024-01-01T00:00:00.000Z"}
         proposal |= {"repo": {"name": repo, "type": "model"}, "isPullRequest": True}
-        found = [] if number is None else [proposal]
-        answer = {"discussions": found, "count": len(found), "start": 0}
+        proposals = [] if number is None else [proposal]
+        answer = {"discussions": proposals, "count": len(proposals), "start": 0}
         self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _file(self, repo: str, revision: str, name: str, head: bool, asked: str | None) -> None:

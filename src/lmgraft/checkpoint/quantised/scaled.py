@@ -45,19 +45,19 @@ def block_of(stored: Stored, scale: str, shape: Shape) -> tuple[int, int]:
         CheckpointError: If the scales fit no way of sharing.
     """
     outputs, inputs = shape
-    found = stored.shapes[scale]
+    shared = stored.shapes[scale]
     for rows, columns in _blocks(stored.settings):
-        if found == (math.ceil(outputs / rows), math.ceil(inputs / columns)):
+        if shared == (math.ceil(outputs / rows), math.ceil(inputs / columns)):
             return rows, columns
-    if math.prod(found) == 1:
+    if math.prod(shared) == 1:
         return outputs, inputs
-    if found in ((outputs,), (outputs, 1)):
+    if shared in ((outputs,), (outputs, 1)):
         return 1, inputs
-    if len(found) == 2 and found[0] == outputs and inputs % found[1] == 0:
-        return 1, inputs // found[1]
+    if len(shared) == 2 and shared[0] == outputs and inputs % shared[1] == 0:
+        return 1, inputs // shared[1]
     blocks = ", ".join(f"blocks of {rows} x {columns}" for rows, columns in _blocks(stored.settings))
     raise stored.damaged(
-        f"{scale} has shape {found}, which fits weights of {shape} by no tensor, row or group that divides"
+        f"{scale} has shape {shared}, which fits weights of {shape} by no tensor, row or group that divides"
         f", nor by {blocks or 'a weight_block_size, which its quantization_config does not name'}"
     )
 

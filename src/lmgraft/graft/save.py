@@ -252,6 +252,13 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     wanted = model.state_dict()
+    thawed = {
+        name: parameter
+        for at, inserted in find_grafts(model).items()
+        for part, parameter in inserted.block.named_parameters()
+        if (name := f"{at}.block.{part}") in state and name not in wanted
+    }
+    wanted |= thawed
     aliases = set(wanted) - set(_without_aliases(wanted))
     problems = [f"missing {n}" for n in wanted if n not in state and n not in aliases]
     problems += [f"unknown {n}" for n in state if n not in wanted]
@@ -266,6 +273,9 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
             f"{folder} does not fit this model:\n    " + "\n    ".join(shwanted),
             "build the model exactly as it was when it was saved (name, num_classes, img_size, ...)",
         )
+    for parameter in thawed.values():  # trained though nobody asked for it, and saved; its storage may be another's too
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
     model.load_state_dict(state, strict=not aliases)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -186,6 +187,31 @@ class TestRoundTrip:
         target = lmgraft.graft(other_vit(), str(llama_folder), layer=1)
         target.graft.block.requires_grad_(True)
         assert torch.equal(lmgraft.load_pretrained(folder, target)(X), model(X))
+
+    @pytest.mark.parametrize(
+        ("name", "kwargs"),
+        [
+            ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 32, "in_chans": 1, "global_pool": "avg"}),
+            ("resnet18", {"num_classes": 3, "in_chans": 1}),
+        ],
+    )
+    def test_what_timm_made_needs_no_host_spec(
+        self, tiny_block: FrozenBlock, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kwargs: dict
+    ) -> None:
+        made = timm.create_model(name, **kwargs, drop_path_rate=0.1)
+        model = lmgraft.graft(made, tiny_block).eval()
+        folder = lmgraft.save_pretrained(model, tmp_path)
+        spec = json.loads((folder / "lmgraft.json").read_text())["host"]["spec"]
+        assert (spec["factory"], spec["name"]) == ("timm", name)
+        assert capsys.readouterr().err == ""
+        x = torch.randn(2, 1, 32, 32)
+        assert torch.equal(lmgraft.load_pretrained(folder, llm=tiny_block)(x), model(x))
+
+    def test_a_model_that_cannot_be_made_again_is_said_when_it_is_saved(
+        self, tiny_block: FrozenBlock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lmgraft.save_pretrained(lmgraft.graft(make_vit(), tiny_block), tmp_path)
+        assert "does not say how to build VisionTransformer: load it with load_pretrained" in capsys.readouterr().err
 
     def test_a_block_thawed_with_its_model_is_said_saved_and_loaded(
         self, model: nn.Module, tmp_path: Path, llama_folder: Path

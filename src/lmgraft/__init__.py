@@ -25,6 +25,7 @@ if _TYPE_CHECKING:
         save_pretrained,
         ungraft,
     )
+    from lmgraft.recipes.predict import load_run
     from lmgraft.studies.study.compare import compare
 
 __version__ = _metadata.version("lmgraft")
@@ -41,6 +42,7 @@ __all__ = [
     "inspect_llm",
     "load_block",
     "load_pretrained",
+    "load_run",
     "reading",
     "reading_all_tokens",
     "save_pretrained",
@@ -49,7 +51,9 @@ __all__ = [
 
 _BLOCK = ("BlockConfig", "FrozenBlock", "inspect_llm", "load_block")
 _HOMES = dict.fromkeys(__all__, "lmgraft.graft") | dict.fromkeys(_BLOCK, "lmgraft.block")
-__getattr__ = _lazily(__name__, _HOMES | {"compare": "lmgraft.studies.study.compare"})
+__getattr__ = _lazily(
+    __name__, _HOMES | {"compare": "lmgraft.studies.study.compare", "load_run": "lmgraft.recipes.predict"}
+)
 
 
 def __dir__() -> list[str]:

@@ -161,6 +161,9 @@ FACTORIES = Registry(
 )
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""
 
+SPECS = Registry("library", {"timm": "lmgraft.backbones.timm_spec:find_spec"})
+"""Library of a model -> the function that finds out how a factory makes the like of it, or None."""
+
 _CLASSIFICATION = "lmgraft.tasks.classification"
 
 METRICS = Registry(

@@ -12,8 +12,13 @@ TIMM_PATH = ("forward", "forward_features", "forward_head")
 
 
 def is_own(model: Any, cls: type[Any], names: tuple[str, ...]) -> bool:
-    """Return whether `names` of `model` are the methods of `cls`, not those of a subclass or of the instance."""
-    return all(getattr(type(model), name, None) is getattr(cls, name) and name not in model.__dict__ for name in names)
+    """Return whether `names` of `model` are the methods of `cls`, not those of a subclass or of the instance.
+
+    A method that `cls` does not have, as in an older library, must not be there at all.
+    """
+    return all(
+        getattr(type(model), name, None) is getattr(cls, name, None) and name not in model.__dict__ for name in names
+    )
 
 
 def timm_class(model: Any, *names: str) -> type[Any]:

@@ -95,14 +95,14 @@ def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return unseen_keys(kwargs.get("attn_mask"))
 
 
-_HEAD_PATH = (*TIMM_PATH, "pool")
+_HEAD_PATH = (*TIMM_PATH, "pool")  # older timm pools in forward_head
 
 
 def reads_of_pooling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads; with attention pooling, or a method that is not timm's, every token."""
     if not is_own(model, VisionTransformer, _HEAD_PATH) or model.attn_pool is not None:
         return None
-    return reads_of_global_pool(model, 0 if model.pool_include_prefix else model.num_prefix_tokens)
+    return reads_of_global_pool(model, 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens)
 
 
 def reads_of_distilled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
@@ -112,7 +112,7 @@ def reads_of_distilled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 def reads_of_eva(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the same as `reads_of_pooling`; prefix tokens are never part of the mean."""
-    if not is_own(model, Eva, _HEAD_PATH) or model.attn_pool is not None:
+    if not is_own(model, Eva, _HEAD_PATH) or getattr(model, "attn_pool", None) is not None:
         return None
     return reads_of_global_pool(model, model.num_prefix_tokens)
 

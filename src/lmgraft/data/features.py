@@ -38,6 +38,7 @@ Compute = Callable[[int, int], tuple[LabelledBatch, tuple[Fault, ...]]]
 """(first, stop) -> these samples with tokens (stop - first, T, V) in place of inputs, and the files that could not be
 read."""
 
+_TOKENS, _LABELS = "tokens.bin", "labels.bin"
 _FORMAT = 2  # 1 did not keep which files could not be read
 _CHUNK = 512  # samples hashed and written at a time: what is lost when the process is killed
 _CHECKED_WHOLE = 8 << 30  # bytes; of longer files every k-th chunk is checked
@@ -87,53 +88,94 @@ def store_features(
     }  # fmt: skip
     key = json_digest(whole)[:32]
     folder = cache_dir() / "features" / key
-    file, record, progress = folder / "tokens.bin", folder / "features.json", folder / "progress.json"
-    aside = folder / "labels.bin"
-    size, aside_size = int(np.prod(shape)) * np.dtype(dtype).itemsize, 16 * shape[0]
+    record, progress = folder / "features.json", folder / "progress.json"
     with lock(f"features-{key}"):
         folder.mkdir(parents=True, exist_ok=True)
         complete = record.exists()
-        digests, faults = _read_chunks(record if complete else progress)
-        if not (_has_size(file, size) and _has_size(aside, aside_size)):
-            digests, faults, complete = {}, {}, False
-            _make_room(file, size)
-            _make_room(aside, aside_size)
-        tokens = np.memmap(file, dtype=dtype, mode="r+", shape=shape)
-        labels = np.memmap(aside, dtype=np.int64, mode="r+", shape=(shape[0], 2))
-        missing = [s for s in range(0, shape[0], _CHUNK) if not _is_whole(tokens, labels, s, digests)]
-        if complete and missing:
-            sys.stderr.write(f"{file}: {len(missing)} chunks are damaged and are computed again\n")
+        chunks = _open_chunks(folder, record if complete else progress, shape, dtype)
+        digests, faults = chunks.digests, chunks.faults
+        missing = [start for start in range(0, shape[0], _CHUNK) if not chunks.is_whole(start)]
+        if complete and digests and missing:
+            sys.stderr.write(f"{folder / _TOKENS}: {len(missing)} chunks are damaged and are computed again\n")
         for start in sorted(set(map(int, faults)) - set(missing)):
             report([Fault(*fault) for fault in faults[str(start)]])
         started, computed = time.perf_counter(), 0
         for start in missing:
-            stop = min(start + _CHUNK, shape[0])
-            batch, unreadable = compute(start, stop)
-            values = batch.inputs
-            if tuple(values.shape) != (stop - start, *shape[1:]):
-                raise DataError(f"tokens {tuple(values.shape)} of samples {start} to {stop}, expected {shape[1:]} each")
-            faults.pop(str(start), None)
-            if unreadable:
-                report(unreadable)
-                faults[str(start)] = [list(fault) for fault in unreadable]
-            tokens[start:stop] = values.numpy()
-            labels[start:stop] = torch.stack([batch.labels, batch.index], 1).numpy()
-            tokens.flush()
-            labels.flush()
-            digests[str(start)] = _digest(tokens[start:stop], labels[start:stop])
+            computed += chunks.fill(start, compute, report)
             records.write_json(progress, {"digests": digests, "faults": faults})
-            computed += stop - start
             say(computed, shape[0], time.perf_counter() - started)
         seconds = time.perf_counter() - started if missing else 0.0
         if missing or not complete:
             records.write_json(record, whole | {"digests": digests, "faults": faults})
         progress.unlink(missing_ok=True)
     return Stored(
-        tokens=np.memmap(file, dtype=dtype, mode="r", shape=shape),
-        labels=np.memmap(aside, dtype=np.int64, mode="r", shape=(shape[0], 2)),
+        tokens=np.memmap(folder / _TOKENS, dtype=dtype, mode="r", shape=shape),
+        labels=np.memmap(folder / _LABELS, dtype=np.int64, mode="r", shape=(shape[0], 2)),
         seconds=seconds,
         computed=computed,
         folder=folder,
+    )
+
+
+@dataclass(frozen=True)
+class _Chunks:
+    """What is stored, chunk by chunk; digests and faults are by a chunk's first sample."""
+
+    tokens: np.memmap[Any, Any]
+    labels: np.memmap[Any, Any]
+    digests: dict[str, str]
+    faults: dict[str, list[list[str]]]
+
+    def is_whole(self, start: int) -> bool:
+        """Whether a chunk is there and holds what it did; of large files only some are read for that."""
+        if str(start) not in self.digests:
+            return False
+        chunks = -(-self.tokens.shape[0] // _CHUNK)
+        stride = 1 if self.tokens.nbytes <= _CHECKED_WHOLE else max(1, chunks // _SPOT_CHECKS)
+        return bool(start // _CHUNK % stride) or self._digest(start) == self.digests[str(start)]
+
+    def fill(self, start: int, compute: Compute, report: Callable[[Sequence[Fault]], None]) -> int:
+        """Compute and write a chunk; returns how many samples it has."""
+        stop = min(start + _CHUNK, self.tokens.shape[0])
+        batch, unreadable = compute(start, stop)
+        values, expected = batch.inputs, self.tokens.shape[1:]
+        if tuple(values.shape) != (stop - start, *expected):
+            raise DataError(f"tokens {tuple(values.shape)} of samples {start} to {stop}, expected {expected} each")
+        self.faults.pop(str(start), None)
+        if unreadable:
+            report(unreadable)
+            self.faults[str(start)] = [list(fault) for fault in unreadable]
+        self.tokens[start:stop] = values.numpy()
+        self.labels[start:stop] = torch.stack([batch.labels, batch.index], 1).numpy()
+        self.tokens.flush()
+        self.labels.flush()
+        self.digests[str(start)] = self._digest(start)
+        return int(stop - start)
+
+    def _digest(self, start: int) -> str:
+        digest = hashlib.sha256()
+        for values in (self.tokens, self.labels):
+            digest.update(np.ascontiguousarray(values[start : start + _CHUNK]).data)
+        return digest.hexdigest()
+
+
+def _open_chunks(folder: Path, record: Path, shape: tuple[int, int, int], dtype: Storage) -> _Chunks:
+    """The files of a folder, made where they are not there or not of their size; nothing in them counts then.
+
+    Raises:
+        DataError: If there is no room for them.
+    """
+    digests, faults = _read_chunks(record)
+    sizes = {_TOKENS: int(np.prod(shape)) * np.dtype(dtype).itemsize, _LABELS: 16 * shape[0]}
+    if not all(_has_size(folder / name, size) for name, size in sizes.items()):
+        digests, faults = {}, {}
+        for name, size in sizes.items():
+            _make_room(folder / name, size)
+    return _Chunks(
+        np.memmap(folder / _TOKENS, dtype=dtype, mode="r+", shape=shape),
+        np.memmap(folder / _LABELS, dtype=np.int64, mode="r+", shape=(shape[0], 2)),
+        digests,
+        faults,
     )
 
 
@@ -158,24 +200,6 @@ def _make_room(file: Path, size: int) -> None:
         )
     with open(file, "wb") as out:
         out.truncate(size)  # sparse: blocks are taken as they are written
-
-
-def _is_whole(tokens: npt.NDArray[Any], labels: npt.NDArray[Any], start: int, digests: Mapping[str, str]) -> bool:
-    if str(start) not in digests:
-        return False
-    chunks = -(-tokens.shape[0] // _CHUNK)
-    stride = 1 if tokens.nbytes <= _CHECKED_WHOLE else max(1, chunks // _SPOT_CHECKS)
-    if start // _CHUNK % stride:
-        return True
-    stop = start + _CHUNK
-    return _digest(tokens[start:stop], labels[start:stop]) == digests[str(start)]
-
-
-def _digest(*arrays: npt.NDArray[Any]) -> str:
-    digest = hashlib.sha256()
-    for values in arrays:
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
 
 
 class FeatureSet(LabelledSet):

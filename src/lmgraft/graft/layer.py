@@ -6,6 +6,7 @@ decided in `forms`; every form gives the numbers of the dense one.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock
+from lmgraft.block.frozen import thawed
 from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_reads
 from lmgraft.errors import HostError
 from lmgraft.graft.config import GraftConfig
@@ -26,6 +28,10 @@ from lmgraft.graft.trained import prepared
 NAME = "graft"
 """Attribute of the host under which its first graft lies, and prefix of its tensors in `state_dict()`. Further
 ones are called graft_2, graft_3, ..."""
+
+
+class ThawedBlockWarning(UserWarning):
+    """A block that was to be frozen is being trained."""
 
 
 class GraftLayer(nn.Module):
@@ -71,6 +77,8 @@ class GraftLayer(nn.Module):
         With a read token, the block is computed for that token alone, and every token gets its output.
         Where only a mean is read, every token gets the mean: (B, T, V).
         """
+        if self.training and not torch.compiler.is_compiling():
+            self._warn_of_thawing()
         if isinstance(reads, MeanOf) and (self.config.form == "dense" or self.read_token is not None):
             reads = None
         if self.read_token is None:
@@ -86,6 +94,22 @@ class GraftLayer(nn.Module):
         if residual in ("out", "gated"):
             out = take_reads(x, reads) + out
         return out.expand(-1, x.shape[1], -1) if isinstance(reads, MeanOf) else out
+
+    def _warn_of_thawing(self) -> None:
+        if thawed(self.block):
+            warnings.warn(
+                "the LLM block is trained too: requires_grad_(True) of the whole model unfroze it. Freeze it again "
+                "(model.graft.block.requires_grad_(False)), or say that it is meant "
+                "(graft(..., train_block='all'), or requires_grad_(True) of the block)",
+                ThawedBlockWarning,
+                stacklevel=2,
+            )
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        metadata = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if metadata is not None:
+            metadata["block_digest"] = self.block.provenance.digest
 
     def plan(self, x: Tensor, reads: Reads = None) -> tuple[LayerPlan, ...]:
         """How each layer of the block would be computed for this input, as things stand now."""
@@ -111,10 +135,18 @@ class GraftLayer(nn.Module):
         self.compute.clear()
         return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing: Any, unknown: Any, errors: Any
+    ) -> None:
         self.compute.clear()
         self.compute.approximation.clear()
-        super()._load_from_state_dict(*args, **kwargs)
+        theirs, ours = local_metadata.get("block_digest"), self.block.provenance.digest
+        if theirs not in (None, ours):
+            errors.append(
+                f"the weights of {prefix[:-1]} were trained around another block (digest {theirs[:12]}, this one "
+                f"{ours[:12]}): graft the block that they belong to"
+            )
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unknown, errors)
 
 
 def _with_token(x: Tensor, mask: Tensor | None, token: Tensor) -> tuple[Tensor, Tensor | None]:

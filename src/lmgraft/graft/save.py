@@ -8,13 +8,14 @@ than the mappers was trained (`train_block`), those tensors of the block are sav
 
 Format 1 is the record of one graft that lies at `model.graft`, and is still what such a model gets. Format 2
 has a list of such records, each with the path of its graft: several grafts, or grafts of encoders inside the
-model.
+model. Format 3 has no graft: what a run without one trained.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,12 @@ from torch import Tensor, nn
 
 from lmgraft import records
 from lmgraft.block import FrozenBlock, load_block
-from lmgraft.errors import BlockError, CheckpointError, HostError
+from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
 from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts, unwrapped
-from lmgraft.registry import FACTORIES, suggest
+from lmgraft.registry import FACTORIES, SPECS, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
 _PATH = re.compile(rf"([^.]+\.)*{NAME}(_\d+)?")
@@ -48,6 +49,9 @@ _WIRING = ("at", "reads", "residual", "read_token", "train_block", "lora_rank", 
 def save_pretrained(model: nn.Module, path: str | Path) -> Path:
     """Save the trained tensors of a model with grafts, and a verified reference to each block.
 
+    What is known of the host is saved too: `host_spec`, or else what timm made it from. Where neither is known a
+    line says that loading will need the model.
+
     Args:
         model: Grafted, or a model that holds grafted encoders.
         path: The folder; files in it are replaced.
@@ -55,8 +59,24 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
     Raises:
         HostError: If `model` is not grafted.
     """
+    require_grafts(unwrapped(model))
+    return save_model(model, path)
+
+
+def save_model(
+    model: nn.Module,
+    path: str | Path,
+    host_spec: Mapping[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """As `save_pretrained`, also of a model without a graft.
+
+    Args:
+        host_spec: How a model without a graft is made; as `graft` takes it.
+        about: Plain data to keep beside it, such as names of classes and preprocessing; `read_about` gives it back.
+    """
     model = unwrapped(model)
-    grafts = require_grafts(model)
+    grafts = find_grafts(model)
     folder = Path(path)
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     with records.atomic_path(folder / _TENSORS) as temporary:
@@ -65,16 +85,70 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
         at: {
             "graft": inserted.config.to_dict(),
             "block": inserted.block.provenance.to_dict(),
-            "host": {"class": _class_path(_host_of(model, at)), "spec": inserted.host_spec},
+            "host": {"class": _class_path(_host_of(model, at)), "spec": _spec_of(model, at, inserted.host_spec)},
         }
         for at, inserted in grafts.items()
     }
+    record: dict[str, Any]
     if list(rows) == [NAME]:
         record = {"format": 1, **rows[NAME]}
-    else:
+    elif rows:
         record = {"format": 2, "grafts": [{"path": at, **row} for at, row in rows.items()]}
-    records.write_json(folder / _RECORD, record)
+    else:
+        spec = _spec_of(model, NAME, None if host_spec is None else dict(host_spec))
+        record = {"format": 3, "host": {"class": _class_path(model), "spec": spec}}
+    hosts = [row["host"] for at, row in rows.items() if "." not in at] or [record.get("host") or {}]
+    if not any("name" in (host.get("spec") or {}) for host in hosts):
+        sys.stderr.write(
+            f"note: {folder} does not say how to build {type(model).__name__}: load it with load_pretrained(path, "
+            "model=...), or give host_spec= to graft()\n"
+        )
+    records.write_json(folder / _RECORD, record | ({} if about is None else {"about": dict(about)}))
     return folder
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """What `save_model` was given as `about`: of a run, its categories and preprocessing; else empty."""
+    record = records.read_json(_folder_of(path) / _RECORD)
+    return dict(record.get("about") or {}) if isinstance(record, dict) else {}
+
+
+_ON_HUB = re.compile(r"([\w.-]+/[\w.-]+?)(?:@([\w./-]+))?")
+
+
+def _folder_of(path: str | Path) -> Path:
+    """The folder of a saved model: itself, `model` in a run's folder, or fetched from the Hub.
+
+    Raises:
+        SourceError: If a Hub repository cannot be fetched.
+    """
+    folder = Path(path).expanduser()
+    if not (folder / _RECORD).exists() and (folder / "model" / _RECORD).exists():
+        return folder / "model"
+    on_hub = _ON_HUB.fullmatch(str(path))
+    if folder.exists() or on_hub is None:
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(on_hub[1], revision=on_hub[2], allow_patterns=[_RECORD, _TENSORS]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise SourceError(
+            f"{path} is no folder here, and cannot be fetched from the Hub: {str(error).splitlines()[0]}",
+            "give a folder that save_pretrained wrote, a run's folder, or owner/name[@revision] of the Hub",
+        ) from None
+
+
+def _spec_of(model: nn.Module, at: str, given: dict[str, Any] | None) -> dict[str, Any] | None:
+    """How the host of the graft at `at` is made: as was said, or as its library knows."""
+    host, start = _host_of(model, at), at.rpartition(".")[0]
+    library = type(host).__module__.partition(".")[0]
+    if "name" in (given or {}) or library not in SPECS:
+        return given
+    added = [path.removeprefix(f"{start}.") for path in find_grafts(model) if path.startswith(start)]
+    found: dict[str, Any] | None = SPECS.load(library)(host, added)
+    return given if found is None else {**found, **(given or {})}
 
 
 def load_pretrained(
@@ -85,7 +159,7 @@ def load_pretrained(
     """Load what `save_pretrained` wrote.
 
     Args:
-        path: The folder.
+        path: The folder, a run's folder, or owner/name[@revision] of the Hub.
         model: The host, plain or grafted, changed in place; None builds the recorded one.
         llm: A moved copy of the block's source, or the block; None uses the recorded source. By path of the
             graft where several grafts have several blocks.
@@ -98,12 +172,14 @@ def load_pretrained(
         BlockError: If a block's digest is not the recorded one.
         HostError: If `model` is None and no way to build it was recorded.
     """
-    folder = Path(path)
-    rows = _read_record(folder)
+    folder = _folder_of(path)
+    record = _read_record(folder)
+    rows = {} if record["format"] == 3 else _read_grafts(record, folder / _RECORD)
     state = _read_state(folder)
     configs = {at: GraftConfig.from_dict(row["graft"]) for at, row in rows.items()}
     if model is None:
-        model = _build_host(folder, rows)
+        hosts = [row["host"] for at, row in rows.items() if "." not in at] if rows else [record["host"]]
+        model = _build_host(folder, hosts)
     grafts = find_grafts(model)
     if grafts and grafts.keys() != rows.keys():
         raise CheckpointError(
@@ -114,7 +190,7 @@ def load_pretrained(
         verify_block(inserted.block, rows[at]["block"])
         _verify_wiring(inserted, configs[at], folder)
     try:
-        if not grafts:
+        if rows and not grafts:
             _insert_recorded(model, rows, configs, llm)
         _load_state(model, state, folder)
     except BaseException:
@@ -214,14 +290,20 @@ def _recorded_block(recorded: Mapping[str, Any], llm: str | FrozenBlock | None) 
     return block
 
 
-def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """The records of the grafts by their paths in the model."""
+def _read_record(folder: Path) -> dict[str, Any]:
     file = folder / _RECORD
     record = records.read_json(file)
     if not isinstance(record, dict):
         raise CheckpointError(f"{file} is no record of a saved graft", "save the model again")
-    if record.get("format") not in (1, 2):
+    if record.get("format") not in (1, 2, 3):
         raise CheckpointError(f"{file} has format {record.get('format')!r}", "update lmgraft")
+    if record["format"] == 3 and not isinstance(record.get("host"), dict):
+        raise CheckpointError(f"{file} lacks host", "save the model again")
+    return record
+
+
+def _read_grafts(record: Mapping[str, Any], file: Path) -> dict[str, dict[str, Any]]:
+    """The records of the grafts by their paths in the model."""
     listed = [{**record, "path": NAME}] if record["format"] == 1 else record.get("grafts")
     if not isinstance(listed, list) or not listed:
         raise CheckpointError(f"{file} lacks grafts", "save the model again")
@@ -252,6 +334,13 @@ def _read_state(folder: Path) -> dict[str, Tensor]:
 
 def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> None:
     wanted = model.state_dict()
+    thawed = {
+        name: parameter
+        for at, inserted in find_grafts(model).items()
+        for part, parameter in inserted.block.named_parameters()
+        if (name := f"{at}.block.{part}") in state and name not in wanted
+    }
+    wanted |= thawed
     aliases = set(wanted) - set(_without_aliases(wanted))
     problems = [f"missing {n}" for n in wanted if n not in state and n not in aliases]
     problems += [f"unknown {n}" for n in state if n not in wanted]
@@ -266,6 +355,9 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
             f"{folder} does not fit this model:\n    " + "\n    ".join(shwanted),
             "build the model exactly as it was when it was saved (name, num_classes, img_size, ...)",
         )
+    for parameter in thawed.values():  # trained though nobody asked for it, and saved; its storage may be another's too
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
     model.load_state_dict(state, strict=not aliases)
 
 
@@ -282,9 +374,8 @@ def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
-def _build_host(folder: Path, rows: Mapping[str, dict[str, Any]]) -> nn.Module:
-    """The host anew, from the record of a graft that lies in the model itself and not in one inside."""
-    outside = [row["host"] for at, row in rows.items() if "." not in at]
+def _build_host(folder: Path, outside: Sequence[dict[str, Any]]) -> nn.Module:
+    """The host anew, from the records of hosts that are the model itself and not one inside."""
     if not outside:
         raise HostError(
             f"{folder} does not say how to build the model around its grafts",

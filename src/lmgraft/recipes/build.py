@@ -36,15 +36,26 @@ def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
     Args:
         initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
     """
-    data, config = recipe.data, recipe.graft
-    arguments = data.model_arguments()
-    arguments |= recipe.backbone.kwargs | larger_encoder(recipe, build_model)
-    rebuilt = arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
+    arguments = _arguments(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _make(recipe.backbone, arguments if initial else rebuilt)
-    spec = {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
-    return graft_arm(model, recipe.arm, config, recipe.seed, host_spec=spec)
+        model = _make(recipe.backbone, arguments if initial else _without_weights(recipe, arguments))
+    return graft_arm(model, recipe.arm, recipe.graft, recipe.seed, host_spec=host_spec(recipe))
+
+
+def _arguments(recipe: Recipe) -> dict[str, Any]:
+    arguments = recipe.data.model_arguments()
+    return arguments | recipe.backbone.kwargs | larger_encoder(recipe, build_model)
+
+
+def _without_weights(recipe: Recipe, arguments: dict[str, Any]) -> dict[str, Any]:
+    return arguments | ({"pretrained": False} if is_pretrained(recipe) else {})
+
+
+def host_spec(recipe: Recipe) -> dict[str, Any]:
+    """How the recipe's encoder is made again, without weights from elsewhere."""
+    rebuilt = _without_weights(recipe, _arguments(recipe))
+    return {"factory": recipe.backbone.factory, "name": recipe.backbone.name, "kwargs": rebuilt}
 
 
 def _make(backbone: BackboneConfig, arguments: dict[str, Any]) -> nn.Module:

@@ -3,7 +3,7 @@
 <run>/config.yaml   the resolved recipe
 <run>/run.json      versions, commit, seeds, launches, data fingerprint, block and encoder, parameter counts
 <run>/retries.json  restarts at a lower learning rate, where there were any
-<run>/model         the best weights for lmgraft.load_pretrained, unless nothing was grafted
+<run>/model         the best weights for lmgraft.load_pretrained, with names of classes and preprocessing
 <run>/test_items.npz  what best.ckpt made of each test item (lmgraft.training.items)
 <run>/result.json   test metrics of best.ckpt and what training cost (lmgraft.recipes.result); written last
 """
@@ -24,9 +24,10 @@ from torch import nn
 
 from lmgraft import records
 from lmgraft.errors import RecipeError, RunError
-from lmgraft.graft import find_graft, save_pretrained
+from lmgraft.graft import find_graft
+from lmgraft.graft.save import save_model
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.build import build_model, build_task, set_up_data
+from lmgraft.recipes.build import build_model, build_task, host_spec, set_up_data
 from lmgraft.recipes.equal_flops import settled
 from lmgraft.recipes.features import network, try_task, use_stored_tokens
 from lmgraft.recipes.recipe import Recipe, as_it_was, parse_recipe
@@ -109,8 +110,7 @@ def train_run(
         task = build_task(recipe, initial=False)  # the trained one is in shards
     _load_best(recipe, task, run_dir)
     result = replace(_evaluate(recipe, task, summary, digest), retries=history)
-    if digest is not None:
-        save_pretrained(network(task), run_dir / "model")
+    save_model(network(task), run_dir / "model", host_spec(recipe), about_data(recipe))
     write_items(run_dir, task.items)
     write_result(run_dir, result)
     return result
@@ -157,6 +157,12 @@ def _fit_with_retries(
                 stacklevel=3,
             )
         task, resume = build_task(recipe, history), True
+
+
+def about_data(recipe: Recipe) -> dict[str, Any]:
+    """What a saved model has to say of its inputs and outputs: categories and how items are prepared."""
+    categories = {name: list(parts) for name, parts in recipe.data.categories().items()}
+    return {"categories": categories, "preprocess": recipe.data.transform_record().get("preprocess")}
 
 
 def evaluate_run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -173,18 +174,24 @@ class TestErrors:
 
 def test_a_lock_is_one_holders_and_free_again_after(tmp_path):
     file = tmp_path / "new" / ".lock"
-    with records.locked(file, wait=False) as first:
-        assert first
-        with records.locked(file, wait=False) as second:
-            assert not second
-    with records.locked(file, wait=True) as third:
-        assert third
+    with records.only_one(file, "it"):
+        for wait in (0, 0.1):
+            with (
+                pytest.raises(records.HeldError, match="another process is at it"),
+                records.only_one(file, "it", wait=wait),
+            ):
+                pass
+    with records.only_one(file, "it", wait=-1):
+        pass
+    assert file.exists()
 
 
-def test_everyone_gets_in_where_there_are_no_locks(tmp_path, monkeypatch):
-    def acquire(*_: object, **__: object) -> None:
-        raise NotImplementedError
+def test_where_a_file_system_has_no_locks_everyone_gets_in(tmp_path, monkeypatch):
+    import fcntl
 
-    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
-    with records.locked(tmp_path / ".lock", wait=False) as free:
-        assert free
+    def none(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with records.only_one(tmp_path / ".lock", "it"), records.only_one(tmp_path / ".lock", "it"):
+        pass

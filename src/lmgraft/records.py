@@ -5,17 +5,22 @@ This room knows paths, JSON and version numbers; it knows no model and no data s
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from filelock import FileLock, Timeout
 
 from lmgraft.errors import RunError
 
@@ -69,45 +74,147 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, upgrade: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """Read JSON from `path`.
+
+    Args:
+        path: The file.
+        upgrade: Given every object in it, innermost first; what it returns stands in its place.
 
     Raises:
         RunError: If the file is missing or is not whole JSON.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"), object_hook=upgrade)
     except FileNotFoundError:
         raise RunError(f"{path} is missing", "check the folder's name") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RunError(f"{path} is not readable JSON ({error})", "delete it and run again") from None
 
 
+class HeldError(RunError):
+    """Another process holds the lock."""
+
+
 @contextmanager
-def locked(file: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold `file`'s lock; yields False where another process holds it and `wait` is False.
+def only_one(file: Path, what: str, *, wait: float = 0) -> Iterator[None]:
+    """Hold `file`'s lock: one process at a time is at `what`. The file stays behind.
 
     Where the file system has no locks everyone gets in.
 
+    Args:
+        file: The lock's file; made, with its folder, where it is not there.
+        what: For errors, as in "another process is at the study in runs/controls".
+        wait: Seconds to wait for another process; -1 waits for as long as it takes.
+
     Raises:
+        HeldError: If another process holds the lock for longer.
         RunError: If there can be no folder for it.
     """
-    from filelock import FileLock, Timeout
-
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise RunError(f"{file.parent} cannot be a folder: a file is in the way", "choose another --out") from None
-    lock, free = FileLock(file, timeout=-1 if wait else 0), True
+    lock = FileLock(file, thread_local=False)
     try:
-        with suppress(NotImplementedError):  # no locks here
-            lock.acquire()
+        lock.acquire(timeout=wait)
     except Timeout:
-        free = False
+        raise HeldError(f"another process is at {what}", "wait for it, or stop it") from None
+    except NotImplementedError:  # filelock's word for a file system without locks
+        pass
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
     try:
-        yield free
+        yield
     finally:
         lock.release()
+
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
+
+
+class UnfitError(ValueError):
+    """A value of JSON that is not of the type that it is read as."""
+
+
+def read_as(kind: Any, value: Any, where: str) -> Any:
+    """A value of JSON as an annotated type: dataclasses, and tuples and keys other than strings, which JSON lacks.
+
+    Args:
+        kind: The type, with whatever is nested in it.
+        value: As `read_json` gives it.
+        where: What `value` is called in errors.
+
+    Raises:
+        UnfitError: If the value, a key or a field does not fit, or a field is missing or unknown.
+    """
+    origin, inner = get_origin(kind), get_args(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, UnionType):
+        return _as_one_of(inner, value, where)
+    if origin is Literal:
+        return _checked(value in inner, value, where)
+    if is_dataclass(kind):
+        return _as_record(kind, value, where)
+    if origin is dict:
+        return {
+            _as_key(inner[0], k, where): read_as(inner[1], v, f"{where}.{k}")
+            for k, v in _checked(isinstance(value, dict), value, where).items()
+        }
+    if origin in (list, tuple):
+        rows = _checked(isinstance(value, list), value, where)
+        if origin is list or inner[-1] is Ellipsis:
+            return origin(read_as(inner[0], v, f"{where}[{i}]") for i, v in enumerate(rows))
+        _checked(len(rows) == len(inner), value, where)
+        return tuple(read_as(k, v, f"{where}[{i}]") for i, (k, v) in enumerate(zip(inner, rows, strict=True)))
+    if kind in (int, float):
+        is_number = isinstance(value, int | kind) and not isinstance(value, bool)
+        return _checked(is_number, value, where, f", which is no {'whole ' if kind is int else ''}number")
+    return _checked(isinstance(value, kind), value, where)
+
+
+def _as_one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
+    if value is None and NoneType in kinds:
+        return None
+    for kind in kinds:
+        try:
+            if kind is not NoneType:
+                return read_as(kind, value, where)
+        except UnfitError:
+            continue
+    raise UnfitError(f"{where} is {_short(value)}")
+
+
+def _as_record(kind: Any, value: Any, where: str) -> Any:
+    _checked(isinstance(value, dict), value, where)
+    hints = get_type_hints(kind)
+    names = {f.name for f in fields(kind)}
+    for name in sorted(value.keys() - names):
+        raise UnfitError(f"{where} has {name!r}, which this version does not know")
+    needed = {f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING}
+    for name in sorted(needed - value.keys()):
+        raise UnfitError(f"{where} has no {name!r}")
+    return kind(**{name: read_as(hints[name], given, f"{where}.{name}") for name, given in value.items()})
+
+
+def _as_key(kind: Any, key: str, where: str) -> Any:
+    try:
+        return kind(key)
+    except ValueError:
+        raise UnfitError(f"{where} has the key {key!r}") from None
+
+
+def _checked(fits: bool, value: Any, where: str, why: str = "") -> Any:
+    if not fits:
+        raise UnfitError(f"{where} is {_short(value)}{why}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def git_commit(file: Path) -> str | None:

@@ -8,9 +8,10 @@ from pathlib import Path
 from pytorch_lightning import Callback
 
 from lmgraft.errors import LmgraftError
+from lmgraft.studies.engine.missing import Done, brief
+from lmgraft.studies.engine.runs import train
 from lmgraft.studies.study import run as run_module
 from lmgraft.studies.study.config import parse_study
-from lmgraft.studies.study.jobs import Done, brief, train
 from lmgraft.studies.study.run import run_study
 
 STUDY = """
@@ -22,25 +23,25 @@ overrides: {{train.epochs: 1}}
 
 
 class Here:
-    """Does jobs in this process; remembers their names."""
+    """Does runs in this process; remembers their names."""
 
     def __init__(self):
         self.names = []
 
-    def __call__(self, jobs, say):
-        for job in jobs:
-            self.names.append(job.name)
+    def __call__(self, runs, say):
+        for run in runs:
+            self.names.append(run.name)
             started, error = time.monotonic(), None
             try:
-                train(job)
+                train(run)
             except LmgraftError as failure:
                 error = brief(failure)
-            yield Done(job=job, seconds=time.monotonic() - started, error=error)
+            yield Done(cell=run, seconds=time.monotonic() - started, error=error)
 
 
-def no_executor(jobs, say):
+def no_executor(runs, say):
     """Fails the test: nothing is to be trained."""
-    raise AssertionError(f"a training was begun: {[job.name for job in jobs]}")
+    raise AssertionError(f"a training was begun: {[run.name for run in runs]}")
 
 
 def study_of(recipe, *arguments, text=STUDY):
@@ -82,32 +83,32 @@ def digest(tensor):
     return hashlib.sha256(tensor.detach().contiguous().numpy().tobytes()).hexdigest()
 
 
-def die_once_at(place, job):
+def die_once_at(run, *_):
     """A worker that is killed in its first attempt at each run."""
-    marker = Path(f"{job.folder}.died")
+    marker = Path(f"{run.folder}.died")
     if not marker.exists():
         marker.parent.mkdir(parents=True, exist_ok=True)
         marker.touch()
         os._exit(9)
-    train(job)
+    train(run)
 
 
-def die_with_llm_at(place, job):
+def die_with_llm_at(run, *_):
     """A worker that is killed whenever it has the LLM's arm."""
-    if "/llm/" in job.folder:
+    if run.arm == "llm":
         os._exit(9)
-    train(job)
+    train(run)
 
 
-def fall_over_at(place, job):
+def fall_over_at(run, *_):
     """A worker that meets with the LLM's arm what is no mistake of the user's."""
-    if "/llm/" in job.folder:
+    if run.arm == "llm":
         raise RuntimeError("CUDA out of memory")
-    train(job)
+    train(run)
 
 
-def have_a_bug_at(place, job):
+def have_a_bug_at(run, *_):
     """A worker that meets a bug with the LLM's arm."""
-    if "/llm/" in job.folder:
+    if run.arm == "llm":
         raise KeyError("no such thing")
-    train(job)
+    train(run)

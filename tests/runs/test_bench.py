@@ -31,7 +31,7 @@ from lmgraft.studies.bench.memory import block_config, estimate, total_memory
 from lmgraft.studies.bench.observe import following, observed
 from lmgraft.studies.bench.results import FILE, CellResult, read_results, this_context
 from lmgraft.studies.bench.run import Settings, run_bench
-from lmgraft.studies.worker import WorkerDiedError
+from lmgraft.studies.engine.worker import WorkerDiedError
 from tiny import calls_of, images, make_vit, relative_error
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3, "num_classes": 7}

@@ -17,8 +17,8 @@ import lmgraft
 from lmgraft.analysis.verdict import CHANGES
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError, RunError
+from lmgraft.records import only_one
 from lmgraft.registry import METRICS
-from lmgraft.studies.study.jobs import only_one
 
 SHAPE = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 3}
 

@@ -16,8 +16,9 @@ from lmgraft.analysis.groups import group_codes, group_values
 from lmgraft.analysis.intervals import items_interval, wilson_interval
 from lmgraft.analysis.paired import contrasts
 from lmgraft.errors import LmgraftError, RunError
+from lmgraft.records import read_as
 from lmgraft.registry import METRICS
-from lmgraft.studies.study.read import _as
+from lmgraft.studies.study.read import _without_width
 from lmgraft.tasks.influence import correlation, mean_class_accuracy, ratio
 from lmgraft.tasks.items import values_of
 
@@ -163,10 +164,10 @@ def test_contrasts_of_older_results_read():
     items, values, _ = study_of(np.random.default_rng(0))
     [now] = contrasts(values, [("llm", "plain")], margin=0.1, items=items)
     lists = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(now).items()}
-    assert _as(type(now), lists, "c") == now
+    assert read_as(type(now), lists, "c") == now
     old = {k: v for k, v in lists.items() if k not in ("no_interval", "groups", "no_bootstrap")}
-    assert _as(type(now), old, "c") == now
-    tied = _as(type(now), old | {"sd": 0.0, "interval": [0.1, 0.1], "bootstrap": [0.0, 0.0]}, "c")
+    assert read_as(type(now), old, "c") == now
+    tied = read_as(type(now), _without_width(old | {"sd": 0.0, "interval": [0.1, 0.1], "bootstrap": [0.0, 0.0]}), "c")
     assert (tied.interval, tied.bootstrap) == (None, None)
 
 

@@ -11,8 +11,8 @@ from lmgraft.errors import RunError
 from lmgraft.recipes import read_result
 from lmgraft.recipes.run import read_run
 from lmgraft.registry import METRICS, MOVED, load_object
+from lmgraft.studies.engine.runs import read_finished
 from lmgraft.studies.scan.results import read_scan
-from lmgraft.studies.study.cells import read_finished
 from lmgraft.studies.study.read import read_study
 from lmgraft.training.items import read_items
 

@@ -13,7 +13,7 @@ from pages import Page
 from lmgraft.cli.main import main
 from lmgraft.errors import RunError
 from lmgraft.recipes import read_result
-from lmgraft.studies.worker import WorkerDiedError, in_own_process
+from lmgraft.studies.engine.worker import WorkerDiedError, in_own_process
 from lmgraft.words.paper import SMALL_LLMS
 
 ARMS = ("plain", "llm", "random_frozen")
@@ -39,7 +39,7 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
         start_new_session=True,
     )
     for line in process.stderr:
-        if "[llm] epoch 1" in line:
+        if "[llm, seed 3] epoch 1" in line:
             break
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -51,7 +51,7 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
 
     assert main(toy) == 0
     printed = capsys.readouterr()
-    assert "finished before; kept" in printed.err
+    assert "arms: 3 in all, 1 done before, 2 to do" in printed.err
     assert (out / "plain" / "result.json").stat().st_mtime_ns == plain
     # It went on with the killed arm: its first launch's log is still there beside the second's.
     assert len(list((out / "llm" / "logs" / "csv").glob("version_*"))) == 2

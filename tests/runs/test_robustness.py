@@ -265,7 +265,7 @@ def test_done_cells_are_kept_unless_weights_or_conditions_changed(tmp_path):
         evaluate(stop_at="fog/1", seed=0)
     result, said = evaluate(seed=0)
     assert asked() == [0, 0, 6]
-    assert "3 cells, 2 done before" in said[0]
+    assert "3 in all, 2 done before" in said[0]
     assert all((c.metrics["accuracy"], c.items) == (0.5, 6) for c in result.cells.values())
     assert next(row.value for row in result.summary if row.name == "kept") == 1
     evaluate(seed=0)
@@ -329,7 +329,9 @@ def test_cells_shown_by_another_transform_are_counted_again(tmp_path, run_dir, m
     for mean in (FashionMNIST.mean, FashionMNIST.mean, (0.9,)):
         monkeypatch.setattr(FashionMNIST, "mean", mean)
         evaluate_robustness([run_dir], config, say=said.append)
-    assert [line for line in said if "done before" in line] == [f"run: 6 cells, {n} done before" for n in (0, 6, 0)]
+    assert [line for line in said if "done before" in line] == [
+        f"run: 6 in all, {n} done before, {6 - n} to do" for n in (0, 6, 0)
+    ]
 
 
 def test_a_checkpoint_from_elsewhere_is_shown_what_its_model_says(tmp_path):
@@ -488,12 +490,12 @@ def test_the_command_on_a_run(capsys, run_dir, frost_folder, tmp_path):
     assert status == 0, err
     assert "corruptions, mean of 2" in out
     assert "not comparable with published ImageNet-C figures" in " ".join(out.split())
-    assert "10/11 corruptions/gaussian_noise/4" in err
+    assert "[10/11] corruptions/gaussian_noise/4: " in err
     assert (run_dir / "robustness.md").exists()
     assert (run_dir / "robustness.png").exists()
     assert json.loads((run_dir / "robustness_report.json").read_text())[0]["limit"] == 10
     status, out, err = call(capsys, "evaluate", run_dir, run_dir, *options, "--json", "--out", tmp_path / "both")
-    assert "11 done before" in err
+    assert "11 done before, 0 to do" in err
     both = json.loads(out)
     assert [one["label"] for one in both] == [str(run_dir)] * 2
     assert both[0]["cells"]["clean"]["items"] == 10

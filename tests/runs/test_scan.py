@@ -24,20 +24,21 @@ from lmgraft.registry import METRICS
 from lmgraft.report.scan.findings import findings, next_study
 from lmgraft.report.scan.page import write_report
 from lmgraft.report.scan.tables import scores_table
+from lmgraft.studies.engine.missing import Done
+from lmgraft.studies.engine.runs import train
 from lmgraft.studies.scan import ScanConfig, plan_scan, read_scan, run_scan
 from lmgraft.studies.scan import cost as scan_cost
 from lmgraft.studies.scan.candidates import find_places
 from lmgraft.studies.scan.config import choose_layers
-from lmgraft.studies.scan.encoder import load_encoder, scan_recipe, training_recipe
+from lmgraft.studies.scan.encoder import load_encoder, run_folder, scan_recipe, training_recipe
 from lmgraft.studies.scan.known import Known, Trainings, check_trainings, count_named, match, read_trainings
 from lmgraft.studies.scan.lab import as_features, block_outputs, candidate_model, draws_of, open_lab
 from lmgraft.studies.scan.ranking import rank
 from lmgraft.studies.scan.results import GAIN, write_scan
 from lmgraft.studies.scan.scores import SCORES, cka, coherence, probe
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
-from lmgraft.studies.scan.training import candidate_run, gain_of
+from lmgraft.studies.scan.training import gain_of
 from lmgraft.studies.study.config import load_study
-from lmgraft.studies.study.jobs import Done, train
 from lmgraft.studies.tokens import TokenBatch, joined, tokens_at
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.classification import Classification
@@ -513,7 +514,7 @@ def test_a_gain_that_two_seeds_share_has_no_interval(tmp_path, monkeypatch, scan
     plain = shares((0.53, 0.54)[: len(accuracies)])
     trained = {}
     for seed, accuracy in shares(accuracies).items():
-        folder = candidate_run(tmp_path, one.candidate, seed)
+        folder = run_folder(tmp_path, one.candidate, seed)
         folder.mkdir(parents=True)
         (folder / "result.json").touch()
         trained[folder] = SimpleNamespace(val={"accuracy": accuracy}, primary="accuracy", seconds=1.0)
@@ -755,7 +756,7 @@ def test_scores_of_a_padded_regression_are_those_of_each_scene_by_itself(padded,
 
 
 def test_a_padded_regression_is_scanned_from_training_to_the_page(padded, tmp_path, monkeypatch):
-    monkeypatch.setattr("lmgraft.studies.scan.training.local", here)
+    monkeypatch.setattr("lmgraft.studies.scan.run.local", here)
     padded = replace(padded, positions=("tail",))
     out = tmp_path / "out"
     scan = run_scan(padded, out)
@@ -790,14 +791,14 @@ def here():
     def run(jobs, say):
         for job in jobs:
             train(job)
-            yield Done(job=job, seconds=1.0)
+            yield Done(cell=job, seconds=1.0)
 
     return run
 
 
 @pytest.mark.slow
 def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("lmgraft.studies.scan.training.local", here)
+    monkeypatch.setattr("lmgraft.studies.scan.run.local", here)
     out = tmp_path / "out"
     sizes = ["--draws", "2", "--train-images", "80", "--val-images", "20", "--cka-images", "8"]
     command = ["scan", str(toy), "--llms", str(llama_folder), "--layers", "0", "-1", "--out", str(out), *sizes]
@@ -808,7 +809,8 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
 
     assert main(command) == 0
     printed = capsys.readouterr()
-    assert "[train 4/4]" in printed.err
+    assert "short training: 4 in all, 0 done before" in printed.err
+    assert "[4/4] " in printed.err
     assert "The paper (Fig. 2" in printed.out
     scan = read_scan(out)
     for label, one in scan.candidates.items():
@@ -841,7 +843,7 @@ def test_from_the_command_line_to_the_page(toy, llama_folder, tmp_path, capsys, 
     rows = [{"llm": str(llama_folder), "layer": n, "position": "tail", "gain": n / 10} for n in (0, 2)]
     known.write_text(json.dumps({"source": "an older table", "candidates": rows}))
     assert main([*command, "--known", str(known)]) == 0
-    assert "[train" not in capsys.readouterr().err
+    assert "short training: 4 in all, 4 done before, 0 to do" in capsys.readouterr().err
     assert results == {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
     assert (out / "scan.json").stat().st_mtime_ns > changed
     assert "Against an older table" in (out / "report.html").read_text()

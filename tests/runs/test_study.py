@@ -12,19 +12,21 @@ from PIL import Image
 from studying import STUDY, Here, no_executor, run_here, study_of, without_flops
 
 from lmgraft import records
+from lmgraft.analysis.items import MetricValue
 from lmgraft.analysis.verdict import CHANGES, Finding
 from lmgraft.data.image.toy import draw
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import load_recipe, read_result, train_run
+from lmgraft.records import only_one
+from lmgraft.studies.engine.missing import Done
+from lmgraft.studies.engine.runs import read_finished, state_of
 from lmgraft.studies.robustness.run import robustness_config
 from lmgraft.studies.study import checks
 from lmgraft.studies.study.assemble import _at_best_rate
-from lmgraft.studies.study.cells import make_cells, read_finished, state_of
 from lmgraft.studies.study.facts import read_facts
 from lmgraft.studies.study.failed import failures
-from lmgraft.studies.study.jobs import Done, only_one
 from lmgraft.studies.study.read import read_study
-from lmgraft.studies.study.run import summarise
+from lmgraft.studies.study.run import make_cells, summarise
 from lmgraft.training.items import FILE as ITEMS
 from lmgraft.training.items import read_items
 
@@ -109,7 +111,7 @@ def test_the_result_is_of_the_runs_and_reads_back(tiny_study, study):
 def test_nothing_is_trained_again(out, study):
     before = {run: (out / "runs" / run / "result.json").stat().st_mtime_ns for run in RUNS}
     result, _, said = run_here(study, out, executor=no_executor)
-    assert said == ["6 runs, 6 done, 0 to train"]
+    assert said == ["runs: 6 in all, 6 done before, 0 to do"]
     assert before == {run: (out / "runs" / run / "result.json").stat().st_mtime_ns for run in RUNS}
     assert result.arms == read_study(out).arms
 
@@ -456,7 +458,7 @@ def test_seeds_that_failed_are_kept_in_mind(out, recipe_file):
 
     def fails(jobs, say):
         for job in jobs:
-            yield Done(job=job, seconds=1.0, error="the loss became nan")
+            yield Done(cell=job, seconds=1.0, error="the loss became nan")
 
     with pytest.raises(RunError, match="1 of 9 runs failed"):
         run_here(three, out, executor=fails)
@@ -554,8 +556,10 @@ def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tm
         assert set(means) == {0.003, 1e-6}
         assert means[arm.learning_rate] == max(means.values())
         own = [fact for fact in facts if fact.arm == arm.label]
-        values = [fact.value for fact in own]
-        shuffled = [replace(f, value=v, items=None) for f, v in zip(own, values[1:] + values[:1], strict=True)]
+        values = [fact.measured.value for fact in own]
+        shuffled = [
+            replace(f, measured=MetricValue(value=v)) for f, v in zip(own, values[1:] + values[:1], strict=True)
+        ]
         assert {f.in_grid for f in _at_best_rate(shuffled)} == {arm.learning_rate}  # the test results have no say
 
 

@@ -1,19 +1,27 @@
 """`lmgraft study`: the plan before anything runs, and whole studies from the command line."""
 
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from studying import STUDY, Here, study_of
+from lasting import assert_same_run
+from studying import STUDY, Here, study_of, without_flops
 
 from lmgraft.cli import study as command
 from lmgraft.cli.main import main
 from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
 from lmgraft.studies import step_times
-from lmgraft.studies.study import flops, times
-from lmgraft.studies.study.cells import make_cells
+from lmgraft.studies.study import costs
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.read import read_study
+from lmgraft.studies.study.run import make_cells
 from tiny import long_but
 
 
@@ -23,8 +31,7 @@ def in_this_process(monkeypatch):
     used = Here()
     monkeypatch.setattr(command, "local", lambda _: used)
     monkeypatch.setattr(step_times, "_SECONDS", 0.0)
-    for room in (flops, times):
-        monkeypatch.setattr(room, "in_own_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(costs, "in_own_process", lambda function, *arguments: function(*arguments))
     return used
 
 
@@ -110,6 +117,7 @@ def test_a_plan_says_what_llms_are_missing(recipe_file, tmp_path, capsys):
 def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(STUDY.format(recipe=recipe_file))
+    wrong_arm = ["--arms", "{plain: {}, llm: {optim.no_such: 1}}", "--out", str(tmp_path / "none")]
     for options, said in (
         (["--dry-run"], "no study was named"),
         (["image/fashon_controls"], "Did you mean"),
@@ -118,6 +126,8 @@ def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
         ([str(file), "--reuse", str(tmp_path / "none"), "--dry-run"], "does not exist"),
         ([str(file), "--report-only", "--out", str(tmp_path / "none")], "no run of this study is finished"),
         ([str(file), "--train.epochs", "-1"], "train.epochs"),
+        ([str(file), *wrong_arm], "arm llm: "),
+        ([str(file), *wrong_arm, "--print-jobs"], "arm llm: "),
     ):
         assert main(["study", *options]) == 2
         assert said in capsys.readouterr().err
@@ -151,6 +161,31 @@ def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, ca
     assert (tmp_path / "results.json").read_text() == before
     assert main(["study", str(tmp_path / "study.yaml"), "--out", str(tmp_path)]) == 0  # its own record, the same study
     assert len(in_this_process.names) == 12
+
+
+@pytest.mark.slow
+def test_printed_commands_train_what_is_missing(recipe_file, tiny_study, tmp_path, capsys, monkeypatch):
+    without_flops(monkeypatch)
+    file, out = tmp_path / "tiny.yaml", tmp_path / "with a space"
+    file.write_text(STUDY.format(recipe=recipe_file))
+    shutil.copytree(tiny_study[0], out)
+    study = ["study", str(file), "--out", str(out)]
+    assert main([*study, "--print-jobs"]) == 0
+    assert capsys.readouterr().out == ""
+    missing = ("plain/seed0", "llm/seed1")
+    for run in missing:
+        shutil.rmtree(out / "runs" / run)
+    assert main([*study, "--print-jobs"]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert not [run for run in missing if (out / "runs" / run).exists()]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(first, shell=True, check=True, capture_output=True, env={**os.environ, "PATH": path})
+    assert main(shlex.split(second)[1:]) == 0
+    assert main([*study, "--report-only"]) == 0
+    for run in missing:
+        assert_same_run(out / "runs" / run, tiny_study[0] / "runs" / run)
+    now, before = read_study(out), read_study(tiny_study[0])
+    assert (now.contrasts, now.missing) == (before.contrasts, [])
 
 
 @pytest.mark.long

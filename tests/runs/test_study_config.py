@@ -4,8 +4,8 @@ import pytest
 from studying import study_of
 
 from lmgraft.errors import RecipeError
-from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.config import find_study, list_studies, load_study, parse_study
+from lmgraft.studies.study.run import make_cells
 
 ARMS = "recipe: image/fashion_vit_debug\narms: {arms}\n"
 

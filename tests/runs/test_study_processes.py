@@ -15,10 +15,11 @@ from lasting import assert_same_run, forkserver, start, wait_for_progress
 from studying import run_here, study_of, without_flops
 
 from lmgraft.errors import RunError
-from lmgraft.studies import worker
-from lmgraft.studies.study import local as local_module
-from lmgraft.studies.study.jobs import Job, only_one
-from lmgraft.studies.study.local import local
+from lmgraft.records import only_one
+from lmgraft.studies.engine import local as local_module
+from lmgraft.studies.engine import worker
+from lmgraft.studies.engine.local import local
+from lmgraft.studies.engine.runs import Run
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.stopping import InterruptedRunError
 from tiny import long_but
@@ -102,8 +103,8 @@ def test_a_driver_that_is_stopped(recipe_file, tiny_study, tmp_path, signum, sta
 @pytest.mark.parametrize(("signum", "end"), [(signal.SIGTERM, InterruptedRunError), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_to_the_driver_alone_lets_the_runs_save(recipe_file, tmp_path, signum, end):
     folder = tmp_path / "runs" / "long"
-    job = Job(name="long", recipe=str(recipe_file), options=("--train.epochs=2000",), folder=str(folder))
-    later = replace(job, name="later", folder=str(tmp_path / "runs" / "later"))
+    job = Run(arm="long", seed=3, recipe=str(recipe_file), options=("--train.epochs=2000",), folder=folder)
+    later = replace(job, arm="later", folder=tmp_path / "runs" / "later")
     before, said = signal.getsignal(signum), []
 
     def stop():
@@ -117,7 +118,9 @@ def test_a_signal_to_the_driver_alone_lets_the_runs_save(recipe_file, tmp_path, 
         list(local()([job, later], said.append))
     stopper.join()
     assert signal.getsignal(signum) == before
-    assert re.fullmatch(r"long: stopped by SIGTERM in epoch \d+, after step \d+; last.ckpt is written", said[-1])
+    assert re.fullmatch(
+        r"long, seed 3: stopped by SIGTERM in epoch \d+, after step \d+; last.ckpt is written", said[-1]
+    )
     assert not (folder / "result.json").exists()
     assert not (tmp_path / "runs" / "later").exists()
     with only_one(folder.parent / ".long.lock", "run"):

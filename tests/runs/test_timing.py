@@ -20,12 +20,11 @@ from lmgraft.analysis.timing import MOST_UNEVEN, StepPairs, time_ratio
 from lmgraft.errors import RunError
 from lmgraft.recipes import read_result
 from lmgraft.studies import step_times
-from lmgraft.studies.step_times import in_turns
-from lmgraft.studies.study import times
-from lmgraft.studies.study.cells import make_cells
+from lmgraft.studies.bench.measure import interleave
+from lmgraft.studies.study import costs
 from lmgraft.studies.study.read import read_study
 from lmgraft.studies.study.results import Cost
-from lmgraft.studies.study.run import summarise
+from lmgraft.studies.study.run import make_cells, summarise
 from lmgraft.training import clock
 from lmgraft.training.callbacks import Stopwatch
 from lmgraft.words.timing import caution, of_the_block
@@ -84,15 +83,15 @@ def test_steps_in_turns_tell_the_ratio_whatever_the_machine_does(monkeypatch):
 
     def stepper(name, seconds):
         def step():
-            before = machine.wall
             machine.work(seconds, next(busy))
             seen.append(name)
-            return machine.wall - before
 
         return step
 
-    ours, theirs = in_turns(stepper("A", 1.3), stepper("B", 1.0))
-    assert "".join(seen).startswith("ABBAABBA")
+    steps = {"A": stepper("A", 1.3), "B": stepper("B", 1.0)}
+    times = interleave(steps, rounds=8, seconds=1e6, warmup=1, clock=lambda: machine.wall)
+    ours, theirs = times["A"], times["B"]
+    assert all({*pair} == {"A", "B"} for pair in zip(seen[::2], seen[1::2], strict=True))
     assert len(ours) == len(theirs) == len(seen) // 2 - 1
     pairs = StepPairs(seconds=ours, reference_seconds=theirs, device="cpu")
     uneven = cost(seconds=1.0, share=0.9, threads=1, device="cpu"), cost(seconds=4.0, share=0.2, threads=1)
@@ -268,28 +267,28 @@ def test_steps_of_a_study_are_timed_once_and_again_for_another_recipe(recipe_fil
         asked.append(sorted(recipes))
         return real(recipes, reference, say)
 
-    real = times.time_arms
-    monkeypatch.setattr(times, "time_arms", time_arms)
+    real = costs.time_arms
+    monkeypatch.setattr(costs, "time_arms", time_arms)
     monkeypatch.setattr(step_times, "_SECONDS", 0.0)
     only = ("--arms", "plain,llm")
     arms = {cell.arm: cell for cell in make_cells(study_of(recipe_file, *only), tmp_path)}
-    assert times.timed_pairs(arms, "plain", tmp_path, measure=False, here=True) == {}
-    pairs = times.timed_pairs(arms, "plain", tmp_path, here=True)
+    assert costs.timed_pairs(arms, "plain", tmp_path, measure=False, here=True) == {}
+    pairs = costs.timed_pairs(arms, "plain", tmp_path, here=True)
     assert asked == [["llm", "plain"]]
     assert set(pairs) == {"llm"}
     kept = json.loads((tmp_path / "times.json").read_text())["llm"]
     assert kept["batch_size"] == 24
     assert (kept["threads"], kept["device"], kept["reference"]) == (torch.get_num_threads(), "cpu", "plain")
     assert asdict(pairs["llm"]) == {name: kept[name] for name in ("seconds", "reference_seconds", "device")}
-    assert times.timed_pairs(arms, "plain", tmp_path, measure=False) == pairs
-    assert times.timed_pairs(arms, "elsewhere", tmp_path) == {}
+    assert costs.timed_pairs(arms, "plain", tmp_path, measure=False) == pairs
+    assert costs.timed_pairs(arms, "elsewhere", tmp_path) == {}
     other = {cell.arm: cell for cell in make_cells(study_of(recipe_file, *only, "--optim.lr", "0.1"), tmp_path)}
-    times.timed_pairs(arms | {"llm": other["llm"]}, "plain", tmp_path, here=True)
+    costs.timed_pairs(arms | {"llm": other["llm"]}, "plain", tmp_path, here=True)
     assert asked[1:] == [["llm", "plain"]]
     assert json.loads((tmp_path / "times.json").read_text())["llm"]["recipe"] != kept["recipe"]
     (tmp_path / "times.json").write_text("{")
-    monkeypatch.setattr(times, "time_arms", _fails)
-    assert times.timed_pairs(arms, "plain", tmp_path, here=True) == {}
+    monkeypatch.setattr(costs, "time_arms", _fails)
+    assert costs.timed_pairs(arms, "plain", tmp_path, here=True) == {}
 
 
 def _fails(*_):

@@ -124,7 +124,7 @@ def lock(name: str) -> Iterator[None]:
     Where the file system has no locks everyone gets in: what they fetch is then fetched twice,
     and still whole, because blobs appear by renaming.
     """
-    with records.locked(cache_dir() / "locks" / hashlib.sha256(name.encode()).hexdigest(), wait=True):
+    with records.only_one(cache_dir() / "locks" / hashlib.sha256(name.encode()).hexdigest(), name, wait=-1):
         yield
 
 

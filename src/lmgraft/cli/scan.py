@@ -14,7 +14,7 @@ from lmgraft.report.scan.findings import findings
 from lmgraft.report.scan.page import write_report
 from lmgraft.report.scan.tables import scores_table
 from lmgraft.report.table import Table as TextTable
-from lmgraft.studies.progress import duration
+from lmgraft.studies.engine.progress import duration
 from lmgraft.studies.scan import ScanConfig, plan_scan, run_scan
 from lmgraft.studies.scan.encoder import scan_recipe
 from lmgraft.studies.scan.known import Trainings, check_trainings, count_named, match, read_trainings, unknown_data

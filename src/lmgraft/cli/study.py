@@ -16,15 +16,15 @@ from lmgraft.recipes import ARMS
 from lmgraft.recipes.recipe import DEBUG
 from lmgraft.report.study import write_report
 from lmgraft.report.study.tables import arms_sheet, terminal_table
-from lmgraft.studies.progress import duration
-from lmgraft.studies.study.cells import make_cells
+from lmgraft.studies.engine.local import local
+from lmgraft.studies.engine.missing import Executor
+from lmgraft.studies.engine.progress import duration
+from lmgraft.studies.engine.runs import Run
 from lmgraft.studies.study.checks import check_cells, check_different, missing_blocks
 from lmgraft.studies.study.config import Study, list_studies, load_study, study_parser
 from lmgraft.studies.study.estimate import plan
-from lmgraft.studies.study.jobs import Executor
-from lmgraft.studies.study.local import local
 from lmgraft.studies.study.results import StudyResult
-from lmgraft.studies.study.run import run_study, states_of, summarise
+from lmgraft.studies.study.run import make_cells, missing_commands, run_study, states_of, summarise
 
 
 def run(argv: list[str]) -> int:
@@ -38,6 +38,7 @@ def run(argv: list[str]) -> int:
     dry_run, report_only = take_flag(arguments, "--dry-run"), take_flag(arguments, "--report-only")
     quick, allow_difference = take_flag(arguments, "--no-timing"), take_flag(arguments, "--allow-difference")
     bars, debug = take_flag(arguments, "--verbose"), take_flag(arguments, "--debug")
+    print_jobs = take_flag(arguments, "--print-jobs")
     if not arguments or arguments[0].startswith("-"):
         raise RecipeError("no study was named", f"lmgraft study NAME ...; studies: {', '.join(list_studies())}")
     name, *options = arguments
@@ -46,6 +47,10 @@ def run(argv: list[str]) -> int:
 
     if dry_run:
         _print_plan(study, folder, reuse, measure=not quick)
+        return 0
+    if print_jobs:
+        jobs = missing_commands(study, folder, reuse_from=reuse, say=_say, allow_difference=allow_difference)
+        print("".join(f"{job}\n" for job in jobs), end="")
         return 0
     if report_only:
         result = summarise(study, folder, allow_difference=allow_difference)
@@ -69,10 +74,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _executor(ray: str | None, workers: int | None, allow_difference: bool) -> Executor:
+def _executor(ray: str | None, workers: int | None, allow_difference: bool) -> Executor[Run]:
     if ray is None:
         return local(workers or 1)
-    from lmgraft.studies.study.ray_cluster import on_ray
+    from lmgraft.studies.engine.cluster import on_ray
 
     return on_ray(ray, workers, allow_difference=allow_difference)
 
@@ -147,6 +152,8 @@ write a page that says what was shown and what was not.
   --ray ADDRESS       run on a Ray cluster: auto, local, or its address; --workers says how many at a time. DIR must
                       be a folder that all machines see
   --reuse DIR         take finished runs of the same recipe and seed from there; may be given again
+  --print-jobs        check everything, print a shell command for each missing run, for a SLURM array and the like, and
+                      train nothing; when they are done, --report-only compares the runs
   --report-only       read what is finished and write the report
   --allow-difference  compare runs of different versions of lmgraft, torch or timm
   --verbose           progress lines of single runs too

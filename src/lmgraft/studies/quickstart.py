@@ -8,8 +8,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,13 +26,11 @@ from lmgraft.data.image.arrays import ImageArray
 from lmgraft.data.image.images import ImageData
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft
-from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result, train_run
-from lmgraft.recipes.run import read_run
-from lmgraft.studies.progress import silent
-from lmgraft.studies.study.cells import Cell
-from lmgraft.studies.study.flops import counted_flops
-from lmgraft.studies.study.times import timed_pairs
-from lmgraft.studies.worker import in_own_process
+from lmgraft.recipes import ARMS, Result, load_recipe, load_trained, read_result
+from lmgraft.studies.engine.local import local
+from lmgraft.studies.engine.progress import Say, silent
+from lmgraft.studies.engine.runs import Run, train_missing
+from lmgraft.studies.study.costs import counted_flops, timed_pairs
 from lmgraft.training.fit import Verbosity
 
 QUICKSTART_ARMS = ("plain", "llm", "random_frozen")
@@ -91,7 +88,7 @@ def run_quickstart(
     *,
     recipe: str = RECIPE,
     overrides: Sequence[str] = (),
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
     progress: Verbosity = "auto",
 ) -> Quickstart:
     """Train what is missing, evaluate all arms, and gather what the report shows.
@@ -114,15 +111,21 @@ def run_quickstart(
     say(f"Block: layer {checked.graft.layer} of {checked.graft.llm}")
     block = load_block(checked.graft.llm, checked.graft.layer, final_norm=checked.graft.final_norm)
     say(f"  {block.config.num_params():,} frozen parameters, width {block.config.dim}, digest {_short(block)}")
-    results = {}
-    for arm in QUICKSTART_ARMS:
+    runs = _runs(out, recipe, overrides, checked.seed, progress)
+    for arm, run in runs.items():
         say(f"Arm {arm}: {ARMS[arm].question}")
-        results[arm] = _run_arm(out / arm, recipe, (*overrides, "--arm", arm), say, progress)
+        if run.finished:
+            run.check_recipe()
+    failed = train_missing("arms", list(runs.values()), local(), say)
+    if failed:
+        listed = "; ".join(f"{name}: {why}" for name, why in failed.items())
+        raise RunError(f"{len(failed)} of {len(runs)} arms could not be trained: {listed}", "the same command goes on")
+    results = {arm: read_result(run.folder) for arm, run in runs.items()}
     records.write_json(out / "quickstart.json", {arm: asdict(result) for arm, result in results.items()})
     say("Looking at test images")
     samples, mapped = _look(out, checked.data)
     say("Timing a few steps of the arms, in turns")
-    time_, operations = _costs(out, recipe, overrides, results)
+    time_, operations = _costs(runs, out, results)
     return Quickstart(
         recipe=recipe,
         results=results,
@@ -141,19 +144,26 @@ def run_quickstart(
     )
 
 
-def _costs(
-    out: Path, recipe: str, overrides: Sequence[str], results: Mapping[str, Result]
-) -> tuple[TimeRatio, float | None]:
+def _runs(out: Path, recipe: str, overrides: Sequence[str], seed: int, progress: Verbosity) -> dict[str, Run]:
+    return {
+        arm: Run(
+            arm=arm,
+            seed=seed,
+            folder=out / arm,
+            recipe=recipe,
+            options=(*overrides, "--arm", arm),
+            progress=progress,
+        )
+        for arm in QUICKSTART_ARMS
+    }
+
+
+def _costs(runs: Mapping[str, Run], out: Path, results: Mapping[str, Result]) -> tuple[TimeRatio, float | None]:
     """What the LLM arm costs against the plain one: in time, and in counted operations of a training step."""
-    arms = {arm: _cell(out, recipe, overrides, arm) for arm in ("plain", "llm")}
+    arms = {arm: runs[arm] for arm in ("plain", "llm")}
     flops, pairs = counted_flops(arms, out, here=True), timed_pairs(arms, "plain", out, here=True)
     operations = flops["llm"][0] / flops["plain"][0] if flops.keys() == arms.keys() else None
     return time_ratio(results["llm"], results["plain"], pairs.get("llm")), operations
-
-
-def _cell(out: Path, recipe: str, overrides: Sequence[str], arm: str) -> Cell:
-    options = (*overrides, "--arm", arm)
-    return Cell(arm=arm, seed=0, learning_rate=None, folder=out / arm, recipe=recipe, options=options)
 
 
 def _interval(result: Result) -> tuple[float, float]:
@@ -167,24 +177,6 @@ def _smoothed(curves: dict[str, Curve]) -> dict[str, Curve]:
 
 def _short(block: FrozenBlock) -> str:
     return block.provenance.digest[:12]
-
-
-def _run_arm(
-    run_dir: Path, recipe: str, overrides: Sequence[str], say: Callable[[str], None], progress: Verbosity
-) -> Result:
-    if (run_dir / "result.json").exists():
-        if read_run(run_dir).yaml != load_recipe(recipe, overrides).yaml:
-            raise RunError(f"{run_dir} holds a finished run of another recipe", "choose another --out")
-        say("  finished before; kept")
-        return read_result(run_dir)
-    started = time.monotonic()
-    result = in_own_process(_train_arm, run_dir, recipe, tuple(overrides), progress)
-    say(f"  test accuracy {result.metrics['accuracy']:.4f} after {time.monotonic() - started:.0f} s")
-    return result
-
-
-def _train_arm(run_dir: Path, recipe: str, overrides: Sequence[str], progress: Verbosity) -> Result:
-    return train_run(load_recipe(recipe, overrides), run_dir, resume=True, progress=progress)
 
 
 @torch.no_grad()

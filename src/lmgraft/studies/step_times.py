@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,15 @@ from lmgraft.errors import LmgraftError
 from lmgraft.recipes import Recipe, build_model
 from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.record import count_params
-from lmgraft.studies.progress import Say
+from lmgraft.studies.bench.measure import interleave
+from lmgraft.studies.engine.progress import Say
 from lmgraft.training.features import OnTokens, encode, freeze_encoder
 from lmgraft.training.fit import on_gpu, precision_of, quiet
 from lmgraft.training.optim import make_optimizer
 
-_WARM_UP = 1
-_ROUNDS, _AT_LEAST = 25, 3
+_ROUNDS = 3
 _SECONDS = 2.0
-"""After which no round begins, when there are `_AT_LEAST`."""
+"""Rounds go on for so long, and there are at least `_ROUNDS`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,34 +71,20 @@ def time_arms(
     """
     times: dict[str, StepTimes] = {}
     why_not: dict[str, str] = {}
-    base: _Steps | None = None
+    base: dict[str, _Steps] = {}
     for arm in sorted(recipes, key=lambda label: label != reference):
         say(f"timing a few steps of {arm}")
         try:
             steps = _Steps(recipes[arm]())
-            if arm == reference:
-                base = steps
-                times[arm] = steps.times(*in_turns(steps))
-            else:
-                times[arm] = steps.times(*in_turns(steps, *([] if base is None else [base])))
+            seconds = interleave({arm: steps} | base, rounds=_ROUNDS, seconds=_SECONDS, warmup=1)
+            times[arm] = steps.times(seconds[arm], seconds.get(reference) if base else None)
+            base = {reference: steps} if arm == reference else base
+            del steps  # its model goes before the next one comes
         except LmgraftError as error:
             why_not[arm] = error.message
         except (OSError, torch.OutOfMemoryError) as error:
             why_not[arm] = str(error)
     return times, why_not
-
-
-def in_turns(*steppers: Callable[[], float]) -> list[list[float]]:
-    """Seconds of a few steps of each: A B B A A B ..., the first round for warming up and not counted."""
-    rounds: list[list[float]] = []
-    started = time.perf_counter()
-    while len(rounds) < _WARM_UP + _ROUNDS:
-        if len(rounds) >= _WARM_UP + _AT_LEAST and time.perf_counter() - started > _SECONDS:
-            break
-        order = range(len(steppers)) if len(rounds) % 2 == 0 else reversed(range(len(steppers)))
-        seconds = {i: steppers[i]() for i in order}
-        rounds.append([seconds[i] for i in range(len(steppers))])
-    return [list(column) for column in zip(*rounds[_WARM_UP:], strict=True)]
 
 
 class _Steps:
@@ -125,17 +110,15 @@ class _Steps:
         self._run_steps = len(data.loader("train")) * recipe.train.epochs
         self._batch_size = data.batch_size
 
-    def __call__(self) -> float:
-        """Seconds of one step."""
-        started = time.perf_counter()
+    def __call__(self) -> None:
+        """One step."""
         self._fabric.backward(self._task.loss(self._task.outputs(self._batch), self._batch))
         self._optimizer.step()
         self._optimizer.zero_grad()
         if self._fabric.device.type == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - started
 
-    def times(self, seconds: list[float], reference_seconds: list[float] | None = None) -> StepTimes:
+    def times(self, seconds: list[float], reference_seconds: list[float] | None) -> StepTimes:
         """What was measured, with the machine it was measured on."""
         on_cuda, environment = self._fabric.device.type == "cuda", records.environment()
         machine = f"{environment['platform']}, {environment['cpu_count']} CPUs"

@@ -8,6 +8,6 @@ arms.py         one arm of a cell: a model and its step
 observe.py      what a graft does in a call, and a graft made to follow a plan
 measure.py      arms in turn, in one process; medians, spreads, ratios
 results.py      a cell's result, and the file that keeps them
-run.py          a grid, cell by cell, each in processes of its own; resumable
+run.py          shapes as cells of the engine, all arms of one in turns in a process of its own
 explain.py      for one model: which form was chosen, its counted and its measured cost
 """

@@ -67,6 +67,11 @@ class Cell:
         """All fields but the arms: what a result is looked up by."""
         return {name: value for name, value in asdict(self).items() if name != "forms"}
 
+    @property
+    def name(self) -> str:
+        """For progress lines."""
+        return str(self)
+
     def __str__(self) -> str:
         return f"{self.host}, {self.block}, batch {self.batch}, {self.phase}"
 

@@ -97,22 +97,22 @@ def total_memory(device: str = "cpu") -> int:
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
         try:
-            said = Path(file).read_text(encoding="ascii").strip()
+            limit = Path(file).read_text(encoding="ascii").strip()
         except OSError:
             continue
-        if said.isdecimal():
-            found.append(int(said))
+        if limit.isdecimal():
+            found.append(int(limit))
     return min(found)
 
 
 def peak_resident() -> int:
     """Bytes at the peak of this process; of its own pages, which `ru_maxrss` of a spawned process is not."""
     try:
-        said = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
+        peak = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"), re.MULTILINE)
     except OSError:
-        said = None
-    if said:
-        return int(said[1]) * 1024
+        peak = None
+    if peak:
+        return int(peak[1]) * 1024
     from lmgraft.training.callbacks import peak_memory
 
     return peak_memory()

@@ -106,15 +106,6 @@ class CellResult:
         }
         return asdict(self) | {"summary": summary}
 
-    @classmethod
-    def from_dict(cls, said: dict[str, Any]) -> CellResult:
-        """The inverse of `to_dict`; the summary is computed anew when asked for."""
-        values = {name: value for name, value in said.items() if name != "summary"}
-        cell = dict(values["cell"])
-        cell["forms"] = tuple(cell["forms"])
-        values |= {"cell": Cell(**cell), "refused": tuple(values["refused"])}
-        return cls(**values)
-
 
 def read_results(out: Path) -> list[CellResult]:
     """What `out` holds; nothing if it has no file yet.
@@ -125,12 +116,13 @@ def read_results(out: Path) -> list[CellResult]:
     file = out / FILE
     if not file.exists():
         return []
-    said = records.read_json(file)
+    content = records.read_json(file)
     try:
-        if said["format"] != FORMAT:
-            raise RunError(f"{file} has format {said['format']!r}", "choose another --out")
-        return [CellResult.from_dict(one) for one in said["results"]]
-    except (KeyError, TypeError, AttributeError):
+        if content["format"] != FORMAT:
+            raise RunError(f"{file} has format {content['format']!r}", "choose another --out")
+        rows = [{name: value for name, value in row.items() if name != "summary"} for row in content["results"]]
+        return [records.read_as(CellResult, row, f"results[{i}]") for i, row in enumerate(rows)]
+    except (KeyError, TypeError, AttributeError, records.UnfitError):
         raise RunError(f"{file} is no benchmark's result", "choose another --out") from None
 
 

@@ -28,7 +28,9 @@ from lmgraft.studies.bench.results import (
     this_context,
     write_results,
 )
-from lmgraft.studies.worker import WorkerDiedError, in_own_process
+from lmgraft.studies.engine.missing import in_turn, run_missing
+from lmgraft.studies.engine.progress import Say, silent
+from lmgraft.studies.engine.worker import WorkerDiedError, in_own_process
 
 _STEPS_FOR_PEAK = 3  # the second allocates nothing new; the third shows it
 
@@ -51,7 +53,7 @@ def run_bench(
     out: Path,
     settings: Settings | None = None,
     *,
-    say: Callable[[str], None] = lambda _: None,
+    say: Say = silent,
     show: Callable[[CellResult], None] = lambda _: None,
     apart: Callable[..., Any] = in_own_process,
     total: int | None = None,
@@ -62,7 +64,7 @@ def run_bench(
         cells: In the order in which they are measured.
         out: Folder of bench.json; results in it that are not of `cells` stay there.
         settings: How long and what to measure.
-        say: Told what happens.
+        say: Is given what happens.
         show: Given each result as soon as it is there.
         apart: Calls a function in a process of its own.
         total: Bytes of memory; None asks the machine.
@@ -73,48 +75,42 @@ def run_bench(
     Raises:
         LmgraftError: If an encoder or a block is not known, or `out` holds something else.
     """
-    settings = settings or Settings()
+    settings, cells = settings or Settings(), list(dict.fromkeys(cells))
     kept = read_results(out)
-    found: list[CellResult] = []
-    for number, cell in enumerate(cells, 1):
-        context = this_context(cell.device)
-        old = None if settings.fresh else find_result(kept, cell, context)
-        say(f"{number} of {len(cells)}: {cell}")
-        result = _result(cell, context, old, kept, settings, apart, total or total_memory(cell.device), say)
-        if result is not old:
-            put_result(kept, result)
-            write_results(out, kept)
-        found.append(result)
+    before = {} if settings.fresh else {cell: find_result(kept, cell, this_context(cell.device)) for cell in cells}
+    found = {cell: old for cell, old in before.items() if old is not None and _is_whole(old, cell, settings)}
+    for result in found.values():
         show(result)
-    return found
+
+    def do(cell: Cell) -> None:
+        result = _judge(cell, this_context(cell.device), total or total_memory(cell.device))
+        old = before.get(cell)
+        if old is not None and _is_timed(old, cell):
+            result = old
+        elif result.status != "refused":
+            result = _time(result, settings, apart)
+        if result.status == "measured" and settings.memory:
+            result = _add_peaks(result, () if settings.fresh else kept, apart)
+        found[cell] = result
+        put_result(kept, result)
+        write_results(out, kept)
+        show(result)
+
+    run_missing("cells", cells, found.__contains__, in_turn(do), say, after=lambda done: _in_words(found[done.cell]))
+    return [found[cell] for cell in cells]
 
 
-def _result(
-    cell: Cell,
-    context: Context,
-    old: CellResult | None,
-    kept: Sequence[CellResult],
-    settings: Settings,
-    apart: Callable[..., Any],
-    total: int,
-    say: Callable[[str], None],
-) -> CellResult:
-    result = old if old is not None and _is_whole(old, cell) else None
-    if result is None:
-        result = _judge(cell, context, total)
-        if result.status == "refused":
-            say(f"  refused: {refusal(result)}")
-            return result
-        result = _time(result, settings, apart)
-    if result.status == "measured" and settings.memory:
-        result = _add_peaks(result, () if settings.fresh else kept, apart)
-    if result is old:
-        say("  measured before; kept")
-    return result
-
-
-def _is_whole(old: CellResult, cell: Cell) -> bool:
+def _is_timed(old: CellResult, cell: Cell) -> bool:
     return old.status == "measured" and set(cell.forms) <= set(old.times) | set(old.refused)
+
+
+def _is_whole(old: CellResult, cell: Cell, settings: Settings) -> bool:
+    return _is_timed(old, cell) and (not settings.memory or set(old.times) <= set(old.peaks))
+
+
+def _in_words(result: CellResult) -> str:
+    words = {"measured": "measured", "refused": f"refused: {refusal(result)}", "failed": f"failed: {result.message}"}
+    return words[result.status]
 
 
 def _judge(cell: Cell, context: Context, total: int) -> CellResult:

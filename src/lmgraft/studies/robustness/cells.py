@@ -57,8 +57,8 @@ def write_cells(file: Path, weights: str, environment: Mapping[str, Any], cells:
 
 
 def _version_2(key: str, cell: Mapping[str, Any]) -> Cell:
-    intervals = {name: None if ends is None else (ends[0], ends[1]) for name, ends in cell["intervals"].items()}
-    return Cell(**{**cell, "metrics": {k: float(v) for k, v in cell["metrics"].items()}, "intervals": intervals})
+    read: Cell = records.read_as(Cell, cell, key)
+    return read
 
 
 def _version_1(key: str, cell: Mapping[str, Any]) -> Cell:

@@ -6,7 +6,6 @@ The task of the model counts, on the same path as its test items do; see `lmgraf
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -21,7 +20,8 @@ from lmgraft.data.base import Data
 from lmgraft.data.loader import EpochLoader, EpochSampler
 from lmgraft.errors import CheckpointError, DataError, LmgraftError, RecipeError, RunError
 from lmgraft.recipes.run import read_run, trained_task
-from lmgraft.studies.progress import Say, duration, silent
+from lmgraft.studies.engine.missing import Done, in_turn, run_missing
+from lmgraft.studies.engine.progress import Say, silent
 from lmgraft.studies.robustness.cells import FILE, Cell, read_cells, write_cells
 from lmgraft.studies.robustness.suite import Condition, Row, Spread, Suite, make_suite
 from lmgraft.tasks.base import Task
@@ -199,18 +199,30 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         conditions = [replace(c, items=Spread(c.items, config.limit)) for c in conditions]
     identities = {c.key: _identity(c, subject, config.limit) for c in conditions}
     kept = _kept(subject, say)
-    fresh = {k for k, cell in kept.items() if cell.conditions == identities.get(k) and metric.name in cell.metrics}
-    todo = [condition for condition in conditions if condition.key not in fresh]
-    say(f"{subject.label}: {len(conditions)} cells, {len(conditions) - len(todo)} done before")
-    environment, started, items = records.environment(), time.monotonic(), 0
-    for number, condition in enumerate(todo, 1):
-        kept[condition.key] = cell = _evaluated(subject, condition, identities[condition.key], config)
+    environment = records.environment()
+
+    def is_kept(condition: Condition) -> bool:
+        cell = kept.get(condition.key)
+        return cell is not None and cell.conditions == identities[condition.key] and metric.name in cell.metrics
+
+    def do(condition: Condition) -> None:
+        kept[condition.key] = _evaluated(subject, condition, identities[condition.key], config)
         write_cells(subject.record, subject.weights, environment, kept)
-        items += cell.items
-        rate = items / (time.monotonic() - started)
-        left = duration(sum(len(other.items) for other in todo[number:]) / rate)
-        value = f"{written(cell.metrics[metric.name], metric)} {metric.unit}"
-        say(f"  {number}/{len(todo)} {condition.key}: {value}, {rate:.0f} {data.things}/s, {left} left")
+
+    def in_words(done: Done[Condition]) -> str:
+        cell = kept[done.cell.key]
+        rate = f"{cell.items / done.seconds:.0f} {data.things}/s"
+        return f"{written(cell.metrics[metric.name], metric)} {metric.unit}, {rate}"
+
+    run_missing(
+        subject.label,
+        conditions,
+        is_kept,
+        in_turn(do),
+        say,
+        after=in_words,
+        size=lambda condition: ("", len(condition.items)),
+    )
     cells = {c.key: replace(kept[c.key], title=c.title or c.key) for c in conditions}  # version 1 has no titles
     limited = [] if config.limit is None else [f"a quick look: at most {config.limit} {data.things} a cell"]
     unread = [f"{len(data.faults)} files could not be read; blank ones stood for them"] if data.faults else []

@@ -21,7 +21,7 @@ from lmgraft.data.loader import Draw, Reported
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.recipe import tidy
 from lmgraft.registry import SUITES, load_object, suggest
-from lmgraft.studies.progress import Say
+from lmgraft.studies.engine.progress import Say
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.tasks.base import Task
 
@@ -43,6 +43,11 @@ class Condition:
     """How strong it is, where there are several of one part."""
     wrap: Callable[[nn.Module], nn.Module] | None = None
     """Makes the model that is evaluated of the trained one; None: as it is."""
+
+    @property
+    def name(self) -> str:
+        """For progress lines."""
+        return self.key
 
 
 @dataclass(frozen=True, kw_only=True)

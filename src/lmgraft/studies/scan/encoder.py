@@ -89,8 +89,9 @@ def training_recipe(config: ScanConfig, seed: int, candidate: Candidate | None =
     return load_recipe(config.recipe, training_options(config, seed, candidate))
 
 
-def plain_run(out: Path, seed: int) -> Path:
-    return out / "runs" / "plain" / f"seed{seed}"
+def run_folder(out: Path, candidate: Candidate | None, seed: int) -> Path:
+    """Where a training of a candidate lies, or without one of the plain encoder."""
+    return out / "runs" / ("plain" if candidate is None else candidate.label) / f"seed{seed}"
 
 
 def check_run(run_dir: Path, recipe: Recipe) -> None:
@@ -109,10 +110,10 @@ def check_run(run_dir: Path, recipe: Recipe) -> None:
             f"{run_dir} has another backbone: {'; '.join(map(str, changed[:4]))}", "scan with the run's recipe"
         )
     theirs = records.read_json(run_dir / "run.json").get("data")
-    mine = json.loads(json.dumps(recipe.data.fingerprint()))
-    if theirs != mine:
+    ours = json.loads(json.dumps(recipe.data.fingerprint()))
+    if theirs != ours:
         raise RunError(
-            f"{run_dir} was trained on other data: {'; '.join(map(str, changed_keys(theirs, mine, 'data')[:4]))}",
+            f"{run_dir} was trained on other data: {'; '.join(map(str, changed_keys(theirs, ours, 'data')[:4]))}",
             "scan with the run's own data options: else it may have been trained on what is held out here",
         )
 
@@ -128,7 +129,7 @@ def load_encoder(config: ScanConfig, recipe: Recipe, out: Path) -> tuple[nn.Modu
             val=None,
         )
         return model.eval(), record
-    run_dir = plain_run(out, recipe.seed) if config.from_run is None else Path(config.from_run)
+    run_dir = run_folder(out, None, recipe.seed) if config.from_run is None else Path(config.from_run)
     result = read_result(run_dir)
     _, model = load_trained(run_dir, [f"--{key}={value}" for key, value in _where(recipe).items()])
     by_whom = "trained by this scan" if config.from_run is None else "trained before"

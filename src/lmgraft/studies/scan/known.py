@@ -174,10 +174,10 @@ def _where(row: Training) -> str:
     return f"{row.llm} layer {row.layer}, {row.position}"
 
 
-def _other_data(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+def _other_data(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     """In what the training items are others, in words; how many of them were taken is not asked."""
     for key in ("name", "dataset", "classes", "sha256"):
-        there, here = theirs.get(key), mine.get(key)
+        there, here = theirs.get(key), ours.get(key)
         if key == "sha256" and isinstance(there, dict) and isinstance(here, dict):
             there, here = there.get("train", there), here.get("train", here)
         if theirs and there != here:

@@ -5,7 +5,7 @@ Plain data; the page and the tables are made of it alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -76,26 +76,15 @@ def read_scan(out: Path) -> Scan | None:
     file = out / FILE
     if not file.exists():
         return None
-    held = records.read_json(file)
+    held = records.read_json(file, upgrade=_without_width)
     try:
         if held["version"] == 1:
             held = _upgraded(held)
         if held["version"] != VERSION:
             raise RunError(f"{file} is of version {held['version']}, this is {VERSION}", "choose another --out")
-        return Scan(
-            recipe=held["recipe"],
-            settings=held["settings"],
-            encoder=_made(EncoderRecord, held["encoder"]),
-            plain={int(seed): float(value) for seed, value in held["plain"].items()},
-            candidates={label: _scanned(value) for label, value in held["candidates"].items()},
-            environment=held["environment"],
-            metric=_made(Metric, held["metric"]),
-            agreement=_made(Metric, held["agreement"]),
-            things=held["things"],
-        )
+        scan: Scan = records.read_as(Scan, held, "scan")
+        return scan
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, RunError):
-            raise
         raise RunError(
             f"{file} is damaged ({type(error).__name__}: {error})", "delete it: finished trainings in runs/ are kept"
         ) from None
@@ -126,10 +115,10 @@ def check_settings(before: Scan, settings: dict[str, Any], out: Path) -> None:
     Raises:
         RunError: If recipe or effort are others.
     """
-    theirs, mine = dict(before.settings), dict(settings)
-    if not (theirs["effort"]["train_epochs"] and mine["effort"]["train_epochs"]):
-        theirs["effort"], mine["effort"] = (_without_training(s["effort"]) for s in (theirs, mine))
-    changed = changed_keys(theirs, mine)
+    theirs, ours = dict(before.settings), dict(settings)
+    if not (theirs["effort"]["train_epochs"] and ours["effort"]["train_epochs"]):
+        theirs["effort"], ours["effort"] = (_without_training(s["effort"]) for s in (theirs, ours))
+    changed = changed_keys(theirs, ours)
     if changed:
         raise RunError(
             f"{out} holds a scan of other settings; different now: {'; '.join(map(str, changed[:5]))}",
@@ -141,25 +130,7 @@ def _without_training(effort: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in effort.items() if not key.startswith("train_") or key == "train_images"}
 
 
-def _made(cls: type[Any], values: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(cls)}
-    if not set(values) <= known:
-        raise ValueError(f"unknown: {', '.join(sorted(set(values) - known))}")
-    return cls(**values)
-
-
-def _scanned(values: dict[str, Any]) -> Scanned:
-    return Scanned(
-        candidate=_made(Candidate, values["candidate"]),
-        digest=values["digest"],
-        scores={name: _measured(score) for name, score in values["scores"].items()},
-        gain=None if values["gain"] is None else _measured(values["gain"]),
-    )
-
-
-def _measured(values: dict[str, Any]) -> Measured:
-    interval = values["interval"]
-    if interval is not None and interval[0] == interval[1]:  # as older versions wrote of equal draws
-        values = values | {"no_interval": "no spread"}
-        interval = None
-    return _made(Measured, values | {"interval": interval and (interval[0], interval[1])})  # type: ignore[no-any-return]
+def _without_width(values: dict[str, Any]) -> dict[str, Any]:
+    """Older versions wrote two equal ends where all draws are equal; there is no interval then."""
+    ends = values.get("interval")
+    return values if not ends or ends[0] != ends[1] else values | {"interval": None, "no_interval": "no spread"}

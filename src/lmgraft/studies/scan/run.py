@@ -10,7 +10,9 @@ from __future__ import annotations
 import gc
 import json
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,10 @@ from lmgraft.errors import RunError
 from lmgraft.recipes import Recipe, build_model
 from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.run import block_digest
-from lmgraft.studies.progress import Say, duration, silent
+from lmgraft.studies.engine.local import local
+from lmgraft.studies.engine.missing import Done, in_turn, run_missing
+from lmgraft.studies.engine.progress import Say, silent
+from lmgraft.studies.engine.runs import Run, train_missing
 from lmgraft.studies.scan.candidates import Anatomy, Candidate, find_candidates, find_places
 from lmgraft.studies.scan.config import ScanConfig
 from lmgraft.studies.scan.cost import Cost, check_memory, cost_of, shapes_of
@@ -31,7 +36,6 @@ from lmgraft.studies.scan.encoder import (
     check_run,
     load_encoder,
     needs_training,
-    plain_run,
     scan_recipe,
     training_recipe,
 )
@@ -39,16 +43,8 @@ from lmgraft.studies.scan.lab import Lab, candidate_model, open_lab
 from lmgraft.studies.scan.results import Scan, Scanned, check_settings, read_scan, unit_of, write_scan
 from lmgraft.studies.scan.scores import SCORES, check_scores
 from lmgraft.studies.scan.scores.measured import Measured
-from lmgraft.studies.scan.training import (
-    Wanted,
-    candidate_run,
-    gain_of,
-    plain_values,
-    seeds_of,
-    train_missing,
-)
+from lmgraft.studies.scan.training import gain_of, make_runs, plain_values, seeds_of
 from lmgraft.studies.study.checks import check_selection
-from lmgraft.studies.study.jobs import only_one
 from lmgraft.studies.tokens import Places
 from lmgraft.training.fit import Verbosity, on_gpu
 from lmgraft.words.numbers import value as written
@@ -119,7 +115,7 @@ def run_scan(
     say = say or silent
     read_scan(out)  # a damaged file is said before anything else
     plan = plan or plan_scan(config, say)
-    with only_one(out / ".scan.lock", f"scan {out}"):
+    with records.only_one(out / ".scan.lock", f"scan {out}"):
         return _run(plan, out, read_scan(out), say, progress)
 
 
@@ -129,12 +125,10 @@ def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosi
     settings = settings_of(config, recipe)
     if before is not None:
         check_settings(before, settings, out)
-    plains: Wanted = {plain_run(out, seed): (seed, None) for seed in seeds}
-    if plan.trains_encoder:
-        plains.setdefault(plain_run(out, recipe.seed), (recipe.seed, None))
-    failed = train_missing(config, plains, say, progress)
+    first = [recipe.seed] if plan.trains_encoder and recipe.seed not in seeds else []
+    failed = _train("plain encoder", make_runs(config, out, [*first, *seeds]), say, progress)
     if failed:
-        raise RunError(f"the plain encoder could not be trained: {next(iter(failed.values()))}", "run its recipe first")
+        raise RunError(f"the plain encoder could not be trained: {failed['plain']}", "run its recipe first")
     encoder, record = load_encoder(config, recipe, out)
     if before is not None and before.encoder.weights != record.weights:
         raise RunError(f"{out} holds a scan of another encoder: {before.encoder.origin}", "choose another --out")
@@ -158,7 +152,7 @@ def _run(plan: Plan, out: Path, before: Scan | None, say: Say, progress: Verbosi
     _score(plan, out, scan, encoder, say)
     del encoder, task
     if config.trains:
-        _train(plan, out, scan, seeds, say, progress)
+        _train_candidates(plan, out, scan, seeds, say, progress)
     return scan
 
 
@@ -172,34 +166,50 @@ def settings_of(config: ScanConfig, recipe: Recipe) -> dict[str, Any]:
     return dict(json.loads(json.dumps(settings)))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """The scores of a candidate that are missing."""
+
+    candidate: Candidate
+    missing: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        return self.candidate.label
+
+
 def _score(plan: Plan, out: Path, scan: Scan, encoder: nn.Module, say: Say) -> None:
-    config = plan.config
-    todo = {
-        c.label: [name for name in config.scores if name not in scan.candidates[c.label].scores]
-        for c in plan.candidates
-    }
-    todo = {label: names for label, names in todo.items() if names}
-    say(f"{len(plan.candidates)} candidates, {len(plan.candidates) - len(todo)} scored before, {len(todo)} to score")
-    if not todo:
-        return
-    device = torch.device("cuda" if on_gpu(plan.recipe.train) else "cpu")
-    lab = open_lab(config, plan.recipe, encoder, plan.places, device, say)
+    config, device = plan.config, torch.device("cuda" if on_gpu(plan.recipe.train) else "cpu")
     counted = {cost.candidate.label: cost.seconds for cost in plan.costs}
-    left = sum(counted[label][name] for label, names in todo.items() for name in names)
-    started, done = time.monotonic(), 0.0
-    for number, (label, names) in enumerate(todo.items(), start=1):
-        scanned = scan.candidates[label]
-        model = candidate_model(lab, scanned.candidate)
-        _check_block(scanned, model, out)
-        for name in names:
-            scanned.scores[name] = _measured(lab, scanned, name, model)
-            write_scan(scan, out)
-            done += counted[label][name]
-        del model
-        gc.collect()  # one block in memory at a time
-        remaining = (time.monotonic() - started) / done * (left - done)
-        said = f"about {duration(remaining)} left" if number < len(todo) else "all scored"
-        say(f"[score {number}/{len(todo)}] {scanned.candidate.title}: {_in_words(scan, scanned, names)}; {said}")
+    cells = [
+        _Scoring(candidate=c, missing=tuple(n for n in config.scores if n not in scan.candidates[c.label].scores))
+        for c in plan.candidates
+    ]
+
+    def executor(cells: Iterable[_Scoring], say: Say) -> Iterator[Done[_Scoring]]:
+        lab = open_lab(config, plan.recipe, encoder, plan.places, device, say)
+        yield from in_turn(partial(_score_candidate, lab, scan, out))(cells, say)
+
+    run_missing(
+        "candidates to score",
+        cells,
+        lambda cell: not cell.missing,
+        executor,
+        say,
+        after=lambda done: _in_words(scan, done.cell),
+        size=lambda cell: ("", sum(counted[cell.candidate.label][name] for name in cell.missing)),
+    )
+
+
+def _score_candidate(lab: Lab, scan: Scan, out: Path, cell: _Scoring) -> None:
+    scanned = scan.candidates[cell.candidate.label]
+    model = candidate_model(lab, scanned.candidate)
+    _check_block(scanned, model, out)
+    for name in cell.missing:
+        scanned.scores[name] = _measured(lab, scanned, name, model)
+        write_scan(scan, out)
+    del model
+    gc.collect()  # one block in memory at a time
 
 
 def _measured(lab: Lab, scanned: Scanned, name: str, model: nn.Module) -> Measured:
@@ -221,22 +231,43 @@ def _check_block(scanned: Scanned, model: nn.Module, out: Path) -> None:
     scanned.digest = digest
 
 
-def _train(plan: Plan, out: Path, scan: Scan, seeds: list[int], say: Say, progress: Verbosity) -> None:
-    wanted: Wanted = {candidate_run(out, c, seed): (seed, c) for c in plan.candidates for seed in seeds}
+def _train(
+    title: str,
+    runs: Sequence[Run],
+    say: Say,
+    progress: Verbosity,
+    after: Callable[[dict[str, str]], None] = lambda _: None,
+) -> dict[str, str]:
+    """Train what is missing; arm -> why the first of its runs failed, also given to `after` as each run ends."""
+    for run in runs:
+        if run.finished:
+            run.check_recipe()
+    failed: dict[str, str] = {}
 
-    def note(failed: dict[Path, str]) -> None:
+    def ended(done: Done[Run]) -> None:
+        if done.error is not None:
+            failed.setdefault(done.cell.arm, done.error)
+        after(failed)
+
+    train_missing(title, [replace(run, progress=progress) for run in runs], local(), say, ended)
+    return failed
+
+
+def _train_candidates(plan: Plan, out: Path, scan: Scan, seeds: list[int], say: Say, progress: Verbosity) -> None:
+    def note(failed: dict[str, str]) -> None:
         for candidate in plan.candidates:
             gain = gain_of(out, candidate, scan.plain, scan.metric, failed)
             scan.candidates[candidate.label].gain = gain
         write_scan(scan, out)
 
-    note(train_missing(plan.config, wanted, say, progress, note))
+    runs = [run for candidate in plan.candidates for run in make_runs(plan.config, out, seeds, candidate)]
+    note(_train("short training", runs, say, progress, note))
 
 
-def _in_words(scan: Scan, scanned: Scanned, names: list[str]) -> str:
+def _in_words(scan: Scan, cell: _Scoring) -> str:
     sentences = []
-    for name in names:
-        measured, unit = scanned.scores[name], unit_of(scan, name)
+    for name in cell.missing:
+        measured, unit = scan.candidates[cell.candidate.label].scores[name], unit_of(scan, name)
         if measured.value is None:
             value = "failed" if measured.applies else "not for this task"
         else:

@@ -134,10 +134,10 @@ _PLANNED = (("llm", "plain"), ("llm", "random_frozen"), ("llm", "mlp"))
 
 def _own_controls(label: str, arms: Mapping[str, ArmSpec]) -> list[str]:
     """Of each kind of control the one that shares this LLM arm's changes of the recipe."""
-    mine = _spelled_out(arms[label].overrides)
+    changes = _spelled_out(arms[label].overrides)
     found = []
     for kind in ("random_frozen", "mlp"):
-        same = [other for other, s in arms.items() if s.arm == kind and _spelled_out(s.overrides) == mine]
+        same = [other for other, s in arms.items() if s.arm == kind and _spelled_out(s.overrides) == changes]
         found += same if len(same) == 1 else []
     return found
 

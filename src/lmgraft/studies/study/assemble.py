@@ -19,17 +19,12 @@ from lmgraft.studies.study.arms import ArmSpec, Pair
 from lmgraft.studies.study.breakdown import break_down
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact
-from lmgraft.studies.study.results import ArmResult, Band, Cost, StudyResult
+from lmgraft.studies.study.results import ArmResult, Band, Cost, StudyResult, worded
 
 ByArm = Mapping[str, Mapping[int, Fact]]
 
 
-def assemble(
-    study: Study,
-    facts: Sequence[Fact],
-    missing: Sequence[str],
-    recipe_yaml: str = "",
-) -> StudyResult:
+def assemble(study: Study, facts: Sequence[Fact], missing: Sequence[str] = (), recipe_yaml: str = "") -> StudyResult:
     """Compare what the runs found; its findings are not yet put into words.
 
     Args:
@@ -41,17 +36,7 @@ def assemble(
     Raises:
         RunError: If an arm of a planned contrast has fewer than two seeds in common with its partner.
     """
-    chosen = {label: _at_best_rate([f for f in facts if f.arm == label]) for label in study.arms}
-    by_arm: dict[str, dict[int, Fact]] = {label: {f.seed: f for f in own} for label, own in chosen.items()}
-    for pair in study.contrasts:
-        common = by_arm.get(pair[0], {}).keys() & by_arm.get(pair[1], {}).keys()
-        if len(common) < 2:
-            raise RunError(
-                f"{pair[0]} and {pair[1]} have {len(common)} finished seeds in common, a comparison needs 2",
-                "run the study on: what is finished is kept",
-            )
-    # An arm with a single finished seed has no spread: it waits for the next one.
-    by_arm = {label: own for label, own in by_arm.items() if len(own) >= 2}
+    by_arm = _chosen(study, facts)
     planned = _compare(study, by_arm, study.contrasts, correct=True)
     others = _unplanned(study, by_arm)
     every = [fact for own in by_arm.values() for fact in own.values()]
@@ -85,6 +70,25 @@ def assemble(
         notes=list(study.notes),
         findings=[*_verdict(study, planned), *_cautions(study, every, by_arm), *uneven],
     )
+
+
+def _chosen(study: Study, facts: Sequence[Fact]) -> dict[str, dict[int, Fact]]:
+    """Arm -> seed -> the run that it is compared by.
+
+    Raises:
+        RunError: See `assemble`.
+    """
+    chosen = {label: _at_best_rate([f for f in facts if f.arm == label]) for label in study.arms}
+    by_arm = {label: {f.seed: f for f in own} for label, own in chosen.items()}
+    for one, other in study.contrasts:
+        common = by_arm[one].keys() & by_arm[other].keys()
+        if len(common) < 2:
+            raise RunError(
+                f"{one} and {other} have {len(common)} finished seeds in common, a comparison needs 2",
+                "run the study on: what is finished is kept",
+            )
+    # An arm with a single finished seed has no spread: it waits for the next one.
+    return {label: own for label, own in by_arm.items() if len(own) >= 2}
 
 
 def _verdict(study: Study, planned: Sequence[Contrast]) -> list[Finding]:
@@ -122,16 +126,17 @@ def _score(fact: Fact) -> float:
 def _compare(study: Study, by_arm: ByArm, pairs: Sequence[Pair], *, correct: bool) -> list[Contrast]:
     if not pairs:
         return []
-    items = {label: {s: f.items for s, f in own.items() if f.items is not None} for label, own in by_arm.items()}
-    whole = all(len(items[label]) == len(own) for label, own in by_arm.items())
+    measured = {label: {seed: f.measured for seed, f in own.items()} for label, own in by_arm.items()}
+    every = [m for own in measured.values() for m in own.values()]
+    items = {label: {s: m.items for s, m in own.items() if m.items is not None} for label, own in measured.items()}
     return contrasts(
-        {label: {seed: f.value for seed, f in own.items()} for label, own in by_arm.items()},
+        {label: {seed: m.value for seed, m in own.items()} for label, own in measured.items()},
         pairs,
         margin=study.margin,
         higher_is_better=study.metric.higher_is_better,
         confidence=study.confidence,
-        items=items if whole else None,
-        groups=next((f.groups for own in by_arm.values() for f in own.values() if f.groups is not None), None),
+        items=items if all(m.items is not None for m in every) else None,
+        groups=next((m.groups for m in every if m.groups is not None), None),
         correct=correct,
     )
 
@@ -144,7 +149,7 @@ def _arm(
     every: Sequence[Fact],
 ) -> ArmResult:
     facts = list(own.values())
-    values = {seed: f.value for seed, f in own.items()}
+    values = {seed: f.measured.value for seed, f in own.items()}
     val_values: dict[float, dict[int, float]] = {}
     for f in every:
         if f.val_value is not None and f.learning_rate is not None:
@@ -157,7 +162,7 @@ def _arm(
         values=values,
         mean=fmean(values.values()),
         interval=mean_interval(list(values.values()), study.confidence),
-        cost=_cost(facts),
+        cost=_cost([f.cost for f in facts]),
         block=facts[0].block,
         position=facts[0].position,
         learning_rate=facts[0].learning_rate,
@@ -165,28 +170,51 @@ def _arm(
     )
 
 
-def _cost(facts: Sequence[Fact]) -> Cost:
+def _cost(costs: Sequence[Cost]) -> Cost:
     """Medians over seeds; None of what not every run has, and of what is no number but differs."""
 
     def middle(name: str) -> float | None:
-        values = [getattr(f, name) for f in facts]
+        values = [getattr(cost, name) for cost in costs]
         return None if None in values else float(median(values))
 
     def one(name: str) -> Any:
-        values = {getattr(f, name) for f in facts}
+        values = {getattr(cost, name) for cost in costs}
         return values.pop() if len(values) == 1 else None
 
-    memory = [f.peak_memory for f in facts if f.peak_memory is not None]
-    return Cost(
-        trained_params=facts[0].trained_params,
-        frozen_params=facts[0].frozen_params,
-        seconds=median(f.seconds for f in facts),
+    memory = [cost.peak_memory for cost in costs if cost.peak_memory is not None]
+    return replace(
+        costs[0],
+        seconds=median(cost.seconds for cost in costs),
         peak_memory=int(median(memory)) if memory else None,
         share=middle("share"),
         threads=one("threads"),
         device=one("device"),
         device_seconds=middle("device_seconds"),
     )
+
+
+def completed(
+    result: StudyResult,
+    *,
+    pairs: Mapping[str, StepPairs] = MappingProxyType({}),
+    flops: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+    findings: Sequence[Finding] = (),
+) -> StudyResult:
+    """The result with what its arms cost beside the reference arm, and with its findings in sentences: the last step.
+
+    Args:
+        result: What `assemble` made.
+        pairs: Arm -> its steps and the reference arm's in turns.
+        flops: Arm -> operations of a training step and of an evaluation, for each item.
+        findings: What else a reader must know.
+    """
+    result = with_times(result, pairs)
+    arms = []
+    for arm in result.arms:
+        train, evaluation = flops.get(arm.label, (None, None))
+        arms.append(replace(arm, cost=replace(arm.cost, train_flops=train, eval_flops=evaluation)))
+    every = [*result.findings, *findings, *_time_findings(result)]
+    return worded(replace(result, arms=arms, findings=every))
 
 
 def with_times(result: StudyResult, pairs: Mapping[str, StepPairs] = MappingProxyType({})) -> StudyResult:
@@ -204,7 +232,7 @@ def with_times(result: StudyResult, pairs: Mapping[str, StepPairs] = MappingProx
     return replace(result, arms=[replace(a, cost=replace(a.cost, time=times[a.label])) for a in result.arms])
 
 
-def time_findings(result: StudyResult) -> list[Finding]:
+def _time_findings(result: StudyResult) -> list[Finding]:
     """What a reader must know of the arms' ratios of times."""
     by_basis: dict[str, list[str]] = {}
     for arm in result.arms:
@@ -243,7 +271,7 @@ def _cautions(study: Study, facts: Sequence[Fact], by_arm: ByArm) -> list[Findin
         (len(commits) > 1, Finding(kind="several commits", names=tuple(commits))),
         (len(machines) > 1, Finding(kind="several machines", names=tuple(machines))),
         (any(commit.endswith("-dirty") for commit in commits), Finding(kind="uncommitted changes")),
-        (0 < sum(f.items is None for f in facts) < len(facts), Finding(kind="items of some runs")),
+        (0 < sum(f.measured.items is None for f in facts) < len(facts), Finding(kind="items of some runs")),
         (bool(retried), Finding(kind="restarts", names=retried)),
         (bool(unfinished), Finding(kind="unfinished seeds", names=unfinished)),
     ]

@@ -14,12 +14,12 @@ from lmgraft.recipes import ARMS, Recipe
 from lmgraft.recipes.arms import arm_layer
 from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.record import changed_keys
-from lmgraft.studies.study.cells import Cell
+from lmgraft.studies.engine.runs import Run
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact, other_versions
 
 
-def check_cells(cells: Sequence[Cell]) -> None:
+def check_cells(cells: Sequence[Run]) -> None:
     """Read every arm's recipe, so that a mistake is found before anything is trained.
 
     Raises:
@@ -41,7 +41,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
                 )
 
 
-def check_data(study: Study, cell: Cell, facts: Sequence[Fact]) -> None:
+def check_data(study: Study, cell: Run, facts: Sequence[Fact]) -> None:
     """Find, check and split the data, which all runs share, before any is begun.
 
     Raises:
@@ -96,7 +96,7 @@ def check_environment(facts: Sequence[Fact], allow_difference: bool) -> None:
         )
 
 
-def check_blocks(cells: Sequence[Cell]) -> None:
+def check_blocks(cells: Sequence[Run]) -> None:
     """Find every LLM that these runs need and read its header; no weights.
 
     Raises:
@@ -107,7 +107,7 @@ def check_blocks(cells: Sequence[Cell]) -> None:
     check_different(cells)
 
 
-def check_different(cells: Sequence[Cell]) -> None:
+def check_different(cells: Sequence[Run]) -> None:
     """Refuse arms that have one block under two numbers, such as layers 29 and -1; LLMs' headers must be there.
 
     Raises:
@@ -136,7 +136,7 @@ def check_different(cells: Sequence[Cell]) -> None:
             )
 
 
-def missing_blocks(cells: Sequence[Cell]) -> Iterator[LmgraftError]:
+def missing_blocks(cells: Sequence[Run]) -> Iterator[LmgraftError]:
     """As `check_blocks`, what is wrong with each of them."""
     wanted: dict[tuple[str, int, str | None], str] = {}
     for cell in {cell.arm: cell for cell in cells}.values():

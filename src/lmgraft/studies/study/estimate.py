@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from lmgraft.studies.engine.runs import Run, State
 from lmgraft.studies.step_times import StepTimes, time_arms
-from lmgraft.studies.study.cells import Cell, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class Row:
 
 
 def plan(
-    cells: Sequence[Cell],
-    states: Mapping[Cell, State],
+    cells: Sequence[Run],
+    states: Mapping[Run, State],
     *,
     measure: bool,
     say: Callable[[str], None],

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
+from lmgraft.analysis.items import MetricValue, metric_value
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
 from lmgraft.recipes import Result
+from lmgraft.studies.engine.runs import Run, read_finished
 from lmgraft.studies.robustness.cells import FILE as ROBUSTNESS
 from lmgraft.studies.robustness.cells import read_cells
-from lmgraft.studies.study.cells import Cell, read_finished
 from lmgraft.studies.study.config import Study
+from lmgraft.studies.study.results import Cost
 from lmgraft.tasks.items import RESERVED, by_category
 
 LOSS_WINDOW = 10
@@ -43,44 +43,32 @@ class Fact:
     seed: int
     learning_rate: float | None
     in_grid: float | None
-    value: float
+    measured: MetricValue
     """The study's metric on the test items."""
-    items: NDArray[np.float64] | None
-    """The metric of each test item; its mean is `value`. None for a metric that has no such form."""
-    groups: NDArray[Any] | None
-    """(N,) which items belong together."""
-    monitor: Metric | None
-    """What chose the epoch; None where the training loop is not lmgraft's."""
-    val_value: float | None
-    """`monitor` on the validation items."""
-    by: dict[str, dict[str, float]]
-    """Category of the items -> part -> the study's metric."""
-    by_condition: dict[str, ConditionFact]
-    """Key of the suite's condition -> what was reached there."""
-    trained_params: int
-    frozen_params: int
-    seconds: float
-    peak_memory: int | None
+    cost: Cost
     position: str | int
     block: dict[str, Any] | None
-    curves: dict[str, Curve]
-    test_items: int
+    monitor: Metric | None = None
+    """What chose the epoch; None where the training loop is not lmgraft's."""
+    val_value: float | None = None
+    """`monitor` on the validation items."""
+    by: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Category of the items -> part -> the study's metric."""
+    by_condition: dict[str, ConditionFact] = field(default_factory=dict)
+    """Key of the suite's condition -> what was reached there."""
+    curves: dict[str, Curve] = field(default_factory=dict)
+    test_items: int = 0
     retries: int = 0
     """Restarts at a lower learning rate."""
     index: str = ""
     """Digest of which items were tested, in order."""
     things: str = "items"
     """What an item is called, in the plural."""
-    share: float | None = None
-    """Of the machine, that training had; this and what follows as in `recipes.result.Result`."""
-    threads: int | None = None
-    device: str | None = None
-    device_seconds: float | None = None
     record: dict[str, Any] = field(default_factory=dict)
     """run.json."""
 
 
-def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = False) -> tuple[list[Fact], list[str]]:
+def read_facts(study: Study, cells: Sequence[Run], *, allow_difference: bool = False) -> tuple[list[Fact], list[str]]:
     """The facts of all finished runs, and the names of those that are not there.
 
     Raises:
@@ -89,7 +77,7 @@ def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = 
     """
     facts, missing = [], []
     for cell in cells:
-        if not (cell.folder / "result.json").exists():
+        if not cell.finished:
             missing.append(cell.name)
             continue
         facts.append(_read(cell, study))
@@ -97,19 +85,16 @@ def read_facts(study: Study, cells: Sequence[Cell], *, allow_difference: bool = 
     return facts, missing
 
 
-def _read(cell: Cell, study: Study) -> Fact:
+def _read(cell: Run, study: Study) -> Fact:
     folder, metric = cell.folder, study.metric
-    recipe, changed = cell.plan, cell.changed()
-    if changed:
-        raise RunError(f"{folder} is of another recipe: {'; '.join(map(str, changed[:4]))}", "choose another --out")
+    cell.check_recipe()
+    recipe = cell.plan
     result, items, record = read_finished(folder)
     if metric.column not in items and metric.name not in result.metrics:
         raise RunError(
             f"{folder} has no {metric.title}: its data or task have no metric {metric.name!r}",
             f"compare by {result.primary}",
         )
-    column = items.get(metric.column)
-    group = f"{metric.items}/group" if metric.items else "group"
     curves = read_curves(folder)
     if "train/loss" in curves:
         curves["train/loss"] = running_mean(curves["train/loss"], LOSS_WINDOW)
@@ -119,30 +104,28 @@ def _read(cell: Cell, study: Study) -> Fact:
         seed=cell.seed,
         learning_rate=recipe.optim.lr,
         in_grid=cell.learning_rate,
-        value=result.metrics[metric.name] if column is None else float(column.astype(np.float64).mean()),
-        items=None if column is None else column.astype(np.float64),
-        groups=None if column is None else items[group],
+        measured=metric_value(items, metric, result.metrics.get(metric.name, math.nan)),
+        cost=Cost(**{name: getattr(result, name) for name in _OF_THE_RESULT}),
+        position=recipe.graft.at,
+        block=record["block"],
         monitor=recipe.metric(result.primary),
         val_value=result.val[result.primary],
         by=by_category(items, metric, categories) if items else _by_primary(result, metric),
         by_condition=_conditions(folder, study),
-        trained_params=result.trained_params,
-        frozen_params=result.frozen_params,
-        seconds=result.seconds,
-        peak_memory=result.peak_memory,
-        position=recipe.graft.at,
-        block=record["block"],
         curves={name: curves[name] for name in ("train/loss", f"val/{result.primary}") if name in curves},
         test_items=result.items,
         retries=len(result.retries),
         index=json_digest({name: items[name].tolist() for name in RESERVED}) if items else "",
         things=record.get("things", "images"),
-        share=result.share,
-        threads=result.threads,
-        device=result.device,
-        device_seconds=result.device_seconds,
         record=record,
     )
+
+
+_OF_THE_RESULT = (
+    *("trained_params", "frozen_params", "seconds", "peak_memory"),
+    *("share", "threads", "device", "device_seconds"),
+)
+"""What a run cost, by its names in `recipes.result.Result` and in `Cost`."""
 
 
 def _by_primary(result: Result, metric: Metric) -> dict[str, dict[str, float]]:
@@ -189,8 +172,10 @@ def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) 
     for fact in facts:
         if fact.record.get("selection", "val") == "test":
             raise RunError(f"{_name(fact)} chose its epoch by the test data", "hold items out and train it again")
-        if not np.isfinite(fact.value):
-            raise RunError(f"{_name(fact)}: its {study.metric.name} is {fact.value}", "look at the run; train it again")
+        if not math.isfinite(fact.measured.value):
+            raise RunError(
+                f"{_name(fact)}: its {study.metric.name} is {fact.measured.value}", "look at the run; train it again"
+            )
     _one(facts, "the data", lambda f: f.record["data"])
     _one(facts, "the test items or their order", lambda f: f.index)
     check_same_blocks(study, facts)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lmgraft import records
 from lmgraft.analysis.verdict import Finding
-from lmgraft.studies.study.cells import Cell
+from lmgraft.studies.engine.runs import Run
 
 FILE = "failed.json"
 
@@ -27,10 +27,10 @@ def note_failed(out: Path, name: str, why: str) -> None:
     records.write_json(out / FILE, read_failed(out) | {name: why})
 
 
-def forget_finished(out: Path, cells: Sequence[Cell]) -> dict[str, str]:
+def forget_finished(out: Path, cells: Sequence[Run]) -> dict[str, str]:
     """Take runs that have finished since out of the file; what is left of it."""
     before = read_failed(out)
-    finished = {cell.name for cell in cells if (cell.folder / "result.json").exists()}
+    finished = {cell.name for cell in cells if cell.finished}
     left = {name: why for name, why in before.items() if name not in finished}
     if left != before:
         records.write_json(out / FILE, left)
@@ -39,7 +39,7 @@ def forget_finished(out: Path, cells: Sequence[Cell]) -> dict[str, str]:
     return left
 
 
-def failures(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[Finding]:
+def failures(cells: Sequence[Run], failed: Mapping[str, str], chosen: Mapping[str, float | None]) -> list[Finding]:
     """What failures mean for the comparison: first for the seeds compared, then for a grid's other rates.
 
     Args:
@@ -54,5 +54,5 @@ def failures(cells: Sequence[Cell], failed: Mapping[str, str], chosen: Mapping[s
     return [finding for finding in findings if finding.names]
 
 
-def _compared(cell: Cell, chosen: Mapping[str, float | None]) -> bool:
+def _compared(cell: Run, chosen: Mapping[str, float | None]) -> bool:
     return cell.learning_rate == chosen.get(cell.arm, cell.learning_rate)

@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from lmgraft import records
 from lmgraft.errors import RunError
-from lmgraft.studies.study.cells import KEPT, Cell
+from lmgraft.studies.engine.runs import KEPT, Run
 from lmgraft.training.items import read_arrays, write_arrays
 
 FILE = "runs.jsonl"
 
 
-def pack(out: Path, cells: Iterable[Cell]) -> None:
+def pack(out: Path, cells: Iterable[Run]) -> None:
     """Add the finished runs among `cells` to runs.jsonl; written only where one is new or has changed.
 
     Raises:
@@ -34,7 +34,7 @@ def pack(out: Path, cells: Iterable[Cell]) -> None:
     held = _read(out)
     packed = dict(held)
     for cell in cells:
-        if (cell.folder / "result.json").exists():
+        if cell.finished:
             packed[cell.folder.relative_to(out / "runs").as_posix()] = _packed(cell.folder)
     if packed != held:
         lines = (json.dumps({"run": name, "files": files}) + "\n" for name, files in sorted(packed.items()))

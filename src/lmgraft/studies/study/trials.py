@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lmgraft import records
+from lmgraft.analysis.items import MetricValue
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.contracts import Metric
 from lmgraft.errors import RunError
@@ -29,6 +30,8 @@ from lmgraft.recipes.record import count_params
 from lmgraft.studies.study.claim import COMPARISON, holds_runs
 from lmgraft.studies.study.config import Study
 from lmgraft.studies.study.facts import Fact
+from lmgraft.studies.study.results import Cost
+from lmgraft.training.clock import Clock
 from lmgraft.training.items import read_arrays, write_arrays
 
 
@@ -49,6 +52,11 @@ class Trial:
     facts: dict[str, Any] = field(default_factory=dict)
     """What `graft` saw, for the record."""
 
+    @property
+    def name(self) -> str:
+        """For progress lines and errors."""
+        return f"{self.label}, seed {self.seed}"
+
     def graft(self, model: nn.Module) -> nn.Module:
         """Put this arm's block into `model`, in place, and return it; nothing for plain.
 
@@ -60,7 +68,7 @@ class Trial:
             LmgraftError: If the block cannot be had or the model cannot take it.
         """
         if self.facts:
-            raise RunError(f"trial.graft was called twice for {self.label}, seed {self.seed}", "graft one model a call")
+            raise RunError(f"trial.graft was called twice for {self.name}", "graft one model a call")
         encoder = json_digest({name: tensor_digest(t) for name, t in sorted(model.state_dict().items())})
         model = graft_arm(model, self.arm, self.config, self.seed)
         trained, frozen = count_params(model)
@@ -75,49 +83,43 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What a training loop returned."""
+class Kept:
+    """What the file of a trial holds."""
 
     value: float
-    items: NDArray[np.float64] | None = None
-    """(N,) the metric of each test item."""
-    groups: NDArray[np.int64] | None = None
-    """(N,) which items belong together; None where each is independent."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Took:
-    """What a call of the training loop took of the machine, as in `recipes.result.Result`."""
-
+    items: str | None
+    """SHA-256 of the metric of each test item."""
+    metric: dict[str, Any]
     seconds: float
     share: float | None = None
     threads: int | None = None
+    encoder: str
+    trained_params: int
+    frozen_params: int
+    block: dict[str, Any] | None
+    environment: dict[str, Any]
 
 
-def make_fact(trial: Trial, measured: Measured, took: Took, facts: Mapping[str, Any]) -> Fact:
-    """A trial as a study's run: `facts` is what `Trial.graft` saw."""
-    items, groups = measured.items, measured.groups
+def make_fact(trial: Trial, kept: Kept, measured: MetricValue) -> Fact:
+    """A trial as a study's run."""
     return Fact(
         arm=trial.label,
         seed=trial.seed,
         learning_rate=None,
         in_grid=None,
-        value=measured.value,
-        items=items,
-        groups=np.arange(len(items)) if items is not None and groups is None else groups,
-        monitor=None,
-        val_value=None,
-        by={},
-        by_condition={},
-        trained_params=facts["trained_params"],
-        frozen_params=facts["frozen_params"],
-        **asdict(took),
-        peak_memory=None,
+        measured=measured,
+        cost=Cost(
+            trained_params=kept.trained_params,
+            frozen_params=kept.frozen_params,
+            seconds=kept.seconds,
+            peak_memory=None,
+            share=kept.share,
+            threads=kept.threads,
+        ),
         position=trial.config.at,
-        block=facts["block"],
-        curves={},
-        test_items=0 if items is None else len(items),
-        record={"encoder": {"digest": facts["encoder"]}, "environment": records.environment()},
+        block=kept.block,
+        test_items=0 if measured.items is None else len(measured.items),
+        record={"encoder": {"digest": kept.encoder}, "environment": kept.environment},
     )
 
 
@@ -165,49 +167,59 @@ def _words(metric: Any) -> str:
     return f"{metric.get('name')} (times {metric.get('scale'):g}, {better} is better)"
 
 
-def keep(folder: Path, trial: Trial, fact: Fact, metric: Metric) -> None:
+def record_of(trial: Trial, measured: MetricValue, metric: Metric, clock: Clock) -> Kept:
+    """What is to be kept of a trial that has just ended."""
+    return Kept(
+        value=measured.value,
+        items=None if measured.items is None else _digest(measured.items),
+        metric=_read_as(metric),
+        seconds=clock.seconds,
+        share=clock.share,
+        threads=clock.threads,
+        environment=records.environment(),
+        **trial.facts,
+    )
+
+
+def write_trial(folder: Path, trial: Trial, kept: Kept, measured: MetricValue) -> None:
     """Write a finished trial; its .json last."""
-    file = folder / "trials" / trial.label / f"seed{trial.seed}.json"
-    if fact.items is not None:
-        assert fact.groups is not None
-        write_arrays(file.with_suffix(".npz"), {"items": fact.items, "groups": fact.groups})
-    digest = None if fact.items is None else hashlib.sha256(fact.items.tobytes()).hexdigest()
-    content = {"value": fact.value, "items": digest, "metric": _read_as(metric)}
-    content |= {f.name: getattr(fact, f.name) for f in fields(Took)}
-    records.write_json(file, content | trial.facts | {"environment": fact.record["environment"]})
+    file = _file(folder, trial)
+    if measured.items is not None and measured.groups is not None:
+        write_arrays(file.with_suffix(".npz"), {"items": measured.items, "groups": measured.groups})
+    records.write_json(file, asdict(kept))
 
 
-def kept(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
+def read_trial(folder: Path, trial: Trial, metric: Metric) -> Fact | None:
     """A finished trial; None where there is none.
 
     Raises:
         RunError: If it is damaged, or of another metric.
     """
-    file = folder / "trials" / trial.label / f"seed{trial.seed}.json"
+    file = _file(folder, trial)
     if not file.exists():
         return None
     content = records.read_json(file)
-    items = groups = None
     try:
-        if content["items"] is not None:
+        kept: Kept = records.read_as(Kept, content, "the trial")
+        measured = MetricValue(value=kept.value)
+        if kept.items is not None:
             arrays = read_arrays(file.with_suffix(".npz"))
             items, groups = arrays["items"], arrays.get("groups")
-            if hashlib.sha256(items.tobytes()).hexdigest() != content["items"]:
+            if _digest(items) != kept.items:
                 raise ValueError("not the items it was written with")
-        measured = Measured(value=_number(content["value"]), items=items, groups=groups)
-        seconds, share = _number(content["seconds"]), content.get("share")
-        took = Took(seconds=seconds, share=None if share is None else _number(share), threads=content.get("threads"))
-        fact = make_fact(trial, measured, took, content)
-        fact.record["environment"] = content["environment"]
-        metric_then = dict(content["metric"])
+            measured = MetricValue(
+                value=kept.value, items=items, groups=np.arange(len(items)) if groups is None else groups
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{file} is damaged ({error})", "delete it and call compare() again") from None
-    if metric_then != _read_as(metric):
-        raise RunError(f"{file} holds {_words(metric_then)}, not {_words(_read_as(metric))}", "choose another out=")
-    return fact
+    if kept.metric != _read_as(metric):
+        raise RunError(f"{file} holds {_words(kept.metric)}, not {_words(_read_as(metric))}", "choose another out=")
+    return make_fact(trial, kept, measured)
 
 
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{value!r} is no number")
-    return value
+def _file(folder: Path, trial: Trial) -> Path:
+    return folder / "trials" / trial.label / f"seed{trial.seed}.json"
+
+
+def _digest(items: NDArray[np.float64]) -> str:
+    return hashlib.sha256(items.tobytes()).hexdigest()

@@ -21,7 +21,7 @@ from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import DataError
-from lmgraft.studies.progress import Say
+from lmgraft.studies.engine.progress import Say
 from lmgraft.studies.robustness.suite import Condition, Suite
 
 NOT_COMPARABLE = "not comparable with published ImageNet-C figures"

@@ -25,7 +25,7 @@ from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import RunError
-from lmgraft.studies.progress import Say
+from lmgraft.studies.engine.progress import Say
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.studies.robustness.suite import Among, Condition, Row, Suite
 from lmgraft.studies.robustness.suites.corruptions import NOT_COMPARABLE

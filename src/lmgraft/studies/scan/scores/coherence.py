@@ -35,18 +35,18 @@ def measure(lab: Lab, place: Place, model: nn.Module) -> Measured:
     mixed = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
     batches = still_batches(lab.recipe, "train", [samples[i] for i in mixed], size)
     task = lab.recipe.task(model).eval()
-    mine = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     groups = {
-        "mappers": [p for name, p in mine.items() if name.startswith("graft.")],
-        "encoder": [p for name, p in mine.items() if not name.startswith("graft.")],
+        "mappers": [p for name, p in trained.items() if name.startswith("graft.")],
+        "encoder": [p for name, p in trained.items() if not name.startswith("graft.")],
     }
     grams = {name: torch.zeros(count, count, dtype=torch.float64) for name in groups}
     gradients: list[list[Tensor]] = []
     for still in batches:
         batch = on_device(still, lab.device)
         loss = task.loss(task.outputs(batch), batch)
-        flat = torch.autograd.grad(loss, [*mine.values()], allow_unused=True)
-        found = {id(p): g for p, g in zip(mine.values(), flat, strict=True) if g is not None}
+        flat = torch.autograd.grad(loss, [*trained.values()], allow_unused=True)
+        found = {id(p): g for p, g in zip(trained.values(), flat, strict=True) if g is not None}
         gradients.append(
             [_joined([found[id(p)] for p in parameters if id(p) in found]) for parameters in groups.values()]
         )

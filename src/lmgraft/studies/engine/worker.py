@@ -1,4 +1,4 @@
-"""One run in a process of its own: its peak memory is its own, and a crash is only its own."""
+"""One call in a process of its own: its peak memory is its own, and a crash is only its own."""
 
 from __future__ import annotations
 

@@ -1,27 +1,27 @@
-"""The runs of a study: what each trains, where it lies, and whether it is there.
-
-<out>/runs/<arm>/seed<k>/            a run folder
-<out>/runs/<arm>/lr<rate>/seed<k>/   with a grid of learning rates
-"""
+"""Trainings as cells: what each trains, where it lies, whether it is there, and how it is trained."""
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
-from lmgraft.recipes import Recipe, Result, load_recipe, read_result
+from lmgraft.recipes import Recipe, Result, load_recipe, read_result, train_run
 from lmgraft.recipes.record import Change
 from lmgraft.recipes.run import other_recipe, read_run
-from lmgraft.studies.study.config import Study, options_of
+from lmgraft.studies.engine.missing import Done, Executor, run_missing
+from lmgraft.studies.engine.progress import Say
 from lmgraft.tasks.items import RESERVED, Items, is_mean_of
+from lmgraft.training.fit import Verbosity
 from lmgraft.training.items import FILE as ITEMS
 from lmgraft.training.items import read_items
 
@@ -29,24 +29,32 @@ State = Literal["done", "begun", "missing"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
-    """One run of a study."""
+class Run:
+    """One training: an arm with a seed, in a folder."""
 
     arm: str
     """The arm's label."""
     seed: int
-    learning_rate: float | None
-    """Of the grid; None without one."""
+    learning_rate: float | None = None
+    """That of a grid; None without one."""
     folder: Path
     recipe: str
-    options: tuple[str, ...]
+    """Name or path."""
+    options: tuple[str, ...] = ()
     """Laid over the recipe."""
+    progress: Verbosity = field(default="none", compare=False)
+    """What the training shows; see `lmgraft.training.fit.fit`."""
 
     @property
     def name(self) -> str:
         """For progress lines and errors."""
         rate = "" if self.learning_rate is None else f", lr {self.learning_rate:g}"
         return f"{self.arm}, seed {self.seed}{rate}"
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a result, which is written last."""
+        return (self.folder / "result.json").exists()
 
     def load(self) -> Recipe:
         """The checked recipe of this run.
@@ -72,37 +80,77 @@ class Cell:
             return []
         return other_recipe(read_run(self.folder), self.plan)
 
+    def check_recipe(self) -> None:
+        """Refuse a folder that holds a run of another recipe.
+
+        Raises:
+            RunError: If it does, or holds no run.
+        """
+        changed = self.changed()
+        if changed:
+            raise RunError(
+                f"{self.folder} holds a run of another recipe; different now: {'; '.join(map(str, changed[:4]))}",
+                "choose another --out, or go on with the settings that it was begun with",
+            )
+
 
 @cache
 def _read_once(recipe: str, options: tuple[str, ...]) -> Recipe:
     return load_recipe(recipe, options)
 
 
-def make_cells(study: Study, out: Path) -> list[Cell]:
-    """All runs of a study: seed by seed, so that every arm has its first seeds early."""
-    return [
-        Cell(
-            arm=label,
-            seed=seed,
-            learning_rate=rate,
-            folder=out / "runs" / label / ("" if rate is None else f"lr{rate:g}") / f"seed{seed}",
-            recipe=study.recipe,
-            options=(
-                *options_of(study.overrides),
-                *study.arguments,
-                *options_of(spec.overrides),
-                f"--arm={spec.arm}",
-                f"--seed={seed}",
-                *(() if rate is None else (f"--optim.lr={rate!r}",)),
-            ),
-        )
-        for seed in study.seeds
-        for label, spec in study.arms.items()
-        for rate in (study.learning_rates or (None,))
-    ]
+def train(run: Run, threads: int | None = None, wait: float = 0) -> None:
+    """Train a run from where it stands, in this process; one that is finished is left alone.
+
+    Args:
+        run: What is trained.
+        threads: Of torch; None leaves them.
+        wait: Seconds to wait for another process that is at this run, and may be dying.
+
+    Raises:
+        LmgraftError: See `train_run`; or if another process is at this run.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with records.only_one(lock_of(run), f"run {run.folder}", wait=wait):
+        if run.finished:
+            read_result(run.folder)
+        else:
+            train_run(run.load(), run.folder, resume=True, progress=run.progress, label=run.name)
 
 
-def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -> State:
+def lock_of(run: Run) -> Path:
+    """The file whose lock a process holds while it trains the run, so that nothing is trained twice."""
+    return run.folder.parent / f".{run.folder.name}.lock"
+
+
+def train_missing(
+    title: str, runs: Sequence[Run], executor: Executor[Run], say: Say, after: Callable[[Done[Run]], None] | None = None
+) -> dict[str, str]:
+    """Train the runs that are not finished; as `run_missing`. Runs of one arm are taken to last as long as each other.
+
+    Args:
+        after: Called with each run that has ended.
+    """
+
+    def ended(done: Done[Run]) -> str:
+        if after is not None:
+            after(done)
+        return f"done in {done.seconds:.0f} s"
+
+    whole = [replace(run, folder=run.folder.resolve()) for run in runs]  # workers may stand elsewhere
+    return run_missing(
+        title, whole, lambda run: run.finished, executor, say, after=ended, size=lambda run: (run.arm, 1.0)
+    )
+
+
+def as_command(run: Run) -> str:
+    """The shell command that trains the run, from this folder, or goes on with it."""
+    recipe = str(Path(run.recipe).resolve()) if Path(run.recipe).is_file() else run.recipe
+    return shlex.join(["lmgraft", "train", recipe, *run.options, "--out", str(run.folder.resolve()), "--resume"])
+
+
+def state_of(run: Run, say: Say, *, dry_run: bool = False) -> State:
     """Whether a run is finished, begun or missing.
 
     A result that is cut short is set aside and said: the run is then evaluated again.
@@ -110,21 +158,16 @@ def state_of(cell: Cell, say: Callable[[str], None], *, dry_run: bool = False) -
     Raises:
         RunError: If the folder holds a run of another recipe.
     """
-    folder = cell.folder
+    folder = run.folder
     if not (folder / "config.yaml").exists():
         return "missing"
-    changed = cell.changed()
-    if changed:
-        raise RunError(
-            f"{folder} holds a run of another recipe; different now: {'; '.join(map(str, changed[:4]))}",
-            "choose another --out, or go on with the study as it was",
-        )
-    if not (folder / "result.json").exists():
+    run.check_recipe()
+    if not run.finished:
         return "begun"
     try:
         read_finished(folder)
     except RunError as error:
-        say(f"{cell.name}: {error.message}; set aside, the run is evaluated again")
+        say(f"{run.name}: {error.message}; set aside, the run is evaluated again")
         for name in ("result.json", ITEMS, *(() if _is_record(folder / "run.json") else ("run.json",))):
             if (folder / name).exists() and not dry_run:
                 (folder / name).replace(folder / f"{name}.damaged")
@@ -176,23 +219,23 @@ KEPT = ("config.yaml", "run.json", "retries.json", "metrics.json", ITEMS, "robus
 """What of a run a study reads; result.json last, as it says that a run is finished."""
 
 
-def same_run(cell: Cell, others: Mapping[Path, Recipe]) -> Path | None:
+def same_run(run: Run, others: Mapping[Path, Recipe]) -> Path | None:
     """A finished run of the same recipe and seed from among `others`."""
-    return next((run for run, recipe in others.items() if not other_recipe(recipe, cell.plan)), None)
+    return next((folder for folder, recipe in others.items() if not other_recipe(recipe, run.plan)), None)
 
 
-def reuse(cell: Cell, source: Path) -> None:
+def reuse(run: Run, source: Path) -> None:
     """Copy what a study reads of a finished run, which the weights are not among."""
-    cell.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
     if (source / "logs" / "csv").is_dir():
-        shutil.copytree(source / "logs" / "csv", cell.folder / "logs" / "csv", dirs_exist_ok=True)
+        shutil.copytree(source / "logs" / "csv", run.folder / "logs" / "csv", dirs_exist_ok=True)
     for name in KEPT:
         if (source / name).exists():
-            with records.atomic_path(cell.folder / name) as temporary:
+            with records.atomic_path(run.folder / name) as temporary:
                 shutil.copyfile(source / name, temporary)
 
 
-def find_runs(folders: Sequence[Path], say: Callable[[str], None]) -> dict[Path, Recipe]:
+def find_runs(folders: Sequence[Path], say: Say) -> dict[Path, Recipe]:
     """Every finished run folder in or below these folders; what is damaged or of another version is passed over.
 
     Raises:

@@ -212,15 +212,3 @@ def test_every_family_has_a_row() -> None:
     only_names = {"phi2", "gptneox", "gemma3"}  # GGUF's words, and the multimodal wrapper of gemma3_text
     assert set(FAMILIES.names()) - only_names == proved
     assert all(FAMILIES.load(name).verified for name in FAMILIES.names())
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "granitemoe"])
-def test_a_mixture_of_experts_is_named(tmp_path: Path, models, model_type: str) -> None:
-    import json
-    import shutil
-
-    shutil.copytree(models["llama"][0], tmp_path / "m")
-    file = tmp_path / "m" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": model_type}))
-    with pytest.raises(BlockError, match=f"{model_type}.*mixture of experts.*not supported yet"):
-        load_block(str(tmp_path / "m"))

@@ -37,6 +37,9 @@ Parallel = Literal["none", "shared_norm", "own_norm"]
 Branches = Literal["both", "attention", "mlp"]
 """What a layer adds to its residual stream: both branches, or one of them (a control); the other is exactly zero."""
 
+Order = Literal["none", "causal"]
+"""Whether a layer reads its tokens in order: "none" of nearly all, "causal" of one that is recurrent by nature."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -171,6 +174,10 @@ class BlockConfig:
     def norm_shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensors of one norm over the residual stream."""
         return dict.fromkeys(("weight", "bias") if self.norm_bias else ("weight",), (self.dim,))
+
+    def is_minus_one(self, name: str) -> bool:
+        """Whether the tensor of this name is a gain stored as its distance from one."""
+        return self.norm == "rms_plus_one" and "norm" in name
 
     def num_params(self) -> int:
         """Parameters of one layer."""

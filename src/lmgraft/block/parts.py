@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
@@ -64,6 +64,14 @@ class Projection(FrozenModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Projection:
+        """The same tensors, in the same dict, as a projection."""
+        made = cls(linear.weight, linear.bias)
+        made._parameters = linear._parameters
+        made.in_features, made.out_features = linear.in_features, linear.out_features  # type: ignore[assignment]
+        return made
 
     def without_bias(self, x: Tensor) -> Tensor:
         """x W^T."""

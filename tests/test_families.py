@@ -35,6 +35,7 @@ LLAMA = {
 }
 WIDE = LLAMA | {"head_dim": 16}
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "n_positions": 64, "rotary_dim": 4}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 BIASED = {"attention_bias": True}
 NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 OPT = NEOX | {"ffn_dim": 48, "word_embed_proj_dim": 32}
@@ -86,6 +87,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-rw": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
     "bloom": ("bloom", BLOOM),
     "bloom-after-norm": ("bloom", BLOOM | {"apply_residual_connection_post_layernorm": True}),
+    "olmo3": ("olmo3", LLAMA | BIASED),
+    "cohere2": ("cohere2", WIDE | BIASED),
+    "mixtral": ("mixtral", LLAMA | {"num_local_experts": 5}),
+    "qwen3_moe": ("qwen3_moe", WIDE | EXPERTS),
+    "qwen3_moe-chosen": ("qwen3_moe", WIDE | BIASED | EXPERTS | {"norm_topk_prob": True}),
+    "olmoe": ("olmoe", LLAMA | EXPERTS | {"intermediate_size": 24}),
     "mpt": ("mpt", MPT),
     "mpt-clipped": ("mpt", MPT | {"attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.3}}),
 }

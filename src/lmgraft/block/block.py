@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.parts import MLP, Attention, Norm
+from lmgraft.block.parts import MLP, Attention, Experts, Norm
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.contracts import Tokens, take_tokens
 from lmgraft.errors import BlockError
@@ -77,7 +77,7 @@ class Layer(FrozenModule):
     """
 
     attention: Attention
-    mlp: MLP
+    mlp: MLP | Experts
 
     def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], scale: float | None = None) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class Layer(FrozenModule):
         self.attention_post_norm = norm("attention_post_norm")
         self.mlp_norm = norm("mlp_norm")
         if self.has_mlp:
-            self.mlp = MLP(config, tensors)
+            self.mlp = Experts(config, tensors) if config.num_experts else MLP(config, tensors)
         self.mlp_post_norm = norm("mlp_post_norm")
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Tokens = None) -> Tensor:

@@ -44,6 +44,8 @@ class Family:
     """File style -> inverse of what its converter did to the values."""
     layer_scale: Callable[[Mapping[str, Any], int], float | None] = one_scale
     """The attention scale of a layer, where it depends on the layer."""
+    experts: bool = False
+    """Whether its MLPs are mixtures of experts."""
     verified: str = ""
     """What the parity test covers, for the table in the docs."""
 
@@ -76,6 +78,11 @@ FAMILIES = Registry(
         "phi2": _row("phi"),
         "phi3": _row("phi3"),
         "olmo2": _row("olmo2"),
+        "olmo3": _row("olmo2", "OLMO3"),
+        "cohere2": _row("cohere2"),
+        "mixtral": _row("experts", "MIXTRAL"),
+        "qwen3_moe": _row("experts", "QWEN3_MOE"),
+        "olmoe": _row("experts", "OLMOE"),
         "stablelm": _row("stablelm"),
         "gpt2": _row("gpt2"),
         "opt": _row("opt"),
@@ -125,7 +132,12 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
 def is_native(style: str, config: Mapping[str, Any]) -> bool:
     """Whether lmgraft's own code computes the layers of a file: a family of its own, and no experts."""
     name = config.get("model_type")
-    return name in FAMILIES and not any(_count_of(language_part(config).get(key)) > 1 for key in _EXPERTS)
+    if name not in FAMILIES:
+        return False
+    family: Family = FAMILIES.load(str(name))
+    has_experts = any(_count_of(language_part(config).get(key)) > 1 for key in _EXPERTS)
+    mixed = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) != 1
+    return family.experts == has_experts and not (family.experts and mixed)
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -184,6 +184,46 @@ class MLP(FrozenModule):
         return out
 
 
+class Experts(FrozenModule):
+    """A mixture of gated MLPs: each token goes through those that a router chooses for it, and no others.
+
+    An MLP is a function of each token by itself, so only tokens that are read are routed; an expert
+    that none of them chose is not touched, and a 16-bit one is widened when it is.
+    """
+
+    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.activation, self.chosen, self.shares = config.activation, config.experts_per_token, config.router_shares
+        self.router = _projection(tensors, "mlp.router")
+        self.gate, self.up, self.down = (_Stack(tensors[f"mlp.{name}.weight"]) for name in ("gate", "up", "down"))
+
+    def forward(self, x: Tensor, mean: bool = False) -> Tensor:
+        """(B, R, D) -> (B, R, D), or the mean over R, (B, 1, D)."""
+        tokens = x.reshape(-1, x.shape[-1])
+        shares, experts = at_least_float32(self.router(tokens)).softmax(-1).topk(self.chosen, dim=-1)
+        if self.shares == "chosen":
+            shares = shares / shares.sum(-1, keepdim=True)
+        act, out = ACTIVATIONS[self.activation], torch.zeros_like(tokens)
+        for expert in sorted(set(experts.flatten().tolist())):
+            rows, place = torch.where(experts == expert)
+            inner = tokens[rows]
+            made = self.down(act(self.gate(inner, expert)) * self.up(inner, expert), expert)
+            out = out.index_add(0, rows, (made * shares[rows, place, None]).to(out.dtype))
+        out = out.reshape(x.shape)
+        return out.mean(1, keepdim=True) if mean else out
+
+
+class _Stack(FrozenModule):
+    """One matrix for each expert: weight (E, out, in)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        return linear(x, self.weight[expert])
+
+
 def at_least_float32(x: Tensor) -> Tensor:
     """`x` in the dtype in which norms and softmax are computed."""
     return x if x.dtype == torch.float64 else x.float()

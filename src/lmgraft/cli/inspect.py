@@ -71,7 +71,8 @@ def _native(c: BlockConfig) -> dict[str, str]:
     shared = f", {c.num_kv_heads} key/value heads" if c.num_kv_heads != c.num_heads else ""
     return {
         "attention": f"width {c.dim}, {c.num_heads} heads of {c.head_dim}{shared}",
-        "MLP": f"width {c.mlp_dim}, {c.activation}, {c.mlp}",
+        "MLP": f"width {c.mlp_dim}, {c.activation}, {c.mlp}"
+        + (f", {c.experts_per_token} of {c.num_experts} experts a token" if c.num_experts else ""),
         "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, {_PLACES[c.norm_place]}",
         "biases": _biases(c),
         "traits": "; ".join(_traits(c)) or "none beyond these",

@@ -35,6 +35,7 @@ LLAMA = {
 }
 WIDE = LLAMA | {"head_dim": 16}
 GPT = {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": 64, "n_positions": 64, "rotary_dim": 4}
+EXPERTS = {"num_experts": 5, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 BIASED = {"attention_bias": True}
 NEOX = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 OPT = NEOX | {"ffn_dim": 48, "word_embed_proj_dim": 32}
@@ -86,6 +87,12 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon-rw": ("falcon", FALCON | {"multi_query": False, "parallel_attn": False, "bias": True}),
     "bloom": ("bloom", BLOOM),
     "bloom-after-norm": ("bloom", BLOOM | {"apply_residual_connection_post_layernorm": True}),
+    "olmo3": ("olmo3", LLAMA | BIASED),
+    "cohere2": ("cohere2", WIDE | BIASED),
+    "mixtral": ("mixtral", LLAMA | {"num_local_experts": 5}),
+    "qwen3_moe": ("qwen3_moe", WIDE | EXPERTS),
+    "qwen3_moe-chosen": ("qwen3_moe", WIDE | BIASED | EXPERTS | {"norm_topk_prob": True}),
+    "olmoe": ("olmoe", LLAMA | EXPERTS | {"intermediate_size": 24}),
     "mpt": ("mpt", MPT),
     "mpt-clipped": ("mpt", MPT | {"attn_config": {"clip_qkv": 0.4, "softmax_scale": 0.3}}),
 }
@@ -212,15 +219,3 @@ def test_every_family_has_a_row() -> None:
     only_names = {"phi2", "gptneox", "gemma3"}  # GGUF's words, and the multimodal wrapper of gemma3_text
     assert set(FAMILIES.names()) - only_names == proved
     assert all(FAMILIES.load(name).verified for name in FAMILIES.names())
-
-
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v3", "granitemoe"])
-def test_a_mixture_of_experts_is_named(tmp_path: Path, models, model_type: str) -> None:
-    import json
-    import shutil
-
-    shutil.copytree(models["llama"][0], tmp_path / "m")
-    file = tmp_path / "m" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"model_type": model_type}))
-    with pytest.raises(BlockError, match=f"{model_type}.*mixture of experts.*not supported yet"):
-        load_block(str(tmp_path / "m"))

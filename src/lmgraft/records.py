@@ -120,10 +120,8 @@ def only_one(file: Path, what: str, *, wait: float = 0) -> Iterator[None]:
         lock.acquire(timeout=wait)
     except Timeout:
         raise HeldError(f"another process is at {what}", "wait for it, or stop it") from None
-    except NotImplementedError:  # filelock's word for a file system without locks
-        pass
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
+    except (OSError, NotImplementedError) as error:  # the latter is filelock's word for ENOSYS
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise
     try:
         yield

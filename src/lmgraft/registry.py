@@ -151,6 +151,20 @@ HOSTS = Registry(
 "package.*" stands for all classes of a package that have no row; its function may return None.
 """
 
+_TRANSFORMERS_LAYERS = "lmgraft.borrowed.load"
+
+BORROWED = Registry(
+    "lender of layers",
+    {
+        "transformers:load": f"{_TRANSFORMERS_LAYERS}:load_layers",
+        "transformers:inspect": f"{_TRANSFORMERS_LAYERS}:inspect_layers",
+        "timm:load": "lmgraft.borrowed.timm_blocks:load_layers",
+        "timm:inspect": "lmgraft.borrowed.timm_blocks:inspect_layers",
+        "timm:run": "lmgraft.borrowed.runs:open_run",
+    },
+)
+"""Library whose code computes layers that lmgraft has no code for, and what is done -> the function that does it."""
+
 FACTORIES = Registry(
     "model factory",
     {

@@ -76,6 +76,8 @@ def _stage_module(model: nn.Module, stage: Stage, last_layer: str) -> tuple[nn.M
         if stage != "encoder":
             raise HostError(f"stage {stage!r} exists behind a graft only", "graft the model, or use 'encoder'")
         return model.get_submodule(last_layer), "out"
+    if inserted.block.opaque and stage == "attention":
+        raise HostError("stage 'attention' exists in a block of lmgraft's code only", "use 'feed_forward'")
     if not len(inserted.block.layers):
         if stage in ("attention", "feed_forward"):
             raise HostError(f"stage {stage!r} exists in a transformer block only", "use mapper_in or mapper_out")

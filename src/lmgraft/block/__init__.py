@@ -7,5 +7,15 @@ One implementation driven by the fields of `BlockConfig`; an architecture is a f
 from lmgraft.block.block import FrozenBlock, Provenance
 from lmgraft.block.config import BlockConfig
 from lmgraft.block.load import SourceReport, inspect_llm, load_block
+from lmgraft.block.opaque import OpaqueBlock, block_of
 
-__all__ = ["BlockConfig", "FrozenBlock", "Provenance", "SourceReport", "inspect_llm", "load_block"]
+__all__ = [
+    "BlockConfig",
+    "FrozenBlock",
+    "OpaqueBlock",
+    "Provenance",
+    "SourceReport",
+    "block_of",
+    "inspect_llm",
+    "load_block",
+]

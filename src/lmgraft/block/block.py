@@ -18,9 +18,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
+from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.parts import MLP, Attention, Norm
+from lmgraft.block.parts import MLP, Attention, Experts, Norm
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.contracts import Tokens, take_tokens
 from lmgraft.errors import BlockError
@@ -41,6 +41,10 @@ class Provenance:
     file_dtypes: tuple[str, ...]
     """Types of the tensors in the file, for instance ("F32", "Q4_1")."""
     revision: str | None = None
+    tower: str | None = None
+    """Which layers of a model that holds several towers, as it was asked for."""
+    order: Order = "none"
+    """Whether the layers read tokens in order; "causal" of layers that are recurrent by nature."""
     licence: str | None = None
     control: Mapping[str, Any] | None = None
     """How the pretrained weights were replaced, for a control; None for pretrained weights."""
@@ -52,7 +56,13 @@ class Provenance:
     """SHA-256 over the block's config, final norm and tensors, before any training: its identity."""
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"layers": list(self.layers), "file_dtypes": list(self.file_dtypes)}
+        values = asdict(self) | {"layers": list(self.layers), "file_dtypes": list(self.file_dtypes)}
+        return without_defaults(values)
+
+
+def without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A record without a tower and an order where there are none: as it was before there could be."""
+    return {k: v for k, v in values.items() if (k, v) not in (("tower", None), ("order", "none"))}
 
 
 class Layer(FrozenModule):
@@ -67,7 +77,7 @@ class Layer(FrozenModule):
     """
 
     attention: Attention
-    mlp: MLP
+    mlp: MLP | Experts
 
     def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], scale: float | None = None) -> None:
         super().__init__()
@@ -87,7 +97,7 @@ class Layer(FrozenModule):
         self.attention_post_norm = norm("attention_post_norm")
         self.mlp_norm = norm("mlp_norm")
         if self.has_mlp:
-            self.mlp = MLP(config, tensors)
+            self.mlp = Experts(config, tensors) if config.num_experts else MLP(config, tensors)
         self.mlp_post_norm = norm("mlp_post_norm")
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Tokens = None) -> Tensor:
@@ -179,12 +189,8 @@ class FrozenBlock(FrozenModule):
         self.layers = nn.ModuleList(
             Layer(config, tensors, scale) for tensors, scale in zip(layers, scales, strict=True)
         )
-        self.final_norm: nn.Module = (
-            nn.Identity()
-            if provenance.final_norm == "none"
-            else Norm(config.norm, config.norm_eps, **(final_norm or {}))
-        )
-        self.provenance = _with_digests(provenance, config, layers, final_norm or {}, digests or {})
+        self.final_norm = norm_behind(config, provenance.final_norm, final_norm)
+        self.provenance = with_digests(provenance, config, layers, final_norm or {}, digests or {})
         self.eval()
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Tokens = None) -> Tensor:
@@ -213,6 +219,11 @@ class FrozenBlock(FrozenModule):
         """Whether it mixes no tokens: those that are not read cost nothing."""
         return self.config.branches == "mlp"
 
+    @property
+    def opaque(self) -> bool:
+        """Whether its layers are somebody else's code (`opaque.py`): only the dense form computes them."""
+        return False
+
     def train(self, mode: bool = True) -> FrozenBlock:
         """A frozen block stays in eval mode whatever its host does."""
         trainable = any(p.requires_grad for p in self.parameters())
@@ -224,6 +235,17 @@ class FrozenBlock(FrozenModule):
         canonical = self.config.tensor_shapes()
         layers = [{n: p.detach() for n, p in layer.named_parameters() if n in canonical} for layer in self.layers]
         return layers, {n: p.detach() for n, p in self.final_norm.named_parameters()} or None
+
+    def with_tensors(
+        self,
+        layers: Sequence[Mapping[str, Tensor]],
+        *,
+        provenance: Provenance,
+        final_norm: Mapping[str, Tensor] | None = None,
+        digests: Mapping[str, str] | None = None,
+    ) -> FrozenBlock:
+        """A block of the same config with other tensors; the arguments are those of the class."""
+        return FrozenBlock(self.config, layers, provenance=provenance, final_norm=final_norm, digests=digests)
 
     def extra_repr(self) -> str:
         p = self.provenance
@@ -270,13 +292,19 @@ def _check_tensors(
             raise BlockError(f"{what} does not fit its config (final_norm={kind!r}):\n    " + "\n    ".join(wrong))
 
 
-def _with_digests(
+def norm_behind(config: BlockConfig, kind: FinalNorm, tensors: Mapping[str, Tensor] | None) -> nn.Module:
+    """The LLM's final norm of this kind."""
+    return nn.Identity() if kind == "none" else Norm(config.norm, config.norm_eps, **(tensors or {}))
+
+
+def with_digests(
     provenance: Provenance,
     config: BlockConfig,
     layers: Sequence[Mapping[str, Tensor]],
     final_norm: Mapping[str, Tensor],
     known: Mapping[str, str],
 ) -> Provenance:
+    """`provenance` with the digests of these tensors, taken from `known` where they are there."""
     named = {f"{i}.{n}": t for i, layer in enumerate(layers) for n, t in sorted(layer.items())}
     digests = {n: known.get(n) or tensor_digest(t) for n, t in named.items()}
     own = {f"{FINAL_NORM}.{n}": t for n, t in final_norm.items()}

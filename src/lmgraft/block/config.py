@@ -37,6 +37,12 @@ Parallel = Literal["none", "shared_norm", "own_norm"]
 Branches = Literal["both", "attention", "mlp"]
 """What a layer adds to its residual stream: both branches, or one of them (a control); the other is exactly zero."""
 
+RouterShares = Literal["chosen", "all"]
+"""What a token's shares of its experts add up to 1 over: those chosen (Mixtral), or all (OLMoE)."""
+
+Order = Literal["none", "causal"]
+"""Whether a layer reads its tokens in order: "none" of nearly all, "causal" of one that is recurrent by nature."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
@@ -95,6 +101,10 @@ class BlockConfig:
     residual_after_norm: bool = False
     """The branch is added to the normed input instead of the input (BLOOM, where so configured)."""
     branches: Branches = "both"
+    num_experts: int = 0
+    """E, MLPs of which each token takes some; 0 for one MLP that every token takes."""
+    experts_per_token: int = 0
+    router_shares: RouterShares = "chosen"
 
     def __post_init__(self) -> None:
         for name in ("dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim"):
@@ -113,6 +123,7 @@ class BlockConfig:
             "qk_norm": QkNorm,
             "parallel": Parallel,
             "branches": Branches,
+            "router_shares": RouterShares,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
@@ -120,6 +131,10 @@ class BlockConfig:
         for name in ("norm_bias", "qkv_bias", "output_bias", "mlp_bias", "residual_after_norm"):
             if not isinstance(getattr(self, name), bool):
                 raise BlockError(f"BlockConfig.{name} must be true or false, got {getattr(self, name)!r}")
+        if (self.num_experts or self.experts_per_token) and not 0 < self.experts_per_token <= self.num_experts:
+            raise BlockError(f"{self.experts_per_token} of {self.num_experts} experts a token cannot be")
+        if self.num_experts and (self.mlp != "gated" or self.mlp_bias):
+            raise BlockError("experts are gated MLPs without biases")
         if self.norm_place != "pre" and (self.parallel != "none" or self.residual_after_norm):
             raise BlockError(f"norm_place={self.norm_place!r} with a parallel or after-norm residual is not defined")
 
@@ -159,9 +174,14 @@ class BlockConfig:
         own_norm = self.norm_place == "sandwich" or (self.norm_place == "pre" and self.parallel != "shared_norm")
         if own_norm and (has_mlp or after_norm):
             norm("mlp_norm")
-        if has_mlp and self.mlp == "gated":
+        if has_mlp and self.num_experts:
+            wide_in = (self.num_experts, self.mlp_dim, self.dim)
+            shapes["mlp.router.weight"] = (self.num_experts, self.dim)
+            shapes |= {"mlp.gate.weight": wide_in, "mlp.up.weight": wide_in}
+            shapes["mlp.down.weight"] = (self.num_experts, self.dim, self.mlp_dim)
+        elif has_mlp and self.mlp == "gated":
             projection("mlp.gate", self.mlp_dim, self.dim, self.mlp_bias)
-        if has_mlp:
+        if has_mlp and not self.num_experts:
             projection("mlp.up", self.mlp_dim, self.dim, self.mlp_bias)
             projection("mlp.down", self.dim, self.mlp_dim, self.mlp_bias)
         if self.norm_place != "pre" and (has_mlp or on_stream):
@@ -171,6 +191,15 @@ class BlockConfig:
     def norm_shapes(self) -> dict[str, tuple[int, ...]]:
         """Tensors of one norm over the residual stream."""
         return dict.fromkeys(("weight", "bias") if self.norm_bias else ("weight",), (self.dim,))
+
+    def is_minus_one(self, name: str) -> bool:
+        """Whether the tensor of this name is a gain stored as its distance from one."""
+        return self.norm == "rms_plus_one" and "norm" in name
+
+    @property
+    def mlp_width(self) -> int:
+        """Width inside the MLP that a token takes: F, or F of each expert that it is routed to."""
+        return self.mlp_dim * max(1, self.experts_per_token)
 
     def num_params(self) -> int:
         """Parameters of one layer."""

@@ -44,6 +44,8 @@ class Family:
     """File style -> inverse of what its converter did to the values."""
     layer_scale: Callable[[Mapping[str, Any], int], float | None] = one_scale
     """The attention scale of a layer, where it depends on the layer."""
+    experts: bool = False
+    """Whether its MLPs are mixtures of experts."""
     verified: str = ""
     """What the parity test covers, for the table in the docs."""
 
@@ -76,6 +78,11 @@ FAMILIES = Registry(
         "phi2": _row("phi"),
         "phi3": _row("phi3"),
         "olmo2": _row("olmo2"),
+        "olmo3": _row("olmo2", "OLMO3"),
+        "cohere2": _row("cohere2"),
+        "mixtral": _row("experts", "MIXTRAL"),
+        "qwen3_moe": _row("experts", "QWEN3_MOE"),
+        "olmoe": _row("experts", "OLMOE"),
         "stablelm": _row("stablelm"),
         "gpt2": _row("gpt2"),
         "opt": _row("opt"),
@@ -104,7 +111,7 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
     """The family of a file, by its own word.
 
     Raises:
-        BlockError: If the file names none, one that is not supported, or a mixture of experts.
+        BlockError: If the file names none, or one that is not supported.
     """
     if style == "meta":  # Meta's params.json names no architecture: it is always LLaMA's
         return "llama", FAMILIES.load("llama")
@@ -112,12 +119,6 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
     name = config.get(key)
     if not isinstance(name, str):
         raise BlockError(f"the file does not say what it is: {key} is {name!r}", "use a language model's own files")
-    experts = [k for k in (*_EXPERTS, f"{name}.expert_count") if _count_of(config.get(k)) > 1]
-    if experts or "moe" in name.lower() or name in ("mixtral", "dbrx", "deepseek_v2", "deepseek_v3", "gpt_oss"):
-        raise BlockError(
-            f"the LLM family {name!r} is a mixture of experts, which is not supported yet",
-            "use a dense model of the same maker",
-        )
     if name not in FAMILIES:
         name = language_part(config).get(key, name)  # a composite: LLaVA, Mistral 3, ...
         name = _SAME_LAYERS.get(name, name)
@@ -130,6 +131,17 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
         raise BlockError(f"the LLM family {name!r} is not supported in this version", suggest(name, FAMILIES.names()))
     family: Family = FAMILIES.load(name)
     return name, family
+
+
+def is_native(style: str, config: Mapping[str, Any]) -> bool:
+    """Whether lmgraft's own code computes the layers of a file: a family of its own, and no experts."""
+    name = config.get("model_type")
+    if name not in FAMILIES:
+        return False
+    family: Family = FAMILIES.load(str(name))
+    has_experts = any(_count_of(language_part(config).get(key)) > 1 for key in _EXPERTS)
+    mixed = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) != 1
+    return family.experts == has_experts and not (family.experts and mixed)
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

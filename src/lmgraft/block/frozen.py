@@ -38,6 +38,11 @@ class FrozenModule(nn.Module):
         """Whether the own parameter `name` holds, or may come to hold, other values than were loaded."""
         return parameter.requires_grad or name in self.trained
 
+    def put(self, path: str, module: nn.Module) -> None:
+        """Replace the module at `path` inside this one."""
+        parent, _, name = path.rpartition(".")
+        setattr(self.get_submodule(parent), name, module)
+
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         with _only_trained(self):
             super()._save_to_state_dict(destination, prefix, keep_vars)

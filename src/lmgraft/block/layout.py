@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -29,16 +27,15 @@ def file_shapes(names: NameMap, config: BlockConfig) -> Shapes:
     return shapes
 
 
-def to_canonical(names: NameMap, tensors: Mapping[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
-    """The file's tensors as `BlockConfig.tensor_shapes` names them."""
-    found = {
-        name: tensor.t() if name in {f"{base}.weight" for base in names.transposed} else tensor
-        for name, tensor in tensors.items()
-    }
+def to_canonical(names: NameMap, tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
+    """The file's tensors as `BlockConfig.tensor_shapes` names them; `tensors` is emptied, so that no two are held."""
+    turned = {f"{base}.weight" for base in names.transposed}
+    found = {name: tensor.t() if name in turned else tensor for name, tensor in tensors.items()}
+    tensors.clear()
     for base in names.stacked:
-        rows = [found.pop(f"{base}.{i}.weight") for i in range(len(found)) if f"{base}.{i}.weight" in found]
-        if rows:
-            found[f"{base}.weight"] = torch.stack(rows)
+        count = sum(name.startswith(f"{base}.") and name.removeprefix(f"{base}.")[0].isdigit() for name in found)
+        if count:
+            found[f"{base}.weight"] = _stack(found, [f"{base}.{i}.weight" for i in range(count)])
     for into, parts in names.fused.items():
         for kind in ("weight", "bias"):
             fused = found.pop(f"{into}.{kind}", None)
@@ -46,6 +43,15 @@ def to_canonical(names: NameMap, tensors: Mapping[str, Tensor], config: BlockCon
                 pieces = _split(fused, parts, config, names.grouped)
                 found |= {f"{part}.{kind}": piece for part, piece in pieces.items()}
     return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _stack(tensors: dict[str, Tensor], names: list[str]) -> Tensor:
+    """The tensors of these names as the rows of one; each is let go as it is copied."""
+    first = tensors[names[0]]
+    made = first.new_empty(len(names), *first.shape)
+    for row, name in zip(made, names, strict=True):
+        row.copy_(tensors.pop(name))
+    return made
 
 
 def _split(fused: Tensor, parts: tuple[str, ...], config: BlockConfig, grouped: bool) -> dict[str, Tensor]:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lmgraft.block.block import FrozenBlock, Provenance
-from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm
-from lmgraft.block.family import Family, count, find_family, language_part, unchanged
+from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
+from lmgraft.block.family import Family, count, find_family, is_native, language_part, unchanged
 from lmgraft.block.layout import file_shapes, to_canonical
 from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
 from lmgraft.errors import BlockError
+from lmgraft.registry import BORROWED
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -29,6 +31,8 @@ def load_block(
     device: torch.device | str | None = None,
     revision: str | None = None,
     final_norm: FinalNorm = "unit",
+    tower: str | None = None,
+    order: Order = "none",
 ) -> FrozenBlock:
     """Read one layer (or several consecutive ones) of an LLM; nothing else is read.
 
@@ -40,6 +44,10 @@ def load_block(
         device: Where the block lies; None is the CPU.
         revision: A branch, tag or commit of a Hub repository; no other source has one.
         final_norm: `unit` as the paper's code, `pretrained` or `none`.
+        tower: Which layers of a model that holds several: an encoder or a decoder, a vision tower; a part of
+            their path in the model, by transformers' own code. None is the language model.
+        order: "causal" runs a layer in the order of its tokens, which one that is recurrent by nature needs;
+            no other layer is run so.
 
     Raises:
         SourceError: If the source cannot be found or fetched.
@@ -47,10 +55,16 @@ def load_block(
         BlockError: If the family is not supported or a layer does not exist.
     """
     source, asked = source_text(source), layer_indices(layer)
-    checkpoint = open_checkpoint(source, revision)
+    checkpoint = open_source(source, revision)
+    library = lender(checkpoint, tower, order)
+    if library is not None:
+        lent = borrow(library, "load")(
+            checkpoint, source, asked, dtype=_dtype(dtype), final_norm=final_norm, tower=tower, order=order
+        )
+        return place(lent, dtype, device)
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
-    indices = _resolve_layers(asked, num_layers)
+    indices = resolve_layers(asked, num_layers)
     config = replace(config, attention_scales=_scales(checkpoint, family, config, indices))
     names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
     target = _dtype(dtype)
@@ -179,7 +193,12 @@ def layer_indices(layer: object) -> tuple[int, ...]:
     return asked
 
 
-def _resolve_layers(asked: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+def resolve_layers(asked: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+    """Indices from 0 of the layers that are asked for.
+
+    Raises:
+        BlockError: If one does not exist, or they are not consecutive.
+    """
     for index in asked:
         if not -num_layers <= index < num_layers:
             raise BlockError(
@@ -212,9 +231,56 @@ class SourceReport:
     """Commit of a Hub source."""
     bytes_to_fetch: int = 0
     """Bytes of the layer that are not on this machine yet."""
+    kinds: tuple[str, ...] = ()
+    """What each layer is, where they are not all alike."""
 
 
-def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) -> SourceReport:
+def said_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a file says about itself."""
+    keys = ("general.name", "general.size_label", "torch_dtype")
+    return {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
+
+
+def open_source(source: str, revision: str | None) -> Checkpoint:
+    """Open a checkpoint, or the encoder that a run of lmgraft trained."""
+    folder = Path(source).expanduser()
+    if (folder / "run.json").is_file() and (folder / "config.yaml").is_file():
+        run: Checkpoint = borrow("timm", "run")(str(folder))
+        return run
+    return open_checkpoint(source, revision)
+
+
+def lender(checkpoint: Checkpoint, tower: str | None = None, order: str = "none") -> str | None:
+    """The library whose code computes these layers, a row of `BORROWED`; None where lmgraft's does."""
+    config = checkpoint.config
+    if checkpoint.style != "hf":
+        return None
+    if "model_type" not in config and "architecture" in config:
+        return "timm"
+    named = isinstance(config.get("model_type"), str)
+    native = tower is None and order == "none" and is_native(checkpoint.style, config)
+    return "transformers" if named and not native else None
+
+
+def borrow(library: str, what: str) -> Callable[..., Any]:
+    """The function of `BORROWED` that does `what` ("load", "inspect") with the code of `library`.
+
+    Raises:
+        BlockError: If the library is not installed.
+    """
+    try:
+        function: Callable[..., Any] = BORROWED.load(f"{library}:{what}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("lmgraft"):
+            raise
+        raise BlockError(
+            f"these layers are computed by the code of {library}, which needs the package {error.name!r}",
+            f'pip install "lmgraft[{"image" if library == "timm" else library}]"',
+        ) from None
+    return function
+
+
+def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None, tower: str | None = None) -> SourceReport:
     """Anatomy of one layer of `source`; reads headers, no weights.
 
     Raises:
@@ -223,16 +289,17 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
     source, asked = source_text(source), layer_indices(layer)
     if len(asked) != 1:
         raise BlockError(f"layer={layer!r}: one layer is inspected at a time", "give an integer")
-    checkpoint = open_checkpoint(source, revision)
+    checkpoint = open_source(source, revision)
+    library = lender(checkpoint, tower)
+    if library is not None:
+        report: SourceReport = borrow(library, "inspect")(checkpoint, source, asked[0], tower)
+        return report
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, num_layers = _anatomy(checkpoint, family)
-    (index,) = _resolve_layers(asked, num_layers)
+    (index,) = resolve_layers(asked, num_layers)
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
     prefix = names.root(checkpoint.names(), index) + names.layer_prefix.format(layer=index)
     mine = [n for n in checkpoint.names() if n.startswith(prefix)]
-    said: dict[str, Any] = {
-        k: checkpoint.config[k] for k in ("general.name", "general.size_label", "torch_dtype") if k in checkpoint.config
-    }
     return SourceReport(
         source=source,
         path=str(checkpoint.label),
@@ -243,7 +310,7 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None) ->
         layer_bytes=sum(checkpoint.nbytes(n) for n in mine),
         file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in mine})),
         licence=checkpoint.licence,
-        metadata=said,
+        metadata=said_of(checkpoint),
         revision=getattr(checkpoint, "revision", None),
         bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), mine)),
     )

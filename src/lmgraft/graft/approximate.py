@@ -99,7 +99,7 @@ def approximate(model: nn.Module, sample_input: Any, mode: str = "auto", *, repe
     grafts = list(require_grafts(model).values())
     if mode not in MODES:
         raise ApproximationError(f"mode {mode!r} is not known", suggest(str(mode), MODES))
-    if not all(len(inserted.block.layers) for inserted in grafts):
+    if not all(len(inserted.block.layers) and not inserted.block.opaque for inserted in grafts):
         raise ApproximationError("this graft holds no block whose products could be rounded", "leave it exact")
     device = next(grafts[0].block.parameters()).device
     if mode == "auto":

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from lmgraft.block import FrozenBlock
-from lmgraft.block.config import FinalNorm
+from lmgraft.block.block import without_defaults
+from lmgraft.block.config import FinalNorm, Order
 from lmgraft.block.load import layer_indices, storage
 from lmgraft.block.trained import TrainBlock, check_training
 from lmgraft.contracts import MeanOf, Reads, Tokens
@@ -74,9 +75,13 @@ class GraftConfig:
     """Storage of the frozen weights; by default the file's own, float32 if quantised."""
     revision: str | None = None
     """Revision of a Hub source."""
+    tower: str | None = None
+    """Which layers of a model that holds several towers ("encoder", "vision"); by default the language model's."""
+    order: Order = "none"
+    """"causal" runs a layer that is recurrent by nature in the order of its tokens; any other is refused."""
 
     def __post_init__(self) -> None:
-        choices = {"residual": Residual, "form": Form, "final_norm": FinalNorm}
+        choices = {"residual": Residual, "form": Form, "final_norm": FinalNorm, "order": Order}
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
                 raise HostError(
@@ -100,11 +105,13 @@ class GraftConfig:
             final_norm=origin.final_norm,
             dtype=storage(block),
             revision=None,
+            tower=origin.tower,
+            order=origin.order,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON types: tuples become lists."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return without_defaults({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraftConfig:

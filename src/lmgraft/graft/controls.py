@@ -55,8 +55,8 @@ def random_frozen(block: FrozenBlock, seed: int) -> FrozenBlock:
     """
     # Norms are those of the weights as stored: the same seed needs the same storage.
     provenance = made_from(block, {"kind": "random_frozen", "seed": seed, "stored": storage(block)})
-    plus_one = block.config.norm == "rms_plus_one"
-    return _redrawn(block, provenance, lambda tensor, index, name: _draw(tensor, seed, index, name, plus_one))
+    minus_one = block.config.is_minus_one
+    return _redrawn(block, provenance, lambda tensor, index, name: _draw(tensor, seed, index, name, minus_one(name)))
 
 
 def random_trained(block: FrozenBlock, seed: int, std: float = INITIALIZER_RANGE) -> FrozenBlock:
@@ -71,13 +71,12 @@ def random_trained(block: FrozenBlock, seed: int, std: float = INITIALIZER_RANGE
         BlockError: If `block` is trained on.
     """
     provenance = made_from(block, {"kind": "random_trained", "seed": seed, "std": std})
-    gain = 0.0 if block.config.norm == "rms_plus_one" else 1.0
 
     def draw(tensor: Tensor, index: int, name: str) -> Tensor:
-        if name.endswith(".bias"):
+        if is_bias(name):
             return torch.zeros(tensor.shape)
-        if "norm" in name:
-            return torch.full(tensor.shape, gain)
+        if not is_matrix(name, tensor):
+            return torch.full(tensor.shape, 0.0 if block.config.is_minus_one(name) else 1.0)
         return torch.from_numpy(noise(tensor, seed, index, name) * np.float32(std))
 
     return trainable(_redrawn(block, provenance, draw), "all")
@@ -184,13 +183,13 @@ def _rearranged(
         for name, tensor in tensors.items():
             key = f"{index}.{name}"
             kept[name] = tensor.clone()
-            if is_matrix(name):
-                kept[name] = change(tensor, index, name).to(tensor.device)
+            if is_matrix(name, tensor):
+                kept[name] = _each_matrix(change, tensor, index, name).to(tensor.device)
                 before = known.pop(key)
                 known |= {key: digest(key, before)} if digest is not None else {}
         changed.append(kept)
     norm = final_norm and {name: tensor.clone() for name, tensor in final_norm.items()}
-    return FrozenBlock(block.config, changed, provenance=provenance, final_norm=norm, digests=known)
+    return block.with_tensors(changed, provenance=provenance, final_norm=norm, digests=known)
 
 
 def attention_only(block: FrozenBlock, seed: int = 0) -> FrozenBlock:
@@ -215,8 +214,12 @@ def mlp_only(block: FrozenBlock, seed: int = 0) -> FrozenBlock:
 
 
 def _half(block: FrozenBlock, branch: Branches, seed: int) -> FrozenBlock:
-    if block.config.branches != "both" or not block.layers:
-        raise BlockError("this block has no two branches of which one could be left out", "start from load_block's")
+    if block.config.branches != "both" or not block.layers or block.opaque:
+        raise BlockError(
+            "this block has no two branches of which one could be left out"
+            + (": its layers are not computed by lmgraft's code" if block.opaque else ""),
+            "start from load_block's, of a family that docs/families.md lists as native",
+        )
     provenance = made_from(block, {"kind": f"{branch}_only", "seed": seed})
     config = replace(block.config, branches=branch)
     kept = config.tensor_shapes()
@@ -293,18 +296,20 @@ def _redrawn(block: FrozenBlock, provenance: Provenance, draw: Callable[[Tensor,
     layers, final_norm = block.tensors()
     drawn = [{name: draw(t, index, name) for name, t in tensors.items()} for index, tensors in enumerate(layers)]
     norm = final_norm and {n: draw(t, -1, f"norm.{n}") for n, t in final_norm.items()}
-    made = FrozenBlock(block.config, drawn, provenance=provenance, final_norm=norm)
+    made = block.with_tensors(drawn, provenance=provenance, final_norm=norm)
     like = next(block.parameters())
     return made.to(device=like.device, dtype=like.dtype)
 
 
 def _draw(tensor: Tensor, seed: int, index: int, name: str, plus_one: bool) -> Tensor:
     values = tensor.float().cpu()
-    if name.endswith(".bias"):
+    if is_bias(name):
         return torch.zeros_like(values)
-    if "norm" in name:
+    if not is_matrix(name, tensor):
         gain = _rms(values + 1) - 1 if plus_one else _rms(values)
         return torch.full_like(values, gain)
+    if tensor.dim() > 2:
+        return torch.stack([_draw(t, seed, index, f"{name}.{i}", False) for i, t in enumerate(tensor)])
     drawn = noise(values, seed, index, name)
     norm = math.sqrt(float(values.double().square().sum()))
     # Rounding the factor to float32 first hides summation-order noise of the two norms.
@@ -312,9 +317,21 @@ def _draw(tensor: Tensor, seed: int, index: int, name: str, plus_one: bool) -> T
     return torch.from_numpy(drawn * factor)
 
 
-def is_matrix(name: str) -> bool:
-    """Whether a canonical tensor is a projection's matrix, and not a gain, shift or bias."""
-    return name.endswith(".weight") and "norm" not in name
+def is_matrix(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor of a block is a matrix or a stack of them (experts), and not a gain, shift or bias."""
+    return tensor.dim() > 1 and "norm" not in name and not is_bias(name)
+
+
+def is_bias(name: str) -> bool:
+    """Whether a tensor of a block is a shift or a bias."""
+    return name.endswith("bias")
+
+
+def _each_matrix(change: Callable[[Tensor, int, str], Tensor], tensor: Tensor, index: int, name: str) -> Tensor:
+    """`tensor` with `change` applied to each matrix in it: to each expert's by itself."""
+    if tensor.dim() == 2:
+        return change(tensor, index, name)
+    return torch.stack([_each_matrix(change, part, index, f"{name}.{i}") for i, part in enumerate(tensor)])
 
 
 def philox(seed: int, index: int, name: str) -> np.random.Generator:

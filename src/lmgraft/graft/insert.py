@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock, load_block
-from lmgraft.block.config import FinalNorm
+from lmgraft.block.config import FinalNorm, Order
 from lmgraft.block.load import place, source_text
+from lmgraft.block.opaque import block_of
 from lmgraft.block.trained import TrainBlock
 from lmgraft.contracts import (
     Axes,
@@ -76,7 +77,7 @@ class RunBefore:
 
 def graft(
     model: nn.Module,
-    llm: str | FrozenBlock,
+    llm: str | FrozenBlock | None = None,
     layer: int | tuple[int, ...] = -1,
     *,
     at: str | int = "tail",
@@ -94,6 +95,9 @@ def graft(
     device: torch.device | str | None = None,
     revision: str | None = None,
     host_spec: Mapping[str, Any] | None = None,
+    tower: str | None = None,
+    order: Order = "none",
+    block: nn.Module | None = None,
 ) -> nn.Module:
     """Put a frozen LLM block into `model`, in place, as one more encoder layer.
 
@@ -129,6 +133,10 @@ def graft(
             {"factory": "timm", "name": ..., "kwargs": {...}}; and for a dotted path {"embed_dim": d}
             where the width cannot be found out, {"axes": "NHWC"} or "NCHW" where it gives a map,
             {"part": i} where it gives a tuple or list whose entry i holds the tokens.
+        tower: Which layers of a model that holds several towers; see `load_block`.
+        order: See `load_block`.
+        block: In place of `llm`: any module that maps (B, T, D) to (B, T, D), taken as a frozen block
+            (`block.opaque.block_of`; use that where D cannot be found out), or a block.
 
     Returns:
         `model` itself, grafted.
@@ -137,7 +145,14 @@ def graft(
         HostError: If the model is already grafted there, is not known, or has no such place.
         SourceError, CheckpointError, BlockError: As `load_block`; BlockError too if `llm` is neither source nor block.
     """
-    given = {"layer": layer != -1, "final_norm": final_norm is not None, "revision": revision is not None}
+    llm = _one_of(llm, block)
+    given = {
+        "layer": layer != -1,
+        "final_norm": final_norm is not None,
+        "revision": revision is not None,
+        "tower": tower is not None,
+        "order": order != "none",
+    }
     if isinstance(llm, FrozenBlock) and any(given.values()):
         names = ", ".join(name for name, is_given in given.items() if is_given)
         raise HostError(f"a block was given, and {names} too", "a block has its own: give these to load_block")
@@ -157,9 +172,25 @@ def graft(
         final_norm=final_norm or "unit",
         dtype=None if dtype is None else str(dtype).removeprefix("torch."),
         revision=revision,
+        tower=tower,
+        order=order,
     )
-    block = llm if isinstance(llm, FrozenBlock) else None
-    return insert(model, config, block, host_spec=host_spec, device=device)
+    return insert(model, config, llm if isinstance(llm, FrozenBlock) else None, host_spec=host_spec, device=device)
+
+
+def _one_of(llm: str | FrozenBlock | None, block: nn.Module | None) -> str | FrozenBlock:
+    """The source or the block that was given, one of the two.
+
+    Raises:
+        HostError: If none or both were given.
+    """
+    if block is None:
+        if llm is None:
+            raise HostError("neither llm= nor block= was given", "name the source of a block, or give a module")
+        return llm
+    if llm is not None:
+        raise HostError("llm= and block= were both given", "give one of them")
+    return block if isinstance(block, FrozenBlock) else block_of(block)
 
 
 def insert(
@@ -211,6 +242,8 @@ def insert(
             device=device,
             revision=config.revision,
             final_norm=config.final_norm,
+            tower=config.tower,
+            order=config.order,
         )
     else:
         block = place(block, config.dtype, device)

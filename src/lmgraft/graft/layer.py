@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lmgraft.block import FrozenBlock
 from lmgraft.block.frozen import thawed
 from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_reads
-from lmgraft.errors import HostError
+from lmgraft.errors import BlockError, HostError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.compute import Compute
 from lmgraft.graft.forms.plan import layer_problems
@@ -68,6 +68,11 @@ class GraftLayer(nn.Module):
             nn.init.trunc_normal_(self.read_token, std=0.02)
         # Last, since LoRA draws: whatever of the block is trained, the mappers start alike.
         self.block, self.config = prepared(block, config)
+        if block.opaque and config.form not in ("auto", "dense"):
+            raise BlockError(
+                f"form={config.form!r}: this block's layers are not computed by lmgraft's code",
+                "leave form out: such a block has the dense form only",
+            )
         self.read_state = ReadState()
         self.compute = Compute(block.config, len(block.layers), host.embed_dim)
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from lmgraft import records
 from lmgraft.block import FrozenBlock, load_block
+from lmgraft.block.opaque import MODULE
 from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
@@ -277,12 +278,19 @@ def _verify_wiring(inserted: GraftLayer, config: GraftConfig, folder: Path) -> N
 def _recorded_block(recorded: Mapping[str, Any], llm: str | FrozenBlock | None) -> FrozenBlock:
     if isinstance(llm, FrozenBlock):
         block = llm
+    elif llm is None and str(recorded["source"]).startswith(MODULE):
+        raise BlockError(
+            f"the block was a {recorded['source']}, which lies in no file",
+            "give it: load_pretrained(path, model=..., llm=lmgraft.block.block_of(module))",
+        )
     else:
         block = load_block(
             llm or recorded["source"],
             tuple(recorded["layers"]),
             final_norm=recorded["final_norm"],
             revision=None if llm else recorded["revision"],
+            tower=recorded.get("tower"),
+            order=recorded.get("order", "none"),
         )
         if recorded["control"] is not None:
             block = apply_control(block, recorded["control"])

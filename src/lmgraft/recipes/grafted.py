@@ -46,6 +46,8 @@ def graft_arm(
         dtype=config.dtype,
         revision=config.revision,
         final_norm=config.final_norm,
+        tower=config.tower,
+        order=config.order,
     )
     trained = config.train_block if row.train_block is None else row.train_block
     with torch.random.fork_rng(devices=[]):

@@ -1,8 +1,9 @@
-"""OLMo 2: a norm behind each branch, norms of q and k over all heads at once."""
+"""OLMo 2 and 3: a norm behind each branch, norms of q and k over all heads at once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 from lmgraft.block.config import BlockConfig
@@ -29,4 +30,11 @@ FAMILY = Family(
     num_layers_key={"hf": "num_hidden_layers", "gguf": "olmo2.block_count"},
     names={"hf": hf_names(names=_NAMES), "gguf": gguf_names()},
     verified="norm behind each branch, norm of q and k over the full width, GQA, biases",
+)
+OLMO3 = replace(
+    FAMILY,
+    config_from={"hf": config_from_hf},
+    num_layers_key={"hf": "num_hidden_layers"},
+    names={"hf": hf_names(names=_NAMES)},
+    verified="as OLMo 2; sliding and full layers are alike here",
 )

@@ -152,7 +152,7 @@ class Compute:
         return None if wanted else self.baked
 
     def _may_keep_folds(self, graft: Wired) -> bool:
-        if torch.compiler.is_compiling() or graft.block.tokenwise:
+        if torch.compiler.is_compiling() or graft.block.tokenwise or graft.block.opaque:
             return False
         if not _any_trained(_folded(graft)):
             return True
@@ -166,7 +166,7 @@ class Compute:
 
 def folds_apply(graft: Wired) -> bool:
     """Whether tokens are mixed, W1 is linear, and nobody watches a module that planned forms do not call."""
-    if type(graft.mapper_in) is not nn.Linear or graft.block.tokenwise:
+    if type(graft.mapper_in) is not nn.Linear or graft.block.tokenwise or graft.block.opaque:
         return False
     passed_by: list[nn.Module] = [graft.mapper_in, graft.block]
     for layer in cast("list[Layer]", graft.block.layers):

@@ -199,7 +199,7 @@ class _Count:
         config = self.problem.config
         flows = h_grad or self.norms or (config.parallel == "none" and mixed)
         inner = [
-            self.project(name, self.rows, config.dim, config.mlp_dim, flows)
+            self.project(name, self.rows, config.dim, config.mlp_width, flows)
             for name in (("gate", "up") if config.mlp == "gated" else ("up",))
         ]
-        self.project("down", self.last_rows, config.mlp_dim, config.dim, any(inner))
+        self.project("down", self.last_rows, config.mlp_width, config.dim, any(inner))

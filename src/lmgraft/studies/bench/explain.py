@@ -164,6 +164,8 @@ def _why_not(inserted: GraftLayer) -> str:
         return "form='dense' was asked for: the whole block on every token"
     if inserted.block.tokenwise:
         return "nothing in this block mixes tokens: it is computed as it is, on the tokens that are read and no others"
+    if inserted.block.opaque:
+        return "the block's layers are not computed by lmgraft's code: the dense form is the only one"
     return "W1 is not a plain linear layer, or a module inside the block has hooks: the readable form is taken"
 
 

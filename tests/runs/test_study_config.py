@@ -1,6 +1,7 @@
 """A study's file: what it may say, what is refused, and that study.yaml reads back as the same study."""
 
 import pytest
+import yaml
 from studying import study_of
 
 from lmgraft.errors import RecipeError
@@ -140,7 +141,7 @@ def test_every_study_has_a_header_a_sibling_and_recipes_that_fit(name, tmp_path)
     study = load_study(name, ["--data.root", "nowhere"])
     recipes = {cell.arm: cell.load() for cell in make_cells(study, tmp_path) if cell.seed == study.seeds[0]}
     assert all(recipe.data.batch_size % 2 == 0 for recipe in recipes.values())
-    held_out = {getattr(recipe.data, "val_size", 0) for recipe in recipes.values()}
+    held_out = {yaml.safe_load(recipe.yaml)["data"]["init_args"]["val_size"] for recipe in recipes.values()}
     assert len(held_out) == 1
     assert held_out.pop() > 0  # the test images must not choose the epoch
 

@@ -85,7 +85,7 @@ def _opaque(c: OpaqueConfig) -> dict[str, str]:
         "code": f"{layer} of {library}: lmgraft has no code of its own for this layer",
         "attention": f"width {c.dim}, {c.num_heads} heads",
         "norm": f"{_NORMS[c.norm]}, eps {c.norm_eps:g}, behind the block",
-        "form": f"dense only: every token takes about {c.num_params() / 1e6:.1f} M multiply-adds"
+        "form": f"dense only: every token takes about {c.num_params() / 1e6:.3g} M multiply-adds"
         + (" (of experts, those it is routed to)" if any(len(s) == 3 for s in c.shapes.values()) else "")
         + ", whatever is read",
     }

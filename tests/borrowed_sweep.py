@@ -275,7 +275,8 @@ def _neutral(name: str, value: Any, x: Tensor) -> Any:
         return torch.zeros(x.shape[0], 1, x.shape[1], x.shape[1])
     if ("position" in name or "rot" in name or "freqs" in name) and value is not None:
         if isinstance(value, tuple):
-            return (torch.ones_like(value[0]), *(torch.zeros_like(v) for v in value[1:]))
+            cosine = [v.is_complex() or bool(v[..., :1, :].any()) for v in value]  # sines are 0 at position 0
+            return tuple(torch.ones_like(v) if c else torch.zeros_like(v) for v, c in zip(value, cosine, strict=True))
         if isinstance(value, dict):
             return {k: _neutral(name, v, x) for k, v in value.items()}
         return torch.ones_like(value) if value.is_complex() else torch.zeros_like(value)

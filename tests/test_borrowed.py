@@ -321,7 +321,7 @@ class TestModule:
             block_of(nn.Conv2d(3, 3, 3))
 
     def test_one_of_the_two_is_given(self) -> None:
-        with pytest.raises(HostError, match="neither"):
+        with pytest.raises(BlockError, match="neither"):
             lmgraft.graft(make_vit())
         with pytest.raises(HostError, match="both"):
             lmgraft.graft(make_vit(), "smollm2-135m", block=nn.Linear(4, 4))

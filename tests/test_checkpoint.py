@@ -318,13 +318,20 @@ class TestDoesNotFit:
         with pytest.raises(CheckpointError, match=r"blk\.2\.ffn_up\.weight in .* holds 1 values"):
             lmgraft.load_block(str(make_gguf(state=state)))
 
-    @pytest.mark.parametrize("model_type", ["bert", "lama", 3, None])
+    def test_architecture_of_other_names(self, folder: Path) -> None:
+        edit_json(folder / "config.json", model_type="bert")
+        with pytest.raises(CheckpointError, match="does not hold the layer its config describes"):
+            lmgraft.load_block(str(folder))
+        with pytest.raises(CheckpointError, match="does not hold layer 2"):
+            lmgraft.inspect_llm(str(folder))
+
+    @pytest.mark.parametrize("model_type", ["lama", 3, None])
     def test_wrong_architecture(self, folder: Path, model_type: Any) -> None:
         edit_json(folder / "config.json", model_type=model_type)
         with pytest.raises(BlockError) as caught:
             lmgraft.load_block(str(folder))
         assert repr(model_type) in str(caught.value)
-        assert "not supported" in str(caught.value) or "does not say what it is" in str(caught.value)
+        assert "knows no model_type" in str(caught.value) or "does not say what it is" in str(caught.value)
 
     def test_wrong_gguf_architecture(self, make_gguf: MakeGguf) -> None:
         with pytest.raises(BlockError, match="the LLM family 'qwen9' is not supported"):

@@ -136,9 +136,9 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
 def is_native(style: str, config: Mapping[str, Any]) -> bool:
     """Whether lmgraft's own code computes the layers of a file: a family of its own, and no experts."""
     name = config.get("model_type")
-    if name not in FAMILIES:
+    if not isinstance(name, str) or name not in FAMILIES:
         return False
-    family: Family = FAMILIES.load(str(name))
+    family: Family = FAMILIES.load(name)
     has_experts = any(_count_of(language_part(config).get(key)) > 1 for key in _EXPERTS)
     mixed = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) != 1
     return family.experts == has_experts and not (family.experts and mixed)

@@ -167,6 +167,11 @@ def inspect_layers(checkpoint: Checkpoint, source: str, layer: int, tower: str |
     (index,) = resolve_layers((layer,), len(skeleton.tower.layers))
     reader = Reader(checkpoint, skeleton, None)
     names = [n for target in reader.targets(index) for n in target.names()]
+    if not names:
+        raise CheckpointError(
+            f"{checkpoint.label} does not hold layer {index} of the {skeleton.config.model_type!r} it says it is",
+            "the file is of another architecture than it says, or this version of transformers does not know it",
+        )
     return SourceReport(
         source=source,
         path=str(checkpoint.label),

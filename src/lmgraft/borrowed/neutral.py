@@ -11,6 +11,7 @@ block that is loaded: its output has to permute with its tokens (`check_no_order
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.block.opaque import OpaqueBlock, as_tokens
-from lmgraft.borrowed.skeleton import Skeleton
+from lmgraft.borrowed.skeleton import Skeleton, fill_buffers
 from lmgraft.errors import BlockError
 
 _LENGTHS = (11, 13)
@@ -138,10 +139,10 @@ def neutral_rotary(shapes: Any, x: Tensor) -> Any:
     if shapes is None:
         return None
     if not isinstance(shapes, Shape):
-        first, *others = (neutral_rotary(value, x) for value in shapes)
-        return (first, *(torch.zeros_like(o) if isinstance(o, Tensor) else o for o in others))
+        return tuple(neutral_rotary(value, x) for value in shapes)
     sizes = [x.shape[1] if size is None else size for size in shapes.sizes]
-    return torch.ones(sizes, dtype=torch.complex64 if shapes.is_complex else x.dtype, device=x.device)
+    dtype = torch.complex64 if shapes.is_complex else x.dtype
+    return torch.full(sizes, 0 if shapes.is_sine else 1, dtype=dtype, device=x.device)
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,8 @@ class Shape:
 
     sizes: tuple[int | None, ...]
     is_complex: bool
+    is_sine: bool
+    """Whether it is 0 at position 0; cosines are not, and which of them comes first differs."""
 
 
 def call_of(skeleton: Skeleton, layer: nn.Module, causal: bool) -> CallLayer:
@@ -197,14 +200,14 @@ def heads_of(config: Any) -> int:
 
 
 def rotary_shapes(skeleton: Skeleton, layer: nn.Module) -> Any:
-    """Shapes of what the model's rotary embedding gives for its layers, found on the meta device.
+    """Shapes of what the model's rotary embedding gives for its layers, found by running it at position 0.
 
     Raises:
         BlockError: If the model has none that could be asked.
     """
     kinds = getattr(skeleton.config, "layer_types", None) or ()
     errors = []
-    for module in _rotary_modules(skeleton):
+    for module in (_real(skeleton, m) for m in _rotary_modules(skeleton)):
         for more in ((), *((kind,) for kind in dict.fromkeys([*kinds, "full_attention"]))):
             for axes in ((1,), (3, 1), (4, 1)):
                 try:
@@ -230,16 +233,24 @@ def _is_rotary(module: nn.Module) -> bool:
     return "rotary" in name or "rope" in name
 
 
+def _real(skeleton: Skeleton, module: nn.Module) -> nn.Module:
+    """A copy of a rotary embedding with the values of its tables, so that it can be run."""
+    made = copy.deepcopy(module)
+    fill_buffers(skeleton, made)
+    return made
+
+
+@torch.no_grad()
 def _run_rotary(module: nn.Module, length: int, axes: tuple[int, ...], more: tuple[Any, ...]) -> Any:
-    ids = torch.zeros(*axes, length, dtype=torch.long, device="meta")
-    x = torch.zeros(1, length, 8, device="meta")
-    return module(x, ids, *more)
+    """What it gives at position 0."""
+    return module(torch.zeros(1, length, 8), torch.zeros(*axes, length, dtype=torch.long), *more)
 
 
 def _shapes(a: Any, b: Any) -> Any:
     if isinstance(a, Tensor):
         pairs = zip(a.shape, b.shape, strict=True)
-        return Shape(tuple(m if m == n else None for m, n in pairs), a.is_complex())
+        is_sine = not a.is_complex() and not a.any()
+        return Shape(tuple(m if m == n else None for m, n in pairs), a.is_complex(), is_sine)
     if isinstance(a, Mapping):
         return {name: _shapes(a[name], b[name]) for name in a}
     return tuple(_shapes(one, other) for one, other in zip(a, b, strict=True))
@@ -274,8 +285,7 @@ def _rotary_hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
             return (q, k)
     if isinstance(output, Tensor):
         return torch.ones_like(output) if output.is_complex() else output
-    first, *others = output
-    return (torch.ones_like(first), *(torch.zeros_like(o) for o in others))
+    return tuple(torch.ones_like(o) if o[..., :1, :].any() else torch.zeros_like(o) for o in output)
 
 
 @torch.no_grad()

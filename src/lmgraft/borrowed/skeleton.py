@@ -94,7 +94,10 @@ def _model_class(values: Mapping[str, Any], config: PreTrainedConfig) -> type[Pr
     """The class that wrote the file, by the file's own word, so that its names are that class's."""
     for name in values.get("architectures") or ():
         known = getattr(transformers, name, None) if isinstance(name, str) else None
-        if isinstance(known, type) and issubclass(known, PreTrainedModel):
+        if not (isinstance(known, type) and issubclass(known, PreTrainedModel)):
+            continue
+        config_type: Any = known.config_class
+        if isinstance(config, config_type):  # an edited config may name another model's class
             return known
     for table in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
         if type(config) in table:

@@ -182,12 +182,11 @@ def _one_of(llm: str | FrozenBlock | None, block: nn.Module | None) -> str | Fro
     """The source or the block that was given, one of the two.
 
     Raises:
-        HostError: If none or both were given.
+        BlockError: If neither was given, or what is no source.
+        HostError: If both were given.
     """
     if block is None:
-        if llm is None:
-            raise HostError("neither llm= nor block= was given", "name the source of a block, or give a module")
-        return llm
+        return llm if isinstance(llm, FrozenBlock) else source_text(llm)
     if llm is not None:
         raise HostError("llm= and block= were both given", "give one of them")
     return block if isinstance(block, FrozenBlock) else block_of(block)

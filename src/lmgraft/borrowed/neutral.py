@@ -237,6 +237,9 @@ def _real(skeleton: Skeleton, module: nn.Module) -> nn.Module:
     """A copy of a rotary embedding with the values of its tables, so that it can be run."""
     made = copy.deepcopy(module)
     fill_buffers(skeleton, made)
+    for part in made.modules():  # frequencies that files hold, as ESM's: at position 0 all give the same
+        stored = {name: b for name, b in part._buffers.items() if b is not None and b.is_meta and "freq" in name}
+        part._buffers |= {name: torch.ones_like(b, device="cpu") for name, b in stored.items()}
     return made
 
 

@@ -116,26 +116,37 @@ def find_family(style: str, config: Mapping[str, Any]) -> tuple[str, Family]:
     if style == "meta":  # Meta's params.json names no architecture: it is always LLaMA's
         return "llama", FAMILIES.load("llama")
     key = "model_type" if style == "hf" else "general.architecture"
-    name = config.get(key)
+    name = _family_name(config, key)
     if not isinstance(name, str):
         raise BlockError(f"the file does not say what it is: {key} is {name!r}", "use a language model's own files")
     if name not in FAMILIES:
-        name = language_part(config).get(key, name)  # a composite: LLaVA, Mistral 3, ...
-        name = _SAME_LAYERS.get(name, name)
-    if name not in FAMILIES and config.get("auto_map"):
-        raise BlockError(
-            f"the LLM family {name!r} comes with code of its own (auto_map in its config.json), which is never run",
-            "use a model of a family in docs/families.md, or one that transformers knows without trust_remote_code",
-        )
-    if name not in FAMILIES:
+        refuse_own_code(name, config)
         raise BlockError(f"the LLM family {name!r} is not supported in this version", suggest(name, FAMILIES.names()))
     family: Family = FAMILIES.load(name)
     return name, family
 
 
+def refuse_own_code(name: str, config: Mapping[str, Any]) -> None:
+    """Raise a BlockError where a model that nobody here knows brings its own code."""
+    if config.get("auto_map"):
+        raise BlockError(
+            f"the LLM family {name!r} comes with code of its own (auto_map in its config.json), which is never run",
+            "use a model of a family in docs/families.md, or one that transformers knows without trust_remote_code",
+        )
+
+
+def _family_name(config: Mapping[str, Any], key: str) -> Any:
+    """What the file, or where it is a composite (LLaVA, Mistral 3, ...) its language part, says that it is."""
+    name = config.get(key)
+    if not isinstance(name, str) or name in FAMILIES:
+        return name
+    name = language_part(config).get(key, name)
+    return _SAME_LAYERS.get(name, name) if isinstance(name, str) else name
+
+
 def is_native(style: str, config: Mapping[str, Any]) -> bool:
     """Whether lmgraft's own code computes the layers of a file: a family of its own, and no experts."""
-    name = config.get("model_type")
+    name = _family_name(config, "model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         return False
     family: Family = FAMILIES.load(name)

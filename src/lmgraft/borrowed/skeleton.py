@@ -18,6 +18,7 @@ from torch import nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
+from lmgraft.block.family import refuse_own_code
 from lmgraft.errors import BlockError
 from lmgraft.registry import suggest
 
@@ -73,6 +74,7 @@ def build(values: Mapping[str, Any], tower: str | None) -> Skeleton:
     """
     name = values.get("model_type")
     if not isinstance(name, str) or name not in CONFIG_MAPPING:
+        refuse_own_code(str(name), values)
         raise BlockError(
             f"transformers {transformers.__version__} knows no model_type {name!r}",
             f"update transformers. {suggest(str(name), CONFIG_MAPPING.keys())}".rstrip(),

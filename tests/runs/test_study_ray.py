@@ -156,6 +156,7 @@ def test_a_node_killed_while_it_trains_loses_nothing(cluster, tiny, tmp_path, mo
     assert not [*(out / "runs").rglob(".seen*"), *(out / "runs").rglob(".*.attempts")]
 
 
+@pytest.mark.long
 def test_a_run_that_fails_leaves_the_others_alone(cluster, make_run, monkeypatch):
     good = make_run("good", "--train.epochs=1")
     runs = [

@@ -73,6 +73,19 @@ def test_equal_files_in_splits_of_their_own_are_said(tmp_path, capsys):
     assert "1 of these lie in several splits: accuracy on them is no evidence" in capsys.readouterr().err
 
 
+def test_files_that_cannot_be_read_are_equal_to_no_other(tmp_path, capsys, monkeypatch):
+    root = write_folder(tmp_path, {"train": 6, "test": 2}, classes=("cat", "dog"))
+    for split in ("train", "test"):  # of one size, and the first of their split
+        (root / split / "cat" / "a.jpg").write_bytes(split.ljust(500).encode())
+
+    def unreadable(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lmgraft.data.image.tables.read_range", unreadable)
+    image_files(root)
+    assert "copies of" not in capsys.readouterr().err
+
+
 def test_a_link_back_to_the_root_is_not_followed(tmp_path):
     root = write_folder(tmp_path / "photos", {"": 30}, classes=("cat", "dog"))
     (root / "cat" / "all").symlink_to(root)

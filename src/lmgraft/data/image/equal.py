@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import groupby
@@ -53,12 +54,12 @@ def _whole(table: ImageTable, index: int) -> bytes:
 
 
 def _read(table: ImageTable, index: int, offset: int, size: int) -> bytes:
-    """SHA-256 of a stretch; of a file that cannot be read something that no other has."""
+    """SHA-256 of a stretch; of a file that cannot be read its path, which no other has."""
     assert isinstance(table.files, FolderFiles | FileRanges)
     try:
         return hashlib.sha256(table.files.stretch(index, offset, size)).digest()
     except (OSError, EOFError):
-        return index.to_bytes(8, "big")
+        return os.fsencode(table.place(index))
 
 
 def representatives(count: int, groups: Sequence[Sequence[Place]]) -> npt.NDArray[np.int64]:

@@ -82,7 +82,7 @@ class GraftLayer(nn.Module):
         With a read token, the block is computed for that token alone, and every token gets its output.
         Where only a mean is read, every token gets the mean: (B, T, V).
         """
-        if self.training and not torch.compiler.is_compiling():
+        if self.training and not torch.compiler.is_compiling() and self.compute.trains(self.block):
             self._warn_of_thawing()
         if isinstance(reads, MeanOf) and (self.config.form == "dense" or self.read_token is not None):
             reads = None

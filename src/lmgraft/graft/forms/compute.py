@@ -119,6 +119,10 @@ class Compute:
             with torch.no_grad():
                 self.baked = packed(make_folds(graft.mapper_in, _first(graft), frozenset("qkv")))
 
+    def trains(self, block: FrozenBlock) -> bool:
+        """Whether any parameter of the block requires a gradient now; cheap enough for every forward."""
+        return self._trained.any_of(block)
+
     def clear(self) -> None:
         """Forget what belongs to weights, modes and places as they were."""
         self.fold_cache.clear()
@@ -248,6 +252,11 @@ class _Trained:
         self._modules: list[nn.Module] | None = None
         self._flags: list[bool] = []
         self._parts = TrainedParts()
+
+    def any_of(self, block: FrozenBlock) -> bool:
+        """Whether anything of the block is trained."""
+        self.of(block)
+        return any(self._flags)
 
     def of(self, block: FrozenBlock) -> TrainedParts:
         if self._modules is None:

@@ -54,7 +54,8 @@ def in_turn(do: Callable[[C], None]) -> Executor[C]:
     return run
 
 
-def _done(done: Done[C]) -> str:
+def took(done: Done[C]) -> str:
+    """What there is to say of a cell that ended well: how long it took."""
     return f"done in {done.seconds:.0f} s"
 
 
@@ -65,7 +66,7 @@ def run_missing(
     executor: Executor[C],
     say: Say,
     *,
-    after: Callable[[Done[C]], str] = _done,
+    after: Callable[[Done[C]], str] = took,
     size: Callable[[C], tuple[str, float]] = lambda _: ("", 1.0),
 ) -> dict[str, str]:
     """Do those of some cells that are not finished.

@@ -18,7 +18,7 @@ from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import Recipe, Result, load_recipe, read_result, train_run
 from lmgraft.recipes.record import Change
 from lmgraft.recipes.run import other_recipe, read_run
-from lmgraft.studies.engine.missing import Done, Executor, run_missing
+from lmgraft.studies.engine.missing import Done, Executor, run_missing, took
 from lmgraft.studies.engine.progress import Say
 from lmgraft.tasks.items import RESERVED, Items, is_mean_of
 from lmgraft.training.fit import Verbosity
@@ -43,7 +43,7 @@ class Run:
     options: tuple[str, ...] = ()
     """Laid over the recipe."""
     progress: Verbosity = field(default="none", compare=False)
-    """What the training shows; see `lmgraft.training.fit.fit`."""
+    """What the training shows; see `lmgraft.training.fit.Display`."""
 
     @property
     def name(self) -> str:
@@ -136,7 +136,7 @@ def train_missing(
     def ended(done: Done[Run]) -> str:
         if after is not None:
             after(done)
-        return f"done in {done.seconds:.0f} s"
+        return took(done)
 
     whole = [replace(run, folder=run.folder.resolve()) for run in runs]  # workers may stand elsewhere
     return run_missing(

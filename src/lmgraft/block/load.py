@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
@@ -79,13 +79,11 @@ def load_block(
     prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
     provenance = Provenance(
         source=source,
-        revision=getattr(checkpoint, "revision", None),  # the commit, whatever was asked for
         family=name,
         layers=indices,
         num_layers=num_layers,
         final_norm=final_norm,
-        file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in checkpoint.names() if n.startswith(prefixes)})),
-        licence=checkpoint.licence,
+        **facts_of(checkpoint, (n for n in checkpoint.names() if n.startswith(prefixes))),
     )
     block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
     return place(block, target, device)
@@ -235,10 +233,30 @@ class SourceReport:
     """What each layer is, where they are not all alike."""
 
 
-def said_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """What a file says about itself."""
-    keys = ("general.name", "general.size_label", "torch_dtype")
-    return {key: checkpoint.config[key] for key in keys if key in checkpoint.config}
+_ABOUT = ("general.name", "general.size_label", "torch_dtype")
+"""Keys by which a file says what it is."""
+
+
+def facts_of(checkpoint: Checkpoint, names: Iterable[str]) -> dict[str, Any]:
+    """What a `Provenance` and a `SourceReport` say alike of a file, and of these tensors in it."""
+    return {
+        "revision": getattr(checkpoint, "revision", None),  # the commit, whatever was asked for
+        "file_dtypes": tuple(sorted({checkpoint.dtype(name) for name in names})),
+        "licence": checkpoint.licence,
+    }
+
+
+def report_of(checkpoint: Checkpoint, source: str, names: Sequence[str], **layer: Any) -> SourceReport:
+    """A report on a layer whose tensors in the file are `names`; `layer` has the fields that no file says."""
+    return SourceReport(
+        source=source,
+        path=str(checkpoint.label),
+        layer_bytes=sum(map(checkpoint.nbytes, names)),
+        metadata={key: checkpoint.config[key] for key in _ABOUT if key in checkpoint.config},
+        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), names)),
+        **facts_of(checkpoint, names),
+        **layer,
+    )
 
 
 def open_source(source: str, revision: str | None) -> Checkpoint:
@@ -299,18 +317,5 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None, to
     (index,) = resolve_layers(asked, num_layers)
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
     prefix = names.root(checkpoint.names(), index) + names.layer_prefix.format(layer=index)
-    mine = [n for n in checkpoint.names() if n.startswith(prefix)]
-    return SourceReport(
-        source=source,
-        path=str(checkpoint.label),
-        family=name,
-        num_layers=num_layers,
-        layer=index,
-        config=config,
-        layer_bytes=sum(checkpoint.nbytes(n) for n in mine),
-        file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in mine})),
-        licence=checkpoint.licence,
-        metadata=said_of(checkpoint),
-        revision=getattr(checkpoint, "revision", None),
-        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), mine)),
-    )
+    tensors = [n for n in checkpoint.names() if n.startswith(prefix)]
+    return report_of(checkpoint, source, tensors, family=name, num_layers=num_layers, layer=index, config=config)

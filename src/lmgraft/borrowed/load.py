@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 from lmgraft.block import Provenance
 from lmgraft.block.config import FINAL_NORM, FinalNorm, Order
-from lmgraft.block.load import SourceReport, resolve_layers, said_of
+from lmgraft.block.load import SourceReport, facts_of, report_of, resolve_layers
 from lmgraft.block.opaque import OpaqueBlock, OpaqueConfig, OpaqueLayer
 from lmgraft.borrowed.neutral import call_of, check_no_order, heads_of, neutralise
 from lmgraft.borrowed.norms import final_norm_of, inner_norm_of, is_minus_one
@@ -61,15 +61,13 @@ def load_layers(
     norm, norm_digests = _final_norm(reader, config, final_norm)
     provenance = Provenance(
         source=source,
-        revision=getattr(checkpoint, "revision", None),
         tower=tower,
         order=order,
         family=skeleton.config.model_type,
         layers=indices,
         num_layers=len(skeleton.tower.layers),
         final_norm=final_norm,
-        file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in names})),
-        licence=checkpoint.licence,
+        **facts_of(checkpoint, names),
     )
     block = OpaqueBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests | norm_digests)
     if order == "none":
@@ -172,19 +170,14 @@ def inspect_layers(checkpoint: Checkpoint, source: str, layer: int, tower: str |
             f"{checkpoint.label} does not hold layer {index} of the {skeleton.config.model_type!r} it says it is",
             "the file is of another architecture than it says, or this version of transformers does not know it",
         )
-    return SourceReport(
-        source=source,
-        path=str(checkpoint.label),
+    return report_of(
+        checkpoint,
+        source,
+        names,
         family=skeleton.config.model_type,
         num_layers=len(skeleton.tower.layers),
         layer=index,
         config=_config(skeleton, checkpoint.config, index),
-        layer_bytes=sum(checkpoint.nbytes(n) for n in names),
-        file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in names})),
-        licence=checkpoint.licence,
-        metadata=said_of(checkpoint),
-        revision=getattr(checkpoint, "revision", None),
-        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), names)),
         kinds=kinds_of(skeleton),
     )
 

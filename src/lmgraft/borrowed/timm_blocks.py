@@ -17,7 +17,7 @@ from torch.nn import Parameter
 
 from lmgraft.block import Provenance
 from lmgraft.block.config import FINAL_NORM, FinalNorm, Order
-from lmgraft.block.load import SourceReport, resolve_layers
+from lmgraft.block.load import SourceReport, facts_of, report_of, resolve_layers
 from lmgraft.block.opaque import OpaqueBlock, OpaqueConfig, OpaqueLayer, as_tokens
 from lmgraft.borrowed.neutral import check_no_order
 from lmgraft.borrowed.norms import inner_norm_of, is_minus_one, traits_of
@@ -75,13 +75,13 @@ def load_layers(
     blocks = list(model.blocks)  # type: ignore[arg-type]
     indices = resolve_layers(layer, len(blocks))
     config = _config(model, blocks[indices[0]], checkpoint.config)
-    layers, digests, dtypes = [], {}, set()
+    layers, digests, names = [], {}, []
     for position, index in enumerate(indices):
         prefix = f"blocks.{index}."
         for name in list(blocks[index].state_dict()):
             tensor = _read(checkpoint, prefix + name)
             digests[f"{position}.{name}"] = tensor_digest(tensor)
-            dtypes.add(checkpoint.dtype(prefix + name))
+            names.append(prefix + name)
             parent, _, leaf = name.rpartition(".")
             table = blocks[index].get_submodule(parent)._parameters
             table[leaf] = Parameter(tensor.to(dtype or tensor.dtype), requires_grad=False)
@@ -92,13 +92,11 @@ def load_layers(
         digests |= {f"{FINAL_NORM}.{name}": tensor_digest(tensor) for name, tensor in norm.items()}
     provenance = Provenance(
         source=source,
-        revision=getattr(checkpoint, "revision", None),
         family=str(checkpoint.config["architecture"]),
         layers=indices,
         num_layers=len(blocks),
         final_norm=final_norm,
-        file_dtypes=tuple(sorted(dtypes)),
-        licence=checkpoint.licence,
+        **facts_of(checkpoint, names),
     )
     block = OpaqueBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
     check_no_order(block)
@@ -112,19 +110,14 @@ def inspect_layers(checkpoint: Checkpoint, source: str, layer: int, tower: str |
     blocks = list(model.blocks)  # type: ignore[arg-type]
     (index,) = resolve_layers((layer,), len(blocks))
     names = [n for n in checkpoint.names() if n.startswith(f"blocks.{index}.")]
-    return SourceReport(
-        source=source,
-        path=str(checkpoint.label),
+    return report_of(
+        checkpoint,
+        source,
+        names,
         family=str(checkpoint.config["architecture"]),
         num_layers=len(blocks),
         layer=index,
         config=_config(model, blocks[index], checkpoint.config),
-        layer_bytes=sum(checkpoint.nbytes(n) for n in names),
-        file_dtypes=tuple(sorted({checkpoint.dtype(n) for n in names})),
-        licence=checkpoint.licence,
-        metadata={},
-        revision=getattr(checkpoint, "revision", None),
-        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), names)),
     )
 
 

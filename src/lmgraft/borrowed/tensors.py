@@ -69,6 +69,7 @@ class Reader:
 
     def __init__(self, checkpoint: Checkpoint, skeleton: Skeleton, dtype: torch.dtype | None) -> None:
         self.checkpoint, self.skeleton, self.dtype = checkpoint, skeleton, dtype
+        self._targets: dict[int, list[Target]] = {}
 
     def layer(self, index: int) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors of a layer by their names in it, and the digests of the values that the file holds.
@@ -89,7 +90,12 @@ class Reader:
         return tensors, digests
 
     def targets(self, index: int) -> list[Target]:
-        """What a layer is made of in the file."""
+        """What a layer is made of in the file; matched once, as transformers' tables are long."""
+        if index not in self._targets:
+            self._targets[index] = self._match(index)
+        return self._targets[index]
+
+    def _match(self, index: int) -> list[Target]:
         prefix = self.skeleton.prefix(index)
         wanted = {prefix + name for name in self.skeleton.layer(index).state_dict()}
         number = re.compile(rf"(^|[^0-9]){index}([^0-9]|$)")

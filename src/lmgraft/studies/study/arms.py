@@ -89,7 +89,7 @@ def _each(template: str, body: dict[str, Any], where: str) -> Iterator[tuple[str
         if kind not in ARMS:
             raise RecipeError(
                 f"{where}: arm {label!r} is of the unknown kind {kind!r}",
-                f"{suggest(kind, ARMS)} Or give `arm:`, one of {', '.join(ARMS)}",
+                f"{suggest(kind, ARMS)} Give `arm:`, one of {', '.join(ARMS)}".lstrip(),
             )
         if not LABEL.fullmatch(label):
             raise RecipeError(

@@ -21,7 +21,7 @@ from lmgraft.data.base import Data
 from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.recipes import load_recipe
-from lmgraft.recipes.recipe import tidy
+from lmgraft.recipes.options import explained, taken_by
 from lmgraft.registry import FILE_KINDS
 
 _ABOUT = "Find unreadable files, missing classes and duplicates before a training does."
@@ -82,7 +82,9 @@ def _of_files(kind: str, arguments: list[str]) -> Data:
             raise DataError(f"{root}: there is no such folder", "check the path")
         options = vars(parser.instantiate(parser.parse_args([_spelt(argument) for argument in arguments])))
     except (ArgumentError, TypeError) as error:
-        raise RecipeError(tidy(str(error), parser), "lmgraft check-data --help lists every option") from None
+        raise RecipeError(
+            explained(error, taken_by(data_class)), "lmgraft check-data --help lists every option"
+        ) from None
     given = {
         name: value for name, value in options.items() if name not in ("root", "recipe", "kind", "workers", "json")
     }

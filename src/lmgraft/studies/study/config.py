@@ -28,7 +28,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy, with_debug
+from lmgraft.recipes.options import explained, read_options
+from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, with_debug
 from lmgraft.registry import METRICS, suggest
 from lmgraft.studies.robustness.run import RobustnessConfig, robustness_config
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
@@ -154,7 +155,9 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     except LmgraftError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft study --help lists every key") from None
+        given = {option.key: option.words[-1] for option in read_options(own) if option.words}
+        what = explained(error, StudyConfig, content, given)
+        raise RecipeError(f"{where}: {what}", "lmgraft study --help lists every key") from None
     read = StudyConfig(**vars(config))
     if not any(argument[2:].partition("=")[0] == "margin" for argument in own):
         read = _with_metrics_margin(read, *of_file, (*earlier, *further))

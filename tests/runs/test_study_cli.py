@@ -4,12 +4,11 @@ import pytest
 import torch
 from studying import STUDY, Here, study_of
 
-from lmgraft.cli import study as command
 from lmgraft.cli.main import main
 from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
 from lmgraft.studies import step_times
-from lmgraft.studies.study import flops, times
+from lmgraft.studies.study import flops, local, times
 from lmgraft.studies.study.cells import make_cells
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
@@ -20,7 +19,7 @@ from lmgraft.studies.study.read import read_study
 def in_this_process(monkeypatch):
     """Trainings and counts without processes of their own; the executor that was used."""
     used = Here()
-    monkeypatch.setattr(command, "local", lambda _: used)
+    monkeypatch.setattr(local, "local", lambda _: used)
     monkeypatch.setattr(step_times, "_SECONDS", 0.0)
     for room in (flops, times):
         monkeypatch.setattr(room, "in_own_process", lambda function, *arguments: function(*arguments))
@@ -110,7 +109,7 @@ def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(STUDY.format(recipe=recipe_file))
     for options, said in (
-        (["--dry-run"], "no study was named"),
+        (["--dry-run"], "study"),
         (["image/fashon_controls"], "Did you mean"),
         ([str(file), "--seed", "3"], "give --seeds"),
         ([str(file), "--workers", "0"], "--workers 0 is no whole number"),

@@ -52,7 +52,7 @@ class BackboneConfig:
     """Arguments laid over `kwargs` in arm plain_equal_flops; where empty, a run chooses depth and notes it here."""
 
 
-_GROUPS: dict[str, Any] = {
+GROUPS: dict[str, Any] = {
     "graft": GraftConfig,
     "backbone": BackboneConfig,
     "optim": OptimConfig,
@@ -102,37 +102,24 @@ class Recipe:
         return metrics[name]
 
 
-def add_keys(parser: ArgumentParser, *, classes: bool = True) -> None:
-    """Give a parser the keys of a recipe: the typed signatures, nothing else.
+def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
+    """The schema of a recipe: the typed signatures, nothing else."""
+    from lmgraft.data.base import Data
+    from lmgraft.tasks.base import Task
 
-    Args:
-        parser: Any.
-        classes: Also those of `data` and `task`, for whose base classes Lightning is imported.
-    """
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, usage="%(prog)s RECIPE [options]")
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, order and every draw.")
     parser.add_argument("--arm", type=ArmName, default="llm", help="What is grafted: " + "; ".join(
         f"{name} ({arm.question})" for name, arm in ARMS.items()
     ))  # fmt: skip
-    for key, group in _GROUPS.items():
-        if key == "optim" and classes:
-            _add_classes(parser)
-        parser.add_class_arguments(group, key)
-
-
-def _add_classes(parser: ArgumentParser) -> None:
-    from lmgraft.data.base import Data
-    from lmgraft.tasks.base import Task
-
+    for key in ("graft", "backbone"):
+        parser.add_class_arguments(GROUPS[key], key)
     parser.add_subclass_arguments(Data, "data", required=True)
     parser.add_subclass_arguments(
         Task, "task", skip=GIVEN_AT_RUN_TIME, instantiate=False, default={"class_path": _DEFAULT_TASK}
     )
-
-
-def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
-    """The schema of a recipe."""
-    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, usage="%(prog)s RECIPE [options]")
-    add_keys(parser)
+    for key in ("optim", "train", "features"):
+        parser.add_class_arguments(GROUPS[key], key)
     return parser
 
 
@@ -344,7 +331,7 @@ def _class_of(value: Any) -> str | None:
 
 def _schema(classes: dict[str, str | None]) -> dict[str, Any]:
     """Key -> type of a recipe with these classes as `data` and `task`."""
-    schema: dict[str, Any] = {"seed": int, "arm": ArmName, **_GROUPS}
+    schema: dict[str, Any] = {"seed": int, "arm": ArmName, **GROUPS}
     for key, path in (classes | {"task": classes["task"] or _DEFAULT_TASK}).items():
         if path is None or "." not in path:
             schema[key] = dict  # jsonargparse knows which class is meant, or says that none is named

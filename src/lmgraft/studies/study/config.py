@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -31,8 +31,10 @@ from lmgraft.recipes.named import find_named, list_named
 from lmgraft.recipes.options import explained, read_options
 from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, with_debug
 from lmgraft.registry import METRICS, suggest
-from lmgraft.studies.robustness.run import RobustnessConfig, robustness_config
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
+
+if TYPE_CHECKING:
+    from lmgraft.studies.robustness.run import RobustnessConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,11 +286,17 @@ def check_study(
         contrasts=planned_contrasts(config.contrasts, arms, reference, where),
         margin=margin,
         confidence=config.confidence,
-        robustness=None if config.robustness is None else robustness_config(config.robustness, where),
+        robustness=None if config.robustness is None else _robustness(config.robustness, where),
         overrides=dict(config.overrides),
         arguments=tuple(arguments),
         notes=tuple(config.notes),
     )
+
+
+def _robustness(content: Mapping[str, Any], where: str) -> RobustnessConfig:
+    from lmgraft.studies.robustness.run import robustness_config  # with Lightning, which takes seconds to import
+
+    return robustness_config(content, where)
 
 
 _MOST_SEEDS, _LARGEST_SEED = 1000, 2**32 - 1

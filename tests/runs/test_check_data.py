@@ -128,6 +128,8 @@ def test_shards_and_recipes(tmp_path, capsys):
         (["nowhere"], "there is no such folder"),
         ([], "no folder was given"),
         (["--recipe", "image/fashion_vitt"], "there is no recipe 'image/fashion_vitt'"),
+        ([".", "--crop-pct", "much"], "crop_pct='much' does not fit; it takes float"),
+        ([".", "--crp-pct", "1"], "'crop_pct'"),
         ([".", "--workers", "-1"], "--workers -1 is no whole number of at least 0"),
     ],
 )
@@ -137,10 +139,10 @@ def test_mistakes_in_what_was_asked(arguments, message, capsys):
 
 
 def test_help_has_examples(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["check-data", "--help"])
-    assert caught.value.code == 0
+    assert main(["check-data", "--help"]) == 0
     assert "lmgraft check-data photos" in capsys.readouterr().out
+    assert main(["check-data", "--kind", "images", "--help"]) == 0
+    assert "--train_split" in capsys.readouterr().out
 
 
 def test_a_process_that_dies_is_no_hang(tmp_path, monkeypatch):

@@ -15,8 +15,9 @@ from lasting import InterruptAfter, InterruptError, assert_same, assert_same_run
 from pytorch_lightning import Callback
 
 from lmgraft import records
+from lmgraft.cli.command import parse
 from lmgraft.cli.main import main
-from lmgraft.cli.train import _one_line_warnings, _take_retries
+from lmgraft.cli.train import Train, _one_line_warnings
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.errors import RunError
 from lmgraft.recipes import build_model, load_trained, read_result, train_run
@@ -501,5 +502,6 @@ def test_warnings_of_a_run_are_one_line():
     [(["--auto-lr-retry"], 3), (["--auto-lr-retry", "5"], 5), (["--auto-lr-retry=1", "--seed", "2"], 1), ([], None)],
 )
 def test_the_number_of_retries(arguments, retries):
-    assert _take_retries(arguments) == retries
-    assert arguments in ([], ["--seed", "2"])
+    command = parse(Train, "lmgraft train", ["image/fashion_vit", *arguments])
+    assert command.auto_lr_retry == retries
+    assert command.more in ((), ("--seed", "2"))

@@ -44,11 +44,12 @@ def test_a_recipe_without_a_debug_variant_says_so(tmp_path):
         ("optim: {lr:", "optim: {lrr:", ["lrr", "'lr'"]),
         ("train_size:", "train_sise:", ["train_sise", "'train_size'"]),
         ("label_smoothing:", "label_smothing:", ["label_smothing", "'label_smoothing'"]),
-        ("llm: smollm2-135m", "lm: smollm2-135m", ["'lm'", "'llm'"]),
+        ("llm: smollm2-135m", "lm: smollm2-135m", ["'graft.lm'", "'llm'"]),
         ("arm: llm", "arm: llama", ["arm", "llama", "random_frozen"]),
         ("fashion_mnist.FashionMNIST", "fashion_mnist.FasionMNIST", ["FasionMNIST"]),
         ("seed: 0", "seed: zero", ["seed", "zero", "int"]),
         ("seed: 0", "seed: [0", ["parsing"]),
+        ("lr: 0.002", "lr: fast", ["optim.lr='fast'", "float"]),
     ],
 )
 def test_a_mistake_names_the_key(old, new, parts):
@@ -73,6 +74,10 @@ def test_a_mistake_names_the_key(old, new, parts):
         (["--data.batch_size", "0"], "data.batch_size"),
         (["--graft.residual", "skip"], "gated"),
         (["stray"], "stray"),
+        (["--seed"], "--seed needs a value"),
+        (["--train.epochs", "1", "2"], "takes one value"),
+        (["--data", "nowhere.Data"], "nowhere.Data cannot be imported"),
+        (["--train.ema", "much"], "train.ema='much' does not fit; it takes float or null"),
     ],
 )
 def test_a_mistaken_override_names_the_key(overrides, part):
@@ -84,6 +89,55 @@ def test_overrides_win_and_short_forms_work():
     recipe = parse_recipe(GOOD, ["--llm", "other.gguf", "--layer=3", "--data.root=DIR", "--seed", "5"])
     assert (recipe.graft.llm, recipe.graft.layer, recipe.data.root, recipe.seed) == ("other.gguf", 3, "DIR", 5)
     assert parse_recipe(GOOD, ["--layer", "[1, 2]"]).graft.layer == (1, 2)
+
+
+IMAGES = ["--data", "lmgraft.data.image.image_files.ImageFiles", "--data.augment.auto_augment", "rand-m9"]
+OPTIONAL = {
+    "data.augment.auto_augment": "rand-m9",
+    "data.augment.color_jitter": "0.4",
+    "data.csv": "labels.csv",
+    "data.classes": "4",
+    "data.mean": "[0.1, 0.2, 0.3]",
+    "train.ema": "0.9",
+    "train.clip_grad": "1",
+    "train.batchnorm_momentum": "{start: 0.5}",
+    "optim.lr_per": "512",
+    "graft.reads": "1:",
+    "graft.dtype": "bfloat16",
+    "graft.lora_targets": "[q, k]",
+}
+
+
+def resolved(key, arguments):
+    value = yaml.safe_load(parse_recipe(GOOD, arguments).yaml)
+    for part in key.replace("data.", "data.init_args.").split("."):
+        value = value[part]
+    return value
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+def test_null_switches_off_what_a_recipe_or_an_option_switches_on(key):
+    switched_on = [*IMAGES, f"--{key}={OPTIONAL[key]}"]
+    assert resolved(key, switched_on) is not None
+    assert resolved(key, [*switched_on, f"--{key}", "null"]) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "value"),
+    [
+        ("graft.layer", ["0", "1"], [0, 1]),
+        ("graft.layer", ["0,1"], [0, 1]),
+        ("graft.layer", ["[0, 1]"], [0, 1]),
+        ("graft.lora_targets", ["q,k"], ["q", "k"]),
+        ("data.mean", ["0.1", "0.2", "0.3"], [0.1, 0.2, 0.3]),
+        ("data.augment.scale", ["0.1,1"], [0.1, 1.0]),
+        ("data.classes", ["cat,dog"], ["cat", "dog"]),
+        ("data.root", ["a,b"], "a,b"),
+        ("data.train_split", ["12"], "12"),
+    ],
+)
+def test_lists_with_blanks_with_commas_and_as_yaml(key, words, value):
+    assert resolved(key, [*IMAGES, f"--{key}", *words]) == value
 
 
 def test_the_resolved_recipe_is_a_recipe_and_its_own_resolution():

@@ -12,11 +12,11 @@ import torch
 from lasting import assert_same_run
 from studying import STUDY, Here, study_of, without_flops
 
-from lmgraft.cli import study as command
 from lmgraft.cli.main import main
 from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
 from lmgraft.studies import step_times
+from lmgraft.studies.engine import local
 from lmgraft.studies.study import costs
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
@@ -29,7 +29,7 @@ from tiny import long_but
 def in_this_process(monkeypatch):
     """Trainings and counts without processes of their own; the executor that was used."""
     used = Here()
-    monkeypatch.setattr(command, "local", lambda _: used)
+    monkeypatch.setattr(local, "local", lambda _: used)
     monkeypatch.setattr(step_times, "_SECONDS", 0.0)
     monkeypatch.setattr(costs, "in_own_process", lambda function, *arguments: function(*arguments))
     return used
@@ -119,7 +119,7 @@ def test_mistakes_end_with_status_2(recipe_file, tmp_path, capsys):
     file.write_text(STUDY.format(recipe=recipe_file))
     wrong_arm = ["--arms", "{plain: {}, llm: {optim.no_such: 1}}", "--out", str(tmp_path / "none")]
     for options, said in (
-        (["--dry-run"], "no study was named"),
+        (["--dry-run"], "study"),
         (["image/fashon_controls"], "Did you mean"),
         ([str(file), "--seed", "3"], "give --seeds"),
         ([str(file), "--workers", "0"], "--workers 0 is no whole number"),

@@ -2,46 +2,51 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from typing import Literal
 
 from lmgraft.checkpoint import cache_admin
 from lmgraft.checkpoint.cache import cache_dir
+from lmgraft.cli.command import Command, word
 from lmgraft.errors import SourceError
 
-_EXAMPLES = """examples:
+
+@dataclass(frozen=True, kw_only=True)
+class Cache(Command):
+    """List, check or remove what has been fetched. LMGRAFT_CACHE moves the cache.
+
+    ls: sources, their bytes, when they were fetched, and where they lie. verify: hash everything again and remove
+    what is damaged (exit status 1 if there was any). rm: remove one source, or everything.
+    """
+
+    examples = """examples:
   lmgraft cache ls
   lmgraft cache verify                   # damage is removed, and fetched again when it is next needed
   lmgraft cache rm huggyllama/llama-7b   # also makes its branches be looked up again
-  lmgraft cache rm --all
-"""
+  lmgraft cache rm --all"""
+    action: Literal["ls", "verify", "rm"] = word()
+    """What to do."""
+    source: str | None = word(default=None)
+    """What rm removes: a source as ls shows it, a known name, owner/name, or a data set."""
+    all: bool = False
+    """With rm: empty the cache."""
+    json: bool = False
+    """With ls: print JSON."""
+
+    def run(self) -> int:
+        if self.action == "ls":
+            return _ls(self.json)
+        if self.action == "verify":
+            return _verify()
+        if self.all == (self.source is not None):
+            raise SourceError("rm needs one source, or --all", "see the sources with: lmgraft cache ls")
+        freed = cache_admin.remove_all() if self.source is None else cache_admin.remove(self.source)
+        print(f"{_size(freed)} removed from {cache_dir()}")
+        return 0
 
 
-def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lmgraft cache",
-        description="List, check or remove what has been fetched. LMGRAFT_CACHE moves the cache.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    ls = commands.add_parser("ls", help="sources, their bytes, when they were fetched, and where they lie")
-    ls.add_argument("--json", action="store_true", help="print JSON")
-    commands.add_parser("verify", help="hash everything anew; remove what is damaged (exit status 1 if there was any)")
-    rm = commands.add_parser("rm", help="remove one source, or everything")
-    rm.add_argument("source", nargs="?", help="a source as ls shows it, a known name, owner/name, or a data set")
-    rm.add_argument("--all", action="store_true", help="empty the cache")
-    arguments = parser.parse_args(argv)
-    if arguments.command == "ls":
-        return _ls(arguments.json)
-    if arguments.command == "verify":
-        return _verify()
-    if arguments.all == (arguments.source is not None):
-        raise SourceError("rm needs one source, or --all", "see the sources with: lmgraft cache ls")
-    freed = cache_admin.remove_all() if arguments.all else cache_admin.remove(arguments.source)
-    print(f"{_size(freed)} removed from {cache_dir()}")
-    return 0
+COMMAND = Cache
 
 
 def _ls(as_json: bool) -> int:

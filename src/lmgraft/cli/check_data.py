@@ -5,99 +5,106 @@ from __future__ import annotations
 import os
 import sys
 import time
-from argparse import RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentError, ArgumentParser
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from lmgraft import records
-from lmgraft.cli.options import take_number, take_option
-from lmgraft.data.base import Data
-from lmgraft.data.check import Findings, ShowProgress
+from lmgraft.cli.command import Command, option, word
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.recipes import load_recipe
-from lmgraft.recipes.recipe import tidy
+from lmgraft.recipes.options import explained, one_word, read_options, taken_by, type_of
 from lmgraft.registry import FILE_KINDS
 
-_ABOUT = "Find unreadable files, missing classes and duplicates before a training does."
-_EXAMPLES = """examples:
-  lmgraft check-data photos                             # photos/<class>/*.jpg, or photos/{train,val}/<class>/*.jpg
-  lmgraft check-data /data/imagenet --classes imagenet --workers 16 --json imagenet.json
-  lmgraft check-data photos --csv labels.csv
-  lmgraft check-data shards --dataset wds/ --train-split 'train-{0000..0127}.tar'
-  lmgraft check-data --recipe image/vit_small_imagenet --data.root /data/imagenet
+if TYPE_CHECKING:
+    from lmgraft.data.base import Data
+    from lmgraft.data.check import Findings, ShowProgress
 
-Every file is read in full. Exit status: 0 if all is well, 1 if something is wrong with the data.
-"""
-_OWN = ("recipe", "kind", "near", "workers", "json")
 _SHOWN = 20  # files listed on the terminal; --json has all
 _EVERY = 10.0  # seconds between lines where there is no terminal
 
 
-def run(argv: list[str]) -> int:
-    rest = list(argv)
-    kind = take_option(rest, "--kind") or "images"
-    recipe, json_file = take_option(rest, "--recipe"), take_option(rest, "--json")
-    workers = take_number(rest, "--workers", least=0)
-    near = "--near" in rest
-    rest = [word for word in rest if word != "--near"]
-    of_files = recipe is None or "-h" in rest or "--help" in rest
-    data = _of_files(kind, rest) if of_files else load_recipe(str(recipe), rest).data
-    findings = data.check(os.cpu_count() or 1 if workers is None else workers, _progress(data.things), near)
-    if json_file:
-        records.write_json(Path(json_file), findings.to_dict())
-    for line in findings.problems:
-        print(f"wrong: {line}")
-    _show(findings)
-    print(_advice(findings, json_file))
-    return 1 if findings.is_wrong else 0
+@dataclass(frozen=True, kw_only=True)
+class CheckData(Command):
+    """Find unreadable files, missing classes and duplicates before a training does."""
 
+    examples = f"""kinds of files: {", ".join(FILE_KINDS.names())}; lmgraft check-data --kind images --help shows the options of one
 
-def _of_files(kind: str, arguments: list[str]) -> Data:
-    """Data of files of one's own, from the options of their class."""
-    parser = ArgumentParser(
-        prog="lmgraft check-data",
-        description=_ABOUT,
-        epilog=_EXAMPLES,
-        formatter_class=RawDescriptionHelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    parser.add_argument("root", nargs="?", help="folder of the files, or one file that holds them (.tar)")
-    parser.add_argument("--recipe", help="check a recipe's data; options beside it change it, as in lmgraft train")
-    parser.add_argument("--kind", default="images", help=f"what the files are: {', '.join(FILE_KINDS.names())}")
-    parser.add_argument("--near", action="store_true", help="also find items that are nearly equal")
-    parser.add_argument("--workers", type=int, help="processes (default: one a CPU)")
-    parser.add_argument("--json", metavar="FILE", help="write everything that was found")
-    data_class: type[Data] = FILE_KINDS.find(kind)
-    parser.add_class_arguments(data_class, skip={"root"})
-    try:
-        options = vars(parser.parse_args([_spelt(argument) for argument in arguments]))
-        root = options.pop("root")
-        if root is None and not any(options.get(name) for name in ("csv", "dataset")):
+examples:
+  lmgraft check-data photos                             # photos/<class>/*.jpg, or photos/{{train,val}}/<class>/*.jpg
+  lmgraft check-data /data/imagenet --classes imagenet --workers 16 --json imagenet.json
+  lmgraft check-data photos --csv labels.csv
+  lmgraft check-data shards --dataset wds/ --train-split 'train-{{0000..0127}}.tar'
+  lmgraft check-data --recipe image/vit_small_imagenet --data.root /data/imagenet
+
+Every file is read in full. Exit status: 0 if all is well, 1 if something is wrong with the data."""  # noqa: E501
+    takes_more = True
+    root: str | None = word(default=None)
+    """Folder of the files, or one file that holds them (.tar)."""
+    recipe: str | None = None
+    """Check a recipe's data; options beside it change it, as in lmgraft train."""
+    kind: str = "images"
+    """What the files are."""
+    near: bool = False
+    """Also find items that are nearly equal."""
+    workers: int | None = None
+    """Processes (default: one a CPU)."""
+    json: Path | None = option(None, metavar="FILE")
+    """Write everything that was found."""
+
+    @classmethod
+    def extend(cls, parser: ArgumentParser, words: Sequence[str]) -> ArgumentParser:
+        for kind in FILE_KINDS.names():
+            if kind in words or f"--kind={kind}" in words:
+                parser.add_class_arguments(FILE_KINDS.load(kind), skip={"root"})
+        return parser
+
+    def run(self) -> int:
+        if self.workers is not None and self.workers < 0:
+            raise RecipeError(f"--workers {self.workers} is no whole number of at least 0", "for instance --workers 0")
+        data = self._of_files() if self.recipe is None else load_recipe(self.recipe, self.more).data
+        workers = os.cpu_count() or 1 if self.workers is None else self.workers
+        findings = data.check(workers, _progress(data.things), self.near)
+        if self.json:
+            records.write_json(self.json, findings.to_dict())
+        for line in findings.problems:
+            print(f"wrong: {line}")
+        _show(findings)
+        print(_advice(findings, self.json))
+        return 1 if findings.is_wrong else 0
+
+    def _of_files(self) -> Data:
+        """Data of files of one's own, from the options of their class, which may be spelt with - in place of _."""
+        kind: type[Data] = FILE_KINDS.find(self.kind)
+        given = [one._replace(key=one.key.replace("-", "_")) for one in read_options(self.more)]
+        hints = taken_by(kind)
+        words = {one.key: one_word(one, type_of(one.key, hints)) for one in given}
+        if self.root is None and not any(words.get(name) for name in ("csv", "dataset")):
             raise DataError("no folder was given", "lmgraft check-data DIR")
-        if root is not None and not Path(root).expanduser().exists():
-            raise DataError(f"{root}: there is no such folder", "check the path")
-        options = vars(parser.instantiate(parser.parse_args([_spelt(argument) for argument in arguments])))
-    except (ArgumentError, TypeError) as error:
-        raise RecipeError(tidy(str(error), parser), "lmgraft check-data --help lists every option") from None
-    given = {name: value for name, value in options.items() if name not in ("root", *_OWN)}
-    return data_class(root=root, **given)  # type: ignore[call-arg]
+        if self.root is not None and not Path(self.root).expanduser().exists():
+            raise DataError(f"{self.root}: there is no such folder", "check the path")
+        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+        parser.add_class_arguments(kind, skip={"root"})
+        try:
+            options = vars(parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in words.items()])))
+        except (ArgumentError, TypeError) as error:
+            what = explained(error, hints, words)
+            raise RecipeError(what, "lmgraft check-data --kind images --help lists every option") from None
+        return kind(root=self.root, **options)  # type: ignore[call-arg]
 
 
-def _spelt(argument: str) -> str:
-    """`--train-split=x` as `--train_split=x`, as recipes spell it."""
-    name, equals, value = argument.partition("=")
-    return (name.replace("-", "_").replace("__", "--", 1) if name.startswith("--") else name) + equals + value
+COMMAND = CheckData
 
 
 def _progress(things: str) -> ShowProgress:
     """What shows the progress of a split: a bar on a terminal, else a line now and then."""
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     @contextmanager
     def show(split: str, total: int) -> Iterator[Callable[[int, int], None]]:
@@ -131,6 +138,9 @@ def _progress(things: str) -> ShowProgress:
 
 
 def _show(findings: Findings) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
     console = Console(highlight=False, soft_wrap=True)
     for split, faults in findings.faults.items():
         for fault in faults[:_SHOWN]:
@@ -146,7 +156,7 @@ def _show(findings: Findings) -> None:
         console.print(f"note: {remark}", markup=False)
 
 
-def _advice(findings: Findings, json_file: str | None) -> str:
+def _advice(findings: Findings, json_file: Path | None) -> str:
     if not findings.is_wrong:
         return f"All {findings.things} can be read. What to do: train."
     bad = sum(map(len, findings.faults.values()))

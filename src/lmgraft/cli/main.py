@@ -8,15 +8,20 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from lmgraft.errors import LmgraftError
 from lmgraft.registry import suggest
 
+if TYPE_CHECKING:
+    from lmgraft.cli.command import Command
+
 COMMANDS = {
     "quickstart": "a real LLM block in a small ViT on real images, three arms, a report page; minutes",
+    "recipes": "the recipes and studies that come with lmgraft; one of them, all resolved",
     "train": "train a recipe in a run folder, or go on with an interrupted run",
     "evaluate": "test metrics of a run's best checkpoint, or its robustness: corruptions, ImageNet-C, -A, -R, ...",
     "study": "arms x seeds with common random numbers, honest statistics, a verdict in words, a page",
@@ -28,6 +33,7 @@ COMMANDS = {
     "inspect": "anatomy of an LLM and what one block of it costs; reads headers only",
     "bench": "what a frozen block costs in time and memory; --explain: which form a model takes and why",
     "cache": "list, check or remove what has been fetched",
+    "completion": "the script that completes commands and options in bash, zsh or tcsh",
 }
 
 
@@ -48,24 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: well. 1: damage was found. 2: a mistake in what was asked. 130, 143: stopped by Ctrl-C or
     SIGTERM; trainings have saved.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
-    if arguments[0] == "--version":
-        print(f"lmgraft {version('lmgraft')}")
-        return 0
-    name, *rest = arguments
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # for classes of the user's own, such as --task my_package.MyTask
-    if name not in COMMANDS:
-        print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
-        return 2
+    name, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     try:
-        return _command(name)(rest)
+        return _run(name, words)
     except LmgraftError as error:
         print(f"lmgraft {name}: {error}", file=sys.stderr)
         return error.exit_status
+    except SystemExit as ended:  # a training's further processes
+        return ended.code if isinstance(ended.code, int) else int(ended.code is not None)
     except BrokenPipeError:  # the reader of our output, such as head, has had enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -74,13 +70,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
-def _command(name: str) -> Callable[[list[str]], int]:
+def _run(name: str, words: list[str]) -> int:
+    if name in ("", "-h", "--help"):
+        print(usage(), flush=True)
+        return 0 if name else 2
+    if name == "--version":
+        print(f"lmgraft {version('lmgraft')}", flush=True)
+        return 0
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for classes of the user's own, such as --task my_package.MyTask
+    if name not in COMMANDS:
+        print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
+        return 2
     try:
-        command: Callable[[list[str]], int] = import_module(f"lmgraft.cli.{name.replace('-', '_')}").run
+        return _call(name, words)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("lmgraft"):
             raise
         raise LmgraftError(
             f"this command needs the package {error.name!r}", 'install the extra: pip install "lmgraft[image]"'
         ) from None
+
+
+def _call(name: str, words: list[str]) -> int:
+    from lmgraft.cli.command import make_parser, parse
+
+    command, prog = find_command(name), f"lmgraft {name}"
+    if not {"-h", "--help"}.isdisjoint(words) or (not words and command.needs_words()):
+        print(command.extend(make_parser(command, prog), words).format_help(), flush=True)
+        return 0 if words else 2
+    return parse(command, prog, words).run()
+
+
+def find_command(name: str) -> type[Command]:
+    """The class of a row of `COMMANDS`."""
+    command: type[Command] = import_module(f"lmgraft.cli.{name.replace('-', '_')}").COMMAND
     return command

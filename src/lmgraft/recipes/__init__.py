@@ -4,11 +4,16 @@ A recipe is one YAML file; a `debug` sibling of it runs in seconds. Here a recip
 model, data and a task, and a run folder can be trained, resumed and evaluated.
 """
 
+from typing import TYPE_CHECKING
+
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.build import build_model
 from lmgraft.recipes.recipe import Recipe, list_recipes, load_recipe, recipe_parser
-from lmgraft.recipes.result import Result, read_result
-from lmgraft.recipes.run import evaluate_run, load_trained, train_run
+from lmgraft.registry import lazily
+
+if TYPE_CHECKING:
+    from lmgraft.recipes.build import build_model
+    from lmgraft.recipes.result import Result, read_result
+    from lmgraft.recipes.run import evaluate_run, load_trained, train_run
 
 __all__ = [
     "ARMS",
@@ -23,3 +28,11 @@ __all__ = [
     "recipe_parser",
     "train_run",
 ]
+
+_RUN = ("evaluate_run", "load_trained", "train_run")  # with Lightning, which takes seconds to import
+__getattr__ = lazily(
+    __name__,
+    dict.fromkeys(_RUN, f"{__name__}.run")
+    | dict.fromkeys(("Result", "read_result"), f"{__name__}.result")
+    | {"build_model": f"{__name__}.build"},
+)

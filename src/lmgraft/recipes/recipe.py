@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -11,30 +10,32 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
-from torch import nn
 
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.named import find_named, list_named
+from lmgraft.recipes.options import Option, explained, one_word, read_options, taken_by, type_of
 from lmgraft.registry import MOVED, load_object, suggest
-from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
-from lmgraft.training.features import FeatureConfig
-from lmgraft.training.fit import TrainConfig
-from lmgraft.training.optim import OptimConfig
+from lmgraft.training.config import FeatureConfig, OptimConfig, TrainConfig
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # Lightning and what it imports take seconds, which a command's help is not to take
+    from torch import nn
+
+    from lmgraft.data.base import Data
+    from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
+
     ArmName = str
 else:
     ArmName = Literal[tuple(ARMS)]
 GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
 """Arguments of a task that no recipe has."""
 _DEFAULT_TASK = "lmgraft.tasks.classification.Classification"
-_SHORT = {"--llm": "--graft.llm", "--layer": "--graft.layer"}
+_OF_A_CLASS = ("class_path", "init_args")
+_SHORT = {"llm": "graft.llm", "layer": "graft.layer"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,16 @@ class BackboneConfig:
     """Its further arguments."""
     equal_flops: dict[str, Any] = field(default_factory=dict)
     """Arguments laid over `kwargs` in arm plain_equal_flops; where empty, a run chooses depth and notes it here."""
+
+
+GROUPS: dict[str, Any] = {
+    "graft": GraftConfig,
+    "backbone": BackboneConfig,
+    "optim": OptimConfig,
+    "train": TrainConfig,
+    "features": FeatureConfig,
+}
+"""The groups of a recipe whose keys are the fields of a dataclass."""
 
 
 def _never_trained(*_: Any) -> Any:
@@ -93,22 +104,22 @@ class Recipe:
 
 def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     """The schema of a recipe: the typed signatures, nothing else."""
-    parser = ArgumentParser(
-        prog=prog, exit_on_error=False, allow_abbrev=False, usage="%(prog)s RECIPE [options]", add_help=True
-    )
+    from lmgraft.data.base import Data
+    from lmgraft.tasks.base import Task
+
+    parser = ArgumentParser(prog=prog, exit_on_error=False, allow_abbrev=False, usage="%(prog)s RECIPE [options]")
     parser.add_argument("--seed", type=int, default=0, help="Seed of initial weights, order and every draw.")
     parser.add_argument("--arm", type=ArmName, default="llm", help="What is grafted: " + "; ".join(
         f"{name} ({arm.question})" for name, arm in ARMS.items()
     ))  # fmt: skip
-    parser.add_class_arguments(GraftConfig, "graft")
-    parser.add_class_arguments(BackboneConfig, "backbone")
+    for key in ("graft", "backbone"):
+        parser.add_class_arguments(GROUPS[key], key)
     parser.add_subclass_arguments(Data, "data", required=True)
     parser.add_subclass_arguments(
         Task, "task", skip=GIVEN_AT_RUN_TIME, instantiate=False, default={"class_path": _DEFAULT_TASK}
     )
-    parser.add_class_arguments(OptimConfig, "optim")
-    parser.add_class_arguments(TrainConfig, "train")
-    parser.add_class_arguments(FeatureConfig, "features")
+    for key in ("optim", "train", "features"):
+        parser.add_class_arguments(GROUPS[key], key)
     return parser
 
 
@@ -283,30 +294,76 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """As `load_recipe`, from the YAML text."""
-    parser = recipe_parser()
-    arguments = [_long_form(argument) for argument in overrides]
+    whole = compose(text, where)
+    content = _mapping(whole, where) or {}
+    classes = {key: _class_of(content.get(key)) for key in ("data", "task")}
+    given: dict[str, Any] = {}
     try:
-        from_file = parser.parse_string(compose(text, where), defaults=True)
+        arguments = [_argument(option, classes, given) for option in read_options(overrides)]
+        parser = recipe_parser()
+        from_file = parser.parse_string(whole, defaults=True)
         config = parser.parse_args(arguments, namespace=from_file) if arguments else from_file
         plain = parser.dump(config, skip_unset=False)
         built = parser.instantiate(config)
-    except LmgraftError:
-        raise
     except (ArgumentError, TypeError, ValueError) as error:
-        cause = error
+        cause: BaseException | None = error
         while cause is not None and not isinstance(cause, LmgraftError):
-            cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+            cause = cause.__cause__ or cause.__context__
         if isinstance(cause, LmgraftError):
             raise cause from None
-        raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft train --help lists every key") from None
+        what = explained(error, _schema(classes), _unfolded(content), given)
+        raise RecipeError(f"{where}: {what}", "lmgraft train --help lists every key") from None
     return _recipe(built, plain)
 
 
-def _long_form(argument: str) -> str:
-    if argument in MOVED:  # the value of an option
-        return MOVED[argument]
-    name, equals, value = argument.partition("=")
-    return _SHORT.get(name, name) + equals + MOVED.get(value, value)
+def _argument(option: Option, classes: dict[str, str | None], given: dict[str, Any]) -> str:
+    """An option as one word that the parser understands; notes its value in `given`, and a class in `classes`."""
+    key = _SHORT.get(option.key, option.key)
+    if option.words:
+        option = Option(key, [MOVED.get(option.words[0], option.words[0]), *option.words[1:]])
+    group, _, rest = key.partition(".")
+    if group in classes and rest in ("", "class_path"):
+        value = one_word(option, str)
+        path = _class_of(yaml.safe_load(value)) if value.startswith("{") else value
+        classes[group] = classes[group] if path is None else path
+        return f"--{group}={value}"
+    rest = rest.removeprefix("init_args.") if group in classes else rest
+    key = f"{group}.{rest}" if rest else group
+    value = one_word(option, type_of(key, _schema(classes)))
+    within: Any = value
+    for part in reversed(rest.split(".") if rest else []):
+        within = {part: within}
+    given[group] = _laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
+    # jsonargparse would read a value below a class twice, and the second time null as the text None.
+    return f"--{group}={json.dumps({'init_args': within})}" if group in classes else f"--{key}={value}"
+
+
+def _class_of(value: Any) -> str | None:
+    """The path of the class that a recipe names, by itself or as `class_path`."""
+    path = value.get("class_path") if isinstance(value, dict) else value
+    return MOVED.get(path, path) if isinstance(path, str) else None
+
+
+def _schema(classes: dict[str, str | None]) -> dict[str, Any]:
+    """Key -> type of a recipe with these classes as `data` and `task`."""
+    schema: dict[str, Any] = {"seed": int, "arm": ArmName, **GROUPS}
+    for key, path in (classes | {"task": classes["task"] or _DEFAULT_TASK}).items():
+        if path is None or "." not in path:
+            schema[key] = dict  # jsonargparse knows which class is meant, or says that none is named
+            continue
+        try:
+            taken = taken_by(_load_class(path))
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"{key}: {path} cannot be imported: {error}", "give a class's dotted path") from None
+        schema[key] = {name: hint for name, hint in taken.items() if name not in GIVEN_AT_RUN_TIME}
+    return schema
+
+
+def _unfolded(content: dict[str, Any]) -> dict[str, Any]:
+    """A file's content with the arguments of its classes right under `data` and `task`, as options have them."""
+    classes = {key: content[key] for key in ("data", "task") if isinstance(content.get(key), dict)}
+    own = {key: {n: v for n, v in value.items() if n not in _OF_A_CLASS} for key, value in classes.items()}
+    return content | {key: own[key] | (value.get("init_args") or {}) for key, value in classes.items()}
 
 
 def _recipe(built: Namespace, text: str) -> Recipe:
@@ -329,31 +386,3 @@ def _recipe(built: Namespace, text: str) -> Recipe:
 def _load_class(path: str) -> Any:
     module, _, name = path.rpartition(".")
     return load_object(f"{module}:{name}")
-
-
-_UNKNOWN = re.compile(r"(?:accept option|Option|unrecognized arguments:) '?(?:--)?([A-Za-z_.]+)'?")
-
-
-def tidy(message: str, parser: ArgumentParser) -> str:
-    """jsonargparse's message without its noise, and with the nearest key where one is misspelt."""
-    text = re.sub(r"\s+", " ", message).strip()
-    text = re.sub(r"Does not validate against any of the Union subtypes.*?Errors: - ", "", text)
-    text = re.sub(r" - Expected a <class 'NoneType'>.*", "", text)
-    text = re.sub(
-        r"typing\.Literal|typing\.|<class '([^']*)'>", lambda m: m[1] or ("one of " if "Literal" in m[0] else ""), text
-    )
-    unknown = _UNKNOWN.search(text)
-    return f"{text}. {suggest(unknown[1].rpartition('.')[2], _known_keys(parser))}" if unknown else text
-
-
-def _known_keys(parser: ArgumentParser) -> set[str]:
-    """The last parts of all keys: of the groups, and of the data sets' and tasks' own arguments."""
-    keys = {action.dest.rpartition(".")[2] for action in parser._actions}
-    pending: list[type] = [Data, Task]
-    while pending:
-        cls = pending.pop()
-        of_class = ArgumentParser(exit_on_error=False, add_help=False)
-        of_class.add_class_arguments(cls, skip=GIVEN_AT_RUN_TIME & set(inspect.signature(cls).parameters))
-        keys |= {action.dest for action in of_class._actions}
-        pending += cls.__subclasses__()
-    return keys

@@ -2,37 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lmgraft.errors import RecipeError
-
-
-@dataclass(frozen=True, kw_only=True)
-class MomentumConfig:
-    """max(start x factor ^ (epoch // every), floor); the defaults are VoteNet's, which SQA3D trains with."""
-
-    start: float = 0.5
-    """Weight of a batch in the running means at first (torch's default: 0.1)."""
-    factor: float = 0.5
-    """What it is multiplied by."""
-    every: int = 20
-    """After how many epochs."""
-    floor: float = 0.001
-    """What it does not fall below."""
-
-    def __post_init__(self) -> None:
-        for name in ("start", "factor", "floor"):
-            if not 0 < getattr(self, name) <= 1:
-                raise RecipeError(f"train.batchnorm_momentum.{name}={getattr(self, name)} must be above 0, at most 1")
-        if self.every < 1:
-            raise RecipeError(f"train.batchnorm_momentum.every={self.every} must be at least 1")
-
-    def at(self, epoch: int) -> float:
-        """The momentum in an epoch, counted from 0."""
-        return max(self.start * self.factor ** (epoch // self.every), self.floor)
+from lmgraft.training.config import MomentumConfig
 
 
 class BatchNormMomentum(Callback):

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,22 +27,6 @@ from lmgraft.graft.hosts import locate
 
 _HEADS = ("get_classifier", "classifier", "heads", "head", "fc")
 _PER_CALL = 64  # items the encoder sees at a time
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureConfig:
-    """Whether the encoder is frozen too, and its tokens are computed once into a cache on disk."""
-
-    cached: bool = False
-    """Freeze the encoder; train mappers and head on its stored tokens."""
-    dtype: Storage = "float16"
-    """Of the stored tokens; float32 for bit-equal training with and without the cache."""
-    views: int = 1
-    """Views of each training item under random changes to store; 1 stores it as evaluation sees it."""
-
-    def __post_init__(self) -> None:
-        if self.views < 1:
-            raise RecipeError(f"features.views={self.views} must be at least 1")
 
 
 class OnTokens(nn.Module):

@@ -29,80 +29,16 @@ from lmgraft.data.base import Data
 from lmgraft.data.loader import EpochLoader
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import Task
-from lmgraft.training.batchnorm import BatchNormMomentum, MomentumConfig
+from lmgraft.training.batchnorm import BatchNormMomentum
 from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, ShareFaults, Stopwatch
 from lmgraft.training.checkpoints import newest_whole, set_damaged_aside
+from lmgraft.training.config import TrainConfig
 from lmgraft.training.ema import KeepEma
 from lmgraft.training.logs import CurveLog, EpochTable, RowLog
 from lmgraft.training.saving import KeepCheckpoints, TolerantIO
 from lmgraft.training.schedule import ExactRates
 from lmgraft.training.stopping import StopOnSignal, StopWhenNotFinite
 from lmgraft.training.strategy import make_plugins, make_strategy
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How long, on what, and how often to save."""
-
-    epochs: int = 3
-    """Passes over the training items."""
-    precision: str = "auto"
-    """auto: on a GPU bfloat16 mixed where it has that, else float16 mixed; on a CPU float32. Or any of Lightning's."""
-    accelerator: str = "auto"
-    """cpu, gpu, ... as Lightning names them."""
-    devices: str | int = "auto"
-    """How many devices on this machine; each has data.batch_size items a step. auto: all, under torchrun
-    as many as it started processes."""
-    num_nodes: int = 1
-    """How many machines; under torchrun as many as it has."""
-    strategy: str = "auto"
-    """auto (ddp where there are several devices), ddp, fsdp (torch's fully_shard), or any of Lightning's."""
-    compile: bool = False
-    """Compile the model by torch.compile; the first steps take longer."""
-    deterministic: bool = False
-    """Use deterministic kernels where there are such, on a GPU; slower. On a CPU runs repeat anyway."""
-    accumulate: int = 1
-    """Batches whose gradients are added up before a step."""
-    clip_grad: float | None = None
-    """Largest gradient norm; None does not clip."""
-    clip_value: float | None = None
-    """Largest gradient of any one weight, in place of clip_grad; None does not clip."""
-    sync_batchnorm: bool = False
-    """Batch norms take their means over all processes; on GPUs, with several processes of strategy ddp."""
-    batchnorm_momentum: MomentumConfig | None = None
-    """Momentum of all batch norms as it falls over epochs (SQA3D); None leaves it as the model has it."""
-    ema: float | None = None
-    """Decay of a running mean of the weights, saved in checkpoints (DeiT: 0.99996); None keeps none."""
-    evaluate_ema: bool = False
-    """Validate, choose and test the running mean; by default, as in the paper, the weights themselves."""
-    save_every: int = 50
-    """Steps between saves of last.ckpt."""
-    log_every: int = 10
-    """Steps between logged losses."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "accumulate", "num_nodes", "save_every", "log_every"):
-            if getattr(self, name) < 1:
-                raise RecipeError(f"train.{name}={getattr(self, name)} must be at least 1")
-        for name in ("clip_grad", "clip_value"):
-            if getattr(self, name) is not None and getattr(self, name) <= 0:
-                raise RecipeError(
-                    f"train.{name}={getattr(self, name)} must be positive", "leave it out for no clipping"
-                )
-        if self.clip_grad is not None and self.clip_value is not None:
-            raise RecipeError(
-                f"train.clip_grad={self.clip_grad} clips the norm and train.clip_value={self.clip_value} each weight's "
-                "gradient",
-                "set one of them to null",
-            )
-        if self.sync_batchnorm and self.strategy == "fsdp":
-            raise RecipeError("train.sync_batchnorm does not work with train.strategy=fsdp", "leave out one of them")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise RecipeError(f"train.ema={self.ema} is a decay between 0 and 1", "DeiT has 0.99996")
-        if self.evaluate_ema and self.ema is None:
-            raise RecipeError("train.evaluate_ema needs a running mean", "give train.ema, for instance 0.99996")
-        if self.ema is not None and self.strategy == "fsdp":
-            raise RecipeError("train.ema does not work with train.strategy=fsdp", "leave out one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

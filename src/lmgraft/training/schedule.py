@@ -13,7 +13,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lmgraft.errors import RecipeError
-from lmgraft.training.optim import OptimConfig
+from lmgraft.training.config import OptimConfig
 
 CUT = 0.2
 """Factor on the learning rate after a loss that was not finite: a fifth, as the paper's small OPT runs needed."""

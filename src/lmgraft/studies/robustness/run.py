@@ -27,7 +27,8 @@ from lmgraft.studies.robustness.suite import Condition, Row, Spread, Suite, make
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import NotFiniteColumnError
 from lmgraft.training.checkpoints import checkpoint_path
-from lmgraft.training.fit import TrainConfig, evaluate
+from lmgraft.training.config import TrainConfig
+from lmgraft.training.fit import evaluate
 from lmgraft.words.numbers import value as written
 
 _FEW = 256  # items below which starting workers costs more than they save

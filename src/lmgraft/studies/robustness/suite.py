@@ -19,7 +19,7 @@ from lmgraft.contracts import Batch, Metric
 from lmgraft.data.base import Data, ItemSet
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.errors import RecipeError, RunError
-from lmgraft.recipes.recipe import tidy
+from lmgraft.recipes.options import explained
 from lmgraft.registry import SUITES, load_object, suggest
 from lmgraft.studies.engine.progress import Say
 from lmgraft.studies.robustness.cells import Cell
@@ -240,5 +240,6 @@ def make_suite(name: str, options: Mapping[str, Any]) -> Suite:
     try:
         parsed = parser.instantiate(parser.parse_object(values))
     except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"suite {name}: {tidy(str(error), parser)}", "docs/robustness.md lists its options") from None
+        what = explained(error, suite, values)
+        raise RecipeError(f"suite {name}: {what}", "docs/robustness.md lists its options") from None
     return suite(**vars(parsed))

@@ -20,7 +20,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -28,10 +28,13 @@ from jsonargparse import ArgumentError, ArgumentParser
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, tidy, with_debug
+from lmgraft.recipes.options import explained, read_options
+from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, with_debug
 from lmgraft.registry import METRICS, suggest
-from lmgraft.studies.robustness.run import RobustnessConfig, robustness_config
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
+
+if TYPE_CHECKING:
+    from lmgraft.studies.robustness.run import RobustnessConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,9 @@ def parse_study(text: str, arguments: Sequence[str] = (), *, name: str, where: s
     except LmgraftError:
         raise
     except (ArgumentError, TypeError, ValueError) as error:
-        raise RecipeError(f"{where}: {tidy(str(error), parser)}", "lmgraft study --help lists every key") from None
+        given = {option.key: option.words[-1] for option in read_options(own) if option.words}
+        what = explained(error, StudyConfig, content, given)
+        raise RecipeError(f"{where}: {what}", "lmgraft study --help lists every key") from None
     read = StudyConfig(**vars(config))
     if not any(argument[2:].partition("=")[0] == "margin" for argument in own):
         read = _with_metrics_margin(read, *of_file, (*earlier, *further))
@@ -281,11 +286,17 @@ def check_study(
         contrasts=planned_contrasts(config.contrasts, arms, reference, where),
         margin=margin,
         confidence=config.confidence,
-        robustness=None if config.robustness is None else robustness_config(config.robustness, where),
+        robustness=None if config.robustness is None else _robustness(config.robustness, where),
         overrides=dict(config.overrides),
         arguments=tuple(arguments),
         notes=tuple(config.notes),
     )
+
+
+def _robustness(content: Mapping[str, Any], where: str) -> RobustnessConfig:
+    from lmgraft.studies.robustness.run import robustness_config  # with Lightning, which takes seconds to import
+
+    return robustness_config(content, where)
 
 
 _MOST_SEEDS, _LARGEST_SEED = 1000, 2**32 - 1

@@ -63,7 +63,7 @@ def test_train_evaluate_and_resume(capsys, recipe_file, tmp_path):
 @pytest.mark.slow
 def test_a_run_is_resumed_with_what_its_folder_recorded(capsys, recipe_file, tmp_path):
     run = tmp_path / "run"
-    options = ["--train.epochs", "1", "--optim.lr", "0.01", "--data.max_corrupt_test", "3"]
+    options = ["--train.epochs", "1", "--optim.lr", "0.01", "--data.eval_batch_size", "30"]
     assert call(capsys, "train", recipe_file, "--out", run, *options)[0] == 0
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse._parameter_resolvers import get_signature_parameters  # the only way to see through **
 
 from lmgraft.errors import RecipeError
 from lmgraft.registry import suggest
@@ -72,29 +74,17 @@ def alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+@functools.cache
 def taken_by(target: Any) -> dict[str, Any]:
-    """Name -> type of what a class or function takes, what a class hands on to its bases by ** included."""
-    if not inspect.isclass(target) or is_dataclass(target):
-        return _parameters(target.__init__ if inspect.isclass(target) else target)[0]
-    taken: dict[str, Any] = {}
-    for base in target.__mro__:
-        if "__init__" in vars(base) and base is not object:
-            here, hands_on = _parameters(vars(base)["__init__"])
-            taken = here | taken
-            if not hands_on:
-                break
-    return taken
-
-
-def _parameters(function: Any) -> tuple[dict[str, Any], bool]:
-    parameters = inspect.signature(function).parameters
+    """Name -> type of what a class or function takes, what a class hands on by ** included."""
+    if inspect.isclass(target) and not is_dataclass(target):
+        return {one.name: one.annotation for one in get_signature_parameters(target, "__init__")}
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         types = get_type_hints(function)
     except NameError:  # a type that is imported for type checkers alone
         types = {}
-    named = {n: types.get(n, Any) for n, p in parameters.items() if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
-    named.pop("self", None)
-    return named, any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return {name: types.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
 
 
 def keys_below(hint: Any) -> dict[str, Any] | None:
@@ -105,7 +95,7 @@ def keys_below(hint: Any) -> dict[str, Any] | None:
             keys |= one
         elif one is Any or dict in (one, get_origin(one)):
             return None
-        elif is_dataclass(one):
+        elif inspect.isclass(one) and is_dataclass(one):
             keys |= taken_by(one)
     return keys
 

@@ -256,5 +256,5 @@ def check_items(items: Items, runs: set[tuple[str, int]]) -> None:
             )
         sizes.setdefault(array.size, (arm, seed))
     if len(sizes) > 1:
-        told = ", ".join(f"{arm}, seed {seed}: {size}" for size, (arm, seed) in sorted(sizes.items()))
-        raise RunError(f"runs have different numbers of test items ({told})", "compare runs on the same test items")
+        listed = ", ".join(f"{arm}, seed {seed}: {size}" for size, (arm, seed) in sorted(sizes.items()))
+        raise RunError(f"runs have different numbers of test items ({listed})", "compare runs on the same test items")

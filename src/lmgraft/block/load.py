@@ -113,15 +113,15 @@ def _anatomy(checkpoint: Checkpoint, family: Family) -> tuple[BlockConfig, int]:
         raise BlockError(
             f"this LLM family is not read from {checkpoint.style.upper()} files", "use its Hugging Face safetensors"
         )
-    said = language_part(checkpoint.config)
-    config = family.config_from[checkpoint.style](said, checkpoint.names())
-    return config, count(said, family.num_layers_key[checkpoint.style])
+    llm_config = language_part(checkpoint.config)
+    config = family.config_from[checkpoint.style](llm_config, checkpoint.names())
+    return config, count(llm_config, family.num_layers_key[checkpoint.style])
 
 
 def _scales(checkpoint: Checkpoint, family: Family, config: BlockConfig, indices: tuple[int, ...]) -> tuple[float, ...]:
     """A scale for each layer of the block, from one for all or one that depends on the layer."""
-    said = language_part(checkpoint.config)
-    own = [family.layer_scale(said, index) for index in indices]
+    llm_config = language_part(checkpoint.config)
+    own = [family.layer_scale(llm_config, index) for index in indices]
     if all(scale is not None for scale in own):
         return tuple(scale for scale in own if scale is not None)
     return config.attention_scales * len(indices)

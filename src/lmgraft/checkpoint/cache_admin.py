@@ -99,14 +99,14 @@ def remove(source: str) -> int:
     """
     before = total_bytes()
     wanted = KNOWN[source.lower()].source if source.lower() in KNOWN else source
-    mine = [(path, ref) for path, ref in cache.refs() if _matches(ref["source"], wanted.removeprefix(_HUB))]
-    for path, _ in mine:
+    matching = [(path, ref) for path, ref in cache.refs() if _matches(ref["source"], wanted.removeprefix(_HUB))]
+    for path, _ in matching:
         path.unlink(missing_ok=True)
     # Only what these named: another process may have put a blob there that nothing names yet.
     named = {ref["sha256"] for _, ref in cache.refs()}
-    for digest in {ref["sha256"] for _, ref in mine} - named:
+    for digest in {ref["sha256"] for _, ref in matching} - named:
         (cache.cache_dir() / "blobs" / digest).unlink(missing_ok=True)
-    hit = bool(mine)
+    hit = bool(matching)
     for folder in _data_folders():
         if wanted in (folder.name, f"data/{folder.name}"):
             hit = True

@@ -81,8 +81,8 @@ class GgufCheckpoint:
             raise CheckpointError(
                 f"{self.label} is one of {promised} parts, {len(parts)} given", "give the first part, all beside it"
             )
-        said = self.config.get("general.license")
-        self.licence = licence or (said if isinstance(said, str) else None)
+        stated = self.config.get("general.license")
+        self.licence = licence or (stated if isinstance(stated, str) else None)
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()

@@ -68,13 +68,13 @@ def parse_hub_source(source: str, revision: str | None = None) -> HubSource | No
         return None
     if match["repo"].endswith(_WEIGHTS):
         return None  # folder/model.gguf: a mistyped path
-    said = match["revision"]
-    if said is not None and revision is not None and said != revision and not _COMMIT.fullmatch(revision):
+    named = match["revision"]
+    if named is not None and revision is not None and named != revision and not _COMMIT.fullmatch(revision):
         raise SourceError(f"{source!r} names a revision, and revision={revision!r} another", "give one of them")
     folder, _, last = (match["path"] or "").strip("/").rpartition("/")
     if last and not last.endswith(_WEIGHTS):
         folder, last = f"{folder}/{last}".strip("/"), ""
-    return HubSource(match["repo"], revision or said or "main", folder, last or None)
+    return HubSource(match["repo"], revision or named or "main", folder, last or None)
 
 
 class HubFolder:
@@ -190,8 +190,8 @@ class HubFolder:
         if index not in here:
             return set(here) if single in here else None
         try:  # a shard that is not here is asked for only once a tensor in it is
-            said = json.loads((self._snapshot / self.source.folder / index).read_text(encoding="utf-8"))
-            return {*here, *map(str, said["weight_map"].values())}
+            content = json.loads((self._snapshot / self.source.folder / index).read_text(encoding="utf-8"))
+            return {*here, *map(str, content["weight_map"].values())}
         except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
             return None
 
@@ -215,8 +215,8 @@ class HubFolder:
         listing = request_listing(self.source.repo, revision)
         with cache.scratch_dir("hub") as scratch:
             for name in {revision, listing.commit}:
-                said = json.dumps(asdict(listing)).encode()
-                cache.store_chunks(f"hf://{self.source.repo}@{name}", [said], scratch)
+                content = json.dumps(asdict(listing)).encode()
+                cache.store_chunks(f"hf://{self.source.repo}@{name}", [content], scratch)
         return listing
 
 

@@ -66,8 +66,8 @@ def is_offline() -> bool:
     """Whether `HF_HUB_OFFLINE` (or `TRANSFORMERS_OFFLINE`) is set now, or was at the first import."""
     from huggingface_hub import constants
 
-    said = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
-    return said.upper() in ("1", "ON", "YES", "TRUE") or bool(constants.HF_HUB_OFFLINE)
+    switch = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return switch.upper() in ("1", "ON", "YES", "TRUE") or bool(constants.HF_HUB_OFFLINE)
 
 
 _PATIENCE = 4.0
@@ -196,32 +196,32 @@ def give_up_or_wait(failures: int, wait: float, what: str, reason: str) -> None:
 
 def retry_after(headers: Mapping[str, str]) -> float:
     """Seconds that a busy server asks for, in Retry-After or as the Hub's rate limit; 0 if it does not say."""
-    said = headers.get("Retry-After") or headers.get("retry-after") or ""
-    if not said:
+    seconds = headers.get("Retry-After") or headers.get("retry-after") or ""
+    if not seconds:
         limit = re.search(r";\s*t=(\d+)", headers.get("RateLimit") or headers.get("ratelimit") or "")
-        said = limit[1] if limit else ""
-    return float(said) if said.isdigit() and len(said) < 6 else 0.0
+        seconds = limit[1] if limit else ""
+    return float(seconds) if seconds.isdigit() and len(seconds) < 6 else 0.0
 
 
 def _bytes_to_skip(file: HubFile, first: int, count: int, answer: _Answer, whole: bool) -> int:
     """How much of the answer's body lies before `first`, once it is sure to hold the range."""
     if answer.status == 206:
-        said = answer.headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", said.strip())
+        content_range = answer.headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", content_range.strip())
         size = file.size if match is None or match[3] == "*" else int(match[3])
         if match is None or int(match[1]) != first or int(match[2]) >= first + count or size != file.size:
             raise SourceError(
-                f"{endpoint()} answered {said!r} when asked for bytes {first} to {first + count - 1} "
+                f"{endpoint()} answered {content_range!r} when asked for bytes {first} to {first + count - 1} "
                 f"of {file.size} of {file.label}",
                 "the server or a proxy between is broken, or the file was replaced: try another network or HF_ENDPOINT",
             )
         return 0
     if answer.status == 200:
-        said = answer.headers.get("Content-Length", str(file.size))
-        if whole and said == str(file.size):
+        length = answer.headers.get("Content-Length", str(file.size))
+        if whole and length == str(file.size):
             return first  # what came before a break comes again
         raise RangeIgnoredError(
-            f"{endpoint()} does not serve ranges: it answered with all {said} bytes of {file.label}",
+            f"{endpoint()} does not serve ranges: it answered with all {length} bytes of {file.label}",
             f"use a mirror or proxy that honours Range, or fetch it once (hf download {file.repo})",
         )
     raise refusal(answer.status, answer.headers.get("X-Error-Code", ""), file.repo, file.commit, file.name)

@@ -40,9 +40,9 @@ class Listing:
     def from_json(cls, text: bytes) -> Listing | None:
         """As it lies in the cache; None if that is damaged."""
         try:
-            said = json.loads(text)
-            files = {str(name): None if size is None else int(size) for name, size in said["files"].items()}
-            return cls(str(said["commit"]), files, said["licence"])
+            content = json.loads(text)
+            files = {str(name): None if size is None else int(size) for name, size in content["files"].items()}
+            return cls(str(content["commit"]), files, content["licence"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
 
@@ -74,10 +74,10 @@ def request_size(file: HubFile) -> HubFile:
     """
     from huggingface_hub import get_hf_file_metadata
 
-    said = _ask(file.repo, file.commit, file.name, lambda: get_hf_file_metadata(file.url, endpoint=endpoint()))
-    if said.size is None:
+    metadata = _ask(file.repo, file.commit, file.name, lambda: get_hf_file_metadata(file.url, endpoint=endpoint()))
+    if metadata.size is None:
         raise SourceError(f"{endpoint()} does not say how large {file.label} is", "check HF_ENDPOINT")
-    return replace(file, size=said.size)
+    return replace(file, size=metadata.size)
 
 
 def download(file: HubFile) -> Path:
@@ -151,16 +151,16 @@ def _ask(repo: str, revision: str, file: str, request: Callable[[], _T]) -> _T:
 
 def _licence(card: Any) -> str | None:
     """From a model card's metadata; `other` gives way to the name that stands beside it."""
-    said = None if card is None else card.get("license")
-    if isinstance(said, list):
-        said = said[0] if len(said) == 1 else ", ".join(map(str, said))
-    if said == "other":
-        said = card.get("license_name") or said
-    return str(said) if said else None
+    licence = None if card is None else card.get("license")
+    if isinstance(licence, list):
+        licence = licence[0] if len(licence) == 1 else ", ".join(map(str, licence))
+    if licence == "other":
+        licence = card.get("license_name") or licence
+    return str(licence) if licence else None
 
 
 def licence_of_card(text: str) -> str | None:
     """The licence that the head of a README.md names, if it names one plainly."""
     head = re.match(r"---\s*\n(.*?)\n---", text, re.DOTALL)
-    said = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
-    return said.get("license_name", "other") if said.get("license") == "other" else said.get("license")
+    fields = dict(re.findall(r"^(license|license_name):[ \t]*['\"]?([\w.+-]+)", head[1], re.MULTILINE)) if head else {}
+    return fields.get("license_name", "other") if fields.get("license") == "other" else fields.get("license")

@@ -126,8 +126,8 @@ def _open_hub(source: str, hub: HubSource) -> Checkpoint:
         raise SourceError(f"{source!r} is no local path, and as a Hub source: {error.message}", error.remedy) from None
     checkpoint = open_in(place, hub.file)
     cast("_OfHub", checkpoint).revision = place.commit
-    said = checkpoint.config.get("license")
-    checkpoint.licence = place.licence or checkpoint.licence or (said if isinstance(said, str) else None)
+    stated = checkpoint.config.get("license")
+    checkpoint.licence = place.licence or checkpoint.licence or (stated if isinstance(stated, str) else None)
     warn_of_licence(place, checkpoint.licence)
     return checkpoint
 

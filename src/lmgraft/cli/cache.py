@@ -52,8 +52,8 @@ COMMAND = Cache
 def _ls(as_json: bool) -> int:
     found, total = cache_admin.entries(), cache_admin.total_bytes()
     if as_json:
-        said = {"path": str(cache_dir()), "total_bytes": total, "entries": [asdict(entry) for entry in found]}
-        print(json.dumps(said, indent=2))
+        content = {"path": str(cache_dir()), "total_bytes": total, "entries": [asdict(entry) for entry in found]}
+        print(json.dumps(content, indent=2))
         return 0
     for entry in found:
         pieces = f", {entry.pieces} pieces" if entry.pieces > 1 else ""

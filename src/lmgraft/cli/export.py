@@ -181,7 +181,7 @@ def describe(report: ExportReport, record: dict[str, Any], folder: Path) -> str:
     pairs = zip(report.inputs, record["dtypes"], strict=True)
     shapes = "; ".join(f"({', '.join(map(str, shape))}) {dtype}" for shape, dtype in pairs)
     inside = ", ".join(f"{part} {_size(nbytes)}" for part, nbytes in report.contents.items() if nbytes)
-    told = {
+    rows = {
         "format": opset,
         "input": shapes,
         "block": f"{block['source']}, layers {', '.join(map(str, block['layers']))}, digest {block['digest'][:12]}"
@@ -189,7 +189,7 @@ def describe(report: ExportReport, record: dict[str, Any], folder: Path) -> str:
         "inside": inside,
         "left out": f"{_size(sum(report.left_out.values()))} of the model's tensors, which nothing uses here",
     }
-    text += [f"{key:>9}  {value}" for key, value in told.items()]
+    text += [f"{key:>9}  {value}" for key, value in rows.items()]
     for check in report.checks:
         text.append(
             f"{'checked':>9}  {check.inputs} input, batch {check.batch}: "

@@ -205,10 +205,10 @@ def _gather(name: str, root: Path, labels: Mapping[str, int], classes: tuple[int
     }
     listed = {folder: _images(root / folder) for folder in labels if folder in found}
     faults["class folders hold no image"] = {folder for folder, files in listed.items() if not files}
-    said = [f"{len(ones)} {what} ({_some(sorted(ones))})" for what, ones in faults.items() if ones]
-    if said:
+    differences = [f"{len(ones)} {what} ({_some(sorted(ones))})" for what, ones in faults.items() if ones]
+    if differences:
         raise DataError(
-            f"{root} is not {name} as published: {'; '.join(said)}",
+            f"{root} is not {name} as published: {'; '.join(differences)}",
             f"it should hold one folder for each of its {len(labels)} classes and no other",
         )
     right = {folder: (label,) for folder, label in labels.items()}

@@ -47,7 +47,7 @@ class Mark(NamedTuple):
 
     sentence: str
     style: str
-    """A class of the style sheet; "said" of a sentence that belongs to the one before."""
+    """A class of the style sheet; "continued" for a sentence that belongs to the one before."""
     sign: str
 
 
@@ -113,10 +113,10 @@ def marks(result: StudyResult) -> tuple[list[Mark], list[Mark]]:
     every = []
     for finding in (f for f in result.findings if f.kind in VERDICT or f.kind in CHANGES):
         head, *rest = sentences(finding, result.setting)
-        every += [Mark(head, *_STYLES[finding.kind]), *(Mark(sentence, "said", "") for sentence in rest)]
+        every += [Mark(head, *_STYLES[finding.kind]), *(Mark(sentence, "continued", "") for sentence in rest)]
     if len(every) <= _MOST_SENTENCES:
         return every, []
-    shown = [mark for mark in every if mark.style != "said"]
+    shown = [mark for mark in every if mark.style != "continued"]
     if len(shown) > _MOST_SENTENCES:
         shown = [mark for mark in shown if mark.style not in ("unclear", "equal")] or every[:1]
     return shown, every

@@ -188,15 +188,15 @@ def _without_arms_left_out(
     gone = [pair for pair in config.contrasts or [] if any(arm in before and arm not in here for arm in pair)]
     if gone and "contrasts" not in given:
         kept = [pair for pair in config.contrasts or [] if pair not in gone] or None
-        said = (
+        note = (
             f"Of the file's contrasts {', '.join(' - '.join(pair) for pair in gone)} are not compared: --arms leaves "
             f"out their arms{'' if kept else '; those by default are'}."
         )
-        config = replace(config, contrasts=kept, notes=[*config.notes, said])
+        config = replace(config, contrasts=kept, notes=[*config.notes, note])
     if config.reference in before and config.reference not in here and "reference" not in given:
         other = reference_arm(None, here, where)
-        said = f"The file's reference, {config.reference}, is not among --arms; {other} is taken."
-        config = replace(config, reference=None, notes=[*config.notes, said])
+        note = f"The file's reference, {config.reference}, is not among --arms; {other} is taken."
+        config = replace(config, reference=None, notes=[*config.notes, note])
     return config
 
 

@@ -126,9 +126,9 @@ def test_findings_have_colour_and_sign_by_their_kind():
     findings = [Finding(kind=kind, contrast=result.contrasts[1]) for kind in kinds]
     first, folded = marks(replace(result, findings=findings))
     every = folded or first
-    assert [(m.style, m.sign) for m in every if m.style != "said"] == list(kinds.values())
+    assert [(m.style, m.sign) for m in every if m.style != "continued"] == list(kinds.values())
     reader = Page(page(result, {}))
-    assert [style for style in reader.styles() if style in ("helps", "hurts", "unclear", "equal", "caution", "said")]
+    assert [style for style in reader.styles() if style in ("helps", "hurts", "unclear", "equal", "caution", "continued")]
     changed = Finding(kind="setting changed", key="margin", before=0.005, now=0.01)
     assert marks(replace(result, findings=[changed]))[0][0].style == "caution"
 
@@ -659,7 +659,7 @@ def test_evidence_of_an_older_version_is_found_and_shown_as_before(name, tmp_pat
     result = read_study(Path(__file__).parents[2] / "evidence" / name)
     assert [f.kind for f in result.findings] == EVIDENCE[name]
     reader = Page(page(result, {}))
-    assert len([style for style in reader.styles() if style not in ("said", "files", "missing")]) == len(
+    assert len([style for style in reader.styles() if style not in ("continued", "files", "missing")]) == len(
         result.findings
     )
     assert all(note in reader.text for note in result.notes)

@@ -23,6 +23,12 @@ settings.register_profile("lmgraft", derandomize=True, deadline=None, database=N
 settings.load_profile("lmgraft")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with tests of minutes first: begun last, one of them would keep one process busy and the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("long")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from lmgraft.contracts import MeanOf
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.run import dense, mean_comes_early
-from tiny import calls_of, images, make_vit, random_block, relative_error
+from tiny import calls_of, images, long_but, make_vit, random_block, relative_error
 
 READS = (1, 3, 4)
 EARLY = [t for t in TRAITS if mean_comes_early(random_block(final_norm="none", **TRAITS[t]))]
@@ -42,7 +42,7 @@ def test_not_before_a_norm() -> None:
     assert not mean_comes_early(random_block())
 
 
-@pytest.mark.parametrize("trait", EARLY)
+@pytest.mark.parametrize("trait", long_but(EARLY, "llama", "phi", "bloom"))
 def test_counts_are_those_of_a_real_run(trait: str) -> None:
     block, mapper = random_block(final_norm="none", **TRAITS[trait]), make_mapper(12, 32, torch.float32)
     x = draw(3, 7, 12, dtype=torch.float32).requires_grad_()

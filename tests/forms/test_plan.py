@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import PLANS, SOME_TRAITS, TRAITS, by_plans, counted, draw, make_mapper, problem
+from oracle import PLANS, TRAITS, by_plans, counted, draw, make_mapper, problem
 
 from lmgraft.block import BlockConfig
 from lmgraft.graft.forms.cost import operations, seconds
 from lmgraft.graft.forms.plan import choose, exact_plans
 from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense
-from tiny import random_block, relative_error
+from tiny import long_but, random_block, relative_error
 
 GRADIENTS = {
     "none": {},
@@ -27,7 +27,7 @@ GRADIENTS = {
 
 
 @pytest.mark.parametrize("gradients", GRADIENTS)
-@pytest.mark.parametrize("trait", SOME_TRAITS)
+@pytest.mark.parametrize("trait", long_but(TRAITS, "llama", "opt", "gemma2"))
 def test_counts_are_those_of_a_real_run(trait: str, gradients: str) -> None:
     block, flags = random_block(**TRAITS[trait]), GRADIENTS[gradients]
     block.requires_grad_(flags.get("block_grad", False))

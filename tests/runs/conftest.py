@@ -6,9 +6,12 @@ import struct
 import numpy as np
 import pytest
 from lasting import watched_by
-from studying import Watch, run_here, study_of, without_flops
+from studying import Here, Watch, run_here, study_of, without_flops
 
 from lmgraft.recipes.recipe import Recipe, parse_recipe
+from lmgraft.studies import step_times
+from lmgraft.studies.engine import local
+from lmgraft.studies.study import costs
 
 
 def write_idx(path, array):
@@ -29,6 +32,16 @@ def fashion_root(tmp_path_factory):
         write_idx(root / f"{half}-images-idx3-ubyte.gz", images)
         write_idx(root / f"{half}-labels-idx1-ubyte.gz", labels)
     return root
+
+
+@pytest.fixture
+def in_this_process(monkeypatch):
+    """Trainings and counts without processes of their own; the executor that was used."""
+    used = Here()
+    monkeypatch.setattr(local, "local", lambda *_: used)
+    monkeypatch.setattr(step_times, "_SECONDS", 0.0)
+    monkeypatch.setattr(costs, "in_own_process", lambda function, *args, **kwargs: function(*args, **kwargs))
+    return used
 
 
 RECIPE = """

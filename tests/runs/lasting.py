@@ -3,6 +3,7 @@
 import multiprocessing
 import sys
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from pytorch_lightning import Callback
 from lmgraft import records
 from lmgraft.cli.main import main
 from lmgraft.recipes import read_result, train_run
+from lmgraft.studies.engine import worker
 from lmgraft.training import fit as fit_module
 from lmgraft.training.checkpoints import checkpoint_path, read_checkpoint
 
@@ -94,6 +96,13 @@ def forkserver():
         ["lmgraft.recipes", "lmgraft.cli.train", "timm.models.vision_transformer", "lasting"]
     )
     return context
+
+
+def quick_processes(patch):
+    """lmgraft's own processes are forked from that one, too; they see the environment as it was at the first."""
+    context = forkserver()
+    only = SimpleNamespace(get_context=lambda _: context, parent_process=multiprocessing.parent_process)
+    patch.setattr(worker, "multiprocessing", only)
 
 
 def start(*arguments):

@@ -466,7 +466,7 @@ def test_explain_refuses_what_does_not_fit(monkeypatch):
     assert total_memory() > GIB // 8
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_in_processes_of_its_own(capsys, tmp_path):
     wanted = ["--hosts", "vit-t@32", "--blocks", "smollm2-135m", "--batch", "1", "--phase", "eval"]
     assert main(["bench", *wanted, "--rounds", "3", "--seconds", "1", "--out", str(tmp_path)]) == 0

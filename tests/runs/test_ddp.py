@@ -115,7 +115,7 @@ def test_two_processes_are_one_with_the_double_batch(make_recipe, two_recipe, tm
     assert [folder.name for folder in (run / "logs" / "csv").iterdir()] == ["version_0"]  # one process wrote
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_from_one_command(make_recipe, two_recipe, tmp_path):
     """Lightning starts the second process; the first evaluates and reports alone."""
     train_run(make_recipe(*ONE), tmp_path / "one", progress="none")

@@ -103,6 +103,7 @@ def assert_ended(process, seconds=40):
     assert not group_of(process)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_whole_group_leaves_workers_to_the_main_process(recipe_file, tmp_path, whole, signum):
     """As SLURM, a terminal's Ctrl-C and a container's end send it."""

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from lasting import quick_processes
 from pages import Page
 
 from lmgraft.cli.main import main
@@ -27,8 +28,8 @@ def toy(make_recipe, tmp_path):
     return ["quickstart", "--out", str(tmp_path / "out"), "--recipe", str(file)]
 
 
-@pytest.mark.slow
-def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
+@pytest.mark.long
+def test_killed_it_goes_on(toy, tmp_path, capsys):
     out = tmp_path / "out"
     environment = os.environ | {"PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
@@ -55,6 +56,15 @@ def test_quickstart_end_to_end_killed_and_going_on(toy, tmp_path, capsys):
     assert (out / "plain" / "result.json").stat().st_mtime_ns == plain
     # It went on with the killed arm: its first launch's log is still there beside the second's.
     assert len(list((out / "llm" / "logs" / "csv").glob("version_*"))) == 2
+    assert set(json.loads((out / "quickstart.json").read_text())) == set(ARMS)
+
+
+@pytest.mark.slow
+def test_quickstart_end_to_end(toy, tmp_path, capsys, monkeypatch):
+    quick_processes(monkeypatch)
+    out = tmp_path / "out"
+    assert main(toy) == 0
+    assert "arms: 3 in all, 0 done before, 3 to do" in capsys.readouterr().err
     results = json.loads((out / "quickstart.json").read_text())
     assert set(results) == set(ARMS)
     assert results["plain"]["frozen_params"] == 0

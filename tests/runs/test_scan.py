@@ -412,6 +412,7 @@ def scanned(small, trained, plain_runs, tmp_path):
     return config, tmp_path / "out", read_scan(tmp_path / "out")
 
 
+@pytest.mark.long
 def test_only_what_is_missing_is_computed(scanned, monkeypatch):
     config, out, first = scanned
     assert set(first.candidates) == {

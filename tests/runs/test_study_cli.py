@@ -10,29 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from lasting import assert_same_run
-from studying import STUDY, Here, study_of, without_flops
+from studying import STUDY, study_of, without_flops
 
 from lmgraft.cli.main import main
 from lmgraft.data.image.toy import write_toy_imagenet
 from lmgraft.recipes import build_model
 from lmgraft.studies import step_times
-from lmgraft.studies.engine import local
-from lmgraft.studies.study import costs
 from lmgraft.studies.study.config import list_studies
 from lmgraft.studies.study.estimate import plan
 from lmgraft.studies.study.read import read_study
 from lmgraft.studies.study.run import make_cells
 from tiny import long_but
-
-
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Trainings and counts without processes of their own; the executor that was used."""
-    used = Here()
-    monkeypatch.setattr(local, "local", lambda _: used)
-    monkeypatch.setattr(step_times, "_SECONDS", 0.0)
-    monkeypatch.setattr(costs, "in_own_process", lambda function, *arguments: function(*arguments))
-    return used
 
 
 @pytest.mark.parametrize("name", long_but(list_studies(), "image/fashion_controls", "image/paper_position"))

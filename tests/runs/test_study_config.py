@@ -7,6 +7,7 @@ from studying import study_of
 from lmgraft.errors import RecipeError
 from lmgraft.studies.study.config import find_study, list_studies, load_study, parse_study
 from lmgraft.studies.study.run import make_cells
+from tiny import long_but
 
 ARMS = "recipe: image/fashion_vit_debug\narms: {arms}\n"
 
@@ -130,7 +131,7 @@ def test_the_resolved_study_reads_back_as_itself():
         assert again.yaml == study.yaml
 
 
-@pytest.mark.parametrize("name", list_studies())
+@pytest.mark.parametrize("name", long_but(list_studies(), "image/fashion_controls", "image/paper_depth"))
 def test_every_study_has_a_header_a_sibling_and_recipes_that_fit(name, tmp_path):
     text = find_study(name)
     assert text.startswith("# ")

@@ -1,23 +1,20 @@
 """Studies in real processes: killed drivers, workers that die, several at a time."""
 
-import multiprocessing
 import os
 import re
 import signal
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import studying
-from lasting import assert_same_run, forkserver, start, wait_for_progress
+from lasting import assert_same_run, quick_processes, start, wait_for_progress
 from studying import run_here, study_of, without_flops
 
 from lmgraft.errors import RunError
 from lmgraft.records import only_one
 from lmgraft.studies.engine import local as local_module
-from lmgraft.studies.engine import worker
 from lmgraft.studies.engine.local import local
 from lmgraft.studies.engine.runs import Run
 from lmgraft.training.checkpoints import checkpoint_path
@@ -31,12 +28,7 @@ pytestmark = pytest.mark.slow
 def _quick_processes(monkeypatch):
     """Real processes, forked from one that has imported everything: a fresh interpreter takes seconds."""
     without_flops(monkeypatch)
-    monkeypatch.setattr(worker, "multiprocessing", only(forkserver()))
-
-
-def only(context):
-    """`multiprocessing`, as the worker's module uses it, with one kind of process."""
-    return SimpleNamespace(get_context=lambda _: context, parent_process=multiprocessing.parent_process)
+    quick_processes(monkeypatch)
 
 
 def two_arms(recipe_file, *options):
@@ -66,11 +58,14 @@ def test_a_worker_that_dies_is_said_and_tried_again(recipe_file, tiny_study, tmp
 
 @pytest.mark.parametrize(
     ("fault", "said"),
-    [
-        ("die_with_llm_at", "its process died 3 times"),
+    long_but(
+        [
+            ("die_with_llm_at", "its process died 3 times"),
+            ("fall_over_at", "CUDA out of memory"),
+            ("have_a_bug_at", r"KeyError: 'no such thing'; \S+/llm/seed0/error\.txt says where"),
+        ],
         ("fall_over_at", "CUDA out of memory"),
-        ("have_a_bug_at", r"KeyError: 'no such thing'; \S+/llm/seed0/error\.txt says where"),
-    ],
+    ),
 )
 def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monkeypatch, fault, said):
     monkeypatch.setattr(local_module, "train_at", getattr(studying, fault))

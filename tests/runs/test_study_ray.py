@@ -199,6 +199,7 @@ def test_machines_that_do_not_fit_are_found_first(cluster, make_run, tmp_path, m
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
+@pytest.mark.long
 def test_sigterm_saves_what_runs(cluster, make_run):
     run, lines = make_run("long", "--train.epochs=1000"), []
 

@@ -29,7 +29,7 @@ def commands():
 
 
 @pytest.mark.slow
-def test_every_command_of_the_page_runs(example, llama_folder):
+def test_every_command_of_the_page_runs(example, llama_folder, in_this_process):
     assert {path.name for path in example.iterdir()} == {"hertz.py", "hertz.yaml", "hertz_study.yaml"}
     ran = []
     for command, *arguments in commands():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -102,8 +103,9 @@ class Recipe:
         return metrics[name]
 
 
+@functools.cache
 def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
-    """The schema of a recipe: the typed signatures, nothing else."""
+    """The schema of a recipe: the typed signatures, nothing else. Made once: it takes as long as a parse."""
     from lmgraft.data.base import Data
     from lmgraft.tasks.base import Task
 

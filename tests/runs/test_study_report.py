@@ -130,8 +130,6 @@ def test_findings_have_colour_and_sign_by_their_kind():
     reader = Page(page(result, {}))
     styles = ("helps", "hurts", "unclear", "equal", "caution", "continued")
     assert [style for style in reader.styles() if style in styles]
-        style for style in reader.styles() if style in ("helps", "hurts", "unclear", "equal", "caution", "continued")
-    ]
     changed = Finding(kind="setting changed", key="margin", before=0.005, now=0.01)
     assert marks(replace(result, findings=[changed]))[0][0].style == "caution"
 

@@ -2,20 +2,16 @@
 
 import csv
 import math
-from typing import get_args
 
 import numpy as np
 import pytest
-import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import lmgraft
-from lmgraft.analysis.activations import Stage, frequency, magnitude, patch_tokens
+from lmgraft.analysis.activations import frequency, magnitude
 from lmgraft.analysis.curves import read_curves
 from lmgraft.analysis.intervals import wilson_interval
-from lmgraft.errors import HostError
 
 
 def test_wilson_equals_the_published_example():
@@ -68,34 +64,6 @@ def test_maps_can_center_by_rows_as_the_pseudo_code_does():
 
 def test_a_constant_map_is_zero_not_nan():
     assert torch.equal(magnitude(torch.ones(2, 4, 3), (2, 2)), torch.zeros(2, 2, 2))
-
-
-def test_patch_tokens_at_every_stage(tiny_vit, llama_folder):
-    images = torch.randn(2, 3, 32, 32)
-    plain = tiny_vit.eval()
-    with torch.no_grad():
-        (before,) = plain.forward_intermediates(images, indices=1, output_fmt="NLC", intermediates_only=True)
-    tokens, grid = patch_tokens(plain, images, "encoder")
-    assert grid == (4, 4)
-    assert torch.equal(tokens, before)
-    with pytest.raises(HostError, match="behind a graft"):
-        patch_tokens(plain, images, "mapper_out")
-    model = lmgraft.graft(plain, str(llama_folder))
-    inserted, block = model.graft, model.graft.block
-    with torch.no_grad():
-        full = model.forward_intermediates(images, indices=1, output_fmt="NLC", intermediates_only=True)[0]
-        at = {stage: patch_tokens(model, images, stage)[0] for stage in get_args(Stage)}
-        assert torch.equal(at["encoder"], before)
-        assert torch.allclose(at["mapper_in"], inserted.mapper_in(before), atol=1e-6)
-        assert torch.allclose(at["mapper_out"], full, atol=1e-6)
-        after_mlp = at["attention"] + block.layers[-1].mlp(block.layers[-1].mlp_norm(at["attention"]))
-        assert torch.allclose(at["feed_forward"], after_mlp, atol=1e-5)
-    assert len(model.graft.mapper_in._forward_pre_hooks) == 0
-
-
-def test_patch_tokens_of_an_unknown_model():
-    with pytest.raises(HostError, match="no known grid"):
-        patch_tokens(timm.create_model("test_resnet"), torch.zeros(1, 3, 32, 32), "encoder")
 
 
 def test_curves_join_launches_and_the_later_one_counts(tmp_path):

@@ -1,94 +1,69 @@
-"""Which tokens stand out: magnitude and frequency of token features (paper, Section 6 and A.5)."""
+"""Which tokens stand out: magnitude and frequency of token features (paper, Section 6 and A.5).
+
+Knows no model: `observe` gives the tokens, `masks` asks whether those that stand out are the right ones.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
-
-from lmgraft.errors import HostError
-from lmgraft.graft import find_graft, reading_all_tokens
-from lmgraft.graft.hosts import find_host
-
-Stage = Literal["encoder", "mapper_in", "attention", "feed_forward", "mapper_out"]
-"""F_E, F_L1, F_LM^A, F_LM^F and F_L2 of the paper: what the tokens have passed so far."""
+from torch import Tensor
 
 Center = Literal["tokens", "rows"]
 """Mean over all tokens (the text of A.5), or over the rows of the grid (the pseudo-code of Fig. E)."""
 
 
-def magnitude(tokens: Tensor, grid: tuple[int, int], center: Center = "tokens") -> Tensor:
-    """(B, T, C) -> (B, rows, columns) in [0, 1]: L2 norm of each token's distance to the mean."""
-    return _distance_to_mean(tokens.float(), grid, center)
-
-
-def frequency(tokens: Tensor, grid: tuple[int, int], center: Center = "tokens") -> Tensor:
-    """As `magnitude`, of the phase angles of each token's Fourier transform along its channels."""
-    return _distance_to_mean(torch.angle(torch.fft.fft(tokens.float(), dim=-1)), grid, center)
-
-
-def _distance_to_mean(values: Tensor, grid: tuple[int, int], center: Center) -> Tensor:
-    image = values.unflatten(1, grid)  # type: ignore[no-untyped-call]
-    mean = image.mean(dim=(1, 2) if center == "tokens" else 1, keepdim=True)
-    norm: Tensor = (image - mean).norm(dim=-1)
-    low, high = norm.amin(dim=(1, 2), keepdim=True), norm.amax(dim=(1, 2), keepdim=True)
-    # A constant map stands out nowhere: zero, not 0 / 0.
-    return (norm - low) / (high - low).clamp_min(torch.finfo(norm.dtype).tiny)
-
-
-@torch.no_grad()
-def patch_tokens(model: nn.Module, images: Tensor, stage: Stage) -> tuple[Tensor, tuple[int, int]]:
-    """Patch tokens (B, T, C) of `images` at a stage, and their grid.
+def magnitude(
+    tokens: Tensor, grid: tuple[int, ...] | None = None, center: Center = "tokens", padded: Tensor | None = None
+) -> Tensor:
+    """How far each token lies from the mean, scaled to [0, 1] in each sample (A.5).
 
     Args:
-        model: A plain or grafted host that lmgraft knows; it is put into eval mode.
-        images: (B, C, H, W), normalised as in training.
-        stage: "encoder" for both; the others exist behind a graft only.
+        tokens: (B, T, V).
+        grid: Rows and columns of the tokens, for the shape of what is returned and for `center="rows"`.
+        center: Which mean.
+        padded: (B, T) bool: tokens that count for neither mean nor scale; they get 0.
 
-    Raises:
-        HostError: If the model is not known, has no grid, or has no such stage.
+    Returns:
+        (B, rows, columns) with a grid, else (B, T).
     """
-    host = find_host(model)
-    if host is None or host.layout.grid is None or len(host.layout.grid) != 2:
-        raise HostError(f"{type(model).__qualname__} has no known grid of tokens", "use a timm VisionTransformer")
-    module, side = _stage_module(model, stage, host.layers[-1])
-    caught: list[Tensor] = []
-
-    def catch(_: nn.Module, args: tuple[Tensor, ...], output: Any = None) -> None:
-        tokens = args[0] if output is None else host.output.take(output)
-        caught.append(tokens.detach())
-
-    handle = module.register_forward_pre_hook(catch) if side == "in" else module.register_forward_hook(catch)
-    try:
-        model.eval()
-        with reading_all_tokens(model):
-            model(images)
-    finally:
-        handle.remove()
-    rows, columns = host.layout.grid
-    return caught[0][:, host.layout.num_prefix_tokens :], (rows, columns)
+    return _distance_to_mean(tokens.float(), grid, center, padded)
 
 
-def _stage_module(model: nn.Module, stage: Stage, last_layer: str) -> tuple[nn.Module, Literal["in", "out"]]:
-    inserted = find_graft(model)
-    if inserted is None:
-        if stage != "encoder":
-            raise HostError(f"stage {stage!r} exists behind a graft only", "graft the model, or use 'encoder'")
-        return model.get_submodule(last_layer), "out"
-    if inserted.block.opaque and stage == "attention":
-        raise HostError("stage 'attention' exists in a block of lmgraft's code only", "use 'feed_forward'")
-    if not len(inserted.block.layers):
-        if stage in ("attention", "feed_forward"):
-            raise HostError(f"stage {stage!r} exists in a transformer block only", "use mapper_in or mapper_out")
-        last: nn.Module = nn.Identity()
+def frequency(
+    tokens: Tensor, grid: tuple[int, ...] | None = None, center: Center = "tokens", padded: Tensor | None = None
+) -> Tensor:
+    """As `magnitude`, of the phase angles of each token's Fourier transform along its channels."""
+    spectrum = torch.fft.rfft(tokens.float(), dim=-1)
+    # Real by symmetry, the first and, of an even number, the last: rounding would turn their angle from pi to -pi.
+    real = [0, -1] if tokens.shape[-1] % 2 == 0 else [0]
+    imag = spectrum.imag.index_fill(-1, torch.tensor(real, device=tokens.device) % spectrum.shape[-1], 0.0)
+    # The other half of the spectrum has the same angles with the other sign, and so the same distances.
+    twice = torch.full((spectrum.shape[-1],), 2**0.5, device=tokens.device)
+    twice[real] = 1.0
+    return _distance_to_mean(torch.atan2(imag, spectrum.real) * twice, grid, center, padded)
+
+
+def _distance_to_mean(values: Tensor, grid: tuple[int, ...] | None, center: Center, padded: Tensor | None) -> Tensor:
+    if center == "rows":
+        if grid is None or padded is not None:
+            raise ValueError("a mean over rows needs a grid without padded tokens: give one, or center='tokens'")
+        mean = values.unflatten(1, grid).mean(1, keepdim=True).expand(-1, grid[0], -1, -1).flatten(1, 2)  # type: ignore[no-untyped-call]
+    elif padded is None:
+        mean = values.mean(1, keepdim=True)
     else:
-        last = inserted.block.layers[-1]
-    modules: dict[Stage, tuple[nn.Module, Literal["in", "out"]]] = {
-        "encoder": (inserted.mapper_in, "in"),
-        "mapper_in": (inserted.mapper_in, "out"),
-        "attention": (getattr(last, "mlp_norm", last), "in"),
-        "feed_forward": (inserted.block.final_norm, "in"),
-        "mapper_out": (inserted.mapper_out, "out"),
-    }
-    return modules[stage]
+        seen = (~padded).unsqueeze(-1).to(values.dtype)
+        mean = (values * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)
+    scaled = scaled_to_one((values - mean).norm(dim=-1), padded)
+    return scaled if grid is None else scaled.unflatten(1, grid)  # type: ignore[no-untyped-call]
+
+
+def scaled_to_one(values: Tensor, padded: Tensor | None = None) -> Tensor:
+    """(B, T) -> (B, T) with the smallest value of each sample at 0 and the largest at 1; a constant is 0, not 0 / 0."""
+    low_side, high_side = (values, values) if padded is None else (
+        values.masked_fill(padded, float("inf")), values.masked_fill(padded, float("-inf"))
+    )  # fmt: skip
+    low, high = low_side.amin(1, keepdim=True), high_side.amax(1, keepdim=True)
+    scaled = (values - low) / (high - low).clamp_min(torch.finfo(values.dtype).tiny)
+    return scaled if padded is None else scaled.masked_fill(padded, 0.0)

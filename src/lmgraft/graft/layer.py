@@ -89,7 +89,7 @@ class GraftLayer(nn.Module):
         if self.read_token is None:
             y, h = self.compute(self, x, key_padding_mask, reads)
         else:
-            y, h = self.compute(self, *_with_token(x, key_padding_mask, self.read_token), x.shape[1])
+            y, h = self.compute(self, *with_token(x, key_padding_mask, self.read_token), x.shape[1])
         residual = self.config.residual
         out: Tensor = self.mapper_out(y + h if residual == "in" else y).to(x.dtype)
         if self.read_token is not None:
@@ -154,7 +154,7 @@ class GraftLayer(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing, unknown, errors)
 
 
-def _with_token(x: Tensor, mask: Tensor | None, token: Tensor) -> tuple[Tensor, Tensor | None]:
+def with_token(x: Tensor, mask: Tensor | None, token: Tensor) -> tuple[Tensor, Tensor | None]:
     """Tokens and padding mask with one more token, which is never padded, behind them."""
     x = torch.cat([x, token.to(x.dtype).expand(x.shape[0], 1, -1)], dim=1)
     return x, None if mask is None else torch.cat([mask, mask.new_zeros(mask.shape[0], 1)], dim=1)

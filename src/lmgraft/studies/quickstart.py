@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft import records
-from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
+from lmgraft.analysis.activations import frequency, magnitude
 from lmgraft.analysis.curves import Curve, read_curves, running_mean
 from lmgraft.analysis.intervals import wilson_interval
+from lmgraft.analysis.observe import observe
 from lmgraft.analysis.timing import TimeRatio, time_ratio
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.data.base import Data
@@ -210,10 +211,14 @@ def _map_images(models: dict[str, nn.Module], test: ImageArray, names: tuple[str
     places = {"plain: encoder": ("plain", "encoder")}
     if find_graft(models["llm"]) is not None:
         places |= {"llm: encoder, before the block": ("llm", "encoder"), "llm: behind W2": ("llm", "mapper_out")}
+    observed = {arm: observe(models[arm], images) for arm in ("plain", "llm")}
     maps: dict[str, dict[str, Tensor]] = {}
     for title, (arm, stage) in places.items():
-        tokens, grid = patch_tokens(models[arm], images, stage)  # type: ignore[arg-type]
-        maps[title] = {"magnitude": magnitude(tokens, grid), "frequency": frequency(tokens, grid)}
+        features = observed[arm].at[stage]
+        maps[title] = {
+            "magnitude": magnitude(features.tokens, features.grid),
+            "frequency": frequency(features.tokens, features.grid),
+        }
     return [
         MappedImage(
             image=test.images[i, 0],

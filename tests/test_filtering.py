@@ -139,6 +139,13 @@ class TestWhatStandsOut:
         assert torch.allclose(out[:, :5], measure(tokens[:, :5]), atol=1e-6)
         assert torch.equal(out[:, 5:], torch.zeros(2, 2))
 
+    def test_a_grid_of_three_axes(self) -> None:
+        tokens = torch.randn(2, 12, 5)
+        assert torch.equal(magnitude(tokens, (2, 2, 3)).flatten(1), magnitude(tokens))
+        by_time = tokens - tokens.view(2, 2, 6, 5).mean(1, keepdim=True).expand(-1, 2, -1, -1).reshape(2, 12, 5)
+        expected = scaled_to_one(by_time.norm(dim=-1))
+        assert torch.allclose(magnitude(tokens, (2, 2, 3), center="rows").flatten(1), expected, atol=1e-6)
+
     def test_a_constant_is_zero(self) -> None:
         assert torch.equal(scaled_to_one(torch.full((1, 4), 3.0)), torch.zeros(1, 4))
 

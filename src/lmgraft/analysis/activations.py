@@ -21,12 +21,12 @@ def magnitude(
 
     Args:
         tokens: (B, T, V).
-        grid: Rows and columns of the tokens, for the shape of what is returned and for `center="rows"`.
+        grid: Sizes of the tokens' grid, outermost first, for the shape of what is returned and for `center="rows"`.
         center: Which mean.
         padded: (B, T) bool: tokens that count for neither mean nor scale; they get 0.
 
     Returns:
-        (B, rows, columns) with a grid, else (B, T).
+        (B, *grid) with a grid, else (B, T).
     """
     return _distance_to_mean(tokens.float(), grid, center, padded)
 
@@ -49,7 +49,8 @@ def _distance_to_mean(values: Tensor, grid: tuple[int, ...] | None, center: Cent
     if center == "rows":
         if grid is None or padded is not None:
             raise ValueError("a mean over rows needs a grid without padded tokens: give one, or center='tokens'")
-        mean = values.unflatten(1, grid).mean(1, keepdim=True).expand(-1, grid[0], -1, -1).flatten(1, 2)  # type: ignore[no-untyped-call]
+        image = values.unflatten(1, grid)  # type: ignore[no-untyped-call]
+        mean = image.mean(1, keepdim=True).expand_as(image).flatten(1, len(grid))
     elif padded is None:
         mean = values.mean(1, keepdim=True)
     else:

@@ -253,7 +253,7 @@ def report_of(checkpoint: Checkpoint, source: str, names: Sequence[str], **layer
         path=str(checkpoint.label),
         layer_bytes=sum(map(checkpoint.nbytes, names)),
         metadata={key: checkpoint.config[key] for key in _ABOUT if key in checkpoint.config},
-        bytes_to_fetch=sum(map(getattr(checkpoint, "to_fetch", lambda _: 0), names)),
+        bytes_to_fetch=sum(map(checkpoint.to_fetch, names)),
         **facts_of(checkpoint, names),
         **layer,
     )

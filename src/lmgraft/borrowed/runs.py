@@ -49,6 +49,10 @@ class RunCheckpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self._tensors[name].shape)
 
+    def to_fetch(self, name: str) -> int:
+        """Nothing: a run's folder lies on this machine."""
+        return 0
+
     def nbytes(self, name: str) -> int:
         return self._tensors[name].nbytes
 

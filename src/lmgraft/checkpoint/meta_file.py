@@ -95,6 +95,10 @@ class MetaCheckpoint:
     def nbytes(self, name: str) -> int:
         return sum(rank.nbytes(name) for rank in self._holders(name))
 
+    def to_fetch(self, name: str) -> int:
+        """Nothing: torch files come whole."""
+        return 0
+
     def dtype(self, name: str) -> str:
         return self._ranks[0].dtype(name)
 

@@ -112,8 +112,7 @@ def read_tensors(
     rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
     in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
-    to_fetch = getattr(checkpoint, "to_fetch", lambda _: 0)
-    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(to_fetch, in_file.values())))
+    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(checkpoint.to_fetch, in_file.values())))
     tensors = {}
     for canonical, name in in_file.items():
         tensors[canonical] = finish(canonical, read_finite(checkpoint, name))

@@ -43,8 +43,7 @@ _OF_TRAINING = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")
 class Checkpoint(Protocol):
     """An open LLM checkpoint: its header is read, its tensors are not.
 
-    One from the Hub has an attribute `revision`, the commit; one whose bytes may have to be fetched
-    a method `to_fetch(name)`, the bytes of a tensor that are not on this machine yet.
+    One from the Hub has an attribute `revision`, the commit.
     """
 
     label: str
@@ -65,6 +64,9 @@ class Checkpoint(Protocol):
 
     def nbytes(self, name: str) -> int:
         """Bytes that a tensor takes in the file."""
+
+    def to_fetch(self, name: str) -> int:
+        """Bytes of a tensor that neither lie on this machine nor in the cache."""
 
     def dtype(self, name: str) -> str:
         """The file's own name for the tensor's type."""

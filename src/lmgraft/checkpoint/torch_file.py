@@ -170,6 +170,10 @@ class TorchCheckpoint:
     def nbytes(self, name: str) -> int:
         return self._file(name).nbytes(name)
 
+    def to_fetch(self, name: str) -> int:
+        """Nothing: torch files come whole."""
+        return 0
+
     def dtype(self, name: str) -> str:
         return self._file(name).dtype(name)
 

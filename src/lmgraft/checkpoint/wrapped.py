@@ -66,8 +66,7 @@ class PlainNames:
 
     def to_fetch(self, name: str) -> int:
         """Bytes of a tensor that neither lie on this machine nor in the cache."""
-        to_fetch = getattr(self._wrapped, "to_fetch", lambda _: 0)
-        return int(to_fetch(self._stored[name]))
+        return self._wrapped.to_fetch(self._stored[name])
 
     def read(self, name: str) -> Tensor:
         """Read one tensor as the other checkpoint does."""

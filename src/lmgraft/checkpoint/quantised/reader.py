@@ -143,8 +143,7 @@ class QuantisedCheckpoint:
 
     def to_fetch(self, name: str) -> int:
         """Bytes of a tensor that neither lie on this machine nor in the cache."""
-        to_fetch = getattr(self._stored, "to_fetch", lambda _: 0)
-        return sum(to_fetch(part) for part in self._parts(name))
+        return sum(map(self._stored.to_fetch, self._parts(name)))
 
     def is_padding(self, name: str) -> bool:
         """Whether `name` is a bias of zeros, which some quantisers add to every layer."""

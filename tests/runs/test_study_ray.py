@@ -18,11 +18,12 @@ import pytest
 from lmgraft import records
 from lmgraft.errors import RunError
 from lmgraft.recipes import read_result
+from lmgraft.recipes.run import lock_of
 from lmgraft.records import only_one
 from lmgraft.studies.engine import cluster as engine
 from lmgraft.studies.engine.cluster import Needs, Share, attempt, on_ray, share_of
 from lmgraft.studies.engine.missing import in_turn
-from lmgraft.studies.engine.runs import Run, lock_of, train
+from lmgraft.studies.engine.runs import Run, train
 from lmgraft.studies.study import run as study_run
 from lmgraft.studies.study.config import parse_study
 from lmgraft.training.checkpoints import checkpoint_path
@@ -218,7 +219,7 @@ def test_sigterm_saves_what_runs(cluster, make_run):
     saved = stamp(run.folder)
     assert saved is not None
     assert not run.finished
-    with only_one(lock_of(run), "run"):  # nobody is left at it
+    with only_one(lock_of(run.folder), "run"):  # nobody is left at it
         time.sleep(0.5)
     assert stamp(run.folder) == saved
 
@@ -228,7 +229,7 @@ def test_an_attempt_waits_for_another_that_is_dying_and_a_run_that_never_gets_on
     monkeypatch.setattr(sys, "argv", ["of pytest"])
     monkeypatch.setattr(engine.Needs, "unmet", lambda _: None)
     command = ["lmgraft", "study"]
-    with only_one(lock_of(run), "run"):
+    with only_one(lock_of(run.folder), "run"):
         monkeypatch.setattr(engine, "HELD_WITHIN", 0)
         for _ in range(3):
             with pytest.raises(RunError, match="another process is at run"):

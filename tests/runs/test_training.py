@@ -2,6 +2,7 @@
 
 import math
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError, RecipeError, RunError
 from lmgraft.recipes import build_model, evaluate_run, load_trained, read_result, train_run
-from lmgraft.recipes.run import read_run
+from lmgraft.recipes.run import alone_in, lock_of, read_run
 from lmgraft.registry import FACTORIES
 from lmgraft.tasks.classification import Classification
 from lmgraft.training.callbacks import PlainProgress
@@ -444,3 +445,23 @@ def test_precision_follows_the_device(monkeypatch, gpu, bf16, options, expected)
     # Older GPUs emulate bfloat16, slowly: that does not count.
     monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation=True: bf16 or including_emulation)
     assert precision_of(TrainConfig(**options)) == expected
+
+
+def test_one_process_at_a_time_is_at_a_run(make_recipe, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with records.only_one(lock_of(run), "it"):
+        for resume in (False, True):
+            with pytest.raises(RunError, match=f"another process is at run {run}"):
+                train_run(make_recipe(), run, resume=resume, progress="none")
+        monkeypatch.setattr("lmgraft.recipes.run.rank", lambda: 1)
+        with alone_in(run):  # the others of the process that holds it
+            pass
+    assert not run.exists()
+    monkeypatch.undo()
+    with alone_in(run):
+        with alone_in(run):
+            pass
+        with ThreadPoolExecutor() as pool, pytest.raises(RunError, match="another process"):
+            pool.submit(train_run, make_recipe(), run, progress="none").result()
+    with alone_in(run):
+        pass

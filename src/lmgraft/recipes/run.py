@@ -11,9 +11,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +71,8 @@ def train_run(
 ) -> Result:
     """Train a recipe in `run_dir`, evaluate its best epoch on the test items, write result.json.
 
-    With several processes, all but the first end when training is done (SystemExit with status 0);
-    the first one evaluates and returns.
+    One process at a time is at a run (`alone_in`). With several processes, all but the first end when training is
+    done (SystemExit with status 0); the first one evaluates and returns.
 
     Args:
         recipe: What to train.
@@ -82,11 +85,26 @@ def train_run(
         allow_difference: Only warn where they are not.
 
     Raises:
-        RunError: If the folder is in use, or holds a run of another recipe, data or block; see also `fit`.
+        RunError: If another process is at it, or it holds a run of another recipe, data or block; see also `fit`.
         LmgraftError: If data, block or backbone cannot be had; before any training.
     """
-    if rank() == 0:
-        _claim(recipe, run_dir, resume)
+    with alone_in(run_dir):
+        if rank() == 0:
+            _claim(recipe, run_dir, resume)
+        display = Display(label or recipe.arm, progress)
+        return _train(recipe, run_dir, repeats, allow_difference, resume=resume, retries=retries, display=display)
+
+
+def _train(
+    recipe: Recipe,
+    run_dir: Path,
+    repeats: Path | None,
+    allow_difference: bool,
+    *,
+    resume: bool,
+    retries: int,
+    display: Display,
+) -> Result:
     history = read_retries(run_dir) if resume else []
     task = _prepare(recipe, history)
     recipe = settled(recipe, build_model)
@@ -103,7 +121,6 @@ def train_run(
     if rank() == 0:
         records.write_text(run_dir / "config.yaml", recipe.yaml)
         write_record(run_dir, record)
-    display = Display(label or recipe.arm, progress)
     task, summary = _fit_with_retries(recipe, task, run_dir, history, retries=retries, resume=resume, display=display)
     end_other_processes()
     if recipe.train.strategy == "fsdp":
@@ -114,6 +131,40 @@ def train_run(
     write_items(run_dir, task.items)
     write_result(run_dir, result)
     return result
+
+
+def lock_of(run_dir: Path) -> Path:
+    """The file whose lock a process holds while it is at the run: beside the folder, which is new or another's."""
+    return run_dir.parent / f".{run_dir.name}.lock"
+
+
+_ours: ContextVar[frozenset[Path]] = ContextVar("lmgraft_runs", default=frozenset())
+
+
+@contextmanager
+def alone_in(run_dir: Path, wait: float = 0) -> Iterator[None]:
+    """Hold the lock of a run; a call inside of another holds it on. Of a run's own processes only the first takes it.
+
+    Where the folder beside is not to be written in, everyone gets in.
+
+    Args:
+        run_dir: The run's folder, there or not.
+        wait: Seconds to wait for another process that is at this run, and may be dying.
+
+    Raises:
+        HeldError: If another process is at it for longer.
+    """
+    run_dir = run_dir.resolve()
+    is_writable = not run_dir.parent.exists() or os.access(run_dir.parent, os.W_OK)
+    if rank() != 0 or run_dir in _ours.get() or not is_writable:
+        yield
+        return
+    with records.only_one(lock_of(run_dir), f"run {run_dir}", wait=wait):
+        before = _ours.set(_ours.get() | {run_dir})
+        try:
+            yield
+        finally:
+            _ours.reset(before)
 
 
 def _fit_with_retries(

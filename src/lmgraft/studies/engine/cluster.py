@@ -27,11 +27,12 @@ from typing import Any
 from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import read_result
+from lmgraft.recipes.run import lock_of
 from lmgraft.studies.engine import machine
 from lmgraft.studies.engine.machine import Needs
 from lmgraft.studies.engine.missing import Done, Executor, brief
 from lmgraft.studies.engine.progress import Say
-from lmgraft.studies.engine.runs import Run, lock_of, train
+from lmgraft.studies.engine.runs import Run, train
 from lmgraft.studies.engine.signals import answer, noted_signals
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.stopping import InterruptedRunError
@@ -380,5 +381,5 @@ def _stop(ray: Any, running: dict[Any, Run], say: Say) -> None:
         ray.cancel(reference, recursive=False)
     ray.wait(list(running), num_returns=len(running), timeout=SAVED_WITHIN)
     for run in running.values():
-        with suppress(records.HeldError), records.only_one(lock_of(run), "it", wait=SAVED_WITHIN):
+        with suppress(records.HeldError), records.only_one(lock_of(run.folder), "it", wait=SAVED_WITHIN):
             pass  # Ray calls a task ended before its worker has saved

@@ -17,7 +17,7 @@ from lmgraft import records
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.recipes import Recipe, Result, load_recipe, read_result, train_run
 from lmgraft.recipes.record import Change
-from lmgraft.recipes.run import other_recipe, read_run
+from lmgraft.recipes.run import alone_in, other_recipe, read_run
 from lmgraft.studies.engine.missing import Done, Executor, run_missing, took
 from lmgraft.studies.engine.progress import Say
 from lmgraft.tasks.items import RESERVED, Items, is_mean_of
@@ -112,16 +112,11 @@ def train(run: Run, threads: int | None = None, wait: float = 0) -> None:
     """
     if threads is not None:
         torch.set_num_threads(threads)
-    with records.only_one(lock_of(run), f"run {run.folder}", wait=wait):
+    with alone_in(run.folder, wait):
         if run.finished:
             read_result(run.folder)
         else:
             train_run(run.load(), run.folder, resume=True, progress=run.progress, label=run.name)
-
-
-def lock_of(run: Run) -> Path:
-    """The file whose lock a process holds while it trains the run, so that nothing is trained twice."""
-    return run.folder.parent / f".{run.folder.name}.lock"
 
 
 def train_missing(

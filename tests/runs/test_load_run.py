@@ -57,6 +57,17 @@ def test_a_run_says_of_files_what_its_model_does(runs, tmp_path, arm):
         run.predict("absent.png")
 
 
+def test_a_class_called_file_stands_beside_the_files_name(runs, monkeypatch):
+    run = lmgraft.load_run(runs / "plain")
+    monkeypatch.setattr(run._task, "_class_names", ("file", "dog"))
+    place = runs / "photos" / "dog" / "dog_1.JPEG"
+    (row,) = run.predict(place)
+    assert (row["file"], row.keys()) == (str(place), {"file", "task.file", "dog"})
+    assert row["task.file"] + row["dog"] == pytest.approx(1, abs=1e-5)
+    ((_, said),) = run.predictions([str(place)])  # as the command writes it
+    assert "file" not in said
+
+
 @pytest.mark.parametrize("arm", ["llm", "plain"])
 def test_load_pretrained_of_a_run_finds_its_model_with_names_of_classes_and_preprocessing(runs, arm):
     run = lmgraft.load_run(runs / arm)

@@ -63,7 +63,11 @@ class TrainedRun:
             batch = on_device(batch, self._device)
             rows = self._task.predict(self._task.outputs(batch), batch)
             for index, prediction in zip(batch.index.tolist(), rows, strict=True):
-                yield items.place(index), prediction
+                yield items.place(index), {_OF_TASK.get(name, name): value for name, value in prediction.items()}
+
+
+_OF_TASK = {"file": "task.file"}
+"""What a task's own column is called whose name a row needs for itself: a class of images may be called so."""
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainedRun:

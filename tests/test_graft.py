@@ -455,14 +455,6 @@ class TestUnknownHosts:
         x = torch.randn(1, 3, 16)
         assert torch.equal(host(x), host.graft(x))
 
-    def test_a_compiled_wrapper_is_not_ungrafted(self, tiny_vit: nn.Module, tiny_block: FrozenBlock) -> None:
-        """Its attributes are the inner model's; taking hooks out of that one would leave half a graft."""
-        model = lmgraft.graft(tiny_vit, tiny_block)
-        before = hooks(model)
-        with pytest.raises(HostError, match="only wraps a grafted model"):
-            lmgraft.ungraft(torch.compile(model, backend="eager"))
-        assert hooks(model) == before
-
 
 class TestHostDescription:
     def test_vit(self) -> None:

@@ -21,7 +21,8 @@ from lmgraft.errors import BlockError, CheckpointError, HostError, LmgraftError,
 from lmgraft.graft import find_graft, save
 from lmgraft.graft.controls import random_frozen
 from lmgraft.graft.layer import ThawedBlockWarning
-from tiny import images, make_vit, randomise_, relative_error
+from tiny import images, make_vit, random_block, randomise_, relative_error
+from tiny_hosts import hf
 
 KWARGS = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 7}
 SPEC = {"factory": "timm", "name": "vit_tiny_patch16_224", "kwargs": KWARGS}
@@ -263,6 +264,32 @@ class TestRoundTrip:
         with pytest.raises(HostError, match="it is not grafted"):
             lmgraft.save_pretrained(tiny_vit, tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+class TestTransformers:
+    """Its `from_pretrained` of a saved graft says what is missing; it does not load the host without the graft."""
+
+    @pytest.fixture
+    def graft(self) -> nn.Module:
+        return lmgraft.graft(hf("ViTForImageClassification"), random_block()).eval()
+
+    def test_from_pretrained_refuses(self, graft: Any, tmp_path: Path) -> None:
+        import transformers
+
+        lmgraft.save_pretrained(graft, tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["graft.safetensors", "lmgraft.json"]
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            type(graft).from_pretrained(tmp_path, config=graft.config)
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            type(graft).from_pretrained(tmp_path)
+        with pytest.raises(ValueError, match="Unrecognized model"):
+            transformers.AutoModelForImageClassification.from_pretrained(tmp_path)
+
+    def test_lmgraft_loads_it(self, graft: Any, tmp_path: Path) -> None:
+        lmgraft.save_pretrained(graft, tmp_path)
+        (tmp_path / "model.safetensors").write_bytes(b"of transformers' own save_pretrained")
+        again = lmgraft.load_pretrained(tmp_path, model=hf("ViTForImageClassification"), llm=random_block())
+        assert torch.equal(again(X).logits, graft(X).logits)
 
 
 class TestWhatLiesInTheFolder:

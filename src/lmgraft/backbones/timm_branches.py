@@ -24,7 +24,7 @@ from torch import Tensor
 from lmgraft.backbones.own_path import TIMM_PATH, is_own, timm_class
 from lmgraft.backbones.timm_maps import averages, describe_any, head_of_resnet
 from lmgraft.backbones.timm_vit import norm_and_head, reads_of_global_pool
-from lmgraft.contracts import Entry, Host, MeanOf, Reads, TokenLayout
+from lmgraft.contracts import Entry, Host, MeanOf, Reads, TokenLayout, sizes
 
 LAST_BRANCH = Entry(-1)
 
@@ -83,7 +83,8 @@ class MapAndClassTokens:
         """Return the pair made of `tokens`; with a map of height 1 where some tokens only are read."""
         features, prefix = output
         places = tokens[:, prefix.shape[1] :].transpose(1, 2)
-        size = features.shape if places.shape[2] == features[0, 0].numel() else (*places.shape[:2], 1, places.shape[2])
+        is_whole = sizes(places)[2] == sizes(features[0, 0].flatten())[0]
+        size = features.shape if is_whole else (*places.shape[:2], 1, places.shape[2])
         return places.reshape(size), tokens[:, : prefix.shape[1]]
 
 

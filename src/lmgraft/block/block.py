@@ -22,7 +22,7 @@ from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.parts import MLP, Attention, Experts, Norm
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
-from lmgraft.contracts import Tokens, take_tokens
+from lmgraft.contracts import Tokens, sizes, take_tokens
 from lmgraft.errors import BlockError
 
 
@@ -259,7 +259,7 @@ def check_input(x: Tensor, dim: int) -> None:
     Raises:
         BlockError: Naming the shape.
     """
-    if x.shape[-1] != dim or x.dim() != 3:
+    if x.dim() != 3 or sizes(x)[-1] != dim:
         raise BlockError(
             f"the block takes (B, T, {dim}), got {tuple(x.shape)}",
             "map your tokens to the block's width first, as graft() does",

@@ -28,7 +28,7 @@ from lmgraft.block.block import FrozenBlock, Provenance, norm_behind, with_diges
 from lmgraft.block.config import BlockConfig
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.parts import Projection
-from lmgraft.contracts import Tokens, take_tokens
+from lmgraft.contracts import Tokens, sizes, take_tokens
 from lmgraft.errors import BlockError
 
 Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
@@ -288,7 +288,7 @@ def as_tokens(out: Any, x: Tensor, name: str) -> Tensor:
         BlockError: If they are not.
     """
     tokens = out[0] if isinstance(out, tuple | list) and out else out
-    if not isinstance(tokens, Tensor) or tokens.shape != x.shape:
+    if not isinstance(tokens, Tensor) or sizes(tokens) != sizes(x):
         got = tuple(tokens.shape) if isinstance(tokens, Tensor) else type(tokens).__name__
         raise BlockError(
             f"{name} maps {tuple(x.shape)} to {got}",

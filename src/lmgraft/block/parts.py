@@ -17,6 +17,7 @@ from torch.nn import Parameter
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.products import grouped, linear
+from lmgraft.contracts import is_jit_traced
 
 
 class Norm(FrozenModule):
@@ -193,7 +194,8 @@ class Experts(FrozenModule):
 
     def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
         super().__init__()
-        self.activation, self.chosen, self.shares = config.activation, config.experts_per_token, config.router_shares
+        self.activation, self.shares = config.activation, config.router_shares
+        self.count, self.chosen = config.num_experts, config.experts_per_token
         self.router = _projection(tensors, "mlp.router")
         self.gate, self.up, self.down = (_Stack(tensors[f"mlp.{name}.weight"]) for name in ("gate", "up", "down"))
 
@@ -204,7 +206,9 @@ class Experts(FrozenModule):
         if self.shares == "chosen":
             shares = shares / shares.sum(-1, keepdim=True)
         act, out = ACTIVATIONS[self.activation], torch.zeros_like(tokens)
-        for expert in sorted(set(experts.flatten().tolist())):
+        # A trace is of other inputs too.
+        called = range(self.count) if is_jit_traced() else sorted(set(experts.flatten().tolist()))
+        for expert in called:
             rows, place = torch.where(experts == expert)
             inner = tokens[rows]
             made = self.down(act(self.gate(inner, expert)) * self.up(inner, expert), expert)

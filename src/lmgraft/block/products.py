@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lmgraft.contracts import is_traced
+
 _PIECE = {"cpu": 1 << 21, "cuda": 1 << 26}
 """Numbers of a weight that are widened at a time; on CPU 8 MiB of float32, which stay in the cache."""
 
@@ -26,8 +28,7 @@ _LARGE = 1 << 20
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x W^T + b for x (..., a) and W (b, a), in the dtype of `x` or of autocast."""
-    rows = x.numel() // max(1, x.shape[-1])
-    if not (_is_plainly_frozen(x, weight) and (_is_narrow(x, weight) or _few(x, rows, weight))):
+    if not (_is_plainly_frozen(x, weight) and (_is_narrow(x, weight) or _few(x, weight))):
         return F.linear(x, _as_used(weight, x), None if bias is None else _as_used(bias, x))
     out: Tensor = _Product.apply(x.reshape(1, -1, x.shape[-1]), weight.unsqueeze(0), True)
     out = out.squeeze(0).view(*x.shape[:-1], weight.shape[0])
@@ -50,7 +51,7 @@ def _as_used(weight: Tensor, x: Tensor) -> Tensor:
 
 def _is_plainly_frozen(x: Tensor, weight: Tensor) -> bool:
     """Eager, outside autocast and transforms, and nobody wants the weight's gradient."""
-    if torch.compiler.is_compiling() or weight.requires_grad:
+    if is_traced() or weight.requires_grad:
         return False  # compilers choose orders and fuse the widening themselves
     return not (torch.is_autocast_enabled(x.device.type) or torch._C._are_functorch_transforms_active())
 
@@ -59,7 +60,8 @@ def _is_narrow(x: Tensor, weight: Tensor) -> bool:
     return weight.dtype != x.dtype and weight.numel() > _piece(weight)
 
 
-def _few(x: Tensor, rows: int, weight: Tensor) -> bool:
+def _few(x: Tensor, weight: Tensor) -> bool:
+    rows = x.numel() // max(1, x.shape[-1])
     return x.device.type == "cpu" and weight.dtype == x.dtype and 1 < rows <= 256 and weight.numel() >= _LARGE
 
 

@@ -31,6 +31,7 @@ from lmgraft.contracts.tokens import (
     take_tokens,
     to_tokens,
 )
+from lmgraft.contracts.traces import is_jit_traced, is_traced, sizes
 
 __all__ = [
     "Axes",
@@ -46,9 +47,12 @@ __all__ = [
     "Tokens",
     "count_tokens",
     "from_tokens",
+    "is_jit_traced",
+    "is_traced",
     "map_axes",
     "no_padding",
     "reads_everything",
+    "sizes",
     "take_reads",
     "take_tokens",
     "to_tokens",

@@ -11,6 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lmgraft.contracts.traces import sizes
+
 Tokens = None | int | slice | tuple[int, ...] | Tensor
 """Which tokens of (B, T, d), of all samples or of each.
 
@@ -35,10 +37,7 @@ def take_tokens(x: Tensor, reads: Tokens) -> Tensor:
     if reads is None:
         return x
     if isinstance(reads, int):
-        if not -x.shape[1] <= reads < x.shape[1]:
-            raise IndexError(f"token {reads} is read, but there are {x.shape[1]}")
-        # narrow() keeps a view; x[:, -1:0] would be empty for a negative index.
-        return x.narrow(1, reads % x.shape[1], 1)
+        return x.select(1, reads).unsqueeze(1)  # a view; x[:, -1:0] would be empty for a negative index
     if isinstance(reads, slice):
         return x[:, reads]
     if isinstance(reads, tuple):
@@ -79,10 +78,11 @@ any: (B, T, V), or whichever of the two maps has V at its place; a map that coul
 def map_axes(x: Tensor, axes: Axes, width: int) -> Axes | None:
     """How `x` lies: `axes` where it fits, what "any" turns out to be, or None where V is not at its place."""
     fits: list[Axes] = []
-    if x.dim() == 3 and x.shape[2] == width:
+    shape = sizes(x)
+    if x.dim() == 3 and shape[2] == width:
         fits = ["tokens"]
     elif x.dim() == 4:
-        fits = [kind for kind, axis in (("NHWC", 3), ("NCHW", 1)) if x.shape[axis] == width]  # type: ignore[misc]
+        fits = [kind for kind, axis in (("NHWC", 3), ("NCHW", 1)) if shape[axis] == width]  # type: ignore[misc]
     if axes == "any":
         return fits[0] if len(fits) == 1 else None
     return axes if axes in fits else None

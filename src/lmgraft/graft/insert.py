@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from lmgraft.contracts import (
     Axes,
     Entry,
     GraftPoint,
+    Host,
     MeanOf,
     Reads,
     from_tokens,
@@ -34,8 +37,9 @@ from lmgraft.contracts import (
 from lmgraft.errors import HostError
 from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual, parse_reads, plain_reads
 from lmgraft.graft.hosts import locate
-from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, unwrapped
+from lmgraft.graft.layer import NAME, GraftLayer, find_grafts
 from lmgraft.graft.reads import CloseReads, OpenReads
+from lmgraft.graft.wrappers import forget_compiled, inner_path, inside
 
 
 class RunAfter:
@@ -215,8 +219,8 @@ def insert(
     Raises:
         LmgraftError: As `graft`.
     """
-    if isinstance(model, nn.Sequential):
-        raise HostError("an nn.Sequential would run the graft as one more layer", "wrap it in a module of your own")
+    wrapper, model = model, inside(model)
+    config = replace(config, at=inner_path(wrapper, model, config.at))
     name = _free_name(model) if name is None else name
     host, point = locate(model, config.at, host_spec)
     if any(isinstance(hook, _AT_POINT[point.when]) for hook in _hooks_at(model, point).values()):
@@ -231,8 +235,30 @@ def insert(
         )
     if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(reads, MeanOf):
         raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: leave reads out, or MeanOf()")
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    device = device or like.device
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
+    with _real():
+        inserted = _made(model, host, config, block, host_spec, device or ("cpu" if like.is_meta else like.device))
+    for trained in (p for p in inserted.parameters() if p.requires_grad):
+        trained.data = trained.data.to(dtype=like.dtype)
+    inserted.train(model.training)
+    _attach(model, name, inserted, point, known)
+    return wrapper
+
+
+def _made(
+    model: nn.Module,
+    host: Host,
+    config: GraftConfig,
+    block: FrozenBlock | None,
+    host_spec: Mapping[str, Any] | None,
+    device: torch.device | str,
+) -> GraftLayer:
+    """The graft on `device`, as `insert` describes it.
+
+    Raises:
+        HostError: If it would lie on the meta device, where it had no values.
+    """
+    _refuse_meta(torch.device(device).type == "meta")
     if block is None:
         block = load_block(
             config.llm,
@@ -248,11 +274,23 @@ def insert(
         block = place(block, config.dtype, device)
         config = config.describing(block)
     inserted = GraftLayer(_not_shared(block, model), host, config, host_spec)
+    _refuse_meta(any(p.is_meta for p in inserted.parameters()))
     for trained in (p for p in inserted.parameters() if p.requires_grad):
-        trained.data = trained.data.to(device=device, dtype=like.dtype)
-    inserted.train(model.training)
-    _attach(model, name, inserted, point, known)
-    return model
+        trained.data = trained.data.to(device)
+    return inserted
+
+
+def _refuse_meta(is_meta: bool) -> None:
+    if is_meta:
+        raise HostError(
+            "the graft would lie on the meta device, and its block's values, which no state dict has, be lost",
+            "leave device= out, and graft outside of init_empty_weights: a host on the meta device is grafted as any",
+        )
+
+
+def _real() -> AbstractContextManager[Any]:
+    """Makes tensors with values also inside of `torch.device("meta")`."""
+    return torch.device("cpu") if torch.get_default_device().type == "meta" else nullcontext()
 
 
 def ungraft(model: nn.Module, at: str | int | None = None) -> nn.Module:
@@ -265,12 +303,11 @@ def ungraft(model: nn.Module, at: str | int | None = None) -> nn.Module:
     Raises:
         HostError: If the model is not grafted, or not there.
     """
-    grafts = find_grafts(model, at)
+    wrapper, model = model, inside(model)
+    grafts = find_grafts(model, None if at is None else inner_path(wrapper, model, at))
     if not grafts:
         where = "" if at is None else f" at {at!r}"
         raise HostError(f"this model is not grafted{where}", "there is nothing to take out")
-    if unwrapped(model) is not model:
-        raise HostError(f"this {type(model).__name__} only wraps a grafted model", "ungraft the model inside")
     states = [inserted.read_state for inserted in grafts.values()]
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
@@ -282,7 +319,8 @@ def ungraft(model: nn.Module, at: str | int | None = None) -> nn.Module:
     for path in grafts:
         host, _, name = path.rpartition(".")
         delattr(model.get_submodule(host), name)
-    return model
+    forget_compiled()
+    return wrapper
 
 
 _HOOKS = (RunAfter, RunBefore, OpenReads, CloseReads)
@@ -342,6 +380,7 @@ def _attach(model: nn.Module, name: str, inserted: GraftLayer, point: GraftPoint
         model.register_forward_pre_hook(OpenReads(state, asked, parse_reads(inserted.config.reads)), with_kwargs=True)
         model.register_forward_hook(CloseReads(inserted.read_state), always_call=True)
     model.add_module(name, inserted)
+    forget_compiled()
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ decided in `forms`; every form gives the numbers of the dense one.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -82,6 +82,9 @@ class GraftLayer(nn.Module):
         With a read token, the block is computed for that token alone, and every token gets its output.
         Where only a mean is read, every token gets the mean: (B, T, V).
         """
+        if x.is_meta:  # for shapes alone: the graft has values, so it lies elsewhere
+            read = take_reads(x, reads)
+            return read.expand_as(x) if isinstance(reads, MeanOf) else read
         if self.training and not torch.compiler.is_compiling() and self.compute.trains(self.block):
             self._warn_of_thawing()
         if isinstance(reads, MeanOf) and (self.config.form == "dense" or self.read_token is not None):
@@ -89,7 +92,7 @@ class GraftLayer(nn.Module):
         if self.read_token is None:
             y, h = self.compute(self, x, key_padding_mask, reads)
         else:
-            y, h = self.compute(self, *with_token(x, key_padding_mask, self.read_token), x.shape[1])
+            y, h = self.compute(self, *with_token(x, key_padding_mask, self.read_token), -1)
         residual = self.config.residual
         out: Tensor = self.mapper_out(y + h if residual == "in" else y).to(x.dtype)
         if self.read_token is not None:
@@ -136,9 +139,18 @@ class GraftLayer(nn.Module):
         super().train(mode)
         return self
 
-    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Go where `fn` goes and take its dtype, but keep every value: no state dict could bring the block's back.
+
+        So `to_empty` empties the host alone, and the meta device, which holds no values, gets none.
+        """
+
+        def keep(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return tensor if moved.is_meta else tensor.to(device=moved.device, dtype=moved.dtype)
+
         self.compute.clear()
-        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return super()._apply(keep, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool, missing: Any, unknown: Any, errors: Any
@@ -205,16 +217,6 @@ def require_grafts(model: nn.Module, at: str | int | None = None) -> dict[str, G
         where = "" if at is None else f" at {at!r}"
         raise HostError(f"this model has no {NAME!r}: it is not grafted{where}", "call lmgraft.graft(model, ...) first")
     return grafts
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of torch.compile and DDP: its tensors have names of their own."""
-    while True:
-        children = model._modules
-        inner = children.get("_orig_mod", children.get("module") if len(children) == 1 else None)
-        if inner is None:
-            return model
-        model = inner
 
 
 def _lies_at(path: str, inserted: GraftLayer, at: str | int) -> bool:

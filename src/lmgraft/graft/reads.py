@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmgraft.contracts import Reads
+from lmgraft.contracts import Reads, is_jit_traced
 from lmgraft.errors import HostError
 
 _MOST_REMEMBERED = 256  # forwards whose backward is still to come
@@ -109,6 +109,8 @@ def _in_backward() -> bool:
 
 
 def _address(x: Tensor) -> tuple[int, ...]:
+    if is_jit_traced():  # sizes are tensors, and no backward pass follows
+        return ()
     try:
         return (x.data_ptr(), *x.shape)
     except RuntimeError:  # under functorch transforms a tensor has no address
@@ -162,10 +164,29 @@ class CloseReads:
             return
         _frames.set(_without(frame, _frames.get()))
         if not frame.ran and output is not None:  # after an error there is none
-            raise HostError(
-                f"this call of {type(model).__qualname__} passed the graft by",
-                "gradient checkpointing may call the children of a stage only: graft at the last child, by its path",
-            )
+            why, remedy = self._reason(model)
+            raise HostError(f"this call of {type(model).__qualname__} passed the graft by: {why}", remedy)
+
+    def _reason(self, model: nn.Module) -> tuple[str, str]:
+        """Why the module at the graft's point was not called, and what to do."""
+        points = [(p, m) for p, m in model.named_modules() if any(map(self._is_beside, m._forward_hooks.values()))]
+        if not points:
+            what = "the layer at which it lies is no longer in the model"
+            return what, "ungraft the model, and graft it as it is now"
+        path, module = points[0]
+        last = f"graft at the last child: at={f'{path}.{next(reversed(module._modules), None)}'!r}"
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            return f"{path!r} is a {type(module).__name__}, of which only the children are called", last
+        if module._modules and any(_checkpoints(part) for part in model.modules()):
+            return f"gradient checkpointing calls the children of {path!r}, and not {path!r} itself", last
+        return f"it did not run {path!r}", "graft at a layer that every call runs: at=, as in model.named_modules()"
+
+    def _is_beside(self, hook: object) -> bool:
+        return hook is not self and getattr(hook, "state", None) is self.state
+
+
+def _checkpoints(module: nn.Module) -> bool:
+    return any(getattr(module, name, False) is True for name in ("grad_checkpointing", "gradient_checkpointing"))
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """`save_pretrained` and `load_pretrained`: trained tensors, and a reference to the block.
 
-    out/model.safetensors   host and mappers, tens of MB
+    out/model.safetensors   host and mappers, tens of MB; graft.safetensors where the host is transformers' own
     out/lmgraft.json        graft config, the block's provenance and digest, how to build the host
 
 The block itself is not saved: loading fetches it again and refuses one of another digest. Where more
@@ -31,10 +31,14 @@ from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
-from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts, unwrapped
+from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts
+from lmgraft.graft.wrappers import inside, unwrapped
 from lmgraft.registry import FACTORIES, SPECS, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
+_NOT_FOR_TRANSFORMERS = "graft.safetensors"
+"""The tensors' file of transformers' own classes, whose `from_pretrained` would take a `model.safetensors` and leave
+what the graft trained out."""
 _PATH = re.compile(rf"([^.]+\.)*{NAME}(_\d+)?")
 _NEEDED: dict[str, set[str]] = {
     "graft": set(),
@@ -79,8 +83,15 @@ def save_model(
     model = unwrapped(model)
     grafts = find_grafts(model)
     folder = Path(path)
+    empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
+    if empty:
+        raise CheckpointError(
+            f"{len(empty)} tensors, first {empty[0]}, lie on the meta device, where they have no values",
+            "load the weights before you save: load_state_dict(..., assign=True)",
+        )
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
-    with records.atomic_path(folder / _TENSORS) as temporary:
+    file = _NOT_FOR_TRANSFORMERS if _is_transformers(model) else _TENSORS
+    with records.atomic_path(folder / file) as temporary:
         save_file(_without_aliases(state), str(temporary), metadata={"format": "pt"})
     rows = {
         at: {
@@ -104,8 +115,13 @@ def save_model(
             f"note: {folder} does not say how to build {type(model).__name__}: load it with load_pretrained(path, "
             "model=...), or give host_spec= to graft()\n"
         )
+    record |= {} if file == _TENSORS else {"tensors": file}
     records.write_json(folder / _RECORD, record | ({} if about is None else {"about": dict(about)}))
     return folder
+
+
+def _is_transformers(model: nn.Module) -> bool:
+    return any(cls.__module__.startswith("transformers.") for cls in type(model).__mro__)
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
@@ -133,7 +149,9 @@ def _folder_of(path: str | Path) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(on_hub[1], revision=on_hub[2], allow_patterns=[_RECORD, _TENSORS]))
+        return Path(
+            snapshot_download(on_hub[1], revision=on_hub[2], allow_patterns=[_RECORD, _TENSORS, _NOT_FOR_TRANSFORMERS])
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(
             f"{path} is no folder here, and cannot be fetched from the Hub: {str(error).splitlines()[0]}",
@@ -176,11 +194,12 @@ def load_pretrained(
     folder = _folder_of(path)
     record = _read_record(folder)
     rows = {} if record["format"] == 3 else _read_grafts(record, folder / _RECORD)
-    state = _read_state(folder)
+    state = _read_state(folder / (_NOT_FOR_TRANSFORMERS if "tensors" in record else _TENSORS))
     configs = {at: GraftConfig.from_dict(row["graft"]) for at, row in rows.items()}
     if model is None:
         hosts = [row["host"] for at, row in rows.items() if "." not in at] if rows else [record["host"]]
         model = _build_host(folder, hosts)
+    wrapper, model = model, unwrapped(model)
     grafts = find_grafts(model)
     if grafts and grafts.keys() != rows.keys():
         raise CheckpointError(
@@ -192,13 +211,13 @@ def load_pretrained(
         _verify_wiring(inserted, configs[at], folder)
     try:
         if rows and not grafts:
-            _insert_recorded(model, rows, configs, llm)
+            _insert_recorded(inside(wrapper), rows, configs, llm)
         _load_state(model, state, folder)
     except BaseException:
         if not grafts and find_grafts(model):
             ungraft(model)
         raise
-    return model.eval()
+    return wrapper.eval()
 
 
 def _insert_recorded(
@@ -329,8 +348,7 @@ def _read_grafts(record: Mapping[str, Any], file: Path) -> dict[str, dict[str, A
     return rows
 
 
-def _read_state(folder: Path) -> dict[str, Tensor]:
-    file = folder / _TENSORS
+def _read_state(file: Path) -> dict[str, Tensor]:
     try:
         state: dict[str, Tensor] = load_file(str(file))
     except FileNotFoundError:
@@ -350,7 +368,9 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
     }
     wanted |= thawed
     aliases = set(wanted) - set(_without_aliases(wanted))
-    problems = [f"missing {n}" for n in wanted if n not in state and n not in aliases]
+    empty = {name for name, t in (*model.named_parameters(), *model.named_buffers()) if t.is_meta}
+    problems = [f"{n} lies on the meta device, and is in no file" for n in sorted(empty - state.keys())]
+    problems += [f"missing {n}" for n in wanted if n not in state and n not in aliases]
     problems += [f"unknown {n}" for n in state if n not in wanted]
     problems += [
         f"{n} has shape {tuple(t.shape)}, the model {tuple(wanted[n].shape)}"
@@ -366,7 +386,7 @@ def _load_state(model: nn.Module, state: Mapping[str, Tensor], folder: Path) -> 
     for parameter in thawed.values():  # trained though nobody asked for it, and saved; its storage may be another's too
         parameter.data = parameter.data.clone()
         parameter.requires_grad_(True)
-    model.load_state_dict(state, strict=not aliases)
+    model.load_state_dict(state, strict=not aliases, assign=bool(empty))
 
 
 def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -375,7 +395,7 @@ def _without_aliases(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[tuple[Any, ...]] = set()
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        if tensor.numel() and key in seen:
+        if tensor.numel() and not tensor.is_meta and key in seen:
             continue
         seen.add(key)
         kept[name] = tensor.contiguous()

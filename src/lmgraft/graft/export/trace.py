@@ -24,8 +24,9 @@ from torch.export import ExportedProgram
 
 from lmgraft.block.lora import merge_lora
 from lmgraft.errors import ExportError, LmgraftError
-from lmgraft.graft.layer import baked, find_grafts, require_grafts, unwrapped
+from lmgraft.graft.layer import baked, find_grafts, require_grafts
 from lmgraft.graft.reads import reading
+from lmgraft.graft.wrappers import unwrapped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.rounded import HalfProjection, Int8Projection, round_block
+from lmgraft.contracts import is_traced
 from lmgraft.graft.forms.cache import all_equal, sample, version
 from lmgraft.graft.forms.run import is_watched
 
@@ -81,11 +82,7 @@ class Approximation:
 
 
 def _may_round(graft: Any, block: FrozenBlock, x: Tensor) -> bool:
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._are_functorch_transforms_active()
-    ):
+    if is_traced() or torch._C._are_functorch_transforms_active():
         return False
     if graft.training or type(x) is not Tensor:
         return False

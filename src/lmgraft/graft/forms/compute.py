@@ -17,7 +17,7 @@ from lmgraft.block.block import Layer
 from lmgraft.block.config import BlockConfig
 from lmgraft.block.lora import LoraProjection
 from lmgraft.block.parts import Norm
-from lmgraft.contracts import MeanOf, Reads, count_tokens, take_reads, take_tokens
+from lmgraft.contracts import MeanOf, Reads, count_tokens, is_traced, take_reads, take_tokens
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.affine import constant_in_traces
 from lmgraft.graft.forms.approximation import Approximation
@@ -85,7 +85,7 @@ class Compute:
         """How each layer of the block would be computed for this input, as things stand now."""
         if not folds_apply(graft):
             return (_READABLE,) * len(graft.block.layers)
-        if torch.compiler.is_compiling():
+        if is_traced():
             read_all = reads is None or isinstance(reads, MeanOf)
             grad = _is_trained(graft.mapper_in) or (torch.is_grad_enabled() and x.requires_grad)
             ready = self._constants(graft) is not None
@@ -156,7 +156,7 @@ class Compute:
         return None if wanted else self.baked
 
     def _may_keep_folds(self, graft: Wired) -> bool:
-        if torch.compiler.is_compiling() or graft.block.tokenwise or graft.block.opaque:
+        if is_traced() or graft.block.tokenwise or graft.block.opaque:
             return False
         if not _any_trained(_folded(graft)):
             return True

@@ -19,6 +19,10 @@ from lmgraft.graft.forms.problem import LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, make_folds, planned
 from tiny import images, long_but, make_vit, random_block, relative_error
 
+EXPERTS = {"num_experts": 6, "experts_per_token": 2}
+GROUPS = {"expert_groups": 3, "groups_per_token": 2, "choice_bias": True, "shares_scale": 1.7}
+LATENT = {"kv_rank": 7, "shared_key_dim": 1, "value_dim": 5}
+BOUNDED = {"activation": "quick_gelu", "gate_limit": 0.6, "up_shift": 1.0}
 TRAITS: dict[str, dict[str, Any]] = {
     "llama": {},
     "one head each": {"num_kv_heads": 4},
@@ -40,8 +44,18 @@ TRAITS: dict[str, dict[str, Any]] = {
     "phi": {"norm": "layer", "norm_bias": True, "parallel": "shared_norm", "mlp": "plain", "activation": "gelu"},
     "bloom": {"norm": "layer", "norm_bias": True, "residual_after_norm": True, "qkv_bias": True},
     "granite": {"residual_scale": 0.3, "attention_scales": (0.11,)},
+    "gpt-oss": {"sinks": True, "qkv_bias": True, "mlp_bias": True, "router_bias": True, **EXPERTS, **BOUNDED},
+    "qwen3.5": {"norm": "rms_plus_one", "qk_norm": "per_head", "query_gate": True, "qkv_bias": True},
+    "qwen3 next": {"query_gate": True, "shared_mlp_dim": 11, "shared_gate": True, **EXPERTS},
+    "gemma4": {"norm_place": "sandwich", "value_norm": True, "qk_norm": "per_head", "output_scale": True},
+    "deepseek v2": {**LATENT, **EXPERTS, "shared_mlp_dim": 11, "router_shares": "all", **GROUPS},
+    "deepseek v3": {**LATENT, **EXPERTS, "q_rank": 14, "qkv_bias": True, "router_scores": "sigmoid", **GROUPS},
+    "gated, parallel": {"query_gate": True, "parallel": "shared_norm", "norm": "layer", "norm_bias": True},
+    "latent, parallel": {**LATENT, "parallel": "own_norm", "norm": "layer", "norm_bias": True},
 }
-SOME_TRAITS = long_but(TRAITS, "llama", "biases", "opt", "gemma2", "olmo2", "command r", "phi")
+SOME_TRAITS = long_but(
+    TRAITS, "llama", "biases", "opt", "gemma2", "olmo2", "command r", "phi", "gpt-oss", "qwen3 next", "deepseek v3"
+)
 """For tests that take long: `make test` runs them for these kinds of layers, `make test-long` for the others."""
 PLANS = list(exact_plans(Problem(config=random_block().config, batch=1, tokens=1, reads=1, narrow=12)))
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}

@@ -60,7 +60,7 @@ LINEAR = {"formed", "folded"}
 def test_what_is_inexact_is_never_chosen(
     trait: str, form: str, batch: int, tokens: int, all_read: bool, narrow: int | None, scale: int, **rest: Any
 ) -> None:
-    """Keys behind a norm or a bound, and bounded values, are no linear image of the tokens."""
+    """Keys and values behind a norm, of their own or of a latent, or a bound are no linear image of the tokens."""
     config = random_block(**TRAITS[trait]).config
     config = BlockConfig(**(vars(config) | {"dim": 32 * scale, "head_dim": 10 * scale, "mlp_dim": 40 * scale}))
     flags = rest.pop("flags")
@@ -68,9 +68,9 @@ def test_what_is_inexact_is_never_chosen(
         config=config, batch=batch, tokens=tokens, reads=tokens if all_read else 1, narrow=narrow, **rest, **flags
     )
     plan = choose(posed, form)
-    if config.qk_norm != "none" or config.clip_qkv is not None:
+    if config.qk_norm != "none" or config.clip_qkv is not None or config.kv_rank:
         assert plan.key in LINEAR
-    if config.clip_qkv is not None:
+    if config.clip_qkv is not None or config.value_norm or config.kv_rank:
         assert plan.value in LINEAR
     if narrow is None:
         assert plan.space == "wide"
@@ -81,7 +81,7 @@ def test_what_is_inexact_is_never_chosen(
 
 
 @pytest.mark.parametrize("side", ["key", "value"])
-@pytest.mark.parametrize("trait", ["qwen3", "command r", "olmo2", "olmo", "dbrx"])
+@pytest.mark.parametrize("trait", ["qwen3", "command r", "olmo2", "olmo", "dbrx", "gemma4"])
 def test_what_is_not_chosen_would_be_wrong(trait: str, side: str) -> None:
     """The rule above is not caution: the plans it leaves out give other numbers."""
     block = random_block(dtype=torch.float64, **TRAITS[trait])
@@ -89,7 +89,7 @@ def test_what_is_not_chosen_would_be_wrong(trait: str, side: str) -> None:
     left_out = [
         p for p in PLANS if p not in list(exact_plans(problem(block, mapper, x))) and getattr(p, side) not in LINEAR
     ]
-    if side == "value" and block.config.clip_qkv is None:
+    if side == "value" and block.config.clip_qkv is None and not block.config.value_norm:
         assert all(p.key not in LINEAR for p in left_out)
         return
     assert left_out

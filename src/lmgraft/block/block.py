@@ -19,8 +19,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
+from lmgraft.block.experts import Experts
 from lmgraft.block.frozen import FrozenModule
-from lmgraft.block.parts import MLP, Attention, Experts, Norm
+from lmgraft.block.latent import LatentAttention
+from lmgraft.block.parts import MLP, Attention, Norm, Scale
 from lmgraft.checkpoint.digest import json_digest, tensor_digest
 from lmgraft.contracts import Tokens, sizes, take_tokens
 from lmgraft.errors import BlockError
@@ -93,12 +95,13 @@ class Layer(FrozenModule):
         self.attends, self.has_mlp = config.branches != "mlp", config.branches != "attention"
         self.attention_norm = norm("attention_norm")
         if self.attends:
-            self.attention = Attention(config, tensors, scale)
+            self.attention = (LatentAttention if config.kv_rank else Attention)(config, tensors, scale)
         self.attention_post_norm = norm("attention_post_norm")
         self.mlp_norm = norm("mlp_norm")
         if self.has_mlp:
             self.mlp = Experts(config, tensors) if config.num_experts else MLP(config, tensors)
         self.mlp_post_norm = norm("mlp_post_norm")
+        self.output_scale = Scale(tensors["output_scale.weight"]) if config.output_scale else nn.Identity()
 
     def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, reads: Tokens = None) -> Tensor:
         """(B, T, D) -> (B, R, D): the rows of `reads`, all rows for None."""
@@ -136,11 +139,12 @@ class Layer(FrozenModule):
                 x, mixed = _mean(x), None if mixed is None else _mean(mixed)
             both = own if mixed is None else mixed if own is None else mixed + own
             assert both is not None  # a layer has at least one branch
-            return x + self.residual_scale * both
+            return self.output_scale(x + self.residual_scale * both)  # type: ignore[no-any-return]
         x = self._add(first, mixed, self.attention_post_norm)
         normed = self.mlp_norm(x)
         base = normed if self.residual_after_norm else x
-        return self._add(_mean(base) if mean else base, self._own(normed, mean), self.mlp_post_norm)
+        out = self._add(_mean(base) if mean else base, self._own(normed, mean), self.mlp_post_norm)
+        return self.output_scale(out)  # type: ignore[no-any-return]
 
     def _own(self, x: Tensor, mean: bool) -> Tensor | None:
         return self.mlp(x, mean) if self.has_mlp else None

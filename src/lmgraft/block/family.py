@@ -18,9 +18,14 @@ from lmgraft.errors import BlockError
 from lmgraft.registry import Registry, suggest
 
 
-def one_scale(config: Mapping[str, Any], layer: int) -> float | None:
-    """The same attention scale in all layers: `BlockConfig`'s own."""
-    return None
+def all_alike(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """No field of a layer differs from those of another."""
+    return {}
+
+
+def one_kind(config: Mapping[str, Any], layer: int) -> str:
+    """The same word for every layer."""
+    return ""
 
 
 def unchanged(tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
@@ -42,8 +47,10 @@ class Family:
     """File style -> tensor name after the layer's prefix -> the map where such a tensor is there."""
     restore: Mapping[str, Callable[[dict[str, Tensor], BlockConfig], dict[str, Tensor]]] = field(default_factory=dict)
     """File style -> inverse of what its converter did to the values."""
-    layer_scale: Callable[[Mapping[str, Any], int], float | None] = one_scale
-    """The attention scale of a layer, where it depends on the layer."""
+    layer_fields: Callable[[Mapping[str, Any], int], dict[str, Any]] = all_alike
+    """Those fields of a layer that depend on its number; raises a BlockError for a layer that no block can be."""
+    kind: Callable[[Mapping[str, Any], int], str] = one_kind
+    """What a layer is, in a word or two, where layers differ."""
     experts: bool = False
     """Whether its MLPs are mixtures of experts."""
     verified: str = ""
@@ -83,6 +90,14 @@ FAMILIES = Registry(
         "mixtral": _row("experts", "MIXTRAL"),
         "qwen3_moe": _row("experts", "QWEN3_MOE"),
         "olmoe": _row("experts", "OLMOE"),
+        "gpt_oss": _row("gpt_oss"),
+        "deepseek_v2": _row("deepseek"),
+        "deepseek_v3": _row("deepseek", "V3"),
+        "glm4_moe": _row("deepseek", "GLM4_MOE"),
+        "qwen3_5_text": _row("qwen_gated"),
+        "qwen3_5_moe_text": _row("qwen_gated", "MOE"),
+        "qwen3_next": _row("qwen_gated", "NEXT"),
+        "gemma4_text": _row("gemma4"),
         "stablelm": _row("stablelm"),
         "gpt2": _row("gpt2"),
         "opt": _row("opt"),
@@ -145,14 +160,13 @@ def _family_name(config: Mapping[str, Any], key: str) -> Any:
 
 
 def is_native(style: str, config: Mapping[str, Any]) -> bool:
-    """Whether lmgraft's own code computes the layers of a file: a family of its own, and no experts."""
+    """Whether lmgraft's own code computes the layers of a file: a family of its own, with experts where it has any."""
     name = _family_name(config, "model_type")
     if not isinstance(name, str) or name not in FAMILIES:
         return False
     family: Family = FAMILIES.load(name)
     has_experts = any(_count_of(language_part(config).get(key)) > 1 for key in _EXPERTS)
-    mixed = bool(config.get("mlp_only_layers")) or config.get("decoder_sparse_step", 1) != 1
-    return family.experts == has_experts and not (family.experts and mixed)
+    return family.experts == has_experts
 
 
 def language_part(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,14 +25,20 @@ _NAMES = {
 _ROOTS = ("model.", "", "model.language_model.", "language_model.model.")
 
 
-def hf_names(*, names: Mapping[str, str] | None = None, final_norm: str = "norm", **options: Any) -> NameMap:
+def hf_names(
+    *,
+    names: Mapping[str, str] | None = None,
+    final_norm: str = "norm",
+    more_dropped: tuple[str, ...] = (),
+    **options: Any,
+) -> NameMap:
     """The common name map, `names` laid over it."""
     return NameMap(
         roots=_ROOTS,
         layer_prefix="layers.{layer}.",
         tensors=_NAMES | dict(names or {}),
         outside={FINAL_NORM: final_norm},
-        dropped=(r"self_attn\.rotary_emb\.inv_freq",),
+        dropped=(r"self_attn\.rotary_emb\.inv_freq", *more_dropped),
         **options,
     )
 
@@ -61,3 +67,21 @@ def attention_biases(config: Mapping[str, Any]) -> dict[str, Any]:
     """`attention_bias` puts biases on all four projections."""
     biased = flag(config, "attention_bias", False)
     return {"qkv_bias": biased, "output_bias": biased}
+
+
+def dense_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a layer without experts in a model that has them in others."""
+    fields = {"num_experts": 0, "experts_per_token": 0, "expert_groups": 1, "groups_per_token": 1}
+    without = {"mlp_dim": count(config, "intermediate_size"), "shared_mlp_dim": 0}
+    return fields | without | {"shared_gate": False, "choice_bias": False}
+
+
+def has_experts(config: Mapping[str, Any], layer: int) -> bool:
+    """Whether a layer of Qwen's models has experts: every `decoder_sparse_step`-th but for `mlp_only_layers`."""
+    in_step = (layer + 1) % count(config, "decoder_sparse_step", 1) == 0
+    return in_step and layer not in (config.get("mlp_only_layers") or ())
+
+
+def expert_kind(config: Mapping[str, Any], layer: int) -> str:
+    """The word for what `has_experts` says."""
+    return "experts" if has_experts(config, layer) else "dense"

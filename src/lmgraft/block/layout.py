@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,21 +20,24 @@ def file_shapes(names: NameMap, config: BlockConfig) -> Shapes:
         for kind in ("weight", "bias"):
             found = [shapes.pop(f"{part}.{kind}") for part in parts if f"{part}.{kind}" in shapes]
             if found:
-                shapes[f"{into}.{kind}"] = (sum(shape[0] for shape in found), *found[0][1:])
-    for base in names.stacked:
+                axis = _rows_axis(found[0], kind)
+                rows = sum(shape[axis] for shape in found)
+                shapes[f"{into}.{kind}"] = (*found[0][:axis], rows, *found[0][axis + 1 :])
+    for base in _stacked(names, config):
         if (shape := shapes.pop(f"{base}.weight", None)) is not None:
             shapes |= {f"{base}.{i}.weight": shape[1:] for i in range(shape[0])}
     for base in names.transposed:
-        shapes[f"{base}.weight"] = shapes[f"{base}.weight"][::-1]
+        if (shape := shapes.get(f"{base}.weight")) is not None:
+            shapes[f"{base}.weight"] = (*shape[:-2], shape[-1], shape[-2])
     return shapes
 
 
 def to_canonical(names: NameMap, tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
     """The file's tensors as `BlockConfig.tensor_shapes` names them; `tensors` is emptied, so that no two are held."""
     turned = {f"{base}.weight" for base in names.transposed}
-    found = {name: tensor.t() if name in turned else tensor for name, tensor in tensors.items()}
+    found = {name: tensor.transpose(-1, -2) if name in turned else tensor for name, tensor in tensors.items()}
     tensors.clear()
-    for base in names.stacked:
+    for base in _stacked(names, config):
         count = sum(name.startswith(f"{base}.") and name.removeprefix(f"{base}.")[0].isdigit() for name in found)
         if count:
             found[f"{base}.weight"] = _stack(found, [f"{base}.{i}.weight" for i in range(count)])
@@ -40,9 +45,18 @@ def to_canonical(names: NameMap, tensors: dict[str, Tensor], config: BlockConfig
         for kind in ("weight", "bias"):
             fused = found.pop(f"{into}.{kind}", None)
             if fused is not None:
-                pieces = _split(fused, parts, config, names.grouped)
-                found |= {f"{part}.{kind}": piece for part, piece in pieces.items()}
+                found |= _split(fused, [f"{part}.{kind}" for part in parts], config, names)
     return {name: tensor.contiguous() for name, tensor in found.items()}
+
+
+def _stacked(names: NameMap, config: BlockConfig) -> list[str]:
+    """What a file holds row by row: of an MLP only where it is a mixture of experts."""
+    return [base for base in names.stacked if config.num_experts or not base.startswith("mlp.")]
+
+
+def _rows_axis(shape: Sequence[int], kind: str) -> int:
+    """Which axis of a projection counts its outputs: the first, behind that of experts."""
+    return len(shape) - (2 if kind == "weight" else 1)
 
 
 def _stack(tensors: dict[str, Tensor], names: list[str]) -> Tensor:
@@ -54,12 +68,16 @@ def _stack(tensors: dict[str, Tensor], names: list[str]) -> Tensor:
     return made
 
 
-def _split(fused: Tensor, parts: tuple[str, ...], config: BlockConfig, grouped: bool) -> dict[str, Tensor]:
-    if not grouped or not parts[0].startswith("attention."):
-        sizes = [config.tensor_shapes()[f"{part}.weight"][0] for part in parts]
-        return dict(zip(parts, torch.split(fused, sizes), strict=True))
-    # (M groups, N / M queries + one key + one value, H): each group's queries, then its key and value.
-    group = config.num_heads // config.num_kv_heads
-    heads = fused.reshape(config.num_kv_heads, group + 2, config.head_dim, *fused.shape[1:])
-    pieces = (heads[:, :group], heads[:, group], heads[:, group + 1])
-    return {part: piece.reshape(-1, *fused.shape[1:]) for part, piece in zip(parts, pieces, strict=True)}
+def _split(fused: Tensor, parts: Sequence[str], config: BlockConfig, names: NameMap) -> dict[str, Tensor]:
+    """The tensors that `fused` holds: one after the other, in turn row by row, or so in each group of heads."""
+    shapes = config.tensor_shapes()
+    axis = _rows_axis(fused.shape, parts[0].rpartition(".")[2])
+    sizes = [shapes[part][axis] for part in parts]
+    if names.interleaved:
+        rows = fused.reshape(*fused.shape[:axis], -1, len(parts), *fused.shape[axis + 1 :])
+        return dict(zip(parts, rows.unbind(axis + 1), strict=True))
+    if not names.grouped or not parts[0].startswith("attention."):
+        return dict(zip(parts, torch.split(fused, sizes, axis), strict=True))
+    groups = config.num_kv_heads if any(part.startswith("attention.k.") for part in parts) else config.num_heads
+    pieces = torch.split(fused.reshape(groups, -1, *fused.shape[1:]), [size // groups for size in sizes], 1)
+    return {part: piece.flatten(0, 1) for part, piece in zip(parts, pieces, strict=True)}

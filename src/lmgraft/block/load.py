@@ -17,6 +17,7 @@ from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.family import Family, count, find_family, is_native, language_part, unchanged
 from lmgraft.block.layout import file_shapes, to_canonical
 from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
+from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
 
@@ -63,11 +64,13 @@ def load_block(
         )
         return place(lent, dtype, device)
     name, family = find_family(checkpoint.style, checkpoint.config)
-    config, num_layers = _anatomy(checkpoint, family)
-    indices = resolve_layers(asked, num_layers)
-    config = replace(config, attention_scales=_scales(checkpoint, family, config, indices))
+    config, indices, num_layers = _anatomy(checkpoint, family, asked)
     names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
     target = _dtype(dtype)
+    root = names.root(checkpoint.names(), indices[0])
+    prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
+    held = [n for n in checkpoint.names() if n.startswith(prefixes)]
+    check_memory(checkpoint, held, target)
     layers: list[dict[str, Tensor]] = []
     digests: dict[str, str] = {}
     for position, index in enumerate(indices):
@@ -75,15 +78,13 @@ def load_block(
         layers.append(tensors)
         digests |= {f"{position}.{tensor}": digest for tensor, digest in read.items()}
     norm = _read_final_norm(checkpoint, family, config, indices[-1]) if final_norm == "pretrained" else None
-    root = names.root(checkpoint.names(), indices[0])
-    prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
     provenance = Provenance(
         source=source,
         family=name,
         layers=indices,
         num_layers=num_layers,
         final_norm=final_norm,
-        **facts_of(checkpoint, (n for n in checkpoint.names() if n.startswith(prefixes))),
+        **facts_of(checkpoint, held),
     )
     block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
     return place(block, target, device)
@@ -108,23 +109,30 @@ def storage(block: FrozenBlock) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def _anatomy(checkpoint: Checkpoint, family: Family) -> tuple[BlockConfig, int]:
+def _anatomy(
+    checkpoint: Checkpoint, family: Family, asked: tuple[int, ...]
+) -> tuple[BlockConfig, tuple[int, ...], int]:
+    """The config of the layers `asked` for, their indices from 0, and how many layers there are."""
     if checkpoint.style not in family.config_from:
         raise BlockError(
             f"this LLM family is not read from {checkpoint.style.upper()} files", "use its Hugging Face safetensors"
         )
     llm_config = language_part(checkpoint.config)
     config = family.config_from[checkpoint.style](llm_config, checkpoint.names())
-    return config, count(llm_config, family.num_layers_key[checkpoint.style])
+    num_layers = count(llm_config, family.num_layers_key[checkpoint.style])
+    indices = resolve_layers(asked, num_layers)
+    each = [replace(config, **family.layer_fields(llm_config, index)) for index in indices]
+    if len({replace(one, attention_scales=()) for one in each}) > 1:
+        kinds = ", ".join(f"{index} {family.kind(llm_config, index)}" for index in indices)
+        raise BlockError(f"layers {indices} are of several kinds: {kinds}", "give layers of one kind")
+    scales = tuple(scale for one in each for scale in one.attention_scales)
+    return replace(each[0], attention_scales=scales), indices, num_layers
 
 
-def _scales(checkpoint: Checkpoint, family: Family, config: BlockConfig, indices: tuple[int, ...]) -> tuple[float, ...]:
-    """A scale for each layer of the block, from one for all or one that depends on the layer."""
-    llm_config = language_part(checkpoint.config)
-    own = [family.layer_scale(llm_config, index) for index in indices]
-    if all(scale is not None for scale in own):
-        return tuple(scale for scale in own if scale is not None)
-    return config.attention_scales * len(indices)
+def kinds_of(family: Family, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
+    """What each layer is, in a word or two, where layers differ; empty where all are alike."""
+    kinds = tuple(family.kind(language_part(config), index) for index in range(num_layers))
+    return kinds if len(set(kinds)) > 1 else ()
 
 
 def _read_layer(
@@ -313,9 +321,17 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None, to
         report: SourceReport = borrow(library, "inspect")(checkpoint, source, asked[0], tower)
         return report
     name, family = find_family(checkpoint.style, checkpoint.config)
-    config, num_layers = _anatomy(checkpoint, family)
-    (index,) = resolve_layers(asked, num_layers)
+    config, (index,), num_layers = _anatomy(checkpoint, family, asked)
     names = family.names_in(checkpoint.style, checkpoint.names(), index)
     prefix = names.root(checkpoint.names(), index) + names.layer_prefix.format(layer=index)
     tensors = [n for n in checkpoint.names() if n.startswith(prefix)]
-    return report_of(checkpoint, source, tensors, family=name, num_layers=num_layers, layer=index, config=config)
+    return report_of(
+        checkpoint,
+        source,
+        tensors,
+        family=name,
+        num_layers=num_layers,
+        layer=index,
+        config=config,
+        kinds=kinds_of(family, checkpoint.config, num_layers),
+    )

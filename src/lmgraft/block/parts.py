@@ -17,7 +17,6 @@ from torch.nn import Parameter
 from lmgraft.block.config import ACTIVATIONS, BlockConfig, NormKind
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.products import grouped, linear
-from lmgraft.contracts import is_jit_traced
 
 
 class Norm(FrozenModule):
@@ -55,6 +54,17 @@ class Norm(FrozenModule):
         return self.weight.to(dtype) + 1 if self.kind == "rms_plus_one" else self.weight.to(dtype)
 
 
+class Scale(FrozenModule):
+    """x times one number."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.weight.to(x.dtype)
+
+
 class Projection(FrozenModule):
     """x W^T + b."""
 
@@ -90,12 +100,21 @@ class Attention(FrozenModule):
     value, but only on its own query.
     """
 
+    v: Projection | None
+    """None where values are made from the keys' projection (`latent.py`)."""
+    sink_bias: Parameter | None
+
     def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], scale: float | None) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.scale = config.head_dim**-0.5 if scale is None else scale
         self.softcap, self.clip, self.qk_norm = config.logit_softcap, config.clip_qkv, config.qk_norm
-        self.q, self.k, self.v, self.o = (_projection(tensors, f"attention.{n}") for n in "qkvo")
+        self.q, self.k, self.o = (projection(tensors, f"attention.{n}") for n in "qko")
+        self.v = None if config.kv_rank else projection(tensors, "attention.v")
+        self.q_gate = projection(tensors, "attention.q_gate") if config.query_gate else None
+        self.v_norm = Norm(config.norm, config.norm_eps) if config.value_norm else None
+        sink = tensors.get("attention.sink_bias")
+        self.sink_bias = None if sink is None else Parameter(sink, requires_grad=False)
         if config.qk_norm != "none":
             self.q_norm, self.k_norm = (
                 Norm(config.norm, config.norm_eps, tensors[f"attention.{n}_norm.weight"]) for n in "qk"
@@ -104,9 +123,15 @@ class Attention(FrozenModule):
     def forward(self, queries: Tensor, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
         """Attend from `queries` (B, R, D) to `x` (B, T, D); True in the mask (B, T) = padded."""
         q = self.split_queries(self.q(queries))
-        k, v = self.split_keys(self.k(x)), self.split_values(self.v(x))
+        k = self.split_keys(self.k(x))
+        v = self.values_in(k) if self.v is None else self.split_values(self.v(x))
         visible, alone = see(key_padding_mask)
-        return self.output(self.mix(q, k, v, visible), alone)
+        return self.output(self.gated(self.mix(q, k, v, visible), queries), alone)
+
+    def inputs(self) -> dict[str, Projection]:
+        """What the layer's normed input is projected to for queries, keys and values; "v" only where it is its own."""
+        named = {"q": self.q, "k": self.k, "v": self.v}
+        return {name: module for name, module in named.items() if module is not None}
 
     def split_queries(self, q: Tensor) -> Tensor:
         """Projected queries (B, R, N x H) -> (B, N, R, H), bounded and normed."""
@@ -117,15 +142,20 @@ class Attention(FrozenModule):
         return self._split(k, self.num_kv_heads, "k_norm")
 
     def split_values(self, v: Tensor) -> Tensor:
-        """Projected values (B, T, M x H) -> (B, M, T, H), bounded."""
-        return self._split(v, self.num_kv_heads, None)
+        """Projected values (B, T, M x H) -> (B, M, T, H), bounded and normed."""
+        values = self._split(v, self.num_kv_heads, None)
+        return values if self.v_norm is None else self.v_norm(values)
+
+    def values_in(self, k: Tensor) -> Tensor:
+        """The values that lie in the keys of `split_keys`, where there is no projection for values."""
+        raise NotImplementedError("keys and values have a projection each")
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
         """softmax(q k^T) v: (B, N, R, H)."""
         group = self.num_heads // self.num_kv_heads
         if group > 1:  # grouped queries: each key/value head serves `group` query heads
             k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-        if self.softcap is None:
+        if self.softcap is None and self.sink_bias is None:
             return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=self.scale)
         return self.weights(q @ k.transpose(-1, -2), visible).to(v.dtype) @ v
 
@@ -136,7 +166,17 @@ class Attention(FrozenModule):
             wide = self.softcap * torch.tanh(wide / self.softcap)
         if visible is not None:
             wide = wide.masked_fill(~visible, float("-inf"))
-        return wide.softmax(-1)
+        if self.sink_bias is None:
+            return wide.softmax(-1)
+        sink = self.sink_bias.to(wide.dtype).view(1, -1, 1, 1).expand(*wide.shape[:3], 1)
+        return torch.cat([wide, sink], -1).softmax(-1)[..., :-1]
+
+    def gated(self, context: Tensor, queries: Tensor | None) -> Tensor:
+        """Contexts (B, N, R, H), times the gates of their tokens `queries` (B, R, D) where there are any."""
+        if self.q_gate is None:
+            return context
+        gate = self.q_gate(queries).view(*context.shape[:1], -1, self.num_heads, self.head_dim).transpose(1, 2)
+        return context * torch.sigmoid(gate)
 
     def output(self, context: Tensor, alone: Tensor | None) -> Tensor:
         """Contexts of all heads (B, N, R, H) -> (B, R, D); zero for samples without a visible key."""
@@ -168,64 +208,34 @@ def see(key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     return visible | alone, alone
 
 
-class MLP(FrozenModule):
-    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
+class GatedUnit(FrozenModule):
+    """act(gate) * up, with what a config says of bounds and shifts."""
 
-    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.activation = config.activation
-        self.gate = _projection(tensors, "mlp.gate") if config.mlp == "gated" else None
-        self.up, self.down = _projection(tensors, "mlp.up"), _projection(tensors, "mlp.down")
+        self.activation, self.limit, self.shift = config.activation, config.gate_limit, config.up_shift
+
+    def inner(self, gate: Tensor, up: Tensor) -> Tensor:
+        """Both (..., F) -> (..., F)."""
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return ACTIVATIONS[self.activation](gate) * (up + self.shift if self.shift else up)
+
+
+class MLP(GatedUnit):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate; tensors begin with `name`."""
+
+    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor], name: str = "mlp") -> None:
+        super().__init__(config)
+        self.gate = projection(tensors, f"{name}.gate") if config.mlp == "gated" else None
+        self.up, self.down = projection(tensors, f"{name}.up"), projection(tensors, f"{name}.down")
 
     def forward(self, x: Tensor, mean: bool = False) -> Tensor:
         """(B, R, D) -> (B, R, D), or the mean over R, (B, 1, D): the last projection is linear."""
-        act = ACTIVATIONS[self.activation]
-        hidden = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
+        up = self.up(x)
+        hidden = ACTIVATIONS[self.activation](up) if self.gate is None else self.inner(self.gate(x), up)
         out: Tensor = self.down(hidden.mean(1, keepdim=True) if mean else hidden)
         return out
-
-
-class Experts(FrozenModule):
-    """A mixture of gated MLPs: each token goes through those that a router chooses for it, and no others.
-
-    An MLP is a function of each token by itself, so only tokens that are read are routed; an expert
-    that none of them chose is not touched, and a 16-bit one is widened when it is.
-    """
-
-    def __init__(self, config: BlockConfig, tensors: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.activation, self.shares = config.activation, config.router_shares
-        self.count, self.chosen = config.num_experts, config.experts_per_token
-        self.router = _projection(tensors, "mlp.router")
-        self.gate, self.up, self.down = (_Stack(tensors[f"mlp.{name}.weight"]) for name in ("gate", "up", "down"))
-
-    def forward(self, x: Tensor, mean: bool = False) -> Tensor:
-        """(B, R, D) -> (B, R, D), or the mean over R, (B, 1, D)."""
-        tokens = x.reshape(-1, x.shape[-1])
-        shares, experts = at_least_float32(self.router(tokens)).softmax(-1).topk(self.chosen, dim=-1)
-        if self.shares == "chosen":
-            shares = shares / shares.sum(-1, keepdim=True)
-        act, out = ACTIVATIONS[self.activation], torch.zeros_like(tokens)
-        # A trace is of other inputs too.
-        called = range(self.count) if is_jit_traced() else sorted(set(experts.flatten().tolist()))
-        for expert in called:
-            rows, place = torch.where(experts == expert)
-            inner = tokens[rows]
-            made = self.down(act(self.gate(inner, expert)) * self.up(inner, expert), expert)
-            out = out.index_add(0, rows, (made * shares[rows, place, None]).to(out.dtype))
-        out = out.reshape(x.shape)
-        return out.mean(1, keepdim=True) if mean else out
-
-
-class _Stack(FrozenModule):
-    """One matrix for each expert: weight (E, out, in)."""
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.weight = Parameter(weight, requires_grad=False)
-
-    def forward(self, x: Tensor, expert: int) -> Tensor:
-        return linear(x, self.weight[expert])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -233,5 +243,6 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _projection(tensors: Mapping[str, Tensor], name: str) -> Projection:
+def projection(tensors: Mapping[str, Tensor], name: str) -> Projection:
+    """The projection of this name."""
     return Projection(tensors[f"{name}.weight"], tensors.get(f"{name}.bias"))

@@ -139,9 +139,9 @@ def _projections(layer: nn.Module) -> dict[str, list[str]]:
 
 
 _NAMES = {
-    "q": ("q_proj", "query", "q_lin", "q_b_proj", "Wq"),
-    "k": ("k_proj", "key", "k_lin", "Wk"),
-    "v": ("v_proj", "value", "v_lin", "kv_b_proj", "Wv"),
+    "q": ("q_proj", "query", "q_lin", "q_b_proj", "Wq", "q_up"),
+    "k": ("k_proj", "key", "k_lin", "Wk", "k_up"),
+    "v": ("v_proj", "value", "v_lin", "kv_b_proj", "Wv", "v_up"),
     "o": ("o_proj", "out_proj", "out_lin", "c_proj", "Wo"),
     "gate": ("gate_proj",),
     "up": ("up_proj", "fc1", "wi", "lin1", "c_fc", "gate_up_proj", "Wi"),

@@ -18,6 +18,7 @@ from lmgraft.borrowed.norms import final_norm_of, inner_norm_of, is_minus_one
 from lmgraft.borrowed.skeleton import Skeleton, build, fill_buffers
 from lmgraft.borrowed.tensors import Reader
 from lmgraft.checkpoint import Checkpoint, tensor_digest
+from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError, CheckpointError
 
 _NOT_COMPUTED_BY = {
@@ -52,11 +53,11 @@ def load_layers(
     reader = Reader(checkpoint, skeleton, dtype)
     layers: list[OpaqueLayer] = []
     digests: dict[str, str] = {}
-    names: list[str] = []
+    names = [n for index in indices for target in reader.targets(index) for n in target.names()]
+    check_memory(checkpoint, names, dtype)
     for position, index in enumerate(indices):
         tensors, read = reader.layer(index)
         digests |= {f"{position}.{name}": digest for name, digest in read.items()}
-        names += [n for target in reader.targets(index) for n in target.names()]
         layers.append(_filled(skeleton, index, tensors, order == "causal"))
     norm, norm_digests = _final_norm(reader, config, final_norm)
     provenance = Provenance(

@@ -39,7 +39,9 @@ class NameMap:
     fused: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Canonical name in the file -> the projections whose rows it holds."""
     grouped: bool = False
-    """Whether fused queries, keys and values lie group by group of key/value heads, not one after another."""
+    """Whether what is fused of attention lies group by group of heads (key/value heads, where keys are in it)."""
+    interleaved: bool = False
+    """Whether the rows of what is fused lie in turn."""
     transposed: tuple[str, ...] = ()
     """Projections stored as (inputs, outputs)."""
 

@@ -62,6 +62,15 @@ def _traits(c: BlockConfig) -> list[str]:
         f"scores scaled by {', '.join(f'{s:.4g}' for s in c.attention_scales)}": bool(c.attention_scales),
         f"branches scaled by {c.residual_scale}": c.residual_scale != 1,
         "residual from the normed input": c.residual_after_norm,
+        f"keys and values of a latent {c.kv_rank} wide, {c.shared_key_dim} of a key's numbers shared": c.kv_rank > 0,
+        f"queries of a latent {c.q_rank} wide": c.q_rank > 0,
+        "a sink beside each head's keys": c.sinks,
+        "contexts gated by their tokens": c.query_gate,
+        "norm of values": c.value_norm,
+        "output times a learnt number": c.output_scale,
+        f"gates bounded by {c.gate_limit}": c.gate_limit is not None,
+        f"experts in {c.expert_groups} groups, of which {c.groups_per_token} a token": c.expert_groups > 1,
+        f"a shared expert {c.shared_mlp_dim} wide{', gated' if c.shared_gate else ''}": c.shared_mlp_dim > 0,
     }
     return [words for words, holds in traits.items() if holds]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmgraft.block.config import BlockConfig
 from lmgraft.block.family import Family, count, flag, refuse
-from lmgraft.block.hf import attention_biases, hf_fields, hf_names
+from lmgraft.block.hf import attention_biases, dense_fields, expert_kind, has_experts, hf_fields, hf_names
 
 
 def mixtral_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
@@ -23,9 +23,7 @@ def mixtral_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockC
 
 
 def qwen3_moe_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
-    """Defaults are those of transformers' Qwen3MoeConfig; layers without experts are refused."""
-    refuse(config, "mlp_only_layers", ([],), "layers with and without experts in one model")
-    refuse(config, "decoder_sparse_step", (1,), "layers with and without experts in one model")
+    """Defaults are those of transformers' Qwen3MoeConfig; of the layers with experts."""
     fields = hf_fields(config) | {"mlp_dim": count(config, "moe_intermediate_size", 768)}
     return BlockConfig(**fields, **attention_biases(config), **_routed(config, 128), qk_norm="per_head")
 
@@ -50,7 +48,12 @@ def _routed(config: Mapping[str, Any], experts: int) -> dict[str, Any]:
     }
 
 
-def _family(config_from: Any, mlp: str, matrices: tuple[str, str, str], verified: str) -> Family:
+def layer_fields(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
+    """Of a model whose layers have experts or one MLP."""
+    return {} if has_experts(config, layer) else dense_fields(config)
+
+
+def _family(config_from: Any, mlp: str, matrices: tuple[str, str, str], verified: str, **more: Any) -> Family:
     parts = zip(("gate", "up", "down"), matrices, strict=True)
     names = hf_names(
         names={"mlp.router": f"{mlp}.gate"},
@@ -62,10 +65,18 @@ def _family(config_from: Any, mlp: str, matrices: tuple[str, str, str], verified
         names={"hf": names},
         experts=True,
         verified=verified,
+        **more,
     )
 
 
 _QWEN = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL = _family(mixtral_from_hf, "block_sparse_moe", ("w1", "w3", "w2"), "experts, GQA")
-QWEN3_MOE = _family(qwen3_moe_from_hf, "mlp", _QWEN, "experts, both kinds of shares, norm of q and k, biases")
+QWEN3_MOE = _family(
+    qwen3_moe_from_hf,
+    "mlp",
+    _QWEN,
+    "experts, both kinds of shares, norm of q and k, biases, dense layers",
+    layer_fields=layer_fields,
+    kind=expert_kind,
+)
 OLMOE = _family(olmoe_from_hf, "mlp", _QWEN, "experts, norm of q and k over the full width")

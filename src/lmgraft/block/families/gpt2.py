@@ -47,14 +47,14 @@ def config_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockCo
     )
 
 
-def layer_scale(config: Mapping[str, Any], layer: int) -> float | None:
+def layer_fields(config: Mapping[str, Any], layer: int) -> dict[str, Any]:
     """Scores may be left unscaled, and may be divided by the layer's number."""
     if "n_head" not in config:  # GGUF has no such settings
-        return None
+        return {}
     scaled = flag(config, "scale_attn_weights", True)
     scale = (count(config, "n_embd") // count(config, "n_head")) ** -0.5 if scaled else 1.0
     by_layer = flag(config, "scale_attn_by_inverse_layer_idx", False)
-    return scale / (layer + 1) if by_layer else scale
+    return {"attention_scales": (scale / (layer + 1) if by_layer else scale,)}
 
 
 def config_from_gguf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
@@ -65,6 +65,6 @@ FAMILY = Family(
     config_from={"hf": config_from_hf, "gguf": config_from_gguf},
     num_layers_key={"hf": "n_layer", "gguf": "gpt2.block_count"},
     names={"hf": HF, "gguf": gguf_names(fused={"attention.qkv": QKV})},
-    layer_scale=layer_scale,
+    layer_fields=layer_fields,
     verified="Conv1D, fused q/k/v, unscaled scores, scale by inverse layer index",
 )

@@ -6,7 +6,7 @@ for each query and nothing for each token; behind a ready fold even those are na
 space A is the identity and y the normed input itself.
 
 Terms that are the same for all keys of a query do not change its softmax, and weights sum to one,
-so a value's constant passes through unchanged.
+so a value's constant passes through unchanged. A sink takes part of the weights: neither holds beside one.
 
 Scores and weighted sums of y are float32 or wider: they are small, and rounding them would cost
 more than all the rest.
@@ -22,14 +22,15 @@ from lmgraft.graft.forms.affine import Affine, Fold
 
 
 def constant_key_matters(attention: Attention) -> bool:
-    """Whether a term common to all keys changes anything: nonlinear functions follow it.
+    """Whether a term common to all keys changes anything: nonlinear functions or a sink's score follow it.
 
     A bias that is trained is kept as well: its gradient is zero, and DDP waits for it.
     """
     bias = attention.k.bias
     if bias is not None and bias.requires_grad and torch.is_grad_enabled():
         return True
-    return attention.softcap is not None or attention.clip is not None or attention.qk_norm != "none"
+    linear = attention.softcap is None and attention.clip is None and attention.qk_norm == "none"
+    return not linear or attention.sink_bias is not None or attention.v is None  # a latent is normed
 
 
 def absorbed_scores(
@@ -72,14 +73,17 @@ def absorbed_context(
     with torch.autocast(y.device.type, enabled=False):
         mean = torch.bmm(weights.reshape(batch, heads * reads, tokens).to(y.dtype), y).view(batch, heads, reads, -1)
     mean = _by_group(mean.to(dtype), attention.num_kv_heads)
+    total: Tensor | float = 1.0
+    if attention.sink_bias is not None:
+        total = _by_group(weights.sum(-1, keepdim=True).to(dtype), attention.num_kv_heads)
     if map_ is not None:
         mean = torch.matmul(mean, _like(map_.matrix, mean).T)
         if map_.shift is not None:
-            mean = mean + map_.shift.to(mean.dtype)
+            mean = mean + total * map_.shift.to(mean.dtype)
     width = attention.head_dim
     context = value.by_group(mean, attention.num_kv_heads, transposed=True)
     if value.bias is not None:
-        context = context + value.bias.view(-1, 1, width).to(context.dtype)
+        context = context + total * value.bias.view(-1, 1, width).to(context.dtype)
     return _by_sample(context, batch, heads, reads)
 
 

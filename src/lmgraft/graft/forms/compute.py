@@ -145,7 +145,7 @@ class Compute:
             return make_folds(graft.mapper_in, layer, frozenset(plan.folds()))
         compared = [*_own(graft.mapper_in), *_own(layer.attention_norm)]
         sampled: list[Tensor] = []
-        for projection in (layer.attention.q, layer.attention.k, layer.attention.v):
+        for projection in layer.attention.inputs().values():
             for tensor in _own(projection):
                 (compared if tensor.requires_grad else sampled).append(tensor)
         return self.fold_cache.get(compared, sampled, lambda: make_folds(graft.mapper_in, layer, frozenset("qkv")))
@@ -165,7 +165,7 @@ class Compute:
             return False
         attention = _first(graft).attention
         # Too large to be compared in full, and whoever trains may write any of it.
-        return not _any_trained([attention.q.weight, attention.k.weight, attention.v.weight])
+        return not _any_trained([projection.weight for projection in attention.inputs().values()])
 
 
 def folds_apply(graft: Wired) -> bool:
@@ -185,8 +185,7 @@ def _first(graft: Wired) -> Layer:
 def _folded(graft: Wired) -> list[Tensor]:
     """Every tensor that folds are made of."""
     layer = _first(graft)
-    attention = layer.attention
-    modules = (graft.mapper_in, layer.attention_norm, attention.q, attention.k, attention.v)
+    modules = (graft.mapper_in, layer.attention_norm, *layer.attention.inputs().values())
     return [p for module in modules for p in module._parameters.values() if p is not None]
 
 

@@ -53,6 +53,10 @@ MACHINES = {
 }
 
 
+_INTO = ("gate", "up")
+"""The projections into a gated MLP."""
+
+
 def seconds(plan: LayerPlan, problem: Problem) -> float:
     """What the products of `plan` are expected to take."""
     machine = MACHINES.get(problem.device, MACHINES["cuda"])
@@ -78,9 +82,13 @@ class _Count:
         config = problem.config
         self.has_norm = config.norm_place in ("pre", "sandwich")
         self.has_shift = self.has_norm and config.norm_bias
+        self.latent = config.kv_rank > 0
         self.outputs = config.num_heads * config.head_dim
         self.width = problem.narrow if plan.space == "narrow" and problem.narrow else config.dim
+        self.queries = config.q_rank or self.outputs
         self.keys = config.num_kv_heads * config.head_dim
+        if self.latent:
+            self.keys = config.kv_rank + config.shared_key_dim
         self.rows, self.all_rows = problem.batch * problem.reads, problem.batch * problem.tokens
         self.last_rows = problem.batch if problem.mean_early else self.rows
         self.block, self.norms = problem.block_grad, problem.block_grad or problem.norm_grad
@@ -136,7 +144,9 @@ class _Count:
     def fold(self, name: str) -> bool:
         if self.problem.folds_ready:
             return False
-        out = self.outputs if name == "q" else self.keys
+        if name == "v" and self.latent:  # values lie in what keys are made of
+            return False
+        out = self.queries if name == "q" else self.keys
         left = self.matrix or (self.norms and self.has_shift)
         return self.project(f"fold_{name}", self.width + self.has_shift, self.problem.config.dim, out, left)
 
@@ -144,9 +154,11 @@ class _Count:
         p, plan = self.problem, self.plan
         heads, tokens, reads, width = p.config.num_heads, p.tokens, p.reads, p.config.head_dim
         if plan.query == "folded":
-            query = self.product("q", self.rows, self.width, self.outputs, self.y, self.folded["q"])
+            query = self.product("q", self.rows, self.width, self.queries, self.y, self.folded["q"])
         else:
-            query = self.project("q", self.rows, p.config.dim, self.outputs, u_grad)
+            query = self.project("q", self.rows, p.config.dim, self.queries, u_grad)
+        if self.latent:
+            return self.attend_to_latents(query)
         query = query or self.qk_norm
         if plan.key in ("formed", "folded"):
             key = self.form("k", plan.key) or self.qk_norm
@@ -160,8 +172,39 @@ class _Count:
         else:
             mean = self.product("mix", heads * reads, tokens, self.width, weights, self.y, p.batch)
             context = self.absorb("v", plan.value, mean)
+        if p.config.query_gate:
+            context = self.project("q_gate", self.rows, p.config.dim, self.outputs, u_grad) or context
         rows = self.rows if p.config.parallel == "none" else self.last_rows
         return self.project("o", rows, self.outputs, p.config.dim, context)
+
+    def attend_to_latents(self, query: bool) -> bool:
+        """See `block/latent.py`: one key/value head as wide as a latent and the shared part of a key."""
+        p, c = self.problem, self.problem.config
+        rank, own, scored = c.kv_rank, c.head_dim - c.shared_key_dim, p.reads * c.num_heads
+        if c.q_rank:
+            query = self.project("q_up", self.rows, c.q_rank, self.outputs, query or self.norms)
+        latent = self.form("k", self.plan.key) or self.norms
+        query = self.by_head("k_up", own, rank, query) or query
+        weights = self.product("scores", scored, self.keys, p.tokens, query, latent, p.batch)
+        mean = self.product("mix", scored, p.tokens, rank, weights, latent, p.batch)
+        context = self.by_head("v_up", rank, c.value_dim, mean)
+        rows = self.rows if c.parallel == "none" else self.last_rows
+        return self.project("o", rows, c.num_heads * c.value_dim, c.dim, context)
+
+    def by_head(self, name: str, k: int, n: int, flows: bool) -> bool:
+        """A product with each head's part of a projection, its low-rank part with it."""
+        p, heads = self.problem, self.problem.config.num_heads
+        out = self.product(name, self.rows, k, n, flows, self.block, heads)
+        if name not in p.lora:
+            return out
+        each, all_heads = (heads, self.rows), (1, self.rows * heads)
+        up, down = ((each, k, p.lora_rank), (all_heads, p.lora_rank, n))
+        if name == "v_up":
+            up, down = ((all_heads, k, p.lora_rank), (each, p.lora_rank, n))
+        low = flows
+        for part, ((count, rows), inner, outer) in (("b", up), ("a", down)):
+            low = self.product(f"{name}_{part}", rows, inner, outer, low, p.lora_grad, count)
+        return low or out
 
     def form(self, name: str, side: Side) -> bool:
         if side == "folded":
@@ -198,8 +241,20 @@ class _Count:
     def rest(self, h_grad: bool, mixed: bool) -> None:
         config = self.problem.config
         flows = h_grad or self.norms or (config.parallel == "none" and mixed)
-        inner = [
-            self.project(name, self.rows, config.dim, config.mlp_width, flows)
-            for name in (("gate", "up") if config.mlp == "gated" else ("up",))
-        ]
-        self.project("down", self.last_rows, config.mlp_width, config.dim, any(inner))
+        if not config.num_experts:
+            self.mlp(flows, config.mlp_dim, self.last_rows)
+            return
+        self.project("router", self.rows, config.dim, config.num_experts, flows)
+        width = config.mlp_dim * config.experts_per_token
+        inner = [self.product(f"experts_{name}", self.rows, config.dim, width, flows, self.block) for name in _INTO]
+        self.product("experts_down", self.rows, width, config.dim, any(inner), self.block)
+        if config.shared_mlp_dim:
+            self.mlp(flows, config.shared_mlp_dim, self.rows)
+        if config.shared_gate:
+            self.project("shared_gate", self.rows, config.dim, 1, flows)
+
+    def mlp(self, flows: bool, width: int, last_rows: int) -> None:
+        config = self.problem.config
+        names = _INTO if config.mlp == "gated" else ("up",)
+        inner = [self.project(name, self.rows, config.dim, width, flows) for name in names]
+        self.project("down", last_rows, width, config.dim, any(inner))

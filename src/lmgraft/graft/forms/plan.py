@@ -82,14 +82,15 @@ def plans_for_tracing(
 def exact_plans(problem: Problem) -> Iterator[LayerPlan]:
     """Every plan that gives the reference's numbers for this block.
 
-    A norm on keys and a bound on keys and values are not linear: those are formed or folded.
+    A norm on keys, values or their latent and a bound on keys and values are not linear: those are formed or folded.
     """
     config = problem.config
     if config.branches == "mlp":  # there is nothing to choose
         yield LayerPlan()
         return
-    linear_key = config.qk_norm == "none" and config.clip_qkv is None
-    linear_value = config.clip_qkv is None
+    linear = config.clip_qkv is None and not config.kv_rank
+    linear_key = linear and config.qk_norm == "none"
+    linear_value = linear and not config.value_norm
     sides: dict[str, tuple[list[Side], list[Side]]] = {
         "wide": (["formed"], ["absorbed"]),
         "narrow": (["folded"], ["absorbed", "absorbed_fold"]),

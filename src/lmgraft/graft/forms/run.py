@@ -104,7 +104,8 @@ def is_watched(modules: Iterable[nn.Module]) -> bool:
 def make_folds(mapper: nn.Linear, layer: Layer, names: frozenset[str]) -> Folds:
     """The affine map of `mapper` into `layer`, and the folds of its projections `names`."""
     map_ = affine(mapper, layer.attention_norm)
-    return Folds(map_, {name: fold(map_, getattr(layer.attention, name)) for name in sorted(names)})
+    inputs = layer.attention.inputs()
+    return Folds(map_, {name: fold(map_, inputs[name]) for name in sorted(names & inputs.keys())})
 
 
 class _Keys(NamedTuple):
@@ -143,14 +144,14 @@ def _layer(layer: Layer, plan: LayerPlan, h: Tensor, u: Tensor | None, keys: _Ke
         mean: See `planned`.
     """
     attention = layer.attention
-    if u is None and (layer.reuses_normed or plan.query == "projected"):
+    if u is None and (layer.reuses_normed or attention.q_gate is not None or plan.query == "projected"):
         u = layer.attention_norm(h)
     if plan.query == "folded":
         assert keys.folds is not None
         q = _through(keys.folds.projections["q"], keys.y_read, h.dtype)
     else:
         q = attention.q(u)
-    context = _attend(attention, plan, attention.split_queries(q), keys, h.dtype)
+    context = attention.gated(_attend(attention, plan, attention.split_queries(q), keys, h.dtype), u)
     if mean and layer.parallel != "none":
         context = context.mean(2, keepdim=True)
     return layer.finish(h, u, attention.output(context, keys.fully_padded), mean)
@@ -166,11 +167,14 @@ def _attend(attention: Attention, plan: LayerPlan, q: Tensor, keys: _Keys, dtype
         return getattr(attention, name), None if folds is None else folds.map
 
     key, key_map = source("k", plan.key)
-    value, value_map = source("v", plan.value)
     k = v = None
     if plan.key in ("formed", "folded"):
         bias = constant_key_matters(attention) or plan.key == "formed"
         k = attention.split_keys(_through(key, y, dtype, bias))
+    if attention.v is None:
+        assert k is not None
+        return attention.mix(q, k, attention.values_in(k), visible)
+    value, value_map = source("v", plan.value)
     if plan.value in ("formed", "folded"):
         v = attention.split_values(_through(value, y, dtype))
     if k is not None and v is not None:

@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from lmgraft.block import BlockConfig, inspect_llm
+from lmgraft.checkpoint.memory import container_limit
 from lmgraft.graft.forms.cost import operations
 from lmgraft.graft.forms.plan import choose
 from lmgraft.graft.forms.problem import LayerPlan, Problem
@@ -94,15 +95,8 @@ def total_memory(device: str = "cpu") -> int:
         import torch
 
         return torch.cuda.get_device_properties(device).total_memory
-    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = Path(file).read_text(encoding="ascii").strip()
-        except OSError:
-            continue
-        if limit.isdecimal():
-            found.append(int(limit))
-    return min(found)
+    built_in, limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), container_limit()
+    return built_in if limit is None else min(built_in, limit)
 
 
 def peak_resident() -> int:

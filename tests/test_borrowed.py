@@ -47,6 +47,7 @@ HEARD |= {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id"
 WAVES = {k: SEEN[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")}
 WAVES |= {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4), "num_conv_pos_embeddings": 4}
 WAVES |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2, "mask_time_prob": 0}
+PAIR = {"text_config": TEXT, "vision_config": SEEN}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 WORDS = {"input_ids": torch.full((2, 6), 7)}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)}
@@ -73,8 +74,10 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Tensor], str | Non
     "ViT": ("ViTModel", "ViTConfig", SEEN, PIXELS, None),
     "DINOv2": ("Dinov2Model", "Dinov2Config", SEEN | {"intermediate_size": 128}, PIXELS, None),
     "CLIP vision": ("CLIPVisionModel", "CLIPVisionConfig", SEEN, PIXELS, None),
-    "CLIP": ("CLIPModel", "CLIPConfig", {"text_config": TEXT, "vision_config": SEEN}, PIXELS | WORDS, "vision"),
-    "SigLIP": ("SiglipModel", "SiglipConfig", {"text_config": TEXT, "vision_config": SEEN}, PIXELS | WORDS, "vision"),
+    "CLIP": ("CLIPModel", "CLIPConfig", PAIR, PIXELS | WORDS, "vision"),
+    "CLIP text": ("CLIPModel", "CLIPConfig", PAIR, PIXELS | WORDS, "text"),
+    "SigLIP": ("SiglipModel", "SiglipConfig", PAIR, PIXELS | WORDS, "vision"),
+    "SigLIP text": ("SiglipModel", "SiglipConfig", PAIR, PIXELS | WORDS, "text"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -124,6 +127,22 @@ def test_an_encoder_or_another_sense(tmp_path: Path, name: str) -> None:
     assert relative_error(made(x) - x, theirs - x) <= 1e-5
     assert order_error(made, 32, x) <= 1e-5
     assert lmgraft.load_block(source, tower=tower)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["T5", "Whisper"])
+def test_a_decoder_is_read_without_its_attention_to_the_encoder(tmp_path: Path, name: str) -> None:
+    class_name, config_name, values, _, _ = ENCODERS[name]
+    source = written(tmp_path, class_name, getattr(transformers, config_name)(**values))
+    made = lmgraft.load_block(source, tower="decoder", final_norm="none")
+    layer = choose_tower(getattr(transformers, class_name).from_pretrained(source).eval(), "decoder").layers[-1]
+    x = torch.randn(2, 5, 32)
+    theirs = layer(x, attention_mask=torch.zeros(2, 1, 5, 5))
+    assert relative_error(made(x) - x, (theirs[0] if isinstance(theirs, tuple) else theirs) - x) <= 1e-5
+    assert order_error(made, 32, x) <= 1e-5
+    crossed = ("encoder_attn", "EncDecAttention", ".layer.1.")
+    assert not [n for n, _ in made.named_parameters() if any(part in n for part in crossed)]
+    assert 0 < made.config.num_params() < sum(p.numel() for p in layer.parameters())
+    assert lmgraft.inspect_llm(source, tower="decoder").layer_bytes == 4 * made.config.num_params()
 
 
 def test_native_code_and_transformers_give_the_same_numbers(tmp_path: Path) -> None:

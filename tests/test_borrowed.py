@@ -21,7 +21,7 @@ from borrowed_sweep import DOCS, oracle_output, sweep, tiny_config
 from lmgraft.block import FrozenBlock, OpaqueBlock, block_of
 from lmgraft.borrowed.neutral import order_error
 from lmgraft.borrowed.skeleton import choose_tower
-from lmgraft.errors import BlockError, CheckpointError, HostError
+from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
 from lmgraft.graft.controls import CONTROLS
 from tiny import images, make_vit, randomise_, relative_error
 
@@ -306,6 +306,23 @@ def test_a_layer_of_timm(tmp_path: Path) -> None:
     normed = lmgraft.load_block(str(tmp_path), final_norm="pretrained")
     assert relative_error(normed(x), vit.norm(vit.blocks[2](x))) <= 1e-5
     assert lmgraft.inspect_llm(str(tmp_path)).num_layers == 3
+
+
+def test_a_run_of_a_timm_encoder_is_a_source(tmp_path: Path) -> None:
+    vit = make_vit()
+    arguments = {"pretrained": False, "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    recipe = {"backbone": {"factory": "timm", "name": "vit_tiny_patch16_224", "kwargs": arguments}}
+    (tmp_path / "config.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"best\.ckpt is missing"):
+        lmgraft.load_block(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(
+        {"state_dict": {f"model.{n}": t for n, t in vit.state_dict().items()}}, tmp_path / "checkpoints" / "best.ckpt"
+    )
+    made = lmgraft.load_block(str(tmp_path), final_norm="none")
+    x = torch.randn(2, 5, 48)
+    assert relative_error(made(x), vit.blocks[-1](x)) <= 1e-6
 
 
 class TestModule:

@@ -21,7 +21,7 @@ from borrowed_sweep import DOCS, oracle_output, sweep, tiny_config
 from lmgraft.block import FrozenBlock, OpaqueBlock, block_of
 from lmgraft.borrowed.neutral import order_error
 from lmgraft.borrowed.skeleton import choose_tower
-from lmgraft.errors import BlockError, CheckpointError, HostError
+from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
 from lmgraft.graft.controls import CONTROLS
 from tiny import images, make_vit, randomise_, relative_error
 
@@ -47,6 +47,7 @@ HEARD |= {"vocab_size": 64, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id"
 WAVES = {k: SEEN[k] for k in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")}
 WAVES |= {"conv_dim": (8, 8), "conv_stride": (4, 4), "conv_kernel": (8, 4), "num_conv_pos_embeddings": 4}
 WAVES |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2, "mask_time_prob": 0}
+PAIR = {"text_config": TEXT, "vision_config": SEEN}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 WORDS = {"input_ids": torch.full((2, 6), 7)}
 PIXELS = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)}
@@ -73,8 +74,10 @@ ENCODERS: dict[str, tuple[str, str, dict[str, Any], dict[str, Tensor], str | Non
     "ViT": ("ViTModel", "ViTConfig", SEEN, PIXELS, None),
     "DINOv2": ("Dinov2Model", "Dinov2Config", SEEN | {"intermediate_size": 128}, PIXELS, None),
     "CLIP vision": ("CLIPVisionModel", "CLIPVisionConfig", SEEN, PIXELS, None),
-    "CLIP": ("CLIPModel", "CLIPConfig", {"text_config": TEXT, "vision_config": SEEN}, PIXELS | WORDS, "vision"),
-    "SigLIP": ("SiglipModel", "SiglipConfig", {"text_config": TEXT, "vision_config": SEEN}, PIXELS | WORDS, "vision"),
+    "CLIP": ("CLIPModel", "CLIPConfig", PAIR, PIXELS | WORDS, "vision"),
+    "CLIP text": ("CLIPModel", "CLIPConfig", PAIR, PIXELS | WORDS, "text"),
+    "SigLIP": ("SiglipModel", "SiglipConfig", PAIR, PIXELS | WORDS, "vision"),
+    "SigLIP text": ("SiglipModel", "SiglipConfig", PAIR, PIXELS | WORDS, "text"),
 }
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -124,6 +127,22 @@ def test_an_encoder_or_another_sense(tmp_path: Path, name: str) -> None:
     assert relative_error(made(x) - x, theirs - x) <= 1e-5
     assert order_error(made, 32, x) <= 1e-5
     assert lmgraft.load_block(source, tower=tower)(x).shape == x.shape
+
+
+@pytest.mark.parametrize("name", ["T5", "Whisper"])
+def test_a_decoder_is_read_without_its_attention_to_the_encoder(tmp_path: Path, name: str) -> None:
+    class_name, config_name, values, _, _ = ENCODERS[name]
+    source = written(tmp_path, class_name, getattr(transformers, config_name)(**values))
+    made = lmgraft.load_block(source, tower="decoder", final_norm="none")
+    layer = choose_tower(getattr(transformers, class_name).from_pretrained(source).eval(), "decoder").layers[-1]
+    x = torch.randn(2, 5, 32)
+    theirs = layer(x, attention_mask=torch.zeros(2, 1, 5, 5))
+    assert relative_error(made(x) - x, (theirs[0] if isinstance(theirs, tuple) else theirs) - x) <= 1e-5
+    assert order_error(made, 32, x) <= 1e-5
+    crossed = ("encoder_attn", "EncDecAttention", ".layer.1.")
+    assert not [n for n, _ in made.named_parameters() if any(part in n for part in crossed)]
+    assert 0 < made.config.num_params() < sum(p.numel() for p in layer.parameters())
+    assert lmgraft.inspect_llm(source, tower="decoder").layer_bytes == 4 * made.config.num_params()
 
 
 def test_native_code_and_transformers_give_the_same_numbers(tmp_path: Path) -> None:
@@ -287,6 +306,23 @@ def test_a_layer_of_timm(tmp_path: Path) -> None:
     normed = lmgraft.load_block(str(tmp_path), final_norm="pretrained")
     assert relative_error(normed(x), vit.norm(vit.blocks[2](x))) <= 1e-5
     assert lmgraft.inspect_llm(str(tmp_path)).num_layers == 3
+
+
+def test_a_run_of_a_timm_encoder_is_a_source(tmp_path: Path) -> None:
+    vit = make_vit()
+    arguments = {"pretrained": False, "img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    recipe = {"backbone": {"factory": "timm", "name": "vit_tiny_patch16_224", "kwargs": arguments}}
+    (tmp_path / "config.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(SourceError, match=r"best\.ckpt is missing"):
+        lmgraft.load_block(str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(
+        {"state_dict": {f"model.{n}": t for n, t in vit.state_dict().items()}}, tmp_path / "checkpoints" / "best.ckpt"
+    )
+    made = lmgraft.load_block(str(tmp_path), final_norm="none")
+    x = torch.randn(2, 5, 48)
+    assert relative_error(made(x), vit.blocks[-1](x)) <= 1e-6
 
 
 class TestModule:

@@ -377,3 +377,14 @@ class TestSymmetry:
 
         optimizer.step(loss)  # type: ignore[arg-type]
         assert relative_error(function(made, *fitted, other), held_out) > 0.08
+
+
+@pytest.mark.parametrize("kept", ["attention", "mlp"])
+def test_a_random_half_is_the_half_of_the_random_block(biased: FrozenBlock, kept: str) -> None:
+    half = CONTROLS[f"random_{kept}_only"](biased, 3)
+    expected = CONTROLS[f"{kept}_only"](random_frozen(biased, 3))
+    assert {n for n, _ in half.named_parameters()} == {n for n, _ in expected.named_parameters()}
+    assert all(torch.equal(p, expected.get_parameter(n)) for n, p in half.named_parameters())
+    assert half.provenance.digest == expected.provenance.digest
+    assert half.provenance.control is not None
+    assert half.provenance.control["of"] == biased.provenance.digest  # from which it is made again

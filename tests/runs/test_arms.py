@@ -62,7 +62,8 @@ def test_arms_of_one_seed_see_the_same_first_epoch(make_recipe, tmp_path):
 
 
 def test_arms_that_are_not_trained_do_not_depend_on_how_the_recipe_trains_its_block(make_recipe):
-    for arm in ("random_frozen", "shuffled", "spectrum", "attention_only", "mlp_only"):
+    halves = ("attention_only", "mlp_only", "random_attention_only", "random_mlp_only")
+    for arm in ("random_frozen", "shuffled", "spectrum", *halves):
         block = build_model(make_recipe("--arm", arm, "--graft.train_block", "all")).graft.block
         assert not any(p.requires_grad for p in block.parameters()), arm
 

@@ -17,7 +17,7 @@ ENOUGH_GROUPS = 30
 
 CONTROLS = frozenset(
     {"random_frozen", "shuffled", "spectrum", "random_trained", "mlp", "linear", "attention_only", "mlp_only"}
-    | {"plain_equal_flops"}
+    | {"random_attention_only", "random_mlp_only", "plain_equal_flops"}
 )
 """Kinds of arms that explain what an LLM block does, where they do as well."""
 

@@ -102,7 +102,7 @@ def _config(skeleton: Skeleton, values: Mapping[str, Any], index: int) -> Opaque
     behind = final_norm_of(skeleton, dim)
     norm = behind[1] if behind is not None else inner_norm_of(layer, dim)
     heads = heads_of(config)
-    shapes = {name: tuple(t.shape) for name, t in layer.state_dict().items() if t.is_floating_point()}
+    shapes = {name: tuple(t.shape) for name, t in skeleton.tensors(index).items() if t.is_floating_point()}
     head_dim = getattr(config, "head_dim", None)
     return OpaqueConfig(
         dim=dim,

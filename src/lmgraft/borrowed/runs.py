@@ -31,7 +31,8 @@ class RunCheckpoint:
         backbone = recipe.get("backbone", {}) if isinstance(recipe, dict) else {}
         if backbone.get("factory") != "timm":
             raise SourceError(f"the encoder of {folder} is none of timm's", "use a run whose backbone.factory is timm")
-        self.config: dict[str, Any] = {"architecture": backbone["name"], "model_args": backbone.get("kwargs") or {}}
+        arguments = {k: v for k, v in (backbone.get("kwargs") or {}).items() if k != "pretrained"}
+        self.config: dict[str, Any] = {"architecture": backbone["name"], "model_args": arguments}
         file = folder / "checkpoints" / "best.ckpt"
         if not file.is_file():
             raise SourceError(f"{file} is missing", "finish the run first: lmgraft train ... --resume")

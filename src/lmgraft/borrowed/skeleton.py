@@ -5,6 +5,7 @@ The model is built on the meta device exactly as `from_pretrained` builds it: sh
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from typing import Any, cast
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
-from torch import nn
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING
 
@@ -57,9 +58,27 @@ class Skeleton:
     def layer(self, index: int) -> nn.Module:
         return self.tower.layers[index]
 
+    def tensors(self, index: int) -> dict[str, Tensor]:
+        """What a layer is made of, by names in it: its state without what `left_out` names."""
+        out = self.left_out(index)
+        return {name: t for name, t in self.layer(index).state_dict().items() if not name.startswith(out)}
+
+    def left_out(self, index: int) -> tuple[str, ...]:
+        """What names of a layer's attention to an encoder's tokens begin with; a block has no such tokens."""
+        layer = self.layer(index)
+        if "encoder_hidden_states" not in inspect.signature(type(layer).forward).parameters:
+            return ()
+        return tuple(f"{path}." for path, module in layer.named_modules() if path and _attends_to_encoder(path, module))
+
     def prefix(self, index: int) -> str:
         """What the names of a layer's tensors begin with in the model."""
         return f"{self.tower.path}.{index}."
+
+
+def _attends_to_encoder(path: str, module: nn.Module) -> bool:
+    """Whether a part of a layer is cross-attention or its norm, by the names that transformers has for them."""
+    names = ("encoder_attn", "crossattention", "cross_attn", "ln_cross_attn")
+    return path.rpartition(".")[2].startswith(names) or type(module).__name__.endswith("CrossAttention")
 
 
 def build(values: Mapping[str, Any], tower: str | None) -> Skeleton:

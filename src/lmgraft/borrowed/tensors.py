@@ -79,7 +79,7 @@ class Reader:
         """
         module, prefix = self.skeleton.layer(index), self.skeleton.prefix(index)
         targets = self.targets(index)
-        wanted = module.state_dict()
+        wanted = self.skeleton.tensors(index)
         self._check_experts(targets, wanted)
         tensors: dict[str, Tensor] = {}
         digests: dict[str, str] = {}
@@ -96,14 +96,14 @@ class Reader:
         return self._targets[index]
 
     def _match(self, index: int) -> list[Target]:
-        prefix = self.skeleton.prefix(index)
-        wanted = {prefix + name for name in self.skeleton.layer(index).state_dict()}
+        prefix, out = self.skeleton.prefix(index), self.skeleton.left_out(index)
+        wanted = {prefix + name for name in self.skeleton.tensors(index)}
         number = re.compile(rf"(^|[^0-9]){index}([^0-9]|$)")
         near = [name for name in self.checkpoint.names() if number.search(name)]
         targets = find_targets(self.skeleton, prefix, near)
-        if wanted <= {prefix + target.name for target in targets}:
-            return targets
-        return find_targets(self.skeleton, prefix, self.checkpoint.names())  # some tables renumber layers
+        if not wanted <= {prefix + target.name for target in targets}:  # some tables renumber layers
+            targets = find_targets(self.skeleton, prefix, self.checkpoint.names())
+        return [target for target in targets if not target.name.startswith(out)]
 
     def one(self, name: str) -> Tensor | None:
         """A tensor of the model by its whole name; None where the file has none."""

@@ -9,8 +9,8 @@ Three kinds, in this order below. What question each answers stands in `recipes.
    that is random with respect to it, so a gain scales coordinates that mean nothing any more, and what a
    bias adds is the same for every token and every image.
    shuffled, spectrum
-3. *Reduced*: one of the block's two branches, a function of each token by itself, or nothing.
-   attention_only, mlp_only, mlp, linear
+3. *Reduced*: one of the block's two branches, or of its random one's, a function of each token by itself, or nothing.
+   attention_only, mlp_only, random_attention_only, random_mlp_only, mlp, linear
 
 Draws come from NumPy's Philox and are scaled by a float32 factor, so that a seed gives the same digest on
 every machine. Every tensor has a draw of its own: one permutation or rotation shared along the residual
@@ -205,22 +205,44 @@ def attention_only(block: FrozenBlock, seed: int = 0) -> FrozenBlock:
     Raises:
         BlockError: If `block` is trained on, or is a half already.
     """
-    return _half(block, "attention", seed)
+    return _half(block, "attention", made_from(block, {"kind": "attention_only", "seed": seed}))
 
 
 def mlp_only(block: FrozenBlock, seed: int = 0) -> FrozenBlock:
     """`block` without attention: no tokens are mixed, so those that are not read cost nothing. See `attention_only`."""
-    return _half(block, "mlp", seed)
+    return _half(block, "mlp", made_from(block, {"kind": "mlp_only", "seed": seed}))
 
 
-def _half(block: FrozenBlock, branch: Branches, seed: int) -> FrozenBlock:
+def random_attention_only(block: FrozenBlock, seed: int) -> FrozenBlock:
+    """`attention_only` of what `random_frozen` draws from the same seed: a control of that control.
+
+    Args:
+        block: The pretrained block; it is left alone.
+        seed: Recorded in the provenance.
+
+    Raises:
+        BlockError: If `block` is trained on, or is a half already.
+    """
+    return _random_half(block, "attention", seed)
+
+
+def random_mlp_only(block: FrozenBlock, seed: int) -> FrozenBlock:
+    """`mlp_only` of what `random_frozen` draws from the same seed. See `random_attention_only`."""
+    return _random_half(block, "mlp", seed)
+
+
+def _random_half(block: FrozenBlock, branch: Branches, seed: int) -> FrozenBlock:
+    control = {"kind": f"random_{branch}_only", "seed": seed, "stored": storage(block)}
+    return _half(random_frozen(block, seed), branch, made_from(block, control))
+
+
+def _half(block: FrozenBlock, branch: Branches, provenance: Provenance) -> FrozenBlock:
     if block.config.branches != "both" or not block.layers or block.opaque:
         raise BlockError(
             "this block has no two branches of which one could be left out"
             + (": its layers are not computed by lmgraft's code" if block.opaque else ""),
             "start from load_block's, of a family that docs/families.md lists as native",
         )
-    provenance = made_from(block, {"kind": f"{branch}_only", "seed": seed})
     config = replace(block.config, branches=branch)
     kept = config.tensor_shapes()
     layers, final_norm = block.tensors()
@@ -255,6 +277,8 @@ CONTROLS: dict[str, Callable[..., FrozenBlock]] = {
     "random_trained": random_trained,
     "attention_only": attention_only,
     "mlp_only": mlp_only,
+    "random_attention_only": random_attention_only,
+    "random_mlp_only": random_mlp_only,
     "mlp": mlp,
     "linear": linear,
 }

@@ -32,6 +32,8 @@ COLORS = {
     "linear": "#a89bc4",
     "attention_only": "#d9a404",
     "mlp_only": "#5a1e18",
+    "random_attention_only": "#2323eb",
+    "random_mlp_only": "#5f19a6",
     "two_blocks": "#be7f65",
     "plain_equal_flops": "#1f2933",
 }

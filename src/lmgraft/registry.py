@@ -144,6 +144,7 @@ HOSTS = Registry(
         f"{_HF}.siglip.modeling_siglip.SiglipVisionModel": f"{_HF_ADAPTER}:describe",
         f"{_HF}.siglip.modeling_siglip.SiglipForImageClassification": f"{_HF_ADAPTER}:describe",
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
+        "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
     },
 )
 """Class path of a backbone -> the function that describes an instance of it as a `Host`.
@@ -168,6 +169,7 @@ BORROWED = Registry(
 FACTORIES = Registry(
     "model factory",
     {
+        "point_bert": "lmgraft.backbones.point_bert:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
         "transformers": "lmgraft.backbones.transformers_create:create",

@@ -186,19 +186,28 @@ METRICS = Registry(
     "metric",
     {
         "accuracy": f"{_CLASSIFICATION}:ACCURACY",
+        "class_mean": f"{_CLASSIFICATION}:CLASS_MEAN",
         "top5": f"{_CLASSIFICATION}:TOP5",
         "nll": f"{_CLASSIFICATION}:NLL",
     },
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
 
-FILE_KINDS = Registry("kind of files", {"images": "lmgraft.data.image.image_files:ImageFiles"})
+FILE_KINDS = Registry(
+    "kind of files",
+    {
+        "images": "lmgraft.data.image.image_files:ImageFiles",
+        "points": "lmgraft.data.points.cloud_files:CloudFiles",
+    },
+)
 """What files of one's own are, in commands that take a folder -> the data set that reads them."""
 
 PREPARERS = Registry(
     "preparation",
     {
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
+        "furniture": "lmgraft.data.points.furniture:prepare",
+        "kicad-models": "lmgraft.data.points.kicad:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },
 )
@@ -210,6 +219,7 @@ SUITES = Registry(
     "suite",
     {
         "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
+        "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },
 )

@@ -28,15 +28,16 @@ def farthest_points(points: Tensor, count: int, *, skip_near_origin: bool = Fals
     Returns:
         (B, count) int64.
     """
-    points = points.float()
-    far = points.new_full(points.shape[:2], torch.inf)
+    # Axis by axis (3, B, N): a sum over rows of three numbers takes several times as long.
+    axes = points.float().permute(2, 0, 1).contiguous()
+    far = axes.new_full(axes.shape[1:], torch.inf)
     if skip_near_origin:
-        far = far.masked_fill(points.square().sum(-1) <= NEAR_ORIGIN, -1.0)
+        far = far.masked_fill(axes.square().sum(0) <= NEAR_ORIGIN, -1.0)
     chosen = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     order = [chosen]
     for _ in range(count - 1):
-        last = points.gather(1, chosen[:, None, None].expand(-1, 1, points.shape[2]))
-        far = torch.minimum(far, (points - last).square().sum(-1))
+        last = axes.gather(2, chosen[None, :, None].expand(len(axes), -1, 1))
+        far = torch.minimum(far, (axes - last).square().sum(0))
         chosen = far.argmax(1)
         order.append(chosen)
     return torch.stack(order, 1)

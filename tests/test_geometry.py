@@ -32,8 +32,8 @@ def farthest_by_loop(points, count, skip=False):
 def test_farthest_points_are_those_of_the_loop(skip, spread):
     points = cloud() * spread
     points[:, 5:] += 0.01 * torch.arange(35).unsqueeze(1)
-    found = farthest_points(points, 12, skip_near_origin=skip)
-    assert found.tolist() == [farthest_by_loop(one, 12, skip) for one in points]
+    result = farthest_points(points, 12, skip_near_origin=skip)
+    assert result.tolist() == [farthest_by_loop(one, 12, skip) for one in points]
 
 
 def test_the_kernels_rule_matters_near_the_origin_alone():
@@ -54,9 +54,9 @@ def test_the_order_is_nested_and_repeats_when_points_run_out():
 def test_nearest_points_are_those_of_a_sort_also_far_from_the_origin():
     points = cloud() + 100
     centres = points[:, :4]
-    found = nearest_points(points, centres, 5).sort(-1).values
+    result = nearest_points(points, centres, 5).sort(-1).values
     gaps = (centres.double()[:, :, None] - points.double()[:, None]).norm(dim=-1)
-    assert torch.equal(found, gaps.argsort(-1)[..., :5].sort(-1).values)
+    assert torch.equal(result, gaps.argsort(-1)[..., :5].sort(-1).values)
 
 
 def test_groups_lie_around_their_centres():
@@ -83,5 +83,5 @@ def test_take_points_keeps_the_index_shape_and_the_gradient():
 
 def test_groups_compile_to_one_graph():
     compiled = torch.compile(lambda x: group_points(x, 5, 4), fullgraph=True, backend="aot_eager")
-    for found, expected in zip(compiled(cloud()), group_points(cloud(), 5, 4), strict=True):
-        assert torch.equal(found, expected)
+    for result, expected in zip(compiled(cloud()), group_points(cloud(), 5, 4), strict=True):
+        assert torch.equal(result, expected)

@@ -321,10 +321,10 @@ def test_settings_that_cannot_be_are_refused():
 def test_near_shapes_share_a_group_and_a_split():
     shapes = np.stack([checked(draw_shape(kind, seed), True) for seed in range(6) for kind in range(4)])
     twice = np.concatenate([shapes, shapes + 1e-4, shapes[:3]])
-    found = signatures(twice)
-    groups = near_groups(found, 0.01)
+    marks = signatures(twice)
+    groups = near_groups(marks, 0.01)
     assert groups.tolist() == [*range(24), *range(24), 0, 1, 2]
-    assert 0 < noise(found[:24], found[24:48]) < 0.001
+    assert 0 < noise(marks[:24], marks[24:48]) < 0.001
     labels = np.arange(len(twice)) % 4
     labels[48:] = [0, 1, 2]
     split = split_groups(groups, labels, [f"s{i}" for i in range(len(twice))], {"test": 0.25, "val": 0.25})
@@ -403,8 +403,8 @@ def test_a_scene_has_its_truth():
     scene = scene_of(cloud, "a")
     assert np.array_equal(scene, scene_of(cloud, "a"))
     assert not np.array_equal(scene, scene_of(cloud, "b"))
-    own = {tuple(point) for point in scene[scene[:, 3] > 0, :3].tolist()}
-    assert own <= {tuple(point) for point in cloud.tolist()}
+    object_points = {tuple(point) for point in scene[scene[:, 3] > 0, :3].tolist()}
+    assert object_points <= {tuple(point) for point in cloud.tolist()}
     assert 0.5 < scene[:, 3].mean() < 0.6
 
 

@@ -73,6 +73,6 @@ def released_state(content: Any, label: str = "the file") -> tuple[dict[str, Ten
     state = {name.removeprefix("module."): value for name, value in content.items()}
     is_pretraining = any(name.startswith(_PRETRAINED) for name in state)
     if is_pretraining:
-        own = {name.removeprefix(_PRETRAINED): v for name, v in state.items() if name.startswith(_PRETRAINED)}
-        state = {name: v for name, v in own.items() if not name.startswith(("cls_head", *_OF_PRETRAINING))}
+        encoder = {name.removeprefix(_PRETRAINED): v for name, v in state.items() if name.startswith(_PRETRAINED)}
+        state = {name: v for name, v in encoder.items() if not name.startswith(("cls_head", *_OF_PRETRAINING))}
     return state, is_pretraining

@@ -95,9 +95,9 @@ def split_groups(
     split = np.full(len(groups), "train", f"<U{max(map(len, ('train', *shares)))}")
     hashes = name_hashes(as_names(list(names)))
     for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        wanted = {name: share * len(own) for name, share in shares.items()}
-        for group in sorted(set(groups[own].tolist()), key=lambda g: hashes[g]):
+        of_class = np.flatnonzero(labels == label)
+        wanted = {name: share * len(of_class) for name, share in shares.items()}
+        for group in sorted(set(groups[of_class].tolist()), key=lambda g: hashes[g]):
             members = np.flatnonzero(groups == group)
             if labels[group] != label:
                 continue  # a group of several classes is its first shape's

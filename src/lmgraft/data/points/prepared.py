@@ -61,7 +61,7 @@ def sample_shapes(
     clouds: list[tuple[Array, Array]] = []
     kept: list[int] = []
     unreadable: dict[str, str] = {}
-    told = time.monotonic()
+    last_line = time.monotonic()
     for i, name in enumerate(names):
         try:
             mesh = read(i)
@@ -71,8 +71,8 @@ def sample_shapes(
             kept.append(i)
         except UnreadableCloudError as error:
             unreadable[name] = str(error)
-        if time.monotonic() - told > _SECONDS:
-            told = time.monotonic()
+        if time.monotonic() - last_line > _SECONDS:
+            last_line = time.monotonic()
             sys.stderr.write(f"[prepare] {i + 1:,} of {len(names):,} shapes\n")
     return Shapes(
         np.stack([cloud[0] for cloud in clouds]),
@@ -173,13 +173,13 @@ class PreparedClouds(PointData):
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise DataError(f"{file} cannot be read ({error})", f"lmgraft prepare {self.name}") from None
         digest = hashlib.sha256(content["points"].tobytes() + content["labels"].tobytes()).hexdigest()
-        found = {}
+        sources = {}
         for split in ("train", "val", "test"):
             index = np.flatnonzero(content["splits"] == split)
             if split == "train" and self.per_group is not None:
                 index = first_of_each(index, content["groups"], self.per_group)
-            found[split] = self._source(content, index, f"{digest}/{split}")
-        return found
+            sources[split] = self._source(content, index, f"{digest}/{split}")
+        return sources
 
     def _source(self, content: Mapping[str, npt.NDArray[Any]], index: Index, digest: str) -> Source:
         points, names = content["points"][index], [str(name) for name in content["names"][index]]

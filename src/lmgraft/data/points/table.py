@@ -75,7 +75,7 @@ def ordered_table(
     """
     key = json_digest({"version": _VERSION, "count": count, **vars(ordering), **identity})
     folder = cache_dir() / "points" / key[:32]
-    starts, begun, told = range(0, count, _CHUNK), time.monotonic(), time.monotonic()
+    starts, begun, last_line = range(0, count, _CHUNK), time.monotonic(), time.monotonic()
 
     def chunk(start: int) -> tuple[Array, npt.NDArray[np.str_], npt.NDArray[np.int64]]:
         file = folder / f"{start // _CHUNK:05}.npz"
@@ -90,9 +90,9 @@ def ordered_table(
     with ThreadPoolExecutor(max(1, workers)) as pool:
         for start, part in zip(starts, pool.map(chunk, starts), strict=True):
             parts.append(part)
-            if time.monotonic() - told > _SILENT:
-                told, done = time.monotonic(), min(start + _CHUNK, count)
-                rate = done / (told - begun)
+            if time.monotonic() - last_line > _SILENT:
+                last_line, done = time.monotonic(), min(start + _CHUNK, count)
+                rate = done / (last_line - begun)
                 sys.stderr.write(f"[points] {done:,} of {count:,} clouds ordered, {rate:.0f} a second, once\n")
     reasons = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.str_)
     return CloudTable(

@@ -24,7 +24,7 @@ from lmgraft.data.points.near import near_groups, noise, signatures, split_group
 from lmgraft.data.points.scanobjectnn import ScanObjectNN
 from lmgraft.data.points.scenes import scene_of
 from lmgraft.data.points.toy import ToyShapes, draw_shape
-from lmgraft.errors import DataError, RecipeError
+from lmgraft.errors import DataError, HostError, RecipeError
 from lmgraft.geometry.points import farthest_points
 from lmgraft.recipes import list_recipes, load_recipe, read_result, train_run
 from lmgraft.recipes.build import build_model, build_task
@@ -544,3 +544,9 @@ def test_a_cloud_is_drawn_with_the_values_of_its_tokens():
     for values, where in (([1.0, 2.0], places), ([1.0, 2.0], None)):
         with pytest.raises(ValueError, match="values for"):
             draw_cloud(cloud, values, where)
+
+
+def test_too_few_points_for_the_groups_are_refused_before_training(tmp_path, llama_folder):
+    recipe = load_recipe("points/kicad_small_debug", ["--graft.llm", str(llama_folder), "--data.points", "8"])
+    with pytest.raises(HostError, match="16 groups of 8 need 16"):
+        train_run(recipe, tmp_path / "run")

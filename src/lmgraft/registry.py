@@ -144,6 +144,7 @@ HOSTS = Registry(
         f"{_HF}.siglip.modeling_siglip.SiglipVisionModel": f"{_HF_ADAPTER}:describe",
         f"{_HF}.siglip.modeling_siglip.SiglipForImageClassification": f"{_HF_ADAPTER}:describe",
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
+        "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
     },
 )
 """Class path of a backbone -> the function that describes an instance of it as a `Host`.
@@ -168,6 +169,7 @@ BORROWED = Registry(
 FACTORIES = Registry(
     "model factory",
     {
+        "point_bert": "lmgraft.backbones.point_bert:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
         "transformers": "lmgraft.backbones.transformers_create:create",
@@ -184,19 +186,28 @@ METRICS = Registry(
     "metric",
     {
         "accuracy": f"{_CLASSIFICATION}:ACCURACY",
+        "class_mean": f"{_CLASSIFICATION}:CLASS_MEAN",
         "top5": f"{_CLASSIFICATION}:TOP5",
         "nll": f"{_CLASSIFICATION}:NLL",
     },
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
 
-FILE_KINDS = Registry("kind of files", {"images": "lmgraft.data.image.image_files:ImageFiles"})
+FILE_KINDS = Registry(
+    "kind of files",
+    {
+        "images": "lmgraft.data.image.image_files:ImageFiles",
+        "points": "lmgraft.data.points.cloud_files:CloudFiles",
+    },
+)
 """What files of one's own are, in commands that take a folder -> the data set that reads them."""
 
 PREPARERS = Registry(
     "preparation",
     {
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
+        "furniture": "lmgraft.data.points.furniture:prepare",
+        "kicad-models": "lmgraft.data.points.kicad:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },
 )
@@ -208,6 +219,7 @@ SUITES = Registry(
     "suite",
     {
         "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
+        "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },
 )

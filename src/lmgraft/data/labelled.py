@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +47,8 @@ class LabelledData(Data):
     """Data for classification."""
 
     class_names: tuple[str, ...]
+    report_class_mean: ClassVar[bool] = False
+    """Whether results are also given as the mean of the classes' accuracies, as usual where sizes differ much."""
 
     @property
     def num_classes(self) -> int:

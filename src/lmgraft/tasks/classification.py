@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data
+from lmgraft.data.base import Data, SplitName
 from lmgraft.data.labelled import LabelledBatch, LabelledData
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
+from lmgraft.tasks.influence import mean_class_accuracy
+from lmgraft.tasks.items import Items
 
 # A tenth of a share is ten points: a margin of 0.5, meant as half a point, would call anything equal.
 ACCURACY = Metric(
@@ -27,12 +29,17 @@ NLL = Metric(
     name="nll", title="test cross-entropy", higher_is_better=False, scale=1, unit="nats", difference_unit="nats",
     margin=0.01, low=0.0, largest_margin=1.0,
 )  # fmt: skip
+CLASS_MEAN = Metric(
+    name="class_mean", title="mean of the classes' test accuracies", higher_is_better=True, scale=100, unit="%",
+    difference_unit="points", margin=0.005, low=0.0, high=1.0, largest_margin=0.1,
+)  # fmt: skip
 
 
 class Classification(Task):
     """A model that maps items to logits, its loss and its accuracy.
 
-    Top-5 accuracy comes with it where there are more than five classes.
+    Top-5 accuracy comes with it where there are more than five classes, the mean of the classes' accuracies where the
+    data report it.
 
     Args:
         model: (B, ...) -> (B, num_classes) logits.
@@ -93,7 +100,14 @@ class Classification(Task):
     @classmethod
     def metrics(cls, data: Data | None = None) -> tuple[Metric, ...]:
         few = isinstance(data, LabelledData) and data.num_classes <= 5
-        return (ACCURACY, NLL) if few else (ACCURACY, TOP5, NLL)
+        further = (CLASS_MEAN,) if data is None or getattr(data, "report_class_mean", False) else ()
+        return (ACCURACY, *further, NLL) if few else (ACCURACY, *further, TOP5, NLL)
+
+    def finish(self, items: Items, split: SplitName) -> Items:
+        """With the influence of each item on the mean over classes, where the data report it."""
+        if "class_mean" not in self.scored or "by_class" not in items:
+            return items
+        return items | {"class_mean": mean_class_accuracy(items["accuracy"], items["by_class"])}
 
     def inputs(self, batch: LabelledBatch) -> tuple[Tensor]:
         return (batch.inputs,)

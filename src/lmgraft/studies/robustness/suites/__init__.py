@@ -2,5 +2,6 @@
 
 corruptions.py      any images, corrupted on the fly
 imagenet.py         ImageNet's published sets, which imagenet_places.py finds
+points.py           any point clouds, corrupted on the fly
 timm_model.py       a timm model and a weight file that lmgraft did not train
 """

@@ -1,0 +1,78 @@
+"""Released Point-BERT files: the ShapeNet pre-training, of which the encoder is taken, and fine-tuned models."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmgraft.errors import HostError
+
+_WRAPPED = ("base_model", "model", "state_dict")
+_PRETRAINED = "transformer_q."
+_HEAD = "cls_head_finetune."
+_OF_PRETRAINING = ("mask_token", "lm_head.", "cls_head.")
+"""What fine-tuning has no use for."""
+
+
+def load_released(model: nn.Module, file: Path) -> None:
+    """Load a released file into a Point-BERT: all of a fine-tuned one, of a pre-training all but the head.
+
+    Raises:
+        HostError: If the file cannot be read, or does not fit.
+    """
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise HostError(f"{file} is not there", "backbone.kwargs.weights is a released Point-BERT file") from None
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise HostError(
+            f"{file} cannot be read as weights ({str(error).splitlines()[0]})",
+            "fetch it again; a file that holds more than tensors is not opened: it could run code",
+        ) from None
+    wanted = dict(model.state_dict())
+    state, is_pretraining = released_state(content, str(file))
+    missing = {name for name in wanted if name not in state}
+    if is_pretraining:
+        missing = {name for name in missing if not name.startswith(_HEAD)}
+    further = sorted(set(state) - set(wanted))
+    if missing or further:
+        raise HostError(
+            f"{file} does not hold this Point-BERT: {len(missing)} names are missing "
+            f"({', '.join(sorted(missing)[:3])}) and {len(further)} are unknown ({', '.join(further[:3])})",
+            "check depth, and whether it is a file of Point-BERT's release",
+        )
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            remedy = "check the sizes in backbone.kwargs"
+            if name.startswith(_HEAD):
+                remedy = f"give backbone.kwargs.num_classes {len(state[f'{_HEAD}3.bias'])}, as the file has it"
+            raise HostError(f"{file}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}", remedy)
+    model.load_state_dict(state, strict=False)
+
+
+def released_state(content: Any, label: str = "the file") -> tuple[dict[str, Tensor], bool]:
+    """The tensors under a Point-BERT's own names, and whether they are of the pre-training.
+
+    Args:
+        content: What `torch.load` gave.
+        label: The file's name, for errors.
+
+    Raises:
+        HostError: If it holds no tensors by name.
+    """
+    for key in _WRAPPED:
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise HostError(f"{label} holds no tensors by name", "give a file of Point-BERT's release")
+    state = {name.removeprefix("module."): value for name, value in content.items()}
+    is_pretraining = any(name.startswith(_PRETRAINED) for name in state)
+    if is_pretraining:
+        encoder = {name.removeprefix(_PRETRAINED): v for name, v in state.items() if name.startswith(_PRETRAINED)}
+        state = {name: v for name, v in encoder.items() if not name.startswith(("cls_head", *_OF_PRETRAINING))}
+    return state, is_pretraining

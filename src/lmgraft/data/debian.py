@@ -1,0 +1,97 @@
+"""Files out of Debian packages, without root: package lists and downloads in a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lmgraft.checkpoint.cache import announce
+from lmgraft.checkpoint.digest import file_digest
+from lmgraft.errors import DataError
+
+_TIMEOUT = 1800  # seconds for one call
+
+
+def download_package(package: str, folder: Path) -> Path:
+    """Download a package, "name" or "name=version", by apt-get, and return its file.
+
+    Raises:
+        OSError: If there is no apt-get here.
+        subprocess.SubprocessError: If it does not give the package.
+    """
+    for tool in ("apt-get", "dpkg-deb"):
+        if shutil.which(tool) is None:
+            raise FileNotFoundError(f"{tool} is not on this system")
+    state, cache = folder / "state", folder / "cache"
+    for part in (state / "lists" / "partial", cache / "archives" / "partial"):
+        part.mkdir(parents=True)
+    options = [f"-oDir::State={state}", f"-oDir::State::lists={state / 'lists'}", f"-oDir::Cache={cache}"]
+    options += ["-oDir::State::status=/var/lib/dpkg/status", "-oAPT::Sandbox::User=" + _user()]
+    call(["apt-get", *options, "-qq", "update"], folder)
+    call(["apt-get", *options, "-qq", "download", package], folder)
+    (file,) = folder.glob("*.deb")
+    return file
+
+
+def _user() -> str:
+    # As root apt drops to a user that cannot write here; as anyone else it stays who it is.
+    return "root" if hasattr(os, "geteuid") and os.geteuid() == 0 else "_apt"
+
+
+def call(command: list[str], folder: Path) -> None:
+    """Run a command in a folder; what it writes is kept for `reason`."""
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
+
+
+def reason(error: Exception) -> str:
+    """Why a call failed, in one line."""
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
+        return lines[-1].strip() if lines else f"{error.cmd[0]} ended with status {error.returncode}"
+    return str(error)
+
+
+def fetch_pinned(name: str, version: str, sha256: str, nbytes: int, scratch: Path) -> Path:
+    """The file of exactly this package: one in the current folder, or downloaded.
+
+    Raises:
+        DataError: If it cannot be had, or is another file.
+    """
+    file = Path(f"{name}_{version}_all.deb")
+    remedy = f"download {file} from Debian's archive (its snapshots keep all versions) into the current folder"
+    if not file.is_file():
+        announce(f"{name} {version} from Debian", nbytes)
+        try:
+            file = download_package(f"{name}={version}", scratch)
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DataError(f"{name} {version} could not be fetched: {reason(error)}", remedy) from None
+    digest = file_digest(file)
+    if digest != sha256:
+        raise DataError(f"{file} is not what it should be: SHA-256 {digest[:16]}..., not {sha256[:16]}...", remedy)
+    return file
+
+
+def unpack(deb: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
+    """Unpack the plain files of a package whose path is wanted.
+
+    Raises:
+        DataError: If dpkg-deb is not here, or the package is damaged.
+    """
+    try:
+        with (
+            subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(deb)], stdout=subprocess.PIPE) as unpacking,
+            tarfile.open(fileobj=unpacking.stdout, mode="r|") as tar,
+        ):
+            for member in tar:
+                if member.isfile() and wanted(member.name):
+                    tar.extract(member, folder, filter="data")
+            assert unpacking.stdout is not None, "it is a pipe"
+            unpacking.stdout.read()  # padding behind the archive's end
+    except (OSError, tarfile.TarError) as error:
+        raise DataError(f"{deb} could not be unpacked ({error})", "dpkg-deb comes with Debian's package dpkg") from None
+    if unpacking.returncode:
+        raise DataError(f"{deb} could not be unpacked", "fetch it again")

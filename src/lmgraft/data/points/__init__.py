@@ -1,0 +1,1 @@
+"""Point clouds: from HDF5, text, point files and meshes, prepared sets, and corrupted ones."""

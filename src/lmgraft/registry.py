@@ -125,6 +125,8 @@ HOSTS = Registry(
         f"{_TIMM}.cait.Cait": "lmgraft.backbones.timm_maps:describe_late_class_token",
         f"{_TIMM}.xcit.Xcit": "lmgraft.backbones.timm_maps:describe_late_class_token",
         "timm.*": "lmgraft.backbones.timm_maps:describe_any",
+        "lmgraft.backbones.video_mae.VideoMAE": "lmgraft.backbones.video_mae:describe",
+        "lmgraft.backbones.timm_frames.FrameEncoder": "lmgraft.backbones.timm_frames:describe",
         f"{_HF}.vit.modeling_vit.ViTModel": f"{_HF_ADAPTER}:describe",
         f"{_HF}.vit.modeling_vit.ViTForImageClassification": f"{_HF_ADAPTER}:describe_vit_classifier",
         f"{_HF}.deit.modeling_deit.DeiTModel": f"{_HF_ADAPTER}:describe",
@@ -151,6 +153,14 @@ HOSTS = Registry(
 "package.*" stands for all classes of a package that have no row; its function may return None.
 """
 
+
+def find_adapter(model: object) -> Callable[[Any], Any] | None:
+    """The function of `HOSTS` that describes a model: of its class, its nearest base class, or its package."""
+    paths = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+    packages = [f"{path.split('.')[0]}.*" for path in paths]
+    return next((HOSTS.load(name) for name in [*paths, *packages] if name in HOSTS), None)
+
+
 _TRANSFORMERS_LAYERS = "lmgraft.borrowed.load"
 
 BORROWED = Registry(
@@ -169,8 +179,10 @@ FACTORIES = Registry(
     "model factory",
     {
         "timm": "lmgraft.backbones.timm_vit:create",
+        "timm_frames": "lmgraft.backbones.timm_frames:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
         "transformers": "lmgraft.backbones.transformers_create:create",
+        "videomae": "lmgraft.backbones.video_mae:create",
     },
 )
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""

@@ -202,7 +202,13 @@ METRICS = Registry(
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
 
-FILE_KINDS = Registry("kind of files", {"images": "lmgraft.data.image.image_files:ImageFiles"})
+FILE_KINDS = Registry(
+    "kind of files",
+    {
+        "images": "lmgraft.data.image.image_files:ImageFiles",
+        "videos": "lmgraft.data.video.video_files:VideoFiles",
+    },
+)
 """What files of one's own are, in commands that take a folder -> the data set that reads them."""
 
 PREPARERS = Registry(

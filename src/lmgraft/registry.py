@@ -215,6 +215,7 @@ PREPARERS = Registry(
     "preparation",
     {
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
+        "motion-clips": "lmgraft.data.video.motion_clips:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },
 )

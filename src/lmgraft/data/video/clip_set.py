@@ -19,7 +19,7 @@ from lmgraft.data.image.tables import FolderFiles, ImageTable
 from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.video.decoding import UNREADABLE, read_frames
-from lmgraft.data.video.sampling import Spacing, random_segments, segments
+from lmgraft.data.video.sampling import Order, Spacing, ordered, random_segments, segments
 from lmgraft.data.video.transforms import ClipSize, TrainTransform, ViewTransform
 
 
@@ -29,6 +29,7 @@ class Manner:
 
     size: ClipSize
     spacing: Spacing = "frames"
+    order: Order = "time"
     train: TrainTransform | None = None
     """Random frames and changes; None: the views below."""
     views: tuple[int, int] = (1, 1)
@@ -100,7 +101,7 @@ class ClipSet(LabelledSet):
             index = int(self.indices[sample])
             try:
                 if manner.train is None:
-                    self._views(self.files.path(index), out)
+                    self._views(index, out)
                 else:
                     self._augmented(manner.train, draw, index, out)
                 return sample
@@ -109,9 +110,12 @@ class ClipSet(LabelledSet):
         out.zero_()  # the mean colour
         return draw.sample
 
-    def _views(self, path: str, out: Tensor) -> None:
+    def _views(self, index: int, out: Tensor) -> None:
         times, crops = self.manner.views
-        frames = read_frames(path, lambda clock: [n for view in range(times) for n in self._segments(clock, view)])
+        frames = read_frames(
+            self.files.path(index),
+            lambda clock: [n for view in range(times) for n in self.chosen(index, clock, view)],
+        )
         count = self.manner.size.frames
         for view in range(times):
             clip = frames[view * count : (view + 1) * count]
@@ -119,17 +123,22 @@ class ClipSet(LabelledSet):
                 part = 0.5 if crops == 1 else crop / (crops - 1)
                 ViewTransform(self.manner.size, part)(clip, out[view * crops + crop])
 
-    def _segments(self, clock: npt.NDArray[np.float64], view: int) -> list[int]:
-        return segments(clock, self.manner.size.frames, self.manner.spacing, view, self.manner.views[0])
+    def chosen(self, index: int, clock: npt.NDArray[np.float64], view: int = 0) -> list[int]:
+        """Which frames of a video evaluation shows as a clip."""
+        manner = self.manner
+        (drawn,) = uniforms(view, [0], [index], manner.size.frames)
+        frames = segments(clock, manner.size.frames, manner.spacing, view, manner.views[0])
+        return ordered(frames, manner.order, drawn)
 
     def _augmented(self, transform: TrainTransform, draw: Draw, index: int, out: Tensor) -> None:
         # Repeats of an item in an epoch draw other frames: each is an epoch of its own to `uniforms`.
-        (drawn,) = uniforms(self.seed, [draw.epoch], [index], self.manner.size.frames * (draw.repeat + 1))
-        drawn = drawn[self.manner.size.frames * draw.repeat :]
+        manner, count = self.manner, self.manner.size.frames
+        (drawn,) = uniforms(self.seed, [draw.epoch], [index], 2 * count * (draw.repeat + 1))
+        drawn, mixed = drawn[2 * count * draw.repeat :].reshape(2, count)
         (words,) = seeds(self.seed, [draw.epoch], [index], [draw.repeat], 3 * len(out))
         frames = read_frames(
             self.files.path(index),
-            lambda clock: random_segments(clock, self.manner.size.frames, self.manner.spacing, drawn),
+            lambda clock: ordered(random_segments(clock, count, manner.spacing, drawn), manner.order, mixed),
         )
         for copy, clip in enumerate(out):
             transform(frames, words[3 * copy : 3 * copy + 3], clip)

@@ -52,7 +52,7 @@ class Footage:
 
     @property
     def is_variable(self) -> bool:
-        """Whether the time between two frames varies by more than half of the shortest; the last one is often a guess."""
+        """Whether the time between two frames varies by more than half of the shortest; the last is often a guess."""
         gaps = np.diff(self.times)[:-1]
         return len(gaps) > 1 and bool(gaps.max() > 1.5 * gaps.min())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,6 +13,21 @@ from lmgraft.data.video.decoding import Times
 Spacing = Literal["frames", "time"]
 """Whether segments have equally many frames, as in the published code, or are equally long, which differs where the
 frame rate varies."""
+
+Order = Literal["time", "shuffled", "one"]
+"""How the frames of a clip follow each other: in time, in a random order, or one random frame of them again and again.
+The latter two are controls: what a model reaches with them it reaches without seeing motion."""
+
+
+def ordered(frames: Sequence[int], order: Order, drawn: npt.NDArray[np.float64]) -> list[int]:
+    """The frames of a clip in this order.
+
+    Args:
+        drawn: (len(frames),) uniform numbers in [0, 1).
+    """
+    if order == "shuffled":
+        return [frames[n] for n in np.argsort(drawn)]
+    return [frames[int(drawn[0] * len(frames))]] * len(frames) if order == "one" else list(frames)
 
 
 def random_segments(times: Times, count: int, spacing: Spacing, drawn: npt.NDArray[np.float64]) -> list[int]:

@@ -11,7 +11,7 @@ from lmgraft.data.base import at_least_one
 from lmgraft.data.image.classes import ClassList
 from lmgraft.data.image.settings import Settings as ImageSettings
 from lmgraft.data.video.finding import Places
-from lmgraft.data.video.sampling import Spacing
+from lmgraft.data.video.sampling import Order, Spacing
 from lmgraft.data.video.transforms import ClipAugment, ClipSize
 
 
@@ -36,6 +36,8 @@ class Settings(Places):
     """Frames of a clip, one from each of as many segments of the video."""
     spacing: Spacing = "frames"
     """Whether segments have equally many frames or are equally long, which differs where the frame rate varies."""
+    order: Order = "time"
+    """Controls, in training and in tests: frames in a random order, or one random frame of the clip throughout."""
     img_size: int | tuple[int, int] = 224
     """Height and width of the model's input."""
     views: tuple[int, int] = (1, 1)

@@ -50,7 +50,8 @@ class VideoFiles(LabelledData):
         self.settings = Settings(**options)
         self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
         self.size = self.settings.size()
-        self._train = Manner(self.size, self.settings.spacing, TrainTransform(self.size, self.settings.augment))
+        self._still = Manner(self.size, self.settings.spacing, self.settings.order)
+        self._train = replace(self._still, train=TrainTransform(self.size, self.settings.augment))
         self._splits: Splits | None = None
 
     @property
@@ -103,11 +104,11 @@ class VideoFiles(LabelledData):
     def _clips(self, split: str, augmented: bool) -> ClipSet:
         splits = self.splits()
         table = splits.tables[split]
-        manner = Manner(self.size, self.settings.spacing, views=self.settings.views if split == "test" else (1, 1))
+        still = replace(self._still, views=self.settings.views) if split == "test" else self._still
         return self.make_set(
             table,
             splits.index[split],
-            self._train if augmented else manner,
+            self._train if augmented else still,
             group_numbers([table.name(n) for n in range(len(table))], self.settings.group),
             seed=self.seed,
             replace=split == "train",
@@ -122,8 +123,10 @@ class VideoFiles(LabelledData):
         return self._clips(name, augmented=False)
 
     def transform_record(self) -> dict[str, Any]:
-        preprocess = asdict(self.size) | {"spacing": self.settings.spacing, "views": list(self.settings.views)}
-        return {"preprocess": preprocess, "augment": asdict(self.settings.augment), "timm": timm.__version__}
+        settings = self.settings
+        preprocess = asdict(self.size) | {"spacing": settings.spacing, "order": settings.order}
+        preprocess |= {"views": list(settings.views)}
+        return {"preprocess": preprocess, "augment": asdict(settings.augment), "timm": timm.__version__}
 
     def fingerprint(self) -> dict[str, Any]:
         """Names, sizes and labels of all files as digests, wherever they lie; contents are not read."""
@@ -151,5 +154,4 @@ class VideoFiles(LabelledData):
         labels = np.zeros(len(paths), np.int64)
         files = FolderFiles("", as_names([str(path) for path in paths]))
         table = ImageTable(where="", names=files.names, labels=labels, sizes=labels, files=files)
-        manner = Manner(self.size, self.settings.spacing)
-        return ClipSet(table, np.arange(len(paths)), manner, torch.arange(len(paths)))
+        return ClipSet(table, np.arange(len(paths)), self._still, torch.arange(len(paths)))

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.stats import binom
 
-from lmgraft.data.image.fashion_mnist import FILES
+from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.loader import Draw
 from lmgraft.data.video import motion_clips
 from lmgraft.data.video.decoding import read_frames
@@ -43,18 +43,15 @@ def _pictures(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only."""
-    folder = _pictures(tmp_path_factory.mktemp("pictures"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lmgraft.data.video.motion_clips.FashionMNIST", lambda root: _Unverified(root))
-        return write_motion_clips(tmp_path_factory.mktemp("clips"), FILMS, str(folder))
+        pictures_of(tmp_path_factory.mktemp("pictures"), patch)
+        return write_motion_clips(tmp_path_factory.mktemp("clips"), FILMS)
 
 
-class _Unverified:
-    def __init__(self, root: str) -> None:
-        from lmgraft.data.image.fashion_mnist import FashionMNIST
-
-        self.load = FashionMNIST(root=root, verify=False).load
-        assert len(FILES) == 4
+def pictures_of(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let motion clips be made of a few pictures in the place of Fashion-MNIST's."""
+    root = str(_pictures(folder))
+    patch.setattr("lmgraft.data.video.motion_clips.FashionMNIST", lambda **_: FashionMNIST(root=root, verify=False))
 
 
 def frames_of(file: Path) -> np.ndarray[Any, Any]:

@@ -243,8 +243,10 @@ class MotionSet(ClipSet):
         return torch.from_numpy(np.stack([np.asarray(crop) > 0 for crop in crops]))
 
 
-def _default_root() -> Path:
-    return cache_dir() / "data" / "motion-clips"
+def _default_root(filming: Filming | None = None) -> Path:
+    """Other films than the usual ones lie elsewhere."""
+    words = [] if filming in (None, Filming()) else [str(value) for value in asdict(filming or Filming()).values()]
+    return cache_dir() / "data" / "-".join(["motion-clips", *words])
 
 
 def prepare(out: Path | None) -> Path:
@@ -267,7 +269,7 @@ class MotionClips(VideoFiles):
     def __init__(
         self, root: str | None = None, pictures: str | None = None, films: Filming | None = None, **options: Any
     ) -> None:
-        self.tree = _default_root() if root is None else Path(root).expanduser()
+        self.tree = _default_root(films) if root is None else Path(root).expanduser()
         self.pictures, self.films = pictures, films
         super().__init__(root=str(self.tree), group=_FILM, **options)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import lmgraft
 from lmgraft.cli.main import main
 from lmgraft.recipes import list_recipes, load_recipe, read_result
 from lmgraft.recipes.build import build_task
+from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
 from lmgraft.training.optim import parameter_groups
 from lmgraft.training.schedule import make_schedule
@@ -20,13 +22,21 @@ from tiny import random_block
 
 SSV2 = [name for name in list_recipes() if "_ssv2" in name]
 GIVEN = ["--backbone.kwargs.pretrained", "false", "--data.root", "nowhere"]
+
+
+@cache
+def loaded(name: str) -> Recipe:
+    """Read only."""
+    return load_recipe(name, GIVEN)
+
+
 PLAIN = {"small": 21_946_926, "base": 86_361_006}
 """VideoMAE's encoder and head of 174 classes."""
 
 
 @pytest.mark.parametrize("name", SSV2)
 def test_videomae_s_settings(name: str) -> None:
-    recipe, small = load_recipe(name, GIVEN), "_small_" in name
+    recipe, small = loaded(name), "_small_" in name
     data, augment, optim = recipe.data, recipe.data.settings.augment, recipe.optim
     assert (data.settings.frames, data.settings.img_size, data.settings.views, data.settings.choose) == (
         16, 224, (2, 3), "last",
@@ -46,7 +56,7 @@ def test_videomae_s_settings(name: str) -> None:
 
 
 def test_warm_up_is_from_zero() -> None:
-    config = load_recipe("video/videomae_small_ssv2", GIVEN).optim.for_batch(256)
+    config = loaded("video/videomae_small_ssv2").optim.for_batch(256)
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=config.lr)
     factor = make_schedule(optimizer, 400, config, epochs=40).lr_lambdas[0]
     assert (factor(0), factor(49)) == (0, 1)
@@ -55,25 +65,26 @@ def test_warm_up_is_from_zero() -> None:
 
 
 def test_both_layers_are_there() -> None:
-    layers = {name: load_recipe(name, GIVEN).graft.layer for name in SSV2 if "llama" in name}
+    layers = {name: loaded(name).graft.layer for name in SSV2 if "llama" in name}
     assert layers == {
         f"video/videomae_{size}_ssv2_llama{word}": layer
         for size in ("small", "base")
         for word, layer in (("", -1), ("_layer15", 15))
     }
-    assert {load_recipe(name, GIVEN).arm for name in SSV2} == {"plain", "llm", "mlp", "random_trained", "random_frozen"}
+    assert {loaded(name).arm for name in SSV2} == {"plain", "llm", "mlp", "random_trained", "random_frozen"}
 
 
 @pytest.mark.parametrize("name", SSV2)
 def test_paper_sizes_on_the_meta_device(name: str) -> None:
     """LLaMA's block is 4096 wide: two mappers without biases beside the encoder, and nothing else is trained."""
-    recipe = load_recipe(name, GIVEN)
+    recipe = loaded(name)
     plain = PLAIN["small" if "_small_" in name else "base"]
+    block = random_block(dim=4096, head_dim=8, mlp_dim=8)
     with torch.device("meta"):
         arguments = recipe.data.model_arguments() | recipe.backbone.kwargs
         model = FACTORIES.find(recipe.backbone.factory)(recipe.backbone.name, arguments)
-    assert sum(p.numel() for p in model.parameters()) == plain
-    lmgraft.graft(model, random_block(dim=4096, head_dim=8, mlp_dim=8))
+        assert sum(p.numel() for p in model.parameters()) == plain
+        lmgraft.graft(model, block)
     trained = sum(p.numel() for group in parameter_groups(model, recipe.optim) for p in group["params"])
     assert trained == plain + 2 * 4096 * model.embed_dim
 
@@ -82,7 +93,7 @@ def test_paper_sizes_on_the_meta_device(name: str) -> None:
 @pytest.mark.parametrize("name", SSV2)
 def test_paper_sizes_make_a_step(name: str, llama_folder: Path) -> None:
     """Two clips of one video at full size, the paper's optimiser; a small block in the place of LLaMA's."""
-    layer = ["--layer", "-1"] if load_recipe(name, GIVEN).arm != "plain" else []
+    layer = ["--layer", "-1"] if loaded(name).arm != "plain" else []
     recipe = load_recipe(name, [*GIVEN, "--llm", str(llama_folder), *layer, "--data.batch_size", "2"])
     task = build_task(recipe)
     optimizer = task._optimizer(task.model)

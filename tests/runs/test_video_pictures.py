@@ -10,7 +10,9 @@ import torch
 from PIL import Image
 
 import lmgraft
-from lmgraft.analysis.activations import frequency, magnitude, patch_tokens
+from lmgraft.analysis.activations import frequency, magnitude
+from lmgraft.analysis.masks import mask_of_tokens
+from lmgraft.analysis.observe import observe
 from lmgraft.errors import DataError
 from lmgraft.report.drawing import write_png
 from lmgraft.report.frames import frames_figure
@@ -21,8 +23,9 @@ from tiny_hosts import make_videomae, pictures
 def test_tokens_of_a_clip_as_maps_of_time_and_place() -> None:
     model = make_videomae().eval()
     clips = pictures("videomae")
-    tokens, grid = patch_tokens(model, clips, "encoder")
-    assert (tokens.shape, grid) == ((2, 12, 48), (2, 2, 3))
+    seen = observe(model, clips).at["encoder"]
+    grid = seen.grid
+    assert (seen.tokens.shape, grid) == ((2, 12, 48), (2, 2, 3))
     tokens = torch.zeros(1, 12, 4)
     tokens[0, 7] = 5  # the second time, the first row, the second column
     for of in (magnitude, frequency):
@@ -30,7 +33,10 @@ def test_tokens_of_a_clip_as_maps_of_time_and_place() -> None:
         assert found.shape == (1, 2, 2, 3)
         assert found[0].argmax() == 7
     lmgraft.graft(model, random_block())
-    assert patch_tokens(model, clips, "mapper_out")[0].shape == (2, 12, 48)
+    assert observe(model, clips).at["mapper_out"].tokens.shape == (2, 12, 48)
+    mask = torch.zeros(1, 4, 16, 24, dtype=torch.bool)
+    mask[0, 2:, :8, 16:] = True  # the second time, the first row, the last column
+    assert mask_of_tokens(mask, grid)[0].nonzero().flatten().tolist() == [8]
 
 
 def test_frames_with_heat_maps(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 from pathlib import Path
 from typing import Any
 
@@ -11,33 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import binom
+from video_trees import pictures_of
 
-from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.loader import Draw
 from lmgraft.data.video import motion_clips
 from lmgraft.data.video.decoding import read_frames
 from lmgraft.data.video.motion_clips import CLASSES, PAIRS, Filming, MotionClips, write_motion_clips
 from lmgraft.data.video.sampling import ordered
+from lmgraft.data.video.transforms import ClipAugment
 
 FILMS = Filming(train=36, val=6, test=12, size=32, frames=8)
-
-
-def _pictures(folder: Path) -> Path:
-    """Files as Fashion-MNIST's, of few bright shapes that are the same in no direction."""
-    rng = np.random.default_rng(0)
-    for half, count in (("train", 60), ("t10k", 20)):
-        images = np.zeros((count, 28, 28), np.uint8)
-        images[:, 4:24, 6:14] = rng.integers(120, 255, (count, 20, 8))
-        images[:, 4:10, 14:24] = rng.integers(60, 255, (count, 6, 10))
-        for kind, content, shape in (
-            ("images-idx3", images, (count, 28, 28)),
-            ("labels-idx1", images[:, 0, 0], (count,)),
-        ):
-            head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
-            body = content.tobytes() if kind == "images-idx3" else bytes(count)
-            with gzip.open(folder / f"{half}-{kind}-ubyte.gz", "wb") as file:
-                file.write(head + body)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -48,28 +30,16 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return write_motion_clips(tmp_path_factory.mktemp("clips"), FILMS)
 
 
-def pictures_of(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """Let motion clips be made of a few pictures in the place of Fashion-MNIST's."""
-    root = str(_pictures(folder))
-    patch.setattr("lmgraft.data.video.motion_clips.FashionMNIST", lambda **_: FashionMNIST(root=root, verify=False))
-
-
 def frames_of(file: Path) -> np.ndarray[Any, Any]:
     return np.stack([np.asarray(image) for image in read_frames(str(file), lambda times: range(len(times)))])
 
 
 def data_of(clips: Path, **options: Any) -> MotionClips:
     shape = {"img_size": 32, "frames": 8, "batch_size": 6, "eval_batch_size": 22, "num_workers": 0}
-    shape["augment"] = motion_clips_augment()
+    shape["augment"] = ClipAugment(scale=(1.0, 1.0), ratio=(1.0, 1.0))
     data = MotionClips(root=str(clips), films=FILMS, **(shape | options))
     data.setup()
     return data
-
-
-def motion_clips_augment() -> Any:
-    from lmgraft.data.video.transforms import ClipAugment
-
-    return ClipAugment(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 
 
 @pytest.mark.parametrize("pair", PAIRS)

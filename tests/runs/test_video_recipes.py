@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_motion_clips import pictures_of
+from video_trees import pictures_of
 
 import lmgraft
 from lmgraft.cli.main import main

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import struct
 from collections.abc import Sequence
 from fractions import Fraction
@@ -10,7 +11,10 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 from PIL import Image
+
+from lmgraft.data.image.fashion_mnist import FashionMNIST
 
 STEP = 9
 """Grey levels between two frames: more than compression changes."""
@@ -75,3 +79,27 @@ def write_tree(root: Path, classes: Sequence[str] = ("up", "down"), train: int =
                 frames = [frame(n if label else 9 - n) + np.uint8(number) for n in range(10)]
                 write_video(root / split / name / f"{number}.mp4", frames)
     return root
+
+
+def _pictures(folder: Path) -> Path:
+    """Files as Fashion-MNIST's, of few bright shapes that are the same in no direction."""
+    rng = np.random.default_rng(0)
+    for half, count in (("train", 60), ("t10k", 20)):
+        images = np.zeros((count, 28, 28), np.uint8)
+        images[:, 4:24, 6:14] = rng.integers(120, 255, (count, 20, 8))
+        images[:, 4:10, 14:24] = rng.integers(60, 255, (count, 6, 10))
+        for kind, content, shape in (
+            ("images-idx3", images, (count, 28, 28)),
+            ("labels-idx1", images[:, 0, 0], (count,)),
+        ):
+            head = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">i4").tobytes()
+            body = content.tobytes() if kind == "images-idx3" else bytes(count)
+            with gzip.open(folder / f"{half}-{kind}-ubyte.gz", "wb") as file:
+                file.write(head + body)
+    return folder
+
+
+def pictures_of(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let motion clips be made of a few pictures in the place of Fashion-MNIST's."""
+    root = str(_pictures(folder))
+    patch.setattr("lmgraft.data.video.motion_clips.FashionMNIST", lambda **_: FashionMNIST(root=root, verify=False))

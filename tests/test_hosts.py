@@ -151,7 +151,7 @@ class TestEveryHost:
         call(model, name)
         assert [x.shape[1] for x, _ in queries] == [count_tokens(row.tokens, row.reads)]
         rows = row.tokens if isinstance(row.reads, MeanOf) else count_tokens(row.tokens, row.reads)
-        assert [out.shape for _, out in outputs] == [(2, rows, row.width)]
+        assert [out.shape for _, out in outputs] == [(2 * row.samples, rows, row.width)]
 
     @pytest.mark.parametrize("at", PLACES)
     def test_places(self, name: str, at: Any) -> None:
@@ -206,7 +206,7 @@ class TestEveryHost:
         with lmgraft.reading_all_tokens(model):
             call(model, name)
         (_, read), (_, everything) = seen
-        assert everything.shape == (2, row.tokens, row.width)
+        assert everything.shape == (2 * row.samples, row.tokens, row.width)
         if host.head_from_tokens is not None:
             for tokens in (read, everything):
                 for found, wanted in zip(tensors_of(host.head_from_tokens(model, tokens)), expected, strict=True):

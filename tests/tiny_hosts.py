@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +31,8 @@ from timm.models.twins import Twins
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from lmgraft.backbones.timm_frames import FrameEncoder
+from lmgraft.backbones.video_mae import VideoMAE
 from lmgraft.contracts import MeanOf, Reads
 from tiny import make_vit, randomise_
 
@@ -54,14 +57,17 @@ class Row:
     reads: Reads = None
     prefix: int = 1
     """Class and register tokens, before the patches of a grid or a map."""
-    grid: tuple[int, int] = (4, 4)
-    size: tuple[int, int] = (32, 32)
-    """Height and width of images: not square where the host allows it, to notice rows taken for columns."""
+    grid: tuple[int, ...] = (4, 4)
+    size: tuple[int, ...] = (32, 32)
+    """Height and width of images, of clips the frames before them: not square where the host allows it, to notice rows
+    taken for columns."""
     axes: str = "tokens"
     width: int = 48
     layers: int = 3
     rest: bool = True
     timm: bool = True
+    samples: int = 1
+    """Samples of the block that one item makes: the frames of a clip, where each is encoded by itself."""
     part: int = 0
     """Which entry of a tuple or list the tokens are."""
     prefix_apart: bool = False
@@ -76,7 +82,7 @@ class Row:
 
     @property
     def tokens(self) -> int:
-        return self.prefix + self.grid[0] * self.grid[1]
+        return self.prefix + math.prod(self.grid)
 
 
 def hf(name: str, classifier: bool = True, **options: Any) -> nn.Module:
@@ -193,6 +199,15 @@ def tower(cls: Callable[..., nn.Module], **options: Any) -> nn.Module:
     return cls(**size, **options)
 
 
+def make_videomae(**options: Any) -> VideoMAE:
+    shape = {"img_size": (16, 24), "num_frames": 4, "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
+    return VideoMAE(**(shape | {"num_classes": 7} | options))
+
+
+def make_frames() -> FrameEncoder:
+    return FrameEncoder(make_vit())
+
+
 ENCODERS = {"deepseek": DeepseekVitEncoder, "qwen3": Qwen3VitEncoder, "gemma4": Gemma4VitEncoder}
 
 TOWER = {"prefix": 0, "groups": False, "grid": (4, 6), "size": (32, 48)}
@@ -268,6 +283,8 @@ ROWS: dict[str, Row] = {
         make=lambda: tower(Gemma4VitClassifier, num_classes=7), reads=MeanOf(), **(TOWER | {"knows_grid": False})
     ),
     "torchvision": Row(make=_torchvision, reads=0, timm=False),
+    "videomae": Row(make=make_videomae, reads=MeanOf(), prefix=0, grid=(2, 2, 3), size=(4, 16, 24), timm=False),
+    "frames": Row(make=make_frames, reads=0, samples=3, size=(3, 32, 32), **NO_TIMM),
     "hf_vit": Row(make=lambda: hf("ViTModel", False), **NO_TIMM),
     "hf_vit_classifier": Row(make=lambda: hf("ViTForImageClassification"), reads=0, timm=False),
     "hf_deit": Row(make=lambda: hf("DeiTModel", False), prefix=2, **NO_TIMM),
@@ -298,7 +315,7 @@ def make_host(name: str) -> nn.Module:
 
 
 def pictures(name: str, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Images (B, 3, H, W) of a row's size."""
+    """Images (B, 3, H, W), or clips (B, 3, T, H, W), of a row's size."""
     return torch.randn(batch, 3, *ROWS[name].size, generator=torch.Generator().manual_seed(11)).to(dtype)
 
 

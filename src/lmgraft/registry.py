@@ -125,6 +125,8 @@ HOSTS = Registry(
         f"{_TIMM}.cait.Cait": "lmgraft.backbones.timm_maps:describe_late_class_token",
         f"{_TIMM}.xcit.Xcit": "lmgraft.backbones.timm_maps:describe_late_class_token",
         "timm.*": "lmgraft.backbones.timm_maps:describe_any",
+        "lmgraft.backbones.video_mae.VideoMAE": "lmgraft.backbones.video_mae:describe",
+        "lmgraft.backbones.timm_frames.FrameEncoder": "lmgraft.backbones.timm_frames:describe",
         f"{_HF}.vit.modeling_vit.ViTModel": f"{_HF_ADAPTER}:describe",
         f"{_HF}.vit.modeling_vit.ViTForImageClassification": f"{_HF_ADAPTER}:describe_vit_classifier",
         f"{_HF}.deit.modeling_deit.DeiTModel": f"{_HF_ADAPTER}:describe",
@@ -152,6 +154,14 @@ HOSTS = Registry(
 "package.*" stands for all classes of a package that have no row; its function may return None.
 """
 
+
+def find_adapter(model: object) -> Callable[[Any], Any] | None:
+    """The function of `HOSTS` that describes a model: of its class, its nearest base class, or its package."""
+    paths = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
+    packages = [f"{path.split('.')[0]}.*" for path in paths]
+    return next((HOSTS.load(name) for name in [*paths, *packages] if name in HOSTS), None)
+
+
 _TRANSFORMERS_LAYERS = "lmgraft.borrowed.load"
 
 BORROWED = Registry(
@@ -171,8 +181,10 @@ FACTORIES = Registry(
     {
         "point_bert": "lmgraft.backbones.point_bert:create",
         "timm": "lmgraft.backbones.timm_vit:create",
+        "timm_frames": "lmgraft.backbones.timm_frames:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
         "transformers": "lmgraft.backbones.transformers_create:create",
+        "videomae": "lmgraft.backbones.video_mae:create",
     },
 )
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""
@@ -198,6 +210,7 @@ FILE_KINDS = Registry(
     {
         "images": "lmgraft.data.image.image_files:ImageFiles",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
+        "videos": "lmgraft.data.video.video_files:VideoFiles",
     },
 )
 """What files of one's own are, in commands that take a folder -> the data set that reads them."""
@@ -208,6 +221,7 @@ PREPARERS = Registry(
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
         "furniture": "lmgraft.data.points.furniture:prepare",
         "kicad-models": "lmgraft.data.points.kicad:prepare",
+        "motion-clips": "lmgraft.data.video.motion_clips:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },
 )

@@ -11,7 +11,7 @@ from PIL import Image
 
 from lmgraft.cli.main import main
 from lmgraft.data.image.holdout import name_hashes
-from lmgraft.data.image.image_files import _say_once
+from lmgraft.data.image.image_files import say_once
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.tables import as_names
 from lmgraft.data.image.twins import sketch
@@ -22,7 +22,7 @@ HALF = {"test_size": 0.3, "val_size": 0.3}
 
 @pytest.fixture(autouse=True)
 def _nothing_said_before():
-    _say_once.cache_clear()
+    say_once.cache_clear()
 
 
 def parts_of(data):

@@ -8,6 +8,7 @@ return one number an item, so that the statistics of any metric serve. An item i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,13 @@ THRESHOLDS = tuple(step / 10 for step in range(1, 10))
 """The paper's rule takes the best of these for each image (Section 6)."""
 
 
-def mask_of_tokens(mask: Tensor, grid: tuple[int, int], share: float = 0.5) -> Tensor:
-    """A mask of pixels (B, H, W), bool or the covered part of each, as tokens (B, rows * columns) bool.
+def mask_of_tokens(mask: Tensor, grid: tuple[int, ...], share: float = 0.5) -> Tensor:
+    """A mask of pixels (B, H, W), or of a clip (B, T, H, W), bool or the covered part of each, as tokens (B, N) bool.
 
     A token belongs to the object where at least `share` of its patch does. Patches need not divide the image evenly.
     """
-    covered = F.adaptive_avg_pool2d(mask.float().unsqueeze(1), grid)
+    pool: Any = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    covered: Tensor = pool(mask.float().unsqueeze(1), grid)
     return (covered >= share).flatten(1)
 
 

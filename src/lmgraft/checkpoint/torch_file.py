@@ -7,6 +7,7 @@ lie on this machine.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import struct
 import warnings
@@ -80,7 +81,9 @@ def _load(path: Path) -> dict[str, Tensor]:
             f"{path} is a pickle, which torch {torch.__version__} cannot open safely", "use torch 2.6, or safetensors"
         )
     try:
-        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+        # Options of a training, beside its weights: a Namespace is a plain holder of values.
+        options = torch.serialization.safe_globals([argparse.Namespace])
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings(), options:
             members = archive.infolist()
             if any(member.compress_type or member.flag_bits & 1 for member in members):
                 raise CheckpointError(

@@ -10,7 +10,7 @@ from torch import nn
 
 from lmgraft.contracts import Axes, Entry, GraftPoint, Host
 from lmgraft.errors import HostError
-from lmgraft.registry import HOSTS
+from lmgraft.registry import HOSTS, find_adapter
 
 
 def find_host(model: nn.Module) -> Host | None:
@@ -18,13 +18,8 @@ def find_host(model: nn.Module) -> Host | None:
 
     A row "package.*" stands for every class of a package; its adapter may not know a model.
     """
-    paths = [f"{cls.__module__}.{cls.__qualname__}" for cls in type(model).__mro__]
-    packages = [f"{path.split('.')[0]}.*" for path in paths]
-    for name in [*paths, *packages]:
-        if name in HOSTS:
-            host: Host | None = HOSTS.load(name)(model)
-            return host
-    return None
+    adapter = find_adapter(model)
+    return None if adapter is None else adapter(model)
 
 
 def locate(model: nn.Module, at: str | int, host_spec: Mapping[str, Any] | None) -> tuple[Host, GraftPoint]:

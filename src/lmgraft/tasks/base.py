@@ -145,6 +145,14 @@ class Task(LightningModule, ABC):
             RecipeError: Naming the key.
         """
 
+    def of_views(self, out: Any, mean: Callable[[Any], Any]) -> Any:
+        """The output of each item, from those of its views; by default their mean.
+
+        Args:
+            mean: Over the views of each item, of all tensors in what it is called with.
+        """
+        return mean(out)
+
     @property
     def primary(self) -> Metric:
         """The metric that chooses the epoch."""
@@ -163,9 +171,18 @@ class Task(LightningModule, ABC):
         Raises:
             RecipeError: If `score` returns columns of another length than the batch, or numbers that are not.
         """
-        out, batch = _views_averaged(self.outputs(batch), batch)
+        out, batch = self._by_item(self.outputs(batch), batch)
         columns = {"index": batch.index, "group": batch.group, **self.score(out, batch)}
         return check_columns(columns, len(batch.index), type(self).__name__, self._things)
+
+    def _by_item(self, out: Any, batch: Any) -> tuple[Any, Any]:
+        """The output of each item and its first view."""
+        views = _views_of(batch.index)
+        if views is None:
+            return out, batch
+        begins, mean = views
+        first = batch._replace(**{name: value[begins] for name, value in batch._asdict().items()})
+        return self.of_views(out, mean), first
 
     def try_on(self, batch: Any, name: str) -> None:
         """Score a batch before any training, so that what is wrong with the task is found now.
@@ -244,13 +261,16 @@ class Task(LightningModule, ABC):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def _views_averaged(out: Any, batch: Any) -> tuple[Any, Any]:
-    """The mean of the outputs over views of one item, which follow each other with one index, and its first view."""
-    index = batch.index
+def _views_of(index: Tensor) -> tuple[Tensor, Callable[[Any], Any]] | None:
+    """Which rows begin an item, and the mean over its views; None where each row is one.
+
+    Args:
+        index: Of each row; views of one item follow each other.
+    """
     begins = torch.ones_like(index, dtype=torch.bool)
     begins[1:] = index[1:] != index[:-1]
     if bool(begins.all()):
-        return out, batch
+        return None
     item = begins.cumsum(0) - 1
     counts = torch.bincount(item)
 
@@ -260,5 +280,4 @@ def _views_averaged(out: Any, batch: Any) -> tuple[Any, Any]:
         sums = values.new_zeros(len(counts), *values.shape[1:]).index_add_(0, item, values)
         return sums / counts.to(values).view(-1, *[1] * (values.dim() - 1))
 
-    first = batch._replace(**{name: value[begins] for name, value in batch._asdict().items()})
-    return tree_map_only(Tensor, mean, out), first
+    return begins, lambda out: tree_map_only(Tensor, mean, out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -52,6 +53,7 @@ class Classification(Task):
         mixup_prob: Share of batches that are mixed at all.
         switch_prob: Share of those that cutmix mixes, where both are on.
         mixup_mode: What shares one draw: the batch, a pair of items, or each item by itself ("elem").
+        views: What is averaged where an item is shown several times: logits, or the classes' probabilities.
     """
 
     data_type: ClassVar[type[Data]] = LabelledData  # type: ignore[type-abstract]
@@ -71,6 +73,7 @@ class Classification(Task):
         mixup_prob: float = 1.0,
         switch_prob: float = 0.5,
         mixup_mode: Literal["batch", "pair", "elem"] = "batch",
+        views: Literal["logits", "probabilities"] = "logits",
     ) -> None:
         super().__init__(model, data, optimizer, schedule)
         if not 0 <= label_smoothing < 1:
@@ -80,7 +83,7 @@ class Classification(Task):
         for key, share in {"mixup_prob": mixup_prob, "switch_prob": switch_prob}.items():
             if not 0 <= share <= 1:
                 raise RecipeError(f"task.{key}={share} must lie in [0, 1]")
-        self.label_smoothing = label_smoothing
+        self.label_smoothing, self._views = label_smoothing, views
         self._class_names = data.class_names
         self._mix: Any = None
         if mixup or cutmix:
@@ -129,14 +132,23 @@ class Classification(Task):
         """By mixup or cutmix, where the recipe has them; labels are then shares (B, num_classes)."""
         if self._mix is None:
             return batch
-        inputs, shares = self._mix(batch.inputs, batch.labels)
-        return batch._replace(inputs=inputs, labels=shares)
+        # timm cuts along the third and fourth axes: the frames of a clip (B, C, T, H, W) go with its channels.
+        images = batch.inputs.flatten(1, -3) if batch.inputs.dim() > 4 else batch.inputs
+        inputs, shares = self._mix(images, batch.labels)
+        return batch._replace(inputs=inputs.view_as(batch.inputs), labels=shares)
 
     def loss(self, out: Tensor, batch: LabelledBatch) -> Tensor:
         """Cross-entropy with the label, smoothed in training, or with the shares of a mixed batch."""
         if batch.labels.dim() == 2:
             return torch.sum(-batch.labels * F.log_softmax(out, dim=-1), dim=-1).mean()
         return F.cross_entropy(out, batch.labels, label_smoothing=self.label_smoothing if self.training else 0.0)
+
+    def of_views(self, out: Tensor, mean: Callable[[Any], Any]) -> Tensor:
+        """The mean of the logits, or the logarithm of the mean probabilities, which are logits too."""
+        if self._views == "logits":
+            return super().of_views(out, mean)  # type: ignore[no-any-return]
+        shares: Tensor = mean(out.double().softmax(1))
+        return shares.clamp(min=1e-300).log().to(out.dtype)
 
     def score(self, out: Tensor, batch: LabelledBatch) -> dict[str, Tensor]:
         """Whether each item's class came first, or among the first five; its cross-entropy; the first class.

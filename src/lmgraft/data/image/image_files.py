@@ -105,7 +105,7 @@ class ImageFiles(ImageData):
             self._splits = make_splits(self.settings)
             self.selection = self._splits.selection
             for sentence in self._splits.notices:
-                _say_once(f"note: {sentence}\n")
+                say_once(f"note: {sentence}\n")
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:
@@ -187,5 +187,6 @@ class ImageFiles(ImageData):
 
 
 @cache
-def _say_once(text: str) -> None:
+def say_once(text: str) -> None:
+    """Write to the terminal what was not written before."""
     sys.stderr.write(text)  # a process makes a recipe's data several times

@@ -61,8 +61,8 @@ def _column(values: Sequence[float] | Tensor) -> Tensor:
     return torch.as_tensor(values, dtype=torch.float32).view(-1, 1, 1)
 
 
-def batch_memory(batch: int, shape: tuple[int, int, int]) -> Tensor:
-    """(B, C, H, W) float, not filled; in a worker in memory that the main process shares, so that nothing is copied."""
+def batch_memory(batch: int, shape: tuple[int, ...]) -> Tensor:
+    """(B, *shape) float, not filled; in a worker in memory that the main process shares, so that nothing is copied."""
     size = (batch, *shape)
     if get_worker_info() is None:
         # NumPy asks for huge pages: one in twenty of a sample's time would go into faults of small ones.

@@ -19,6 +19,7 @@ from lmgraft.block.layout import file_shapes, to_canonical
 from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
+from lmgraft.versions import check_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -284,8 +285,10 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
     """The function of `BORROWED` that does `what` ("load", "inspect") with the code of `library`.
 
     Raises:
-        BlockError: If the library is not installed.
+        BlockError: If the library is not installed; VersionError if it is too old.
     """
+    extra = "image" if library == "timm" else library
+    check_versions(extra, *(["timm"] if library == "timm" else []))
     try:
         function: Callable[..., Any] = BORROWED.load(f"{library}:{what}")
     except ModuleNotFoundError as error:
@@ -293,7 +296,7 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
             raise
         raise BlockError(
             f"these layers are computed by the code of {library}, which needs the package {error.name!r}",
-            f'pip install "lmgraft[{"image" if library == "timm" else library}]"',
+            f'pip install "lmgraft[{extra}]"',
         ) from None
     return function
 

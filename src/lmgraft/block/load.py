@@ -56,18 +56,25 @@ def load_block(
         CheckpointError: If its files are damaged, do not fit their config, or hold NaN.
         BlockError: If the family is not supported or a layer does not exist.
     """
-    source, asked = source_text(source), layer_indices(layer)
+    source, asked, target = source_text(source), layer_indices(layer), _dtype(dtype)
     checkpoint = open_source(source, revision)
     library = lender(checkpoint, tower, order)
-    if library is not None:
-        lent = borrow(library, "load")(
-            checkpoint, source, asked, dtype=_dtype(dtype), final_norm=final_norm, tower=tower, order=order
+    if library is None:
+        block = _native(checkpoint, source, asked, target, final_norm)
+    else:
+        block = borrow(library, "load")(
+            checkpoint, source, asked, dtype=target, final_norm=final_norm, tower=tower, order=order
         )
-        return place(lent, dtype, device)
+    return place(block, target, device)
+
+
+def _native(
+    checkpoint: Checkpoint, source: str, asked: tuple[int, ...], target: torch.dtype | None, final_norm: FinalNorm
+) -> FrozenBlock:
+    """A block of layers that lmgraft has code for, its tensors in `target`."""
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, indices, num_layers = _anatomy(checkpoint, family, asked)
     names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
-    target = _dtype(dtype)
     root = names.root(checkpoint.names(), indices[0])
     prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
     held = [n for n in checkpoint.names() if n.startswith(prefixes)]
@@ -87,8 +94,7 @@ def load_block(
         final_norm=final_norm,
         **facts_of(checkpoint, held),
     )
-    block = FrozenBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
-    return place(block, target, device)
+    return FrozenBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
 
 
 def place(block: FrozenBlock, dtype: torch.dtype | str | None, device: Any) -> FrozenBlock:

@@ -1,8 +1,8 @@
 """Point-BERT (Yu et al., arXiv 2111.14819) as its fine-tuning uses it, in plain PyTorch, and as a host.
 
-Parameters have the names of the released files, so that those load as they are. Groups of neighbouring points become
-tokens; positions of their centres are added before every layer; the head reads the class token and the maximum over
-all others, or the class token alone.
+Parameters have the names of the released files, so that those load as they are; without one they begin as torch's do.
+Groups of neighbouring points become tokens; positions of their centres are added before every layer; the head reads
+the class token and the maximum over all others, or the class token alone.
 """
 
 from __future__ import annotations
@@ -120,15 +120,6 @@ class PointBert(nn.Module):
             nn.Dropout(0.5),
             nn.Linear(_HEAD_HIDDEN, num_classes),
         )
-        self._init_weights()
-
-    def _init_weights(self) -> None:
-        """Truncated normals of standard deviation 0.02, as in the released code; the class token stays zero."""
-        for module in self.modules():
-            if isinstance(module, (nn.Linear, nn.Conv1d)):
-                nn.init.trunc_normal_(module.weight, std=0.02)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
 
     def groups(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Groups (B, G, K, 3) and their centres (B, G, 3) of points (B, N, 3).

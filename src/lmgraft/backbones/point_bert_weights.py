@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmgraft.backbones.weights import load_weights
 from lmgraft.errors import HostError
 
 _WRAPPED = ("base_model", "model", "state_dict")
@@ -34,25 +35,14 @@ def load_released(model: nn.Module, file: Path) -> None:
             f"{file} cannot be read as weights ({str(error).splitlines()[0]})",
             "fetch it again; a file that holds more than tensors is not opened: it could run code",
         ) from None
-    wanted = dict(model.state_dict())
     state, is_pretraining = released_state(content, str(file))
-    missing = {name for name in wanted if name not in state}
-    if is_pretraining:
-        missing = {name for name in missing if not name.startswith(_HEAD)}
-    further = sorted(set(state) - set(wanted))
-    if missing or further:
+    last = f"{_HEAD}3.bias"
+    if last in state and len(state[last]) != len(model.state_dict()[last]):
         raise HostError(
-            f"{file} does not hold this Point-BERT: {len(missing)} names are missing "
-            f"({', '.join(sorted(missing)[:3])}) and {len(further)} are unknown ({', '.join(further[:3])})",
-            "check depth, and whether it is a file of Point-BERT's release",
+            f"{file} is of {len(state[last])} classes, this model of {len(model.state_dict()[last])}",
+            f"give backbone.kwargs.num_classes {len(state[last])}, as the file has it",
         )
-    for name, tensor in state.items():
-        if tensor.shape != wanted[name].shape:
-            remedy = "check the sizes in backbone.kwargs"
-            if name.startswith(_HEAD):
-                remedy = f"give backbone.kwargs.num_classes {len(state[f'{_HEAD}3.bias'])}, as the file has it"
-            raise HostError(f"{file}: {name} is {tuple(tensor.shape)}, not {tuple(wanted[name].shape)}", remedy)
-    model.load_state_dict(state, strict=False)
+    load_weights(model, state, str(file), lambda name: is_pretraining and name.startswith(_HEAD))
 
 
 def released_state(content: Any, label: str = "the file") -> tuple[dict[str, Tensor], bool]:

@@ -56,11 +56,14 @@ def load_weights(
         name = unfit[0]
         raise HostError(
             f"{source}: {name} has the shape {tuple(tensors[name].shape)}, the model's is {tuple(wanted[name].shape)}",
-            "these weights are for another size: change backbone.name, or the frames and pixels of the data",
+            "these weights are for another size: check backbone.name, backbone.kwargs and the size of the items",
         )
     for words, names in (("lacks", missing), ("has tensors that this encoder does not know:", unknown)):
         if names:
-            raise HostError(f"{source} {words} {_some(names)}", "check backbone.name and backbone.kwargs.pretrained")
+            raise HostError(
+                f"{source} {words} {_some(names)}",
+                "check backbone.name and backbone.kwargs: the depth, and whose weights these are",
+            )
     fitting = {name: tensor for name, tensor in tensors.items() if tensor.shape == wanted[name].shape}
     model.load_state_dict(fitting, strict=False)
     return [name for name in wanted if name not in fitting]

@@ -7,7 +7,7 @@ JOBS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 READY := $(VENV)/.ready
 
-.PHONY: help setup quickstart bench gpu-check test test-long test-fast test-network check check-bare format clean
+.PHONY: help setup quickstart bench gpu-check test test-long test-fast test-network test-oldest check check-bare format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,21 @@ test-fast: $(READY)  ## tests without the slow whole-program checks
 
 test-network: $(READY)  ## the few tests that fetch real weights and images
 	$(BIN)/python -m pytest -m network
+
+# The lowest versions that pyproject.toml declares, as uv resolves them (it comes from the package index); their warnings
+# are theirs. EXTRAS=image,transformers,export takes the higher minimum of what needs transformers 5.
+EXTRAS ?= image,medical
+OLDEST := build/oldest
+OLDEST_TESTS := tests/test_versions.py tests/forms/test_forms.py tests/test_names.py tests/test_checkpoint.py \
+	tests/test_graft.py tests/test_hosts.py tests/test_save.py tests/test_export.py tests/test_borrowed.py \
+	tests/test_families.py tests/runs/test_check_data.py tests/runs/test_training.py tests/runs/test_load_run.py
+test-oldest:  ## a short test of every kind under the oldest versions of what lmgraft needs
+	$(PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct \
+		--editable '.[$(EXTRAS),test]'
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n $(JOBS) --dist loadfile -o filterwarnings= -W ignore \
+		-m "not slow and not long and not network" $(OLDEST_TESTS)
 
 check: $(READY)  ## lint, format, types and layering
 	$(BIN)/ruff check .

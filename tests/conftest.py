@@ -13,10 +13,9 @@ from gguf import GGMLQuantizationType
 from hypothesis import settings
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmgraft
-from tiny import TINY_LLAMA, make_vit, randomise_
+from tiny import TINY_LLAMA, make_vit, save_llama
 
 # Examples are the same in every run, and a busy machine is no failure.
 settings.register_profile("lmgraft", derandomize=True, deadline=None, database=None, max_examples=30)
@@ -47,10 +46,8 @@ def _cache_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random 3-layer LLaMA with grouped queries, saved by transformers. Read only: copy to change."""
-    folder = tmp_path_factory.mktemp("llama")
-    randomise_(LlamaForCausalLM(LlamaConfig(**TINY_LLAMA)), seed=3).save_pretrained(folder)
-    return folder
+    """A random 3-layer LLaMA with grouped queries. Read only: copy to change."""
+    return save_llama(tmp_path_factory.mktemp("llama"), TINY_LLAMA, seed=3)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from typing import Any
 import pytest
 import timm
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+pytest.importorskip("transformers", minversion="5.23")
+import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import lmgraft

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+
+pytest.importorskip("transformers", minversion="5.23")
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmgraft import inspect_llm, load_block

@@ -9,14 +9,14 @@ import pytest
 import timm.optim
 import torch
 import torch.distributed as dist
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import lmgraft
 from lmgraft.block import FrozenBlock
 from lmgraft.graft.controls import random_frozen
-from tiny import images, make_vit, random_block, relative_error
+from lmgraft.training.optim import param_groups_layer_decay, param_groups_weight_decay
+from tiny import images, make_vit, of_timm, random_block, relative_error
 
 MAPPERS = ("graft.mapper_in.weight", "graft.mapper_out.weight")
 
@@ -62,7 +62,7 @@ class TestOptimisers:
         assert {n for n in model.state_dict() if n.startswith("graft.block.")} == {f"graft.block.{n}" for n in before}
 
     def test_weight_decay_groups(self, model: nn.Module) -> None:
-        groups = timm.optim.param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
+        groups = param_groups_weight_decay(model, 0.05, no_weight_decay_list=model.no_weight_decay())
         found = names_of(model, groups)
         assert set(found) == {n for n, p in model.named_parameters() if p.requires_grad}
         assert not any(n.startswith("graft.block.") for n in found)
@@ -80,9 +80,9 @@ class TestOptimisers:
     def test_layer_decay_does_not_count_the_graft(self, tiny_block: FrozenBlock, at: str) -> None:
         plain = make_vit()
         options = {"layer_decay": 0.5, "no_weight_decay_list": plain.no_weight_decay()}
-        before = names_of(plain, timm.optim.param_groups_layer_decay(plain, **options))
+        before = names_of(plain, param_groups_layer_decay(plain, **options))
         model = lmgraft.graft(plain, tiny_block, at=at)
-        after = names_of(model, timm.optim.param_groups_layer_decay(model, **options))
+        after = names_of(model, param_groups_layer_decay(model, **options))
         assert {n: after[n] for n in before} == before
         assert {n for n in after if n not in before} == set(MAPPERS)
         assert all(after[n]["lr_scale"] == 1.0 for n in MAPPERS)
@@ -130,7 +130,7 @@ class TestEma:
     @pytest.mark.parametrize("options", [{}, {"foreach": False}, {"exclude_buffers": True}])
     def test_shares_the_block_and_averages_the_rest(self, model: nn.Module, options: dict[str, Any]) -> None:
         frozen = snapshot(model.graft.block)
-        ema = ModelEmaV3(model, decay=0.75, **options)
+        ema = of_timm("utils.ModelEmaV3")(model, decay=0.75, **options)
         start = snapshot(model)
         for name, p in ema.module.graft.block.named_parameters():
             assert p.data_ptr() == model.graft.block.get_parameter(name).data_ptr()
@@ -144,7 +144,7 @@ class TestEma:
                 assert torch.allclose(p, expected, atol=1e-6), name
 
     def test_classifies_and_gives_features(self, model: nn.Module) -> None:
-        ema = ModelEmaV3(model, decay=0.5)
+        ema = of_timm("utils.ModelEmaV3")(model, decay=0.5)
         train(model, torch.optim.AdamW(model.parameters(), lr=1e-2), steps=1)
         ema.update(model)
         x = images()
@@ -153,7 +153,7 @@ class TestEma:
         assert relative_error(logits, ema.module.forward_head(ema.module.forward_features(x))) <= 1e-5
 
     def test_another_dtype_leaves_the_original(self, model: nn.Module) -> None:
-        ema = ModelEmaV3(model, decay=0.5, dtype=torch.float64)
+        ema = of_timm("utils.ModelEmaV3")(model, decay=0.5, dtype=torch.float64)
         assert {p.dtype for p in ema.module.graft.block.parameters()} == {torch.float64}
         assert {p.dtype for p in model.graft.block.parameters()} == {torch.float32}
         ema.update(model)

@@ -24,7 +24,7 @@ from lmgraft.graft.hosts import find_host
 from lmgraft.registry import HOSTS
 from test_hosts import call, flat, grafted, mapped, replaced, unflat
 from tiny import calls_of, random_block, randomise_, relative_error
-from tiny_hosts import ENCODERS, ROWS, hf, make_host, pictures, tower
+from tiny_hosts import ROWS, hf, make_host, pictures, tower
 
 
 class TestPoints:
@@ -439,7 +439,7 @@ class TestTowers:
     @pytest.mark.parametrize("pool", ["avg", ""])
     def test_encoders(self, kind: str, pool: str) -> None:
         options = {} if kind == "gemma4" else {"out_features": 40}
-        encoder = randomise_(tower(ENCODERS[kind], global_pool=pool, **options), seed=5).eval()
+        encoder = randomise_(tower(kind, "Encoder", global_pool=pool, **options), seed=5).eval()
         x = pictures(kind)
         lmgraft.graft(encoder, random_block())
         means = pool == "avg" and kind != "deepseek"

@@ -10,13 +10,12 @@ import pytest
 import timm
 import torch
 from timm.models.metaformer import MetaFormer
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 import lmgraft
 from lmgraft.errors import RecipeError
 from lmgraft.registry import FACTORIES
-from lmgraft.training.optim import OptimConfig, make_optimizer
+from lmgraft.training.optim import OptimConfig, make_optimizer, param_groups_layer_decay, param_groups_weight_decay
 from tiny import random_block
 from tiny_hosts import ROWS, make_host, pictures, tensors_of
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 import lmgraft
 from hub_server import COMMIT, CONVERTED, HubServer, serving
@@ -28,7 +27,7 @@ from lmgraft.checkpoint.hub_file import RemoteFile
 from lmgraft.checkpoint.hub_http import HubFile
 from lmgraft.cli.main import main
 from lmgraft.errors import CheckpointError, SourceError
-from tiny import TINY_LLAMA, make_vit, randomise_
+from tiny import TINY_LLAMA, make_vit, save_llama, tiny_llama
 
 REPO = "tiny-org/tiny-llama"
 WIDE = TINY_LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "vocab_size": 3000}
@@ -37,9 +36,7 @@ WIDE = TINY_LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_l
 @pytest.fixture(scope="module")
 def wide_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LLaMA of four layers of 2.3 MB in shards, so that what is not read shows."""
-    folder = tmp_path_factory.mktemp("wide")
-    model = randomise_(LlamaForCausalLM(LlamaConfig(**WIDE)), seed=4)
-    model.save_pretrained(folder, max_shard_size="2MB")
+    folder = save_llama(tmp_path_factory.mktemp("wide"), WIDE, seed=4, max_shard_size="2MB")
     assert len(list(folder.glob("*.safetensors"))) > 4
     return folder
 
@@ -173,8 +170,7 @@ class TestLoading:
         """A header longer than the first window is completed, not read again."""
         folder = tmp_path / "long"
         folder.mkdir()
-        shutil.copy(wide_folder / "config.json", folder)
-        LlamaForCausalLM.from_pretrained(wide_folder).save_pretrained(folder, max_shard_size="1GB")
+        save_llama(folder, WIDE, seed=4)
         file = folder / "model.safetensors"
         data = file.read_bytes()
         length = int.from_bytes(data[:8], "little")
@@ -198,7 +194,7 @@ class TestTorchFiles:
         folder = tmp_path / "torch"
         folder.mkdir()
         shutil.copy(wide_folder / "config.json", folder)
-        torch.save(LlamaForCausalLM.from_pretrained(wide_folder).state_dict(), folder / "pytorch_model.bin")
+        torch.save(tiny_llama(WIDE, seed=4).state_dict(), folder / "pytorch_model.bin")
         hub.add(REPO, folder)
         return folder
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from lmgraft.block import BlockConfig, FrozenBlock, Provenance
@@ -50,6 +53,45 @@ def randomise_(module: nn.Module, seed: int) -> nn.Module:
             value = (1.0 if "norm" in name and name.endswith("weight") else 0.0) + 0.3 * noise
         parameter.data = value.to(parameter.dtype)
     return module
+
+
+def of_timm(path: str) -> Any:
+    """What timm has at `path`; where the installed timm is older than that, the test is skipped."""
+    module, _, name = f"timm.{path}".rpartition(".")
+    found = getattr(pytest.importorskip(module), name, None)
+    return found or pytest.skip(f"timm {timm.__version__} has no {path}")
+
+
+def tiny_llama(shape: dict[str, Any], seed: int) -> nn.Module:
+    """The parameters of a random LLaMA, named and ordered as transformers does; it computes nothing."""
+    width, hidden = shape["hidden_size"], shape["intermediate_size"]
+    shared = width // shape["num_attention_heads"] * shape["num_key_value_heads"]
+
+    def matrices(**sizes: tuple[int, int]) -> nn.ModuleDict:
+        return nn.ModuleDict({f"{name}_proj": nn.Linear(*size, bias=False) for name, size in sizes.items()})
+
+    def layer() -> nn.ModuleDict:
+        parts = {
+            "self_attn": matrices(q=(width, width), k=(width, shared), v=(width, shared), o=(width, width)),
+            "mlp": matrices(gate=(width, hidden), up=(width, hidden), down=(hidden, width)),
+        }
+        return nn.ModuleDict(parts | {f"{place}_layernorm": nn.RMSNorm(width) for place in ("input", "post_attention")})
+
+    model = {
+        "embed_tokens": nn.Embedding(shape["vocab_size"], width),
+        "layers": nn.ModuleList(layer() for _ in range(shape["num_hidden_layers"])),
+        "norm": nn.RMSNorm(width),
+    }
+    head = nn.Linear(width, shape["vocab_size"], bias=False)
+    return randomise_(nn.ModuleDict({"model": nn.ModuleDict(model), "lm_head": head}), seed)
+
+
+def save_llama(folder: Path, shape: dict[str, Any], seed: int, max_shard_size: str = "1GB") -> Path:
+    """A folder with `tiny_llama`, as transformers' `save_pretrained` makes one."""
+    config = shape | {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu"}
+    (folder / "config.json").write_text(json.dumps(config))
+    save_torch_state_dict(tiny_llama(shape, seed).state_dict(), folder, max_shard_size=max_shard_size)
+    return folder
 
 
 def make_vit(name: str = "vit_tiny_patch16_224", **kwargs: Any) -> nn.Module:

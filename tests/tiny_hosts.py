@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import timm
 import torch
 from timm.models._efficientnet_builder import decode_arch_def
@@ -14,15 +15,10 @@ from timm.models.beit import Beit
 from timm.models.coat import CoaT
 from timm.models.convnext import ConvNeXt
 from timm.models.crossvit import CrossVit
-from timm.models.deepseek_vit import DeepseekVitClassifier, DeepseekVitEncoder
-from timm.models.efficientvim import EfficientViM
 from timm.models.eva import Eva
-from timm.models.gemma4_vit import Gemma4VitClassifier, Gemma4VitEncoder
 from timm.models.hrnet import HighResolutionNet
-from timm.models.mobilenetv5 import MobileNetV5
 from timm.models.mvitv2 import MultiScaleVit, MultiScaleVitCfg
 from timm.models.pit import PoolingVisionTransformer
-from timm.models.qwen3_vit import Qwen3VitClassifier, Qwen3VitEncoder
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
@@ -34,7 +30,7 @@ from torchvision.models import VisionTransformer
 from lmgraft.backbones.timm_frames import FrameEncoder
 from lmgraft.backbones.video_mae import VideoMAE
 from lmgraft.contracts import MeanOf, Reads
-from tiny import make_vit, randomise_
+from tiny import make_vit, of_timm, randomise_
 
 PATCHES = {"img_size": 32, "patch_size": 8, "num_classes": 7}
 VIT = PATCHES | {"embed_dim": 48, "depth": 3, "num_heads": 3}
@@ -87,8 +83,7 @@ class Row:
 
 def hf(name: str, classifier: bool = True, **options: Any) -> nn.Module:
     """One of transformers' models by the name of its class, from a config alone."""
-    import transformers
-
+    transformers: Any = pytest.importorskip("transformers")
     kind = name.replace("Vision", "").split("Model")[0].split("For")[0]
     if kind in ("CLIP", "Siglip"):
         projection = {"projection_dim": 24} if kind == "CLIP" else {}
@@ -181,22 +176,28 @@ def _hrnet(**options: Any) -> HighResolutionNet:
     return SmallHead({"stem_width": 8} | config, num_classes=7, **options)
 
 
-def _efficientvim() -> EfficientViM:
-    return EfficientViM(num_classes=7, embed_dim=(16, 32, 48), depths=(1, 1, 2), state_dim=(9, 9, 4))
+def _efficientvim() -> nn.Module:
+    shape = {"embed_dim": (16, 32, 48), "depths": (1, 1, 2), "state_dim": (9, 9, 4)}
+    model: nn.Module = of_timm("models.efficientvim.EfficientViM")(num_classes=7, **shape)
+    return model
 
 
-def _mobilenetv5() -> MobileNetV5:
+def _mobilenetv5() -> nn.Module:
+    cls = of_timm("models.mobilenetv5.MobileNetV5")
     blocks = decode_arch_def([["er_r1_k3_s2_e2_c8"], ["uir_r1_a3_k3_s2_e2_c16"], ["uir_r1_a0_k3_s2_e2_c24"]])
-    return MobileNetV5(blocks, num_classes=7, stem_size=8, num_features=48, msfa_output_resolution=2)
+    return cls(blocks, num_classes=7, stem_size=8, num_features=48, msfa_output_resolution=2)
 
 
-def tower(cls: Callable[..., nn.Module], **options: Any) -> nn.Module:
+def tower(kind: str, name: str, **options: Any) -> nn.Module:
+    """A tower of a vision language model in timm: `kind` is deepseek, qwen3 or gemma4, `name` Encoder or Classifier."""
+    cls = of_timm(f"models.{kind}_vit.{kind.capitalize()}Vit{name}")
     size = {"img_size": (32, 48), "patch_size": 8, "embed_dim": 48, "depth": 3, "num_heads": 3}
-    if cls in (Gemma4VitClassifier, Gemma4VitEncoder):
+    if kind == "gemma4":
         size |= {"head_dim": 16, "intermediate_size": 96, "position_embedding_size": 16}
     else:
         size |= {"mlp_ratio": 2.0}
-    return cls(**size, **options)
+    model: nn.Module = cls(**size, **options)
+    return model
 
 
 def make_videomae(**options: Any) -> VideoMAE:
@@ -207,8 +208,6 @@ def make_videomae(**options: Any) -> VideoMAE:
 def make_frames() -> FrameEncoder:
     return FrameEncoder(make_vit())
 
-
-ENCODERS = {"deepseek": DeepseekVitEncoder, "qwen3": Qwen3VitEncoder, "gemma4": Gemma4VitEncoder}
 
 TOWER = {"prefix": 0, "groups": False, "grid": (4, 6), "size": (32, 48)}
 NO_TIMM = {"timm": False, "rest": False}
@@ -273,14 +272,14 @@ ROWS: dict[str, Row] = {
         **(MAP | {"grid": (2, 2), "checkpoints": False, "intermediates": False}),
     ),
     "efficientvim": Row(make=_efficientvim, **(MAP | {"layers": 3, "rest": False, "grid": (2, 2), "size": (128, 128)})),
-    "deepseek": Row(make=lambda: tower(DeepseekVitClassifier, num_classes=7), **TOWER),
-    "qwen3": Row(make=lambda: tower(Qwen3VitClassifier, num_classes=7), reads=MeanOf(), **TOWER),
+    "deepseek": Row(make=lambda: tower("deepseek", "Classifier", num_classes=7), **TOWER),
+    "qwen3": Row(make=lambda: tower("qwen3", "Classifier", num_classes=7), reads=MeanOf(), **TOWER),
     "qwen3_merge": Row(
-        make=lambda: tower(Qwen3VitClassifier, num_classes=7, encoder_pool="merge", out_features=40),
+        make=lambda: tower("qwen3", "Classifier", num_classes=7, encoder_pool="merge", out_features=40),
         **(TOWER | {"rest": False}),
     ),
     "gemma4": Row(
-        make=lambda: tower(Gemma4VitClassifier, num_classes=7), reads=MeanOf(), **(TOWER | {"knows_grid": False})
+        make=lambda: tower("gemma4", "Classifier", num_classes=7), reads=MeanOf(), **(TOWER | {"knows_grid": False})
     ),
     "torchvision": Row(make=_torchvision, reads=0, timm=False),
     "videomae": Row(make=make_videomae, reads=MeanOf(), prefix=0, grid=(2, 2, 3), size=(4, 16, 24), timm=False),

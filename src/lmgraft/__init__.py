@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 from lmgraft.registry import lazily as _lazily
+from lmgraft.versions import check_versions as _check_versions
 
 if _TYPE_CHECKING:
     from lmgraft.block import BlockConfig, FrozenBlock, inspect_llm, load_block
@@ -27,6 +28,8 @@ if _TYPE_CHECKING:
     )
     from lmgraft.recipes.predict import load_run
     from lmgraft.studies.study.compare import compare
+
+_check_versions()
 
 __version__ = _metadata.version("lmgraft")
 

@@ -25,6 +25,10 @@ class LmgraftError(ValueError):
         return type(self), (self.message, self.remedy)
 
 
+class VersionError(LmgraftError, ImportError):
+    """An installed package that is older than lmgraft takes."""
+
+
 class SourceError(LmgraftError):
     """A block source that cannot be found, fetched or understood."""
 

@@ -13,7 +13,6 @@ import pytest
 import timm.optim
 import torch
 from oracle import SOME_TRAITS, TRAITS, assert_same, counted, draw, exact, make_mapper, problem, results
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 import lmgraft
@@ -34,7 +33,7 @@ from lmgraft.graft.forms.run import dense
 from lmgraft.recipes.recipe import load_recipe
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.optim import OptimConfig, make_optimizer
-from tiny import calls_of, images, long_but, make_vit, random_block, randomise_, relative_error
+from tiny import calls_of, images, long_but, make_vit, of_timm, random_block, randomise_, relative_error
 
 KINDS = ["all", "norms", "lora"]
 FORMS = ["auto", "dense", "reads", "folded", "absorbed"]
@@ -356,7 +355,7 @@ class TestWhatIsTrained:
     @pytest.mark.parametrize("kind", KINDS)
     def test_copies(self, kind: str) -> None:
         model = grafted(kind)
-        ema = ModelEmaV3(model, decay=0.5)
+        ema = of_timm("utils.ModelEmaV3")(model, decay=0.5)
         start = {n: p.detach().clone() for n, p in model.named_parameters()}
         step(model)
         ema.update(model)

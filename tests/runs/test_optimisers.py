@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 import yaml
-from timm.optim import param_groups_layer_decay
 from torch import nn
 
 import lmgraft
@@ -18,7 +17,7 @@ from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.training import fit as fit_module
 from lmgraft.training.batchnorm import BatchNormMomentum, MomentumConfig
 from lmgraft.training.fit import TrainConfig, fit
-from lmgraft.training.optim import OptimConfig, make_optimizer
+from lmgraft.training.optim import OptimConfig, make_optimizer, param_groups_layer_decay
 from lmgraft.training.schedule import make_schedule
 
 

@@ -20,6 +20,7 @@ from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor
 from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
+from lmgraft.versions import check_versions
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -292,8 +293,10 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
     """The function of `BORROWED` that does `what` ("load", "inspect") with the code of `library`.
 
     Raises:
-        BlockError: If the library is not installed.
+        BlockError: If the library is not installed; VersionError if it is too old.
     """
+    extra = "image" if library == "timm" else library
+    check_versions(extra, *(["timm"] if library == "timm" else []))
     try:
         function: Callable[..., Any] = BORROWED.load(f"{library}:{what}")
     except ModuleNotFoundError as error:
@@ -301,7 +304,7 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
             raise
         raise BlockError(
             f"these layers are computed by the code of {library}, which needs the package {error.name!r}",
-            f'pip install "lmgraft[{"image" if library == "timm" else library}]"',
+            f'pip install "lmgraft[{extra}]"',
         ) from None
     return function
 

@@ -10,6 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from lmgraft.checkpoint.torch_file import load_archive
 from lmgraft.errors import SourceError
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
@@ -36,7 +37,7 @@ class RunCheckpoint:
         file = folder / "checkpoints" / "best.ckpt"
         if not file.is_file():
             raise SourceError(f"{file} is missing", "finish the run first: lmgraft train ... --resume")
-        content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        content = load_archive(file, mmap=True)
         tensors: dict[str, Tensor] = content["state_dict"]
         roots = {name.partition("blocks.")[0] for name in tensors if ".blocks." in f".{name}"}
         if len(roots) != 1:

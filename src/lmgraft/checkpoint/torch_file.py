@@ -23,6 +23,7 @@ from torch import Tensor
 from lmgraft.checkpoint.places import ByteSource, LocalFile, Place, read_bytes, refuse_stand_in
 from lmgraft.checkpoint.safetensors_file import DTYPES, check_promised, find_shards
 from lmgraft.errors import CheckpointError
+from lmgraft.versions import numbers
 
 _INDEX = "pytorch_model.bin.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -75,11 +76,40 @@ class TorchFile:
         return self.records[name].clone(memory_format=torch.contiguous_format)
 
 
-def _load(path: Path) -> dict[str, Tensor]:
-    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < _FIRST_SAFE:
+def load_archive(path: Path, *, mmap: bool = False) -> Any:
+    """Tensors and plain containers that torch.save wrote, on the CPU; nothing in the file is run.
+
+    Raises:
+        pickle.UnpicklingError: If it holds anything else.
+    """
+    if numbers(torch.__version__) < _FIRST_SAFE:
+        _refuse_programs(path)
+    return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
+
+
+def _refuse_programs(path: Path) -> None:  # goes with torch 2.5
+    """The two kinds of file that `weights_only` hands on to code which runs or unpacks them: TorchScript, old tars."""
+    with open(path, "rb") as file:
+        archive = file.read(4) == b"PK\x03\x04"
+    if not archive or "constants.pkl" in torch._C.PyTorchFileReader(str(path)).get_all_records():
+        raise pickle.UnpicklingError("WeightsUnpickler error: TorchScript, or a format before torch 1.6")
+
+
+def refuse_old_torch(path: Path) -> None:
+    """For files of others: torch's makers call no earlier version safe.
+
+    Raises:
+        CheckpointError: Naming the torch that is needed.
+    """
+    if numbers(torch.__version__) < _FIRST_SAFE:
         raise CheckpointError(
-            f"{path} is a pickle, which torch {torch.__version__} cannot open safely", "use torch 2.6, or safetensors"
+            f"{path} is a pickle: to open it safely takes torch 2.6, and torch {torch.__version__} is installed",
+            "update torch, or use safetensors",
         )
+
+
+def _load(path: Path) -> dict[str, Tensor]:
+    refuse_old_torch(path)
     try:
         # Options of a training, beside its weights: a Namespace is a plain holder of values.
         options = torch.serialization.safe_globals([argparse.Namespace])
@@ -91,7 +121,7 @@ def _load(path: Path) -> dict[str, Tensor]:
                     "unpack the archive and pack it without compression, or save the weights anew",
                 )
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # what it cannot read is an error
-            tensors = _tensors(torch.load(path, map_location="cpu", mmap=True, weights_only=True), str(path))
+            tensors = _tensors(load_archive(path, mmap=True), str(path))
     except pickle.UnpicklingError as error:
         reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0][:200]
         raise CheckpointError(

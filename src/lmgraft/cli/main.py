@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from lmgraft.errors import LmgraftError
 from lmgraft.registry import suggest
+from lmgraft.versions import check_versions
 
 if TYPE_CHECKING:
     from lmgraft.cli.command import Command
@@ -82,6 +83,7 @@ def _run(name: str, words: list[str]) -> int:
     if name not in COMMANDS:
         print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2
+    check_versions("image")
     try:
         return _call(name, words)
     except ModuleNotFoundError as error:

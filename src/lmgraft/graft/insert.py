@@ -71,7 +71,9 @@ class RunBefore:
         self.graft, self.state, self.axes = graft, graft.read_state, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        name = None if args else next((n for n, value in kwargs.items() if isinstance(value, Tensor)), None)
+        # Lists here and below: torch 2.6's compiler refuses next(generator, default).
+        names = [] if args else [n for n, value in kwargs.items() if isinstance(value, Tensor)]
+        name = names[0] if names else None
         given = args[0] if args else kwargs.get(name or "")
         tokens, axes = _checked(given, self.axes, self.graft, module)
         mask = self.graft.host.padding_mask(module, args, kwargs)
@@ -385,7 +387,8 @@ def _attach(model: nn.Module, name: str, inserted: GraftLayer, point: GraftPoint
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:
     flat = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, tuple | list) else [a])]
-    return next((x for x in flat if isinstance(x, Tensor)), default)
+    tensors = [x for x in flat if isinstance(x, Tensor)]
+    return tensors[0] if tensors else default
 
 
 def _checked(given: Any, axes: Axes, inserted: GraftLayer, module: nn.Module) -> tuple[Tensor, Axes]:

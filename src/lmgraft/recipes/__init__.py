@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.recipe import Recipe, list_recipes, load_recipe, recipe_parser
 from lmgraft.registry import lazily
+from lmgraft.versions import check_versions
 
 if TYPE_CHECKING:
     from lmgraft.recipes.build import build_model
@@ -28,6 +29,8 @@ __all__ = [
     "recipe_parser",
     "train_run",
 ]
+
+check_versions("image")
 
 _RUN = ("evaluate_run", "load_trained", "train_run")  # with Lightning, which takes seconds to import
 __getattr__ = lazily(

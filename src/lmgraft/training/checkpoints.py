@@ -17,6 +17,7 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lmgraft import records
+from lmgraft.checkpoint.torch_file import load_archive
 from lmgraft.errors import RunError
 from lmgraft.training.stopping import NotFiniteError
 
@@ -47,7 +48,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             changed = archive.testzip()
         if changed is not None:
             raise zipfile.BadZipFile(f"the checksum of {changed} is wrong")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = load_archive(path)
     except FileNotFoundError:
         raise RunError(f"{path} is missing", "check the run folder; a run without it starts anew") from None
     except (RuntimeError, EOFError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:

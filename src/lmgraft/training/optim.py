@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from timm.models import group_parameters
-from timm.optim import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from lmgraft.contracts import Host
@@ -19,6 +18,12 @@ from lmgraft.graft import GraftLayer
 from lmgraft.graft.hosts import find_host
 from lmgraft.registry import suggest
 from lmgraft.training.config import OptimConfig
+
+try:
+    from timm.optim import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
+except ImportError:  # goes with timm 1.0.11
+    from timm.optim.optim_factory import _layer_map as auto_group_layers
+    from timm.optim.optim_factory import param_groups_layer_decay, param_groups_weight_decay
 
 _OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 

@@ -11,12 +11,16 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.strategies import ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 
 from lmgraft.errors import RunError
 from lmgraft.graft import find_grafts
 from lmgraft.graft.hosts import find_host
 from lmgraft.training.checkpoints import read_checkpoint
+
+try:
+    from torch.distributed.fsdp import fully_shard
+except ImportError:  # goes with torch 2.5
+    from torch.distributed._composable.fsdp import fully_shard  # type: ignore[attr-defined]
 
 
 def make_strategy(name: str, task: LightningModule) -> Strategy | str:

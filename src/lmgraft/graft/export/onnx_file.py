@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lmgraft.errors import ExportError
 from lmgraft.graft.export.trace import Trace, first_line
+from lmgraft.versions import check_versions
 
 LARGEST_IN_ONE_FILE = 1_900_000_000
 """Bytes of tensors. A protobuf message ends at 2 GiB; more goes into a second file beside it."""
@@ -24,8 +25,9 @@ def require(check: bool) -> None:
     """Make sure that what is needed is installed.
 
     Raises:
-        ExportError: Naming what is missing.
+        ExportError: Naming what is missing; VersionError, what is too old.
     """
+    check_versions("export")
     for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
         try:
             import_module(name)

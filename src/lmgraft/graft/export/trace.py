@@ -27,6 +27,7 @@ from lmgraft.errors import ExportError, LmgraftError
 from lmgraft.graft.layer import baked, find_grafts, require_grafts
 from lmgraft.graft.reads import reading
 from lmgraft.graft.wrappers import unwrapped
+from lmgraft.versions import check_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +65,14 @@ def export_program(
     Raises:
         HostError: If `model` is not grafted.
         ExportError: If it cannot be traced.
+        VersionError: If torch is too old to.
     """
     return trace(model, example, dynamic_batch).program
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch: bool) -> Trace:
     """As `export_program`, with all that came of it."""
+    check_versions("export", "torch")
     model = unwrapped(model)
     grafts = require_grafts(model)
     given = example if isinstance(example, tuple) else (example,)

@@ -36,6 +36,7 @@ from lmgraft.studies.engine.runs import Run, train
 from lmgraft.studies.engine.signals import answer, noted_signals
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.stopping import InterruptedRunError
+from lmgraft.versions import check_versions
 
 LOST = 3
 """How often a run may lose its worker without a saved step between, before the others go on without it."""
@@ -110,6 +111,7 @@ def connected(address: str, *, show: bool) -> Iterator[Any]:
         RunError: If Ray is not installed or the cluster does not answer.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    check_versions("ray")
     try:
         import ray
     except ModuleNotFoundError:

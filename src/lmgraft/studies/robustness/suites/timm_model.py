@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from lmgraft.checkpoint.torch_file import load_archive, refuse_old_torch
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.images import ImageData
 from lmgraft.errors import CheckpointError, DataError, RunError
@@ -107,7 +107,10 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(checkpoint)
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        refuse_old_torch(checkpoint)
+        content = load_archive(checkpoint)
+    except CheckpointError:  # a ValueError too
+        raise
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
             f"{checkpoint} cannot be read as weights alone: {str(error).splitlines()[0]}",

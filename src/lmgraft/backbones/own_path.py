@@ -16,6 +16,7 @@ def is_own(model: Any, cls: type[Any], names: tuple[str, ...]) -> bool:
 
     A method that `cls` does not have, as in an older library, must not be there at all.
     """
+    # bridge: cls's names are all there once timm 1.0.16 is the oldest, which gave Eva its `pool`
     return all(
         getattr(type(model), name, None) is getattr(cls, name, None) and name not in model.__dict__ for name in names
     )

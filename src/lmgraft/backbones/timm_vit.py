@@ -95,14 +95,15 @@ def padding_of_mask(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
     return unseen_keys(kwargs.get("attn_mask"))
 
 
-_HEAD_PATH = (*TIMM_PATH, "pool")  # older timm pools in forward_head
+_HEAD_PATH = (*TIMM_PATH, "pool")
 
 
 def reads_of_pooling(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads; with attention pooling, or a method that is not timm's, every token."""
     if not is_own(model, VisionTransformer, _HEAD_PATH) or model.attn_pool is not None:
         return None
-    return reads_of_global_pool(model, 0 if getattr(model, "pool_include_prefix", False) else model.num_prefix_tokens)
+    with_prefix = getattr(model, "pool_include_prefix", False)  # bridge: until timm 1.0.16 is the oldest
+    return reads_of_global_pool(model, 0 if with_prefix else model.num_prefix_tokens)
 
 
 def reads_of_distilled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
@@ -112,7 +113,8 @@ def reads_of_distilled(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str
 
 def reads_of_eva(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the same as `reads_of_pooling`; prefix tokens are never part of the mean."""
-    if not is_own(model, Eva, _HEAD_PATH) or getattr(model, "attn_pool", None) is not None:
+    attends = getattr(model, "attn_pool", None) is not None  # bridge: until timm 1.0.16 is the oldest
+    if attends or not is_own(model, Eva, _HEAD_PATH):
         return None
     return reads_of_global_pool(model, model.num_prefix_tokens)
 

@@ -87,7 +87,7 @@ def load_archive(path: Path, *, mmap: bool = False) -> Any:
     return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
 
 
-def _refuse_programs(path: Path) -> None:  # goes with torch 2.5
+def _refuse_programs(path: Path) -> None:  # bridge: until torch 2.6 is the oldest, with refuse_old_torch
     """The two kinds of file that `weights_only` hands on to code which runs or unpacks them: TorchScript, old tars."""
     with open(path, "rb") as file:
         archive = file.read(4) == b"PK\x03\x04"

@@ -71,7 +71,7 @@ class RunBefore:
         self.graft, self.state, self.axes = graft, graft.read_state, axes
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # Lists here and below: torch 2.6's compiler refuses next(generator, default).
+        # bridge: lists here and below, as the compiler of torch 2.6 refuses next(generator, default)
         names = [] if args else [n for n, value in kwargs.items() if isinstance(value, Tensor)]
         name = names[0] if names else None
         given = args[0] if args else kwargs.get(name or "")

@@ -21,7 +21,7 @@ from lmgraft.training.config import OptimConfig
 
 try:
     from timm.optim import auto_group_layers, param_groups_layer_decay, param_groups_weight_decay
-except ImportError:  # goes with timm 1.0.11
+except ImportError:  # bridge: until timm 1.0.12 is the oldest
     from timm.optim.optim_factory import _layer_map as auto_group_layers
     from timm.optim.optim_factory import param_groups_layer_decay, param_groups_weight_decay
 

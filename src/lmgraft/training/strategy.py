@@ -19,7 +19,7 @@ from lmgraft.training.checkpoints import read_checkpoint
 
 try:
     from torch.distributed.fsdp import fully_shard
-except ImportError:  # goes with torch 2.5
+except ImportError:  # bridge: until torch 2.6 is the oldest
     from torch.distributed._composable.fsdp import fully_shard  # type: ignore[attr-defined]
 
 

@@ -47,7 +47,7 @@ EXTRAS ?= image,medical
 OLDEST := build/oldest
 OLDEST_TESTS := tests/test_versions.py tests/forms/test_forms.py tests/test_names.py tests/test_checkpoint.py \
 	tests/test_graft.py tests/test_hosts.py tests/test_save.py tests/test_export.py tests/test_borrowed.py \
-	tests/test_families.py tests/runs/test_check_data.py tests/runs/test_training.py tests/runs/test_load_run.py
+	tests/test_families.py tests/runs/test_check_data.py tests/runs/test_training.py tests/runs/test_cli.py
 test-oldest:  ## a short test of every kind under the oldest versions of what lmgraft needs
 	$(PYTHON) -m venv --clear $(OLDEST)
 	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check uv

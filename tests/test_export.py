@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import timm
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
+
+pytest.importorskip("onnxruntime")
+import onnx
+import onnxruntime
+from onnx import numpy_helper
 
 import lmgraft
 import padded_host

@@ -14,6 +14,7 @@ from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
 from lmgraft.block import BlockConfig, FrozenBlock, Provenance
+from lmgraft.versions import numbers
 
 TINY_LLAMA = {
     "vocab_size": 40,
@@ -53,6 +54,9 @@ def randomise_(module: nn.Module, seed: int) -> nn.Module:
             value = (1.0 if "norm" in name and name.endswith("weight") else 0.0) + 0.3 * noise
         parameter.data = value.to(parameter.dtype)
     return module
+
+
+TORCH_2_6 = pytest.mark.skipif(numbers(torch.__version__) < (2, 6), reason="needs torch 2.6 (docs/versions.md)")
 
 
 def of_timm(path: str) -> Any:

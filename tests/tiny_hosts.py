@@ -30,6 +30,7 @@ from torchvision.models import VisionTransformer
 from lmgraft.backbones.timm_frames import FrameEncoder
 from lmgraft.backbones.video_mae import VideoMAE
 from lmgraft.contracts import MeanOf, Reads
+from lmgraft.versions import numbers
 from tiny import make_vit, of_timm, randomise_
 
 PATCHES = {"img_size": 32, "patch_size": 8, "num_classes": 7}
@@ -302,9 +303,17 @@ ROWS: dict[str, Row] = {
 
 
 def make_host(name: str) -> nn.Module:
-    """The host of a row in eval mode, its weights and running statistics random."""
+    """The host of a row in eval mode, its weights and running statistics random.
+
+    A test of what an older timm than that of requirements/constraints.txt cannot make is skipped.
+    """
     torch.manual_seed(5)
-    model = randomise_(ROWS[name].make(), seed=5)
+    try:
+        model = randomise_(ROWS[name].make(), seed=5)
+    except (TypeError, RuntimeError) as error:
+        if numbers(timm.__version__) >= (1, 0, 31):
+            raise
+        pytest.skip(f"timm {timm.__version__} is older than {name}: {error}")
     generator = torch.Generator().manual_seed(6)
     for key, buffer in model.named_buffers():
         if key.endswith(("running_mean", "running_var")):

@@ -127,7 +127,7 @@ def describe_tnt(model: TNT) -> Host:
         layers=tuple(f"blocks.{i}" for i in range(len(model.blocks))),
         first="pos_drop",
         output=Entry(1),
-        layout=TokenLayout(num_prefix_tokens=model.num_prefix_tokens, grid=tuple(model.pixel_embed.grid_size)),
+        layout=TokenLayout(num_prefix_tokens=_prefix_of_tnt(model), grid=tuple(model.pixel_embed.grid_size)),
         mapper_init="trunc_normal",
         reads=reads_of_tnt,
         head_from_tokens=norm_and_head if is_own(model, TNT, TIMM_PATH) else None,
@@ -136,7 +136,11 @@ def describe_tnt(model: TNT) -> Host:
 
 def reads_of_tnt(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return what `global_pool` reads, where the methods are timm's own."""
-    return reads_of_global_pool(model, model.num_prefix_tokens) if is_own(model, TNT, TIMM_PATH) else None
+    return reads_of_global_pool(model, _prefix_of_tnt(model)) if is_own(model, TNT, TIMM_PATH) else None
+
+
+def _prefix_of_tnt(model: Any) -> int:
+    return getattr(model, "num_prefix_tokens", 1)  # bridge: until timm 1.0.16 is the oldest
 
 
 def describe_crossvit(model: CrossVit) -> Host:

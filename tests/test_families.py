@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("transformers", minversion="5.23")
+pytest.importorskip("transformers", minversion="5.24")
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmgraft import inspect_llm, load_block

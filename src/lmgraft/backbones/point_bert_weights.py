@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lmgraft.backbones.weights import load_weights
+from lmgraft.checkpoint.torch_file import load_archive, refuse_old_torch
 from lmgraft.errors import HostError
 
 _WRAPPED = ("base_model", "model", "state_dict")
@@ -26,8 +26,9 @@ def load_released(model: nn.Module, file: Path) -> None:
     Raises:
         HostError: If the file cannot be read, or does not fit.
     """
+    refuse_old_torch(file)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = load_archive(file)
     except FileNotFoundError:
         raise HostError(f"{file} is not there", "backbone.kwargs.weights is a released Point-BERT file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:

@@ -386,7 +386,7 @@ def _attach(model: nn.Module, name: str, inserted: GraftLayer, point: GraftPoint
 
 
 def _first_tensor(args: tuple[Any, ...], kwargs: dict[str, Any], default: Tensor) -> Tensor:
-    flat = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, tuple | list) else [a])]
+    flat = [x for a in (*args, *kwargs.values()) for x in (a if isinstance(a, (tuple, list)) else [a])]
     tensors = [x for x in flat if isinstance(x, Tensor)]
     return tensors[0] if tensors else default
 

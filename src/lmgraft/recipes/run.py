@@ -88,11 +88,10 @@ def train_run(
         RunError: If another process is at it, or it holds a run of another recipe, data or block; see also `fit`.
         LmgraftError: If data, block or backbone cannot be had; before any training.
     """
-    with alone_in(run_dir):
-        if rank() == 0:
-            _claim(recipe, run_dir, resume)
-        display = Display(label or recipe.arm, progress)
-        return _train(recipe, run_dir, repeats, allow_difference, resume=resume, retries=retries, display=display)
+    if rank() == 0:
+        _claim(recipe, run_dir, resume)
+    display = Display(label or recipe.arm, progress)
+    return _train(recipe, run_dir, repeats, allow_difference, resume=resume, retries=retries, display=display)
 
 
 def _train(
@@ -118,19 +117,23 @@ def _train(
     features = use_stored_tokens(recipe, task)
     if features is not None:
         record["features"] = features
-    if rank() == 0:
-        records.write_text(run_dir / "config.yaml", recipe.yaml)
-        write_record(run_dir, record)
-    task, summary = _fit_with_retries(recipe, task, run_dir, history, retries=retries, resume=resume, display=display)
-    end_other_processes()
-    if recipe.train.strategy == "fsdp":
-        task = build_task(recipe, initial=False)  # the trained one is in shards
-    _load_best(recipe, task, run_dir)
-    result = replace(_evaluate(recipe, task, summary, digest), retries=history)
-    save_model(network(task), run_dir / "model", host_spec(recipe), about_data(recipe))
-    write_items(run_dir, task.items)
-    write_result(run_dir, result)
-    return result
+    with alone_in(run_dir):  # no sooner: what ends in a mistake leaves nothing behind
+        if rank() == 0:
+            _claim(recipe, run_dir, resume)  # again: another process may have been at it meanwhile
+            records.write_text(run_dir / "config.yaml", recipe.yaml)
+            write_record(run_dir, record)
+        task, summary = _fit_with_retries(
+            recipe, task, run_dir, history, retries=retries, resume=resume, display=display
+        )
+        end_other_processes()
+        if recipe.train.strategy == "fsdp":
+            task = build_task(recipe, initial=False)  # the trained one is in shards
+        _load_best(recipe, task, run_dir)
+        result = replace(_evaluate(recipe, task, summary, digest), retries=history)
+        save_model(network(task), run_dir / "model", host_spec(recipe), about_data(recipe))
+        write_items(run_dir, task.items)
+        write_result(run_dir, result)
+        return result
 
 
 def lock_of(run_dir: Path) -> Path:

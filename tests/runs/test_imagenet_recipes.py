@@ -24,7 +24,14 @@ def test_deits_settings(name):
     assert (augment.auto_augment, augment.re_prob, augment.re_mode, augment.re_count) == (
         "rand-m9-mstd0.5-inc1", 0.25, "pixel", 1,
     )  # fmt: skip
-    mixing = {"mixup": 0.8, "cutmix": 1.0, "mixup_prob": 1.0, "switch_prob": 0.5, "mixup_mode": "batch"}
+    mixing = {
+        "mixup": 0.8,
+        "cutmix": 1.0,
+        "mixup_prob": 1.0,
+        "switch_prob": 0.5,
+        "mixup_mode": "batch",
+        "views": "logits",
+    }
     assert recipe.task_options == mixing | {"label_smoothing": 0.1}
     assert recipe.backbone.kwargs == {"drop_path_rate": 0.1}
     optim = recipe.optim

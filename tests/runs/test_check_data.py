@@ -50,7 +50,7 @@ def test_every_fault_is_named(tmp_path, capsys, workers):
         "note: train: 1 image with a side of less than 32 pixels",
         "note: train: 1 image with one side more than 5 times the other",
         "note: train: 1 image that made PIL warn or have several frames: ",
-        "What to do: copy or fetch the 3 unreadable files again",
+        "What to do: copy or fetch 3 unreadable files again",
         "found.json lists them",
         "give --data.max_corrupt 2 --data.max_corrupt_test 1.",
     ):

@@ -166,8 +166,10 @@ def _advice(findings: Findings, json_file: Path | None) -> str:
     if bad:
         where = f"{json_file} lists them" if json_file else "--json FILE lists all of them"
         limits = " ".join(f"--data.{key} {count}" for key, count in findings.limits().items())
+        files = (
+            "the unreadable file again, or remove it" if bad == 1 else f"{bad:,} unreadable files again, or remove them"
+        )
         steps.append(
-            f"copy or fetch the {bad:,} unreadable files again, or remove them ({where}); to train all the same, give "
-            + limits
+            f"copy or fetch {files} ({where}; of a broken link, what it names); to train all the same, give {limits}"
         )
     return "What to do: " + "; ".join(steps) + "."

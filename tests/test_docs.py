@@ -82,12 +82,14 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     assert named <= {*list_recipes(), *list_studies()}
 
 
-@pytest.mark.parametrize("name", ["fashion_controls", "fashion_scale", "fashion_depth", "fashion_rates"])
+@pytest.mark.parametrize(
+    "name", ["fashion_controls", "fashion_scale", "fashion_depth", "fashion_rates", "fashion_language"]
+)
 def test_the_evidence_page_quotes_the_evidence(name: str) -> None:
     from lmgraft.studies.study.read import read_study
 
     page, result = (ROOT / "docs" / "evidence.md").read_text(), read_study(ROOT / "evidence" / name)
-    assert not result.missing
+    assert not result.missing or name == "fashion_language"  # whose exploratory arms lack two seeds, as the page says
     for contrast in (*result.contrasts, *(c for c in result.exploratory if c.reference == "plain")):
         low, high = (f"{100 * end:+.2f}" for end in contrast.interval)
         quoted = [f"{100 * contrast.mean:+.2f}", f"{low} to {high}"]

@@ -261,7 +261,7 @@ def test_check_data_counts_what_cannot_be_read(folder, tmp_path, capsys):
     (folder / "table" / "flat.wrl").write_text(
         VRML.replace("0,1,2,-1, 0,2,3,-1", "0,0,1,-1").replace("0 1 2 3", "0 0 0 0")
     )
-    assert main(["check-data", str(folder), "--kind", "points", "--points", "16", "--batch-size", "4"]) == 1
+    assert main(["check-data", str(folder), "--kind", "points", "--points", "16"]) == 1
     printed = " ".join(capsys.readouterr().out.split())
     for name in ("none.npy", "empty.npy", "object.npy", "flat.wrl"):
         assert name in printed

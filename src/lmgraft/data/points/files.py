@@ -79,7 +79,8 @@ def read_cloud(path: Path, sampled: int) -> Array:
     except DAMAGE as error:
         if hasattr(error, "remedy"):
             raise  # a package is missing
-        raise UnreadableCloudError((str(error).splitlines() or [type(error).__name__])[0][:120]) from None
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise UnreadableCloudError(f"not to be read as {path.suffix.lower()[1:]}: {why}") from None
 
 
 def checked(points: Array, normalise: bool) -> Array:

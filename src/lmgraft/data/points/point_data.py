@@ -186,6 +186,7 @@ class PointData(LabelledData):
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         """Every cloud read, unreadable ones counted, and how many points and clouds of each class there are."""
+        self.batch_size = 1  # none is made: what is too small for a batch is looked at all the same
         findings = Data.check(self, workers, progress, near)
         splits = [split for split in ("train", "val", "test") if not (split == "val" and self._is_test_again("val"))]
         counts = {split: Counter(self._of(split).labels.tolist()) for split in splits}

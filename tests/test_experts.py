@@ -103,12 +103,9 @@ def test_a_layer_without_keys_of_its_own_is_refused_by_number(tmp_path: Path) ->
 def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(
     deepseek: str, monkeypatch: pytest.MonkeyPatch, tower: str | None
 ) -> None:
-    block = lmgraft.load_block(deepseek, tower=tower)
     state = load_file(Path(deepseek) / "model.safetensors")
     needed = 2 * sum(t.numel() for n, t in state.items() if n.startswith("model.layers.2."))
     monkeypatch.setattr(memory, "free_memory", lambda: needed)
-    narrow = lmgraft.load_block(deepseek, dtype="bfloat16", tower=tower)
-    assert narrow.provenance.digest == block.provenance.digest
     monkeypatch.setattr("lmgraft.borrowed.tensors.read_finite", None)
     monkeypatch.setattr("lmgraft.checkpoint.names.read_finite", None)
     with pytest.raises(CheckpointError, match=rf"need {2 * needed:,} bytes .*{needed:,} .* are free"):

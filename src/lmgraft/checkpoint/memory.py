@@ -59,7 +59,8 @@ def check_memory(checkpoint: Checkpoint, names: Sequence[str], dtype: torch.dtyp
         raise CheckpointError(
             f"these {len(names)} tensors of {checkpoint.label} need {needed:,} bytes of memory ({needed / 2**30:.1f} "
             f"GiB) once they are read, and {free:,} ({free / 2**30:.1f} GiB) are free",
-            "store them in 16 bits (dtype='bfloat16'), end other programs, or take a smaller model",
+            "end other programs, take a smaller model, or, of one without experts, store the layer in 16 bits "
+            "(dtype='bfloat16')",
         )
 
 

@@ -51,7 +51,8 @@ def test_frames_with_heat_maps(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(second.get_array()), heat[1].numpy())
     assert tuple(second.get_extent()) == (0, 24, 16, 0)  # over the whole frame, the first row on top
     write_png(figure, tmp_path / "x.png", dpi=80)
-    assert Image.open(tmp_path / "x.png").size[0] > 100
+    with Image.open(tmp_path / "x.png") as picture:
+        assert picture.size[0] > 100
     with pytest.raises(DataError, match=r"maps of \[2, 3\] steps"):
         frames_figure(clip, {"a": heat, "b": torch.zeros(3, 2, 3)})
     with pytest.raises(DataError, match=r"maps of \[\] steps"):

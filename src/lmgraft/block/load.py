@@ -22,6 +22,8 @@ from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
 from lmgraft.versions import check_versions
 
+_MOST_LAYERS = 10_000
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
@@ -138,7 +140,9 @@ def _anatomy(
 
 
 def kinds_of(family: Family, config: Mapping[str, Any], num_layers: int) -> tuple[str, ...]:
-    """What each layer is, in a word or two, where layers differ; empty where all are alike."""
+    """What each layer is, in a word or two, where layers differ; empty where all are alike, or too many to be true."""
+    if num_layers > _MOST_LAYERS:
+        return ()  # a damaged config may say 2**63
     kinds = tuple(family.kind(language_part(config), index) for index in range(num_layers))
     return kinds if len(set(kinds)) > 1 else ()
 

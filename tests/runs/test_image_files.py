@@ -16,11 +16,12 @@ from PIL import Image
 from timm.data.readers.reader_image_folder import ReaderImageFolder
 from timm.data.readers.reader_image_in_tar import ReaderImageInTar
 
-from lmgraft.data.image.holdout import hold_out, name_hashes
+from lmgraft.data.files import as_names
+from lmgraft.data.holdout import hold_out, name_hashes
 from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.imagenet_sets import IMAGES, wnids
 from lmgraft.data.image.layouts import find_splits
-from lmgraft.data.image.tables import ImageTable, as_names
+from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.image.tars import members
 from lmgraft.data.image.transforms import Augment
 from lmgraft.errors import DataError

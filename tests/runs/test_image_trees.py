@@ -10,10 +10,9 @@ from image_trees import encoded, image_files, picture, shown, write_folder, writ
 from PIL import Image
 
 from lmgraft.cli.main import main
-from lmgraft.data.image.holdout import name_hashes
-from lmgraft.data.image.image_files import say_once
+from lmgraft.data.files import as_names, say_once
+from lmgraft.data.holdout import name_hashes
 from lmgraft.data.image.layouts import find_splits
-from lmgraft.data.image.tables import as_names
 from lmgraft.data.image.twins import sketch
 from lmgraft.errors import DataError
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lmgraft.cli.main import main
-from lmgraft.data.debian import fetch_pinned
+from lmgraft.data.debian import Pinned, fetch_pinned
 from lmgraft.data.loader import Draw
 from lmgraft.data.points import furniture, kicad, prepared
 from lmgraft.data.points.cloud_files import CloudFiles
@@ -395,7 +395,7 @@ def test_a_package_must_be_the_pinned_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "thing_1_all.deb").write_bytes(b"another")
     with pytest.raises(DataError, match="SHA-256"):
-        fetch_pinned("thing", "1", "0" * 64, 7, tmp_path)
+        fetch_pinned(Pinned("thing", "1", "0" * 64, 7), tmp_path)
 
 
 def test_a_scene_has_its_truth():

@@ -97,6 +97,18 @@ class Data(LightningDataModule, ABC):
         self._sets: dict[str, ItemSet] = {}
         self._unreadable: dict[str, dict[str, str]] = {"train": {}, "test": {}}
 
+    def fill_a_batch(self, size: int) -> None:
+        """Refuse fewer training items than a batch has.
+
+        Raises:
+            DataError: If there are so few.
+        """
+        if size < self.batch_size:
+            raise DataError(
+                f"data.batch_size={self.batch_size} is more than the {size:,} training {self.things}",
+                "make it smaller: an incomplete batch is dropped",
+            )
+
     @abstractmethod
     def fingerprint(self) -> dict[str, Any]:
         """What identifies the data in a record, as plain data."""
@@ -139,6 +151,7 @@ class Data(LightningDataModule, ABC):
             progress: Makes what is told of the progress, from the name of a split and its number of items.
             near: Also look for items that are nearly equal, where the kind of items allows it.
         """
+        self.batch_size = 1  # none is made: what is too small for a batch is looked at all the same
         self.prepare_data()
         self.setup()
         splits = {name: self.still(name) for name in SPLITS if name in self._sets and not self._is_test_again(name)}

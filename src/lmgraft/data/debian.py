@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tarfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from lmgraft.checkpoint.cache import announce
@@ -55,16 +56,30 @@ def reason(error: Exception) -> str:
     return str(error)
 
 
-def fetch_pinned(name: str, version: str, sha256: str, nbytes: int, scratch: Path) -> Path:
+@dataclass(frozen=True)
+class Pinned:
+    """One version of a package that is for every machine."""
+
+    name: str
+    version: str
+    sha256: str
+    nbytes: int
+
+    def __str__(self) -> str:
+        return f"Debian package {self.name} {self.version}, SHA-256 {self.sha256}"
+
+
+def fetch_pinned(package: Pinned, scratch: Path) -> Path:
     """The file of exactly this package: one in the current folder, or downloaded.
 
     Raises:
         DataError: If it cannot be had, or is another file.
     """
+    name, version, sha256 = package.name, package.version, package.sha256
     file = Path(f"{name}_{version}_all.deb")
     remedy = f"download {file} from Debian's archive (its snapshots keep all versions) into the current folder"
     if not file.is_file():
-        announce(f"{name} {version} from Debian", nbytes)
+        announce(f"{name} {version} from Debian", package.nbytes)
         try:
             file = download_package(f"{name}={version}", scratch)
         except (OSError, subprocess.SubprocessError) as error:

@@ -32,6 +32,11 @@ class Draw(NamedTuple):
     repeat: int = 0
 
 
+def in_turn(sample: int, count: int, tries: int) -> Iterator[int]:
+    """A sample and those behind it, of `count` in a circle, each once: the first readable one is shown in its place."""
+    return ((sample + step) % count for step in range(min(tries, count)))
+
+
 class Fault(NamedTuple):
     """A file that could not be read, and why."""
 

@@ -142,11 +142,7 @@ class ImageArrays(ImageData):
                 f"{len(images)} training images",
                 f"at most {left} remain for training" if left > 0 else "make val_size smaller",
             )
-        if train_size < self.batch_size:
-            raise DataError(
-                f"data.batch_size={self.batch_size} is more than the {train_size} training images",
-                "make it smaller: an incomplete batch is dropped",
-            )
+        self.fill_a_batch(train_size)
         order = torch.from_numpy(permutation(_SPLIT_SEED, 0, len(images)))
         chosen = {"val": order[left:], "train": order[:train_size]}
         for split, index in chosen.items():

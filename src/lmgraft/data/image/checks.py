@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lmgraft.data.image.folders import counted, listed, plural
+from lmgraft.data.files import counted, listed, plural
 from lmgraft.data.image.imagenet_sets import IMAGES, wnids
 from lmgraft.data.image.tables import Found, ImageTable
 from lmgraft.errors import DataError

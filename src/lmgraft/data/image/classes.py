@@ -10,7 +10,7 @@ import numpy.typing as npt
 from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
-from lmgraft.data.image.folders import listed, plural
+from lmgraft.data.files import listed, plural
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError

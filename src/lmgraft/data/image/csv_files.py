@@ -6,8 +6,9 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
-from lmgraft.data.image.folders import Spell, composed, file_sizes, listed, plural
-from lmgraft.data.image.tables import FolderFiles, Found, as_names
+from lmgraft.data.files import as_names, composed, file_sizes, listed, plural
+from lmgraft.data.image.folders import Spell
+from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.errors import DataError
 
 ANY = ""

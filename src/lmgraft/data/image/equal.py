@@ -11,7 +11,7 @@ from itertools import groupby
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.image.folders import listed, plural
+from lmgraft.data.files import listed, plural
 from lmgraft.data.image.tables import FileRanges, FolderFiles, ImageTable
 
 _SAMPLE = 4096  # bytes from the middle of each file, compared before files are read whole

@@ -15,7 +15,7 @@ from lmgraft.data.image.pipeline import Pipeline, batch_memory
 from lmgraft.data.image.tables import UNREADABLE, ImageTable, decode
 from lmgraft.data.image.transforms import Preprocess, kept_generators, seed_generators
 from lmgraft.data.labelled import LabelledSet
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.loader import Draw, Fault, Reported, in_turn
 
 
 class ImageFileSet(LabelledSet):
@@ -72,8 +72,7 @@ class ImageFileSet(LabelledSet):
         return self.table.name(index)
 
     def _readable(self, sample: int, faults: list[Fault]) -> tuple[int, Image.Image | Tensor | None]:
-        for step in range(min(self.tries, len(self)) if self.replace else 1):
-            candidate = (sample + step) % len(self)
+        for candidate in in_turn(sample, len(self), self.tries if self.replace else 1):
             source = int(self.indices[candidate])
             try:
                 return candidate, decode(self.table.files, source, self.preprocess.reader)

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lmgraft.data.check import Findings, Grid, ShowProgress
+from lmgraft.data.files import listed, plural
 from lmgraft.data.image.checks import ignored_files, other_totals
 from lmgraft.data.image.classes import number_classes
-from lmgraft.data.image.folders import listed, plural
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.splits import Splits, make_splits

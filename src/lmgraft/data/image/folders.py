@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from timm.utils.misc import natural_key
 
+from lmgraft.data.files import (
+    as_names,
+    composed,
+    counted,
+    extension,
+    file_sizes,
+    is_system_folder,
+    listed,
+    most_first,
+)
 from lmgraft.data.image.opening import EXTENSIONS, is_image
-from lmgraft.data.image.tables import FolderFiles, Found, as_names
+from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.errors import DataError
 
-_STATS = 2000  # files whose sizes are asked for in one task
-
-
-SYSTEM_FOLDERS = frozenset((
-    "@eadir", "__macosx", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
-    "lost+found",
-))  # fmt: skip
-"""What network drives, archives and file managers leave among one's own folders, in small letters."""
-
 Spell = Callable[[str], str]
-
-
-def composed(name: str) -> str:
-    """A name in Unicode's form NFC: macOS and Linux spell one name in different ways."""
-    return unicodedata.normalize("NFC", name)
-
-
-def is_system_folder(name: str) -> bool:
-    """Whether no one keeps images of a class in such a folder; hidden ones are among them."""
-    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def find_in_folder(root: Path, spell: Spell = composed, outer: bool = False) -> Found:
@@ -132,46 +119,3 @@ def tree_notes(where: str, names: Sequence[str], outer: bool) -> Iterator[str]:
 
 def _but(ignored: Counter[str]) -> str:
     return f", but files of other types: {counted(most_first(ignored))}" if ignored else ""
-
-
-def extension(name: str) -> str:
-    """In small letters, with its dot; "" if there is none."""
-    return os.path.splitext(name)[1].lower()
-
-
-def most_first(ignored: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0])))
-
-
-def counted(ignored: Mapping[str, int]) -> str:
-    """Extensions with how many files have them."""
-    return listed([f"{ending or 'no extension'} {count:,}" for ending, count in ignored.items()])
-
-
-def file_sizes(root: Path, names: list[str]) -> npt.NDArray[np.int64]:
-    """Bytes of each file; -1 where there is none. Asked for in threads: a network's answers take their time."""
-
-    def ask(start: int) -> list[int]:
-        return [_size(os.path.join(root, name)) for name in names[start : start + _STATS]]
-
-    with ThreadPoolExecutor(16) as pool:
-        parts = list(pool.map(ask, range(0, len(names), _STATS)))
-    return np.array([size for part in parts for size in part], np.int64)
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return -1
-
-
-def plural(count: int, word: str) -> str:
-    """A number of things: 1 file, 2 files."""
-    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
-
-
-def listed(names: list[str], most: int = 5, between: str = ", ") -> str:
-    """The first few names and how many there are."""
-    shown = between.join(names[:most])
-    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from lmgraft import records
 from lmgraft.data.base import SplitName
 from lmgraft.data.check import Findings, ShowProgress
+from lmgraft.data.files import as_names, say_once
 from lmgraft.data.image.classes import known_classes
 from lmgraft.data.image.depth import percentile_limits, try_deep
 from lmgraft.data.image.file_set import ImageFileSet, reason
@@ -23,7 +22,7 @@ from lmgraft.data.image.findings import check_files
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.splits import Splits, make_splits
-from lmgraft.data.image.tables import UNREADABLE, FolderFiles, as_names, decode
+from lmgraft.data.image.tables import UNREADABLE, FolderFiles, decode
 from lmgraft.data.image.transforms import evaluation_transform, training_transform
 from lmgraft.errors import DataError
 
@@ -112,12 +111,7 @@ class ImageFiles(ImageData):
         if self._sets:
             return
         splits = self.splits()
-        size = len(splits.index["train"])
-        if size < self.batch_size:
-            raise DataError(
-                f"data.batch_size={self.batch_size} is more than the {size:,} training images",
-                "make it smaller: an incomplete batch is dropped",
-            )
+        self.fill_a_batch(len(splits.index["train"]))
         if self.preprocess.range == "percentile":
             limits = percentile_limits(splits.tables["train"], splits.index["train"], self.preprocess.reader)
             self.preprocess = replace(self.preprocess, range=limits)
@@ -184,9 +178,3 @@ class ImageFiles(ImageData):
     def load_file(self, path: Path) -> Tensor:
         files = FolderFiles(str(path.parent), as_names([path.name]))
         return self._eval_transform(decode(files, 0, self.preprocess.reader))
-
-
-@cache
-def say_once(text: str) -> None:
-    """Write to the terminal what was not written before."""
-    sys.stderr.write(text)  # a process makes a recipe's data several times

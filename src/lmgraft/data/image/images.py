@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lmgraft.data.files import find_loose
 from lmgraft.data.image.opening import EXTENSIONS, is_image, open_image
 from lmgraft.data.image.reading import Reading
 from lmgraft.data.image.tables import UNREADABLE
@@ -54,21 +55,9 @@ class LooseImages(LabelledSet):
         return str(self.paths[index])
 
 
-def find_loose(sources: Sequence[str]) -> list[Path]:
-    """Image files by name, and all below these folders, in order.
-
-    Raises:
-        DataError: If one is not there, or a folder holds no image.
-    """
-    paths: list[Path] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise DataError(f"{source} is not there", "check the path")
-        inside = sorted(path for path in source.rglob("*") if is_image(path.name)) if source.is_dir() else [source]
-        if not inside:
-            raise DataError(f"{source} holds no images ({', '.join(EXTENSIONS)})", "check the path")
-        paths += inside
-    return paths
+def images_below(folder: Path) -> list[Path]:
+    """Image files in a folder and those below it, in order."""
+    return sorted(path for path in folder.rglob("*") if is_image(path.name))
 
 
 class ImageData(LabelledData):
@@ -99,7 +88,7 @@ class ImageData(LabelledData):
         """The test images, in the order of `split("test")`, before any transform."""
 
     def open(self, sources: Sequence[str]) -> LooseImages:
-        return LooseImages(find_loose(sources), self.load_file)
+        return LooseImages(find_loose(sources, images_below, f"images ({', '.join(EXTENSIONS)})"), self.load_file)
 
     @abstractmethod
     def prepare(self, image: Image.Image) -> Tensor:

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from lmgraft.data.files import composed, is_system_folder, listed
 from lmgraft.data.image.csv_files import ANY, find_in_csv
-from lmgraft.data.image.folders import composed, find_in_folder, is_system_folder, listed
+from lmgraft.data.image.folders import find_in_folder
 from lmgraft.data.image.hub_sets import find_hfds, find_torch
 from lmgraft.data.image.tables import Found
 from lmgraft.data.image.tars import find_in_shards, find_in_tars

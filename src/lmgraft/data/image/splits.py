@@ -7,13 +7,14 @@ from typing import Literal
 
 import numpy as np
 
+from lmgraft.data.files import as_names
+from lmgraft.data.holdout import Index, hold_out
 from lmgraft.data.image.checks import check_table, notices
 from lmgraft.data.image.classes import number_classes
 from lmgraft.data.image.equal import equal_files, equal_notes, representatives
-from lmgraft.data.image.holdout import Index, hold_out
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
-from lmgraft.data.image.tables import Found, ImageTable, as_names
+from lmgraft.data.image.tables import Found, ImageTable
 from lmgraft.errors import DataError
 
 

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 from torch import Tensor
 
+from lmgraft.data.files import Names
 from lmgraft.data.image.opening import open_image
 from lmgraft.data.image.reading import Pixels, Reading
 
@@ -24,8 +25,6 @@ UNREADABLE = (
     struct.error, zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 """What PIL and the file system raise for a file that is no whole image."""
-
-Names = npt.NDArray[np.bytes_]
 
 
 class Files(Protocol):
@@ -99,11 +98,6 @@ class ImageTable:
             digest.update(f"{column.dtype.str}{column.shape}".encode())
             digest.update(np.ascontiguousarray(column).tobytes())
         return digest.hexdigest()
-
-
-def as_names(names: Sequence[str]) -> Names:
-    """Strings as one array of bytes."""
-    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
 
 
 @dataclass(frozen=True)

@@ -20,15 +20,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from timm.utils.misc import natural_key
 
-from lmgraft.data.image.folders import (
-    Spell,
-    composed,
-    extension,
-    is_system_folder,
-    listed,
-    most_first,
-    tree_notes,
-)
+from lmgraft.data.files import composed, extension, is_system_folder, listed, most_first
+from lmgraft.data.image.folders import Spell, tree_notes
 from lmgraft.data.image.opening import EXTENSIONS, is_image
 from lmgraft.data.image.tables import FileRanges, Found, read_range
 from lmgraft.errors import DataError

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.image.folders import is_system_folder
-from lmgraft.data.image.holdout import hold_out
-from lmgraft.data.image.tables import as_names
+from lmgraft.data.files import as_names, is_system_folder
+from lmgraft.data.holdout import hold_out
 from lmgraft.data.points.files import ENDINGS, read_cloud
 from lmgraft.data.points.point_data import PointData, Source
 from lmgraft.errors import DataError
@@ -79,7 +78,7 @@ class CloudFiles(PointData):
             everything = files["train"]
             names = as_names([str(path.relative_to(self.root)) for path in everything])
             parts = hold_out(
-                names, self._labels(everything), {"test": self.test_size}, self.class_names, str(self.root)
+                names, self._labels(everything), {"test": self.test_size}, self.class_names, str(self.root), "cloud"
             )
             if not len(parts["test"]):
                 raise DataError(f"{self.root} has no test clouds", "make data.test_size more than 0")

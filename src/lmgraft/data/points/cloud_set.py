@@ -14,7 +14,7 @@ from torch import Tensor
 from lmgraft.data.base import at_least_one
 from lmgraft.data.draws import uniforms
 from lmgraft.data.labelled import LabelledSet
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.loader import Draw, Fault, Reported, in_turn
 from lmgraft.data.points.meshes import Array
 from lmgraft.data.points.table import CloudTable
 from lmgraft.errors import DataError
@@ -130,8 +130,7 @@ class CloudSet(LabelledSet):
         return Reported(PointBatch(*batch, torch.from_numpy(clouds[..., 3] > 0)), tuple(faults))
 
     def _readable(self, sample: int, faults: list[Fault]) -> int:
-        for step in range(len(self) if self.replaces else 1):
-            candidate = (sample + step) % len(self)
+        for candidate in in_turn(sample, len(self), len(self) if self.replaces else 1):
             source = int(self.indices[candidate])
             if source not in self.table.reasons:
                 return candidate

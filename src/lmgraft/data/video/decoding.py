@@ -19,10 +19,11 @@ import numpy.typing as npt
 from PIL import Image
 from timm.utils.misc import natural_key
 
+from lmgraft.data.files import as_names
 from lmgraft.data.image.opening import is_image
 from lmgraft.data.image.reading import Reading
 from lmgraft.data.image.tables import UNREADABLE as IMAGE_ERRORS
-from lmgraft.data.image.tables import FolderFiles, as_names, decode
+from lmgraft.data.image.tables import FolderFiles, decode
 from lmgraft.errors import DataError
 
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")

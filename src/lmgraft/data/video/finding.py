@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from timm.utils.misc import natural_key
 
-from lmgraft.data.image.folders import composed, counted, extension, file_sizes, is_system_folder, listed, plural
+from lmgraft.data.files import as_names, composed, counted, extension, file_sizes, is_system_folder, listed, plural
 from lmgraft.data.image.opening import is_image
-from lmgraft.data.image.tables import FolderFiles, Found, as_names
+from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.data.video.decoding import VIDEO_EXTENSIONS, is_video
 from lmgraft.errors import DataError
 
@@ -232,21 +232,8 @@ def _clips_in(folder: str, ignored: Counter[str], inner: str = "") -> Iterator[s
             ignored[extension(entry.name)] += 1
 
 
-def find_loose(sources: Sequence[str]) -> list[Path]:
-    """Videos and folders of frames by name, and all below these folders, in order.
-
-    Raises:
-        DataError: If one is not there, or a folder holds no clip.
-    """
-    paths: list[Path] = []
-    for source in map(Path, sources):
-        if not source.exists():
-            raise DataError(f"{source} is not there", "check the path")
-        if not source.is_dir() or any(is_image(name) for name in os.listdir(source)):
-            paths.append(source)
-            continue
-        inside = [source / name for name in _clips_in(str(source), Counter())]
-        if not inside:
-            raise DataError(f"{source} holds no videos ({', '.join(VIDEO_EXTENSIONS)})", "check the path")
-        paths += inside
-    return paths
+def clips_below(folder: Path) -> list[Path] | None:
+    """Videos and folders of frames below a folder, in order; None where its own files are frames."""
+    if any(is_image(name) for name in os.listdir(folder)):
+        return None
+    return [folder / name for name in _clips_in(str(folder), Counter())]

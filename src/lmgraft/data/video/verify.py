@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from lmgraft.data.check import Findings, Grid, ShowProgress, Tell
+from lmgraft.data.files import listed, plural
 from lmgraft.data.image.checks import ignored_files
 from lmgraft.data.image.classes import number_classes
 from lmgraft.data.image.file_set import reason
-from lmgraft.data.image.folders import listed, plural
 from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.data.loader import Fault
 from lmgraft.data.video.decoding import UNREADABLE, Footage, look_through

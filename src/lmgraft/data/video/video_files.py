@@ -13,17 +13,16 @@ import torch
 from lmgraft import records
 from lmgraft.data.base import SplitName
 from lmgraft.data.check import Findings, ShowProgress
-from lmgraft.data.image.image_files import say_once
+from lmgraft.data.files import as_names, find_loose, say_once
 from lmgraft.data.image.splits import Splits, make_splits
-from lmgraft.data.image.tables import FolderFiles, ImageTable, as_names
+from lmgraft.data.image.tables import FolderFiles, ImageTable
 from lmgraft.data.labelled import LabelledData
 from lmgraft.data.video.clip_set import ClipSet, Manner, group_numbers
-from lmgraft.data.video.decoding import require_library
-from lmgraft.data.video.finding import find_clips, find_loose
+from lmgraft.data.video.decoding import VIDEO_EXTENSIONS, require_library
+from lmgraft.data.video.finding import clips_below, find_clips
 from lmgraft.data.video.settings import Settings
 from lmgraft.data.video.transforms import TrainTransform
 from lmgraft.data.video.verify import check_videos
-from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8
 
@@ -92,12 +91,7 @@ class VideoFiles(LabelledData):
             return
         require_library()
         splits = self.splits()
-        size = len(splits.index["train"])
-        if size < self.batch_size:
-            raise DataError(
-                f"data.batch_size={self.batch_size} is more than the {size:,} training videos",
-                "make it smaller: an incomplete batch is dropped",
-            )
+        self.fill_a_batch(len(splits.index["train"]))
         for split in splits.tables:
             self._sets[split] = self._clips(split, augmented=split == "train")
 
@@ -150,7 +144,7 @@ class VideoFiles(LabelledData):
         return check_videos(self.settings, workers, progress)
 
     def open(self, sources: Sequence[str]) -> ClipSet:
-        paths = find_loose(sources)
+        paths = find_loose(sources, clips_below, f"videos ({', '.join(VIDEO_EXTENSIONS)})")
         labels = np.zeros(len(paths), np.int64)
         files = FolderFiles("", as_names([str(path) for path in paths]))
         table = ImageTable(where="", names=files.names, labels=labels, sizes=labels, files=files)

@@ -1,4 +1,4 @@
-"""Held-out shares, chosen by a hash of each image's name: adding files moves none of the others."""
+"""Held-out shares, chosen by a hash of each item's name: adding files moves none of the others."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import hashlib
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.image.folders import listed
-from lmgraft.data.image.tables import Names
+from lmgraft.data.files import Names, listed
 from lmgraft.errors import DataError
 
 Index = npt.NDArray[np.int64]
@@ -26,18 +25,22 @@ def hold_out(
     sizes: dict[str, int | float],
     class_names: tuple[str, ...],
     where: str,
+    thing: str = "image",
 ) -> dict[str, Index]:
     """Indices of "train" and of each held-out part, in the order of the source.
 
-    A size below 1 is a share: an image is held out if its hash lies in the part's interval. A class of which that takes
-    all or none keeps or gives one, as far as it has two. Other sizes are counts: the images with the smallest hashes.
+    A size below 1 is a share: an item is held out if its hash lies in the part's interval. A class of which that takes
+    all or none keeps or gives one, as far as it has two. Other sizes are counts: the items with the smallest hashes.
 
     Args:
-        names, labels: Of each image.
+        names, labels: Of each item.
         sizes: Of the parts, such as {"test": 0.1, "val": 5000}.
+        class_names: Of the labels.
+        where: What an error calls the source.
+        thing: What an item is called, in the singular.
 
     Raises:
-        DataError: If nothing of a class is left for training, or of all images.
+        DataError: If nothing of a class is left for training, or of all items.
     """
     hashes, every = name_hashes(names), np.arange(len(class_names))
     part = np.zeros(len(names), np.int8)
@@ -55,13 +58,13 @@ def hold_out(
         else:
             left = np.flatnonzero(part == 0)
             if size >= len(left):
-                raise DataError(f"data.{key}_size={size}: {where} has {len(left):,} images", "make it smaller")
+                raise DataError(f"data.{key}_size={size}: {where} has {len(left):,} {thing}s", "make it smaller")
             part[left[np.argsort(hashes[left], kind="stable")[: int(size)]]] = number
     lacking = [class_names[label] for label in np.setdiff1d(every, labels[part == 0])]
     if lacking:
         raise DataError(
-            f"{where}: with {' and '.join(sizes)} held out, no training image is left of {listed(lacking)}",
-            "add images, or hold out less: " + ", ".join(f"data.{key}_size={size}" for key, size in sizes.items()),
+            f"{where}: with {' and '.join(sizes)} held out, no training {thing} is left of {listed(lacking)}",
+            f"add {thing}s, or hold out less: " + ", ".join(f"data.{key}_size={size}" for key, size in sizes.items()),
         )
     parts = {key: np.flatnonzero(part == number) for number, key in enumerate(sizes, 1)}
     return {"train": np.flatnonzero(part == 0), **parts}

@@ -1,0 +1,115 @@
+"""What sets of files of any kind share: names, folders that systems leave behind, sizes, files by themselves.
+
+Knows no kind of item.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.errors import DataError
+
+Names = npt.NDArray[np.bytes_]
+
+_STATS = 2000  # files whose sizes are asked for in one task
+
+SYSTEM_FOLDERS = frozenset((
+    "@eadir", "__macosx", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
+    "lost+found",
+))  # fmt: skip
+"""What network drives, archives and file managers leave among one's own folders, in small letters."""
+
+
+def as_names(names: Sequence[str]) -> Names:
+    """Strings as one array of bytes."""
+    return np.array([os.fsencode(name) for name in names], dtype=np.bytes_)
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's form NFC: macOS and Linux spell one name in different ways."""
+    return unicodedata.normalize("NFC", name)
+
+
+def is_system_folder(name: str) -> bool:
+    """Whether no one keeps items of a class in such a folder; hidden ones are among them."""
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
+
+
+def extension(name: str) -> str:
+    """In small letters, with its dot; "" if there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def most_first(ignored: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(ignored.items(), key=lambda item: (-item[1], item[0])))
+
+
+def counted(ignored: Mapping[str, int]) -> str:
+    """Extensions with how many files have them."""
+    return listed([f"{ending or 'no extension'} {count:,}" for ending, count in ignored.items()])
+
+
+def file_sizes(root: Path, names: list[str]) -> npt.NDArray[np.int64]:
+    """Bytes of each file; -1 where there is none. Asked for in threads: a network's answers take their time."""
+
+    def ask(start: int) -> list[int]:
+        return [_size(os.path.join(root, name)) for name in names[start : start + _STATS]]
+
+    with ThreadPoolExecutor(16) as pool:
+        parts = list(pool.map(ask, range(0, len(names), _STATS)))
+    return np.array([size for part in parts for size in part], np.int64)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def plural(count: int, word: str) -> str:
+    """A number of things: 1 file, 2 files."""
+    return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
+
+
+def listed(names: list[str], most: int = 5, between: str = ", ") -> str:
+    """The first few names and how many there are."""
+    shown = between.join(names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+
+
+def find_loose(sources: Sequence[str], inside: Callable[[Path], Sequence[Path] | None], what: str) -> list[Path]:
+    """Files by name, and all that lie below folders, in order.
+
+    Args:
+        sources: Files and folders.
+        inside: The files below a folder, in order; None where the folder itself is an item.
+        what: What a folder should have held, for the error.
+
+    Raises:
+        DataError: If one is not there, or a folder holds none.
+    """
+    paths: list[Path] = []
+    for source in map(Path, sources):
+        if not source.exists():
+            raise DataError(f"{source} is not there", "check the path")
+        below = inside(source) if source.is_dir() else None
+        if below is not None and not below:
+            raise DataError(f"{source} holds no {what}", "check the path")
+        paths += [source] if below is None else below
+    return paths
+
+
+@cache
+def say_once(text: str) -> None:
+    """Write to the terminal what was not written before: a process makes a recipe's data several times."""
+    sys.stderr.write(text)

@@ -20,20 +20,22 @@ ROOMS = ("errors", "contracts", "registry", "records", "checkpoint", "block", "g
 
 
 def needed(root: str) -> set[str]:
-    """Names of `root` and of all that it needs without extras, those of its dependencies' extras apart."""
-    found: set[str] = set()
-    queue = [root]
+    """Names of `root`, of all that it needs without extras, and of what those need with the extras it asks for."""
+    found: set[tuple[str, str]] = set()
+    queue = [(root, "")]
     while queue:
-        name = canonicalize_name(queue.pop())
-        if name in found:
+        name, extra = queue.pop()
+        if (name, extra) in found:
             continue
-        found.add(name)
+        found.add((name, extra))
         try:
             requirements = [Requirement(text) for text in metadata.requires(name) or ()]
         except metadata.PackageNotFoundError:  # for another platform
             continue
-        queue += [r.name for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})]
-    return found
+        for requirement in requirements:
+            if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+                queue += [(canonicalize_name(requirement.name), wanted) for wanted in ("", *requirement.extras)]
+    return {name for name, _ in found}
 
 
 def hidden() -> set[str]:

@@ -22,11 +22,11 @@ from lmgraft.studies.engine.missing import Done
 from lmgraft.studies.engine.runs import read_finished, state_of
 from lmgraft.studies.robustness.run import robustness_config
 from lmgraft.studies.study import checks
-from lmgraft.studies.study.assemble import _at_best_rate
+from lmgraft.studies.study.assemble import best_rate
 from lmgraft.studies.study.facts import read_facts
 from lmgraft.studies.study.failed import failures
 from lmgraft.studies.study.read import read_study
-from lmgraft.studies.study.run import make_cells, summarise
+from lmgraft.studies.study.run import make_cells, missing_commands, summarise
 from lmgraft.training.items import FILE as ITEMS
 from lmgraft.training.items import read_items
 
@@ -560,7 +560,31 @@ def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tm
         shuffled = [
             replace(f, measured=MetricValue(value=v)) for f, v in zip(own, values[1:] + values[:1], strict=True)
         ]
-        assert {f.in_grid for f in _at_best_rate(shuffled)} == {arm.learning_rate}  # the test results have no say
+        assert best_rate(shuffled) == arm.learning_rate  # the test results have no say
+
+
+def test_seeds_of_their_own_choose_the_rate(recipe_file, tmp_path):
+    text = STUDY.replace("[plain, llm, random_frozen]", "[plain, llm]")
+    study = study_of(recipe_file, "--learning_rates", "[0.003, 1e-6]", "--rate_seeds", "[7]", text=text)
+    assert all("seed7" in command for command in missing_commands(study, tmp_path))
+    result, trained, _ = run_here(study, tmp_path)
+    assert trained[:4] == [f"{arm}, seed 7, lr {rate:g}" for arm in ("plain", "llm") for rate in (0.003, 1e-6)]
+    rates = {arm.label: arm.learning_rate for arm in result.arms}
+    assert trained[4:] == [f"{arm}, seed {seed}, lr {rates[arm]:g}" for seed in study.seeds for arm in rates]
+    for arm in result.arms:
+        assert list(arm.values) == [0, 1]
+        tried = {rate: values[7] for rate, values in arm.val_values.items()}
+        assert arm.val_values == {rate: {7: value} for rate, value in tried.items()}
+        assert len(tried) == 2
+        assert tried[arm.learning_rate] == max(tried.values())
+    assert (result.seeds, result.rate_seeds, result.missing) == ([0, 1], [7], [])
+    again, nothing, _ = run_here(study, tmp_path)
+    assert (again.contrasts, nothing) == (result.contrasts, [])
+    for folder in tmp_path.glob("runs/*/*/seed[01]"):
+        shutil.rmtree(folder)
+    (tmp_path / "runs.jsonl").unlink()
+    with pytest.raises(RunError, match="only rates were tried"):
+        summarise(study, tmp_path)
 
 
 def test_seeds_that_are_planned_and_not_trained_were_not_looked_at(out, recipe_file):

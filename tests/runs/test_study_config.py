@@ -142,9 +142,9 @@ def test_every_study_has_a_header_a_sibling_and_recipes_that_fit(name, tmp_path)
     study = load_study(name, ["--data.root", "nowhere"])
     recipes = {cell.arm: cell.load() for cell in make_cells(study, tmp_path) if cell.seed == study.seeds[0]}
     assert all(recipe.data.batch_size % 2 == 0 for recipe in recipes.values())
-    held_out = {yaml.safe_load(recipe.yaml)["data"]["init_args"]["val_size"] for recipe in recipes.values()}
-    assert len(held_out) == 1
-    assert held_out.pop() > 0  # the test images must not choose the epoch
+    data = [yaml.safe_load(recipe.yaml)["data"]["init_args"] for recipe in recipes.values()]
+    assert all(given == data[0] for given in data)
+    assert data[0]["val_size"] > 0 or data[0]["choose"] == "last"  # the test items must not choose the epoch
 
 
 @pytest.mark.parametrize(
@@ -225,6 +225,10 @@ def test_arms_that_cannot_be_compared(arms, said):
         (["--confidence", "95"], "confidence=95"),
         (["--learning_rates", "[0.1, 0]"], "must be positive"),
         (["--learning_rates", "[0.1, 0.1000000001]"], "not all different"),
+        (["--rate_seeds", "2"], "rate_seeds without rates"),
+        (["--rate_seeds", "[7, 7]", "--learning_rates", "[0.1, 0.2]"], "must be different"),
+        (["--rate_seeds", "[4]", "--learning_rates", "[0.1, 0.2]"], "seed 4 both chooses rates and is compared"),
+        (["--rate_seeds", "-1", "--learning_rates", "[0.1, 0.2]"], "rate_seeds=-1"),
         (["--learning_rates", "[0.1]", "--overrides", "{optim.lr: 1}"], "overrides sets optim.lr"),
         (["--seed", "3"], "--seed is the study's to choose.*give --seeds"),
         (["--arm=llm"], "--arm is the study's to choose"),
@@ -256,6 +260,10 @@ def test_cells_lie_seed_by_seed_with_a_folder_for_every_rate(tmp_path):
     assert cells[1].folder == tmp_path / "runs" / "plain" / "lr0.0003" / "seed0"
     assert cells[1].load().optim.lr == 0.0003
     assert len({cell.folder for cell in cells}) == len(cells) == 8
+    chosen_apart = with_arms("[plain, llm]", "--seeds", "2", "--rate_seeds", "2", "--learning_rates", "[0.1, 0.2]")
+    assert [cell.seed for cell in make_cells(chosen_apart, tmp_path)] == [2] * 4 + [3] * 4
+    assert [cell.seed for cell in make_cells(chosen_apart, tmp_path, foresee=True)] == [2] * 4 + [3] * 4 + [0, 0, 1, 1]
+    assert parse_study(chosen_apart.yaml, name="mine").rate_seeds == (2, 3)
     assert make_cells(study_of("image/fashion_vit_debug"), tmp_path)[0].folder == tmp_path / "runs" / "plain" / "seed0"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lmgraft.backbones.own_path import is_own
 from lmgraft.backbones.point_bert_weights import load_released
@@ -21,6 +22,25 @@ from lmgraft.errors import HostError
 from lmgraft.geometry.points import group_index, group_points
 
 _POS_HIDDEN, _HEAD_HIDDEN = 128, 256
+
+
+class Pointwise(nn.Conv1d):
+    """A convolution of width one over rows (N, C): as a matrix product it takes two thirds of the time on CPUs."""
+
+    def __init__(self, width: int, out: int) -> None:
+        super().__init__(width, out, 1)
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return F.linear(rows, self.weight.squeeze(2), self.bias)
+
+
+class JoinMaximum(Pointwise):
+    """Points (B, G, K, C), each beside its group's maximum, to rows (B G K, out)."""
+
+    def forward(self, points: Tensor) -> Tensor:
+        of_maximum, of_point = self.weight.squeeze(2).chunk(2, 1)
+        whole = F.linear(points.amax(2, keepdim=True), of_maximum)  # one vector a group is multiplied once, not K times
+        return (F.linear(points, of_point, self.bias) + whole).flatten(0, 2)
 
 
 class MiniPointNet(nn.Module):
@@ -35,21 +55,20 @@ class MiniPointNet(nn.Module):
         super().__init__()
         first, local = hidden
         self.first_conv = nn.Sequential(
-            nn.Conv1d(3, first, 1), nn.BatchNorm1d(first), nn.ReLU(inplace=True), nn.Conv1d(first, local, 1)
+            Pointwise(3, first), nn.BatchNorm1d(first), nn.ReLU(inplace=True), Pointwise(first, local)
         )
         self.second_conv = nn.Sequential(
-            nn.Conv1d(2 * local, 2 * local, 1),
+            JoinMaximum(2 * local, 2 * local),
             nn.BatchNorm1d(2 * local),
             nn.ReLU(inplace=True),
-            nn.Conv1d(2 * local, out, 1),
+            Pointwise(2 * local, out),
         )
 
     def forward(self, groups: Tensor) -> Tensor:
         """Groups (B, G, K, 3) to tokens (B, G, out)."""
-        features = self.first_conv(groups.flatten(0, 1).transpose(1, 2))
-        whole = features.amax(2, keepdim=True).expand_as(features)
-        joined = self.second_conv(torch.cat([whole, features], 1))
-        tokens: Tensor = joined.amax(2).unflatten(0, groups.shape[:2])
+        shape = groups.shape[:3]
+        points = self.first_conv(groups.flatten(0, 2)).view(*shape, -1)
+        tokens: Tensor = self.second_conv(points).view(*shape, -1).amax(2)
         return tokens
 
 

@@ -167,7 +167,7 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
     from lmgraft.studies.study.estimate import plan
     from lmgraft.studies.study.run import make_cells, states_of
 
-    cells = make_cells(study, folder)
+    cells = make_cells(study, folder, foresee=True)
     check_cells(cells)
     states, _ = states_of(cells, reuse, say, dry_run=True)
     rows = plan(cells, states, measure=measure, say=say, reference=study.reference)

@@ -50,8 +50,9 @@ def assemble(study: Study, facts: Sequence[Fact], missing: Sequence[str] = (), r
         margin=study.margin,
         confidence=study.confidence,
         seeds=sorted({fact.seed for fact in every}),
+        rate_seeds=list(study.rate_seeds),
         arms=[
-            _arm(study, label, study.arms[label], own, [f for f in facts if f.arm == label])
+            _arm(study, label, study.arms[label], own, choosing([f for f in facts if f.arm == label], study.rate_seeds))
             for label, own in by_arm.items()
         ],
         contrasts=planned,
@@ -78,7 +79,7 @@ def _chosen(study: Study, facts: Sequence[Fact]) -> dict[str, dict[int, Fact]]:
     Raises:
         RunError: See `assemble`.
     """
-    chosen = {label: _at_best_rate([f for f in facts if f.arm == label]) for label in study.arms}
+    chosen = {label: compared([f for f in facts if f.arm == label], study.rate_seeds) for label in study.arms}
     by_arm = {label: {f.seed: f for f in own} for label, own in chosen.items()}
     for one, other in study.contrasts:
         common = by_arm[one].keys() & by_arm[other].keys()
@@ -105,15 +106,25 @@ def _unplanned(study: Study, by_arm: ByArm) -> list[Pair]:
     return [(a, b) for a, b in kept if len(by_arm[a].keys() & by_arm[b].keys()) >= 2]
 
 
-def _at_best_rate(facts: Sequence[Fact]) -> list[Fact]:
-    """Those at the learning rate whose mean on held-out items is best; the test items have no say."""
+def compared(facts: Sequence[Fact], rate_seeds: Sequence[int]) -> list[Fact]:
+    """Of an arm's runs those at its best rate, but for those with the seeds that only chose it."""
+    rate = best_rate(choosing(facts, rate_seeds))
+    return [f for f in facts if f.in_grid == rate and f.seed not in rate_seeds]
+
+
+def choosing(facts: Sequence[Fact], rate_seeds: Sequence[int]) -> list[Fact]:
+    """Of an arm's runs those that choose its learning rate."""
+    return [f for f in facts if f.seed in rate_seeds or not rate_seeds]
+
+
+def best_rate(facts: Sequence[Fact]) -> float | None:
+    """The learning rate whose mean on held-out items is best; the test items have no say. None without a grid."""
     rates = {f.in_grid for f in facts}
     if len(rates) <= 1:
-        return list(facts)
+        return next(iter(rates), None)
     most = max(sum(f.in_grid == rate for f in facts) for rate in rates)
     whole = [rate for rate in rates if sum(f.in_grid == rate for f in facts) == most]
-    best = max(whole, key=lambda rate: fmean(_score(f) for f in facts if f.in_grid == rate))
-    return [f for f in facts if f.in_grid == best]
+    return max(whole, key=lambda rate: fmean(_score(f) for f in facts if f.in_grid == rate))
 
 
 def _score(fact: Fact) -> float:

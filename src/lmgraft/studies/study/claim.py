@@ -21,7 +21,9 @@ COMPARISON = "arms.json"
 """In a folder of `lmgraft.compare`: how its arms were made."""
 
 _SHARED = ("recipe", "overrides", "arguments")
-_ANALYSIS = ("metric", "margin", "confidence", "contrasts", "reference", "learning_rates")
+_BEFORE: dict[str, Any] = {"rate_seeds": []}
+"""What a key younger than the file means there."""
+_ANALYSIS = ("metric", "margin", "confidence", "contrasts", "reference", "learning_rates", "rate_seeds")
 
 
 def check_claim(study: Study, out: Path) -> list[Finding]:
@@ -172,7 +174,7 @@ def _afterwards(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Findi
     findings = [
         Finding(kind="setting changed", key=change.key, before=change.before, now=change.now)
         for key in _ANALYSIS
-        for change in changed_keys(before.get(key), now[key], key)
+        for change in changed_keys(before.get(key, _BEFORE.get(key)), now[key], key)
     ]
     there, here = _seeds(before.get("seeds")), _seeds(now["seeds"])
     if set(here) != set(there):

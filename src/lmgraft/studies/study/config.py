@@ -53,6 +53,9 @@ class StudyConfig:
     """How many, from 0, or which."""
     learning_rates: list[float] = field(default_factory=list)
     """optim.lr to try for every arm; each takes the one with the best mean on the held-out items."""
+    rate_seeds: int | list[int] = 0
+    """Seeds at which learning_rates are tried, and which are not compared: how many, behind those of `seeds`, or which.
+    The seeds compared are then trained at each arm's own rate alone. 0: every seed at every rate."""
     metric: str | None = None
     """What is compared, one of the task's metrics (of classification accuracy, top5, nll); null: its first one."""
     reference: str | None = None
@@ -83,6 +86,7 @@ class Study:
     arms: dict[str, ArmSpec]
     seeds: tuple[int, ...]
     learning_rates: tuple[float, ...]
+    rate_seeds: tuple[int, ...]
     metric: Metric
     reference: str
     contrasts: tuple[Pair, ...]
@@ -100,6 +104,7 @@ class Study:
         content = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("metric", "arms")}
         content |= {"metric": self.metric.name, "arms": {n: _flat(spec) for n, spec in self.arms.items()}}
         content |= {"seeds": list(self.seeds), "learning_rates": list(self.learning_rates)}
+        content["rate_seeds"] = list(self.rate_seeds)
         content |= {"contrasts": [list(pair) for pair in self.contrasts], "notes": list(self.notes)}
         content["arguments"] = list(self.arguments)
         content["robustness"] = None if self.robustness is None else self.robustness.to_dict()
@@ -281,6 +286,7 @@ def check_study(
         arms=arms,
         seeds=seeds,
         learning_rates=tuple(config.learning_rates),
+        rate_seeds=_rate_seeds(config, seeds, where),
         metric=metric,
         reference=reference,
         contrasts=planned_contrasts(config.contrasts, arms, reference, where),
@@ -309,8 +315,7 @@ def _check_seeds(given: int | Sequence[int], where: str) -> tuple[int, ...]:
             f"{where}: {count} seeds cannot be trained", f"seeds is how many, up to {_MOST_SEEDS}, or a list of them"
         )
     seeds = tuple(range(given)) if isinstance(given, int) else tuple(given)
-    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= _LARGEST_SEED for seed in seeds):
-        raise RecipeError(f"{where}: seeds={list(seeds)} must be different, and each from 0 to 2**32 - 1")
+    _check_different(seeds, "seeds", where)
     if len(seeds) < 2:
         raise RecipeError(
             f"{where}: {len(seeds)} seed{'s' * (len(seeds) != 1)} cannot tell an effect from luck: differences have "
@@ -318,6 +323,28 @@ def _check_seeds(given: int | Sequence[int], where: str) -> tuple[int, ...]:
             "give at least 2 seeds for a look, 5 for a verdict",
         )
     return seeds
+
+
+def _check_different(seeds: Sequence[int], key: str, where: str) -> None:
+    if len(set(seeds)) < len(seeds) or not all(0 <= seed <= _LARGEST_SEED for seed in seeds):
+        raise RecipeError(f"{where}: {key}={list(seeds)} must be different, and each from 0 to 2**32 - 1")
+
+
+def _rate_seeds(config: StudyConfig, seeds: Sequence[int], where: str) -> tuple[int, ...]:
+    """The seeds at which rates are tried."""
+    given = config.rate_seeds
+    if isinstance(given, int):
+        if not 0 <= given <= _MOST_SEEDS:
+            raise RecipeError(f"{where}: rate_seeds={given} is not between 0 and {_MOST_SEEDS}")
+        given = [max(seeds) + 1 + i for i in range(given)]
+    chosen = tuple(given)
+    _check_different(chosen, "rate_seeds", where)
+    both = sorted(set(chosen) & set(seeds))
+    if both:
+        raise RecipeError(f"{where}: seed {both[0]} both chooses rates and is compared", "give rate_seeds others")
+    if chosen and len(config.learning_rates) < 2:
+        raise RecipeError(f"{where}: rate_seeds without rates to choose from", "give learning_rates, at least two")
+    return chosen
 
 
 def _check_keys(config: StudyConfig, arms: Mapping[str, ArmSpec], where: str) -> None:

@@ -80,12 +80,17 @@ def read_facts(study: Study, cells: Sequence[Run], *, allow_difference: bool = F
         if not cell.finished:
             missing.append(cell.name)
             continue
-        facts.append(_read(cell, study))
+        facts.append(read_fact(cell, study))
     check_together(study, facts, allow_difference)
     return facts, missing
 
 
-def _read(cell: Run, study: Study) -> Fact:
+def read_fact(cell: Run, study: Study) -> Fact:
+    """What a finished run reached and cost.
+
+    Raises:
+        RunError: If it is of another recipe, or damaged.
+    """
     folder, metric = cell.folder, study.metric
     cell.check_recipe()
     recipe = cell.plan
@@ -180,7 +185,7 @@ def check_together(study: Study, facts: Sequence[Fact], allow_difference: bool) 
     _one(facts, "the test items or their order", lambda f: f.index)
     check_same_blocks(study, facts)
     shared = [f for f in facts if not any(k.partition(".")[0] == "backbone" for k in study.arms[f.arm].overrides)]
-    for seed in study.seeds:
+    for seed in (*study.rate_seeds, *study.seeds):
         of_seed = [f for f in shared if f.seed == seed and study.arms[f.arm].arm != "plain_equal_flops"]
         _one(of_seed, f"the encoder's initial weights of seed {seed}", lambda f: f.record["encoder"]["digest"])
     check_same_versions(facts, allow_difference)

@@ -65,7 +65,8 @@ class ArmResult:
     learning_rate: float | None
     """None where the training loop is not lmgraft's."""
     val_values: dict[float, dict[int, float]]
-    """Learning rate -> seed -> `StudyResult.monitor` on the held-out items; several only with a grid."""
+    """Learning rate -> seed -> `StudyResult.monitor` on the held-out items, of the seeds that chose the rate; several
+    only with a grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +108,8 @@ class StudyResult:
     margin: float
     confidence: float
     seeds: list[int]
+    rate_seeds: list[int] = field(default_factory=list)
+    """Those that only chose learning rates; empty where the seeds compared did."""
     arms: list[ArmResult]
     contrasts: list[Contrast]
     """Fixed in the study's file before anything ran; Holm's correction is over these."""

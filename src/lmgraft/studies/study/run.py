@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
 from functools import partial
@@ -26,21 +26,59 @@ from lmgraft.studies.engine.missing import Done, Executor
 from lmgraft.studies.engine.progress import Say, silent
 from lmgraft.studies.engine.runs import Run, State, as_command, find_runs, reuse, same_run, state_of, train_missing
 from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
-from lmgraft.studies.study.assemble import assemble, completed
+from lmgraft.studies.study.assemble import assemble, best_rate, completed
 from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
 from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
 from lmgraft.studies.study.config import Study, options_of
 from lmgraft.studies.study.costs import counted_flops, timed_pairs
-from lmgraft.studies.study.facts import Fact, read_facts
-from lmgraft.studies.study.failed import failures, forget_finished, note_failed
+from lmgraft.studies.study.facts import Fact, read_fact, read_facts
+from lmgraft.studies.study.failed import failures, forget_finished, note_failed, read_failed
 from lmgraft.studies.study.packed import pack, unpack
 from lmgraft.studies.study.read import with_intervals_of
 from lmgraft.studies.study.results import StudyResult
 from lmgraft.training.fit import Verbosity
 
+Rates = Mapping[str, Sequence[float | None]]
+"""Arm -> the learning rates at which it is trained."""
 
-def make_cells(study: Study, out: Path) -> list[Run]:
-    """All runs of a study: seed by seed, so that every arm has its first seeds early."""
+
+def make_cells(study: Study, out: Path, *, foresee: bool = False) -> list[Run]:
+    """All runs of a study that are known by now: an arm's rate is not, where some of the runs that choose it have not
+    ended; with `foresee` the first rate stands for it."""
+    first = _first_stage(study, out)
+    if not study.rate_seeds:
+        return first
+    rates = _rates_compared(study, out)
+    if foresee:
+        rates = {label: own or study.learning_rates[:1] for label, own in rates.items()}
+    return [*first, *_cells(study, out, study.seeds, rates)]
+
+
+def _stages(study: Study, out: Path) -> Iterator[list[Run]]:
+    """What is trained one after the other: the rates that are compared are known when the first stage has ended."""
+    yield _first_stage(study, out)
+    if study.rate_seeds:
+        yield _cells(study, out, study.seeds, _rates_compared(study, out))
+
+
+def _first_stage(study: Study, out: Path) -> list[Run]:
+    rates = study.learning_rates or (None,)
+    return _cells(study, out, study.rate_seeds or study.seeds, dict.fromkeys(study.arms, rates))
+
+
+def _rates_compared(study: Study, out: Path) -> dict[str, tuple[float | None, ...]]:
+    """The rate that its runs with `rate_seeds` chose for each arm; none where some of these have not ended."""
+    failed, rates = read_failed(out), dict[str, tuple[float | None, ...]]()
+    for label in study.arms:
+        trials = [run for run in _first_stage(study, out) if run.arm == label]
+        ended = all(run.finished or run.name in failed for run in trials)
+        facts = [read_fact(run, study) for run in trials if run.finished] if ended else []
+        rates[label] = (best_rate(facts),) if facts else ()
+    return rates
+
+
+def _cells(study: Study, out: Path, seeds: Sequence[int], rates: Rates) -> list[Run]:
+    """Seed by seed, so that every arm has its first seeds early."""
     return [
         Run(
             arm=label,
@@ -57,9 +95,9 @@ def make_cells(study: Study, out: Path) -> list[Run]:
                 *(() if rate is None else (f"--optim.lr={rate!r}",)),
             ),
         )
-        for seed in study.seeds
+        for seed in seeds
         for label, spec in study.arms.items()
-        for rate in (study.learning_rates or (None,))
+        for rate in rates[label]
     ]
 
 
@@ -89,14 +127,17 @@ def run_study(
             study, or some runs failed: those that did not are kept.
     """
     say = say or silent
-    runs = [replace(run, progress=progress) for run in make_cells(study, out)]
-    check_cells(runs)
+    check_cells(make_cells(study, out, foresee=True))
+    runs: list[Run] = []
     with _held(out):
-        _prepare(study, out, runs, reuse_from, say, allow_difference)
-        failed = train_missing("runs", runs, executor or local(), say, partial(_note_failure, out))
-        forget_finished(out, runs)
-        if failed:
-            _give_up_unless_others_will_do(study, runs, failed, say)
+        for stage in _stages(study, out):
+            here = [replace(run, progress=progress) for run in stage]
+            _prepare(study, out, here, reuse_from, say, allow_difference)
+            failed = train_missing("runs", here, executor or local(), say, partial(_note_failure, out))
+            forget_finished(out, here)
+            if failed:
+                _give_up_unless_others_will_do(study, here, failed, say)
+            runs += here
         if study.robustness is not None:
             evaluate_robustness([run.folder for run in runs if run.finished], study.robustness, say=say)
         return _summarise(study, out, runs, allow_difference, measure=True)
@@ -108,13 +149,16 @@ def missing_commands(
     """A shell command for each run that is not finished, after the checks of `run_study`; nothing is trained.
 
     The commands may run in any order, beside each other, and again where one was stopped. When they are done
-    `summarise` compares the runs.
+    `summarise` compares the runs; where some runs choose the rates of others, ask once more for these first.
     """
-    runs = make_cells(study, out)
-    check_cells(runs)
+    check_cells(make_cells(study, out, foresee=True))
     with _held(out):
-        _prepare(study, out, runs, reuse_from, say or silent, allow_difference)
-        return [as_command(run) for run in runs if not run.finished]
+        for runs in _stages(study, out):
+            _prepare(study, out, runs, reuse_from, say or silent, allow_difference)
+            commands = [as_command(run) for run in runs if not run.finished]
+            if commands:
+                return commands
+        return []
 
 
 def _prepare(
@@ -152,9 +196,9 @@ def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> Stu
     """
     if not out.is_dir():
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
-    cells = make_cells(study, out)
     with _held(out):
         unpack(out)
+        cells = make_cells(study, out)
         return _summarise(study, out, cells, allow_difference, measure=False)
 
 
@@ -168,6 +212,8 @@ def _summarise(study: Study, out: Path, cells: Sequence[Run], allow_difference: 
     if not facts:
         raise RunError(f"no run of this study is finished in {out}", "run it without --report-only")
     trained = {fact.seed for fact in facts}
+    if not trained & set(study.seeds):
+        raise RunError(f"only rates were tried in {out} so far", "run it without --report-only")
     reported = replace(study, seeds=tuple(seed for seed in study.seeds if seed in trained))  # others were not looked at
     changes = check_claim(reported, out)
     pack(out, cells)

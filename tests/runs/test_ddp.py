@@ -291,7 +291,7 @@ def test_unreadable_files_of_all_processes_are_counted(two_recipe, tmp_path):
     assert kept["unreadable"]["train"].keys() == {"a.jpg", "b.jpg"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_unreadable_files_of_all_processes_beyond_the_limit_end_all(two_recipe, tmp_path):
     """Each process meets one file, which alone it may."""
     run, port = tmp_path / "run", free_port()

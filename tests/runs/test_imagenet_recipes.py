@@ -54,7 +54,7 @@ def test_tables_of_the_paper_are_there():
     assert arms == {"plain", "llm", "llm_finetuned", "llm_lora", "mlp", "random_trained", "random_frozen"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_from_a_toy_tree_to_the_robustness_suite(tmp_path, monkeypatch, capsys, llama_folder):
     monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
     tree = write_toy_imagenet(tmp_path / "toy", train=1, size=32, suites=("a", "r", "sketch"))

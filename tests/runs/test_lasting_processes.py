@@ -13,6 +13,7 @@ from lasting import HARD, assert_same_run, call_main, forkserver, start, wait_fo
 from lmgraft.data.loader import EpochLoader, EpochSampler
 from lmgraft.recipes import read_result
 from lmgraft.training.checkpoints import checkpoint_path
+from tiny import long_but
 
 pytestmark = pytest.mark.slow
 OPTIONS = (*HARD, "--train.epochs=12", "--optim.warmup_epochs=2", "--train.save_every=1")
@@ -34,11 +35,12 @@ def recipe_file(make_recipe, tmp_path, whole):
     return file
 
 
-def test_kill_9_at_any_moment(recipe_file, tmp_path, whole):
+@pytest.mark.parametrize("count", long_but([2, 6], 2))
+def test_kill_9_at_any_moment(recipe_file, tmp_path, whole, count):
     run, draws, seen, kills = tmp_path / "run", random.Random(0), None, 0
     while True:
         process = start("train", recipe_file, "--out", run, "--resume")
-        if kills < 4:
+        if kills < count:
             seen = wait_for_progress(process, run, seen)
             process.join(draws.uniform(0, 0.15))  # some steps: in a save, a step or a validation
             process.kill()
@@ -47,11 +49,11 @@ def test_kill_9_at_any_moment(recipe_file, tmp_path, whole):
         if process.exitcode == 0:
             break
         assert process.exitcode == -signal.SIGKILL
-    assert kills >= 2
+    assert kills >= count / 2
     assert_same_run(run, whole)
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", long_but([signal.SIGTERM, signal.SIGINT], signal.SIGTERM))
 def test_a_signal_saves_at_the_next_step_and_the_run_goes_on(recipe_file, tmp_path, whole, signum):
     run = tmp_path / "run"
     process = start("train", recipe_file, "--out", run)

@@ -134,7 +134,7 @@ def check_folder(out, arms, seeds):
     return result
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, capsys, in_this_process):
     data = ["--data.root", str(fashion_root), "--data.verify=false", "--data.train_size=64", "--data.val_size=20"]
     command = ["study", "image/fashion_controls_debug", "--out", str(tmp_path), "--llm", str(llama_folder), *data]

@@ -41,18 +41,15 @@ def assert_same_as(tiny_study, out):
             assert_same_run(out / "runs" / arm / seed, tiny_study[0] / "runs" / arm / seed)
 
 
-def test_two_workers_at_a_time_give_the_same_results(recipe_file, tiny_study, tmp_path):
-    result, _, said = run_here(two_arms(recipe_file), tmp_path / "out", executor=local(2))
-    assert_same_as(tiny_study, tmp_path / "out")
-    assert sum("done in" in line for line in said) == 4
-    assert result.contrasts[0].differences
-
-
-def test_a_worker_that_dies_is_said_and_tried_again(recipe_file, tiny_study, tmp_path, monkeypatch):
+def test_two_workers_that_die_are_said_and_tried_again_with_the_same_results(
+    recipe_file, tiny_study, tmp_path, monkeypatch
+):
     monkeypatch.setattr(local_module, "train_at", studying.die_once_at)
     out = tmp_path / "out"
-    _, _, said = run_here(two_arms(recipe_file), out, executor=local())
-    assert sum("died without a word" in line and "attempt 1 of 3" in line for line in said) == 4
+    result, _, lines = run_here(two_arms(recipe_file), out, executor=local(2))
+    assert sum("died without a word" in line and "attempt 1 of 3" in line for line in lines) == 4
+    assert sum("done in" in line for line in lines) == 4
+    assert result.contrasts[0].differences
     assert_same_as(tiny_study, out)
 
 

@@ -124,7 +124,7 @@ def test_flops_are_counted_of_both_inputs(throw_recipe):
     assert count_flops(recipe).train > 2 * count_flops(recipe).evaluation > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_scan_ranks_by_numbers(throw_recipe, tmp_path):
     arguments = ["--layers", "0", "1", "--train-images", "30", "--val-images", "20", "--cka-images", "6"]
     arguments += ["--coherence-batches", "3", "--coherence-images", "4", "--draws", "2", "--train-epochs", "0"]

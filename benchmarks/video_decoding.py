@@ -47,7 +47,9 @@ def bare(path: str, wanted: set[int]) -> list[Image.Image]:
     with av.open(path) as container:
         container.streams.video[0].codec_context.thread_count = 1
         frames = enumerate(container.decode(video=0))
-        return [frame.to_image() for number, frame in frames if number in wanted]
+        converter = av.video.reformatter.VideoReformatter()  # one for all frames, as lmgraft has it
+        shown = [converter.reformat(frame, format="rgb24", threads=1) for number, frame in frames if number in wanted]
+        return [Image.fromarray(frame.to_ndarray()) for frame in shown]
 
 
 def main() -> None:

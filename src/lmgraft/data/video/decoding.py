@@ -87,7 +87,7 @@ def read_frames(path: str, choose: Choose) -> list[Image.Image]:
         absent = [index for index in wanted if index not in frames]
         if absent:
             raise ValueError(f"frame {absent[0]} of {len(video.times)} cannot be decoded")
-        images = {index: _upright(frame) for index, frame in frames.items()}
+        images = {index: _upright(frame, video.converter) for index, frame in frames.items()}
         return [images[index] for index in wanted]
 
 
@@ -143,6 +143,7 @@ class _Video:
         stream = self._container.streams.video[0]
         stream.codec_context.thread_count = 1  # loaders run several processes
         self._codec = stream.codec_context
+        self.converter = self._av.video.reformatter.VideoReformatter()  # one for all frames: it is dear to set up
         try:
             self._packets = [packet for packet in self._container.demux(stream) if packet.size]
         except self._av.FFmpegError as error:
@@ -229,7 +230,7 @@ def _rotation(frame: Any) -> int:
     return round(float(frame.rotation) / 90) * 90 % 360
 
 
-def _upright(frame: Any) -> Image.Image:
-    image: Image.Image = frame.to_image()
+def _upright(frame: Any, converter: Any) -> Image.Image:
+    image = Image.fromarray(converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
     turn = _rotation(frame)
     return image.transpose(_TURNS[turn]) if turn in _TURNS else image

@@ -140,7 +140,9 @@ def test_every_study_has_a_header_a_sibling_and_recipes_that_fit(name, tmp_path)
     assert load_study(name).notes
     assert load_study(f"{name}_debug").seeds == (0, 1)
     study = load_study(name, ["--data.root", "nowhere"])
-    recipes = {cell.arm: cell.load() for cell in make_cells(study, tmp_path) if cell.seed == study.seeds[0]}
+    recipes = {
+        cell.arm: cell.load() for cell in make_cells(study, tmp_path, foresee=True) if cell.seed == study.seeds[0]
+    }
     assert all(recipe.data.batch_size % 2 == 0 for recipe in recipes.values())
     data = [yaml.safe_load(recipe.yaml)["data"]["init_args"] for recipe in recipes.values()]
     assert all(given == data[0] for given in data)

@@ -193,7 +193,7 @@ def test_places_are_the_centres_of_the_groups():
 def test_the_share_of_a_truth_in_each_token():
     model, clouds = tiny(), points()
     truth = clouds[..., 0] > 0
-    shares = token_shares(model, clouds, truth)
+    shares = token_shares(model, (clouds,), truth)
     assert shares[:, 0].isnan().all()
     expected = [[truth[b, group].float().mean() for group in one] for b, one in enumerate(group_index(clouds, 6, 5))]
     assert torch.equal(shares[:, 1:], torch.tensor(expected))

@@ -227,6 +227,16 @@ PREPARERS = Registry(
 )
 """What `lmgraft prepare NAME` makes or fetches -> a function of the folder (None: the cache) that returns its place."""
 
+PICTURES = Registry(
+    "picture",
+    {
+        "images": "lmgraft.report.pictures.images:draw_image",
+        "clouds": "lmgraft.report.pictures.clouds:draw_clouds",
+        "clips": "lmgraft.report.pictures.frames:draw_clip",
+    },
+)
+"""`Data.things` -> what draws one item with maps over its tokens: (inputs, maps, grid, places, truth) -> a figure."""
+
 _CLASSIFIER = f"{_CLASSIFICATION}.Classification"
 
 SUITES = Registry(

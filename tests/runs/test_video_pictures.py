@@ -15,7 +15,7 @@ from lmgraft.analysis.masks import mask_of_tokens
 from lmgraft.analysis.observe import observe
 from lmgraft.errors import DataError
 from lmgraft.report.drawing import write_png
-from lmgraft.report.frames import frames_figure
+from lmgraft.report.pictures.frames import frames_figure
 from tiny import random_block
 from tiny_hosts import make_videomae, pictures
 

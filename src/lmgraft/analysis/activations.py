@@ -45,17 +45,27 @@ def frequency(
     return _distance_to_mean(torch.atan2(imag, spectrum.real) * twice, grid, center, padded)
 
 
+def distance_to_mean(tokens: Tensor, padded: Tensor | None = None) -> Tensor:
+    """The L2 norm of each token's difference to the mean over tokens, unscaled: (B, T, V) -> (B, T)."""
+    distance: Tensor = torch.linalg.vector_norm(tokens.float() - _mean(tokens.float(), padded), dim=-1)
+    return distance
+
+
+def _mean(values: Tensor, padded: Tensor | None) -> Tensor:
+    if padded is None:
+        return values.mean(1, keepdim=True)
+    seen = (~padded).unsqueeze(-1).to(values.dtype)
+    return (values * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)
+
+
 def _distance_to_mean(values: Tensor, grid: tuple[int, ...] | None, center: Center, padded: Tensor | None) -> Tensor:
     if center == "rows":
         if grid is None or padded is not None:
             raise ValueError("a mean over rows needs a grid without padded tokens: give one, or center='tokens'")
         image = values.unflatten(1, grid)  # type: ignore[no-untyped-call]
         mean = image.mean(1, keepdim=True).expand_as(image).flatten(1, len(grid))
-    elif padded is None:
-        mean = values.mean(1, keepdim=True)
     else:
-        seen = (~padded).unsqueeze(-1).to(values.dtype)
-        mean = (values * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)
+        mean = _mean(values, padded)
     scaled = scaled_to_one((values - mean).norm(dim=-1), padded)
     return scaled if grid is None else scaled.unflatten(1, grid)  # type: ignore[no-untyped-call]
 

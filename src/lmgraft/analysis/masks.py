@@ -21,11 +21,19 @@ THRESHOLDS = tuple(step / 10 for step in range(1, 10))
 def mask_of_tokens(mask: Tensor, grid: tuple[int, ...], share: float = 0.5) -> Tensor:
     """A mask of pixels (B, H, W), or of a clip (B, T, H, W), bool or the covered part of each, as tokens (B, N) bool.
 
-    A token belongs to the object where at least `share` of its patch does. Patches need not divide the image evenly.
+    See `covered`. Patches need not divide the image evenly.
     """
     pool: Any = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
-    covered: Tensor = pool(mask.float().unsqueeze(1), grid)
-    return (covered >= share).flatten(1)
+    return covered(pool(mask.float().unsqueeze(1), grid).flatten(1), share)
+
+
+def covered(shares: Tensor, share: float = 0.5) -> Tensor:
+    """Which tokens belong to the object, from how much of each does: (B, T) -> (B, T) bool.
+
+    Those of which at least `share` does; of an object that fills no token that far, the token that it fills most.
+    """
+    most = shares.amax(1, keepdim=True)
+    return shares >= most.clamp(max=share).where(most > 0, torch.inf)
 
 
 def iou(maps: Tensor, truth: Tensor, threshold: float, padded: Tensor | None = None) -> Tensor:
@@ -66,22 +74,34 @@ def pointing(maps: Tensor, truth: Tensor, padded: Tensor | None = None) -> Tenso
     return _over_something((top & truth).sum(1), top.sum(1), (truth & seen).any(1))
 
 
-def centred_blob(truth: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The floor that knows nothing of the image: for each item, as many tokens as its object has, nearest the centre.
+def centred_blob(truth: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """The floor that knows nothing of the item: for each, as many tokens as its object has, nearest the centre.
+
+    Args:
+        truth: (B, T) bool.
+        grid: (rows, columns), or (times, rows, columns), in which the blob is at the centre of every time.
 
     Returns:
-        (B, rows * columns) with 1 at these and less the farther a token lies, so that a threshold just below 1 gives
-        the area of the object, and `average_precision` ranks by distance.
+        (B, T) with 1 at these and less the farther a token lies, so that a threshold just below 1 gives the area of
+        the object, and `average_precision` ranks by distance.
     """
-    rows, columns = grid
+    rows, columns = grid[-2:]
     y = (torch.arange(rows, device=truth.device) + 0.5) / rows - 0.5
     x = (torch.arange(columns, device=truth.device) + 0.5) / columns - 0.5
     distance = (y[:, None].square() + x[None, :].square()).flatten()
-    rank = distance.argsort(stable=True).argsort()
-    area = truth.sum(1, keepdim=True)
-    inside = rank[None, :] < area
-    falling = 0.05 * (1 - rank / len(rank))  # below every threshold, in the order of distance
-    return torch.where(inside, torch.ones_like(falling), falling)
+    return nearest(truth, distance.repeat(truth.shape[1] // len(distance)).expand(truth.shape))
+
+
+def central_tokens(truth: Tensor, places: Tensor) -> Tensor:
+    """As `centred_blob` where tokens lie in no grid: those nearest the mean of all places (B, T, k)."""
+    return nearest(truth, (places - places.mean(1, keepdim=True)).norm(dim=-1))
+
+
+def nearest(truth: Tensor, distance: Tensor) -> Tensor:
+    """A map (B, T) that is 1 at as many tokens as each item's object has, those of the least distance (B, T)."""
+    rank = distance.argsort(dim=1, stable=True).argsort(dim=1)
+    falling = 0.05 * (1 - rank / rank.shape[1])  # below every threshold, in the order of distance
+    return torch.where(rank < truth.sum(1, keepdim=True), torch.ones_like(falling), falling)
 
 
 def _seen(truth: Tensor, padded: Tensor | None) -> Tensor:

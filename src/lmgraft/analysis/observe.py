@@ -60,7 +60,7 @@ class Observed:
 
 
 @torch.no_grad()
-def observe(model: nn.Module, *inputs: Any, layers: bool = False) -> Observed:
+def observe(model: nn.Module, *inputs: Any, layers: bool = False, call: Callable[[], Any] | None = None) -> Observed:
     """Pass a batch through a model, as in evaluation, and note what its tokens are on the way.
 
     The model is left as it was: no hook stays, and each module is in the mode it was in.
@@ -69,6 +69,7 @@ def observe(model: nn.Module, *inputs: Any, layers: bool = False) -> Observed:
         model: A plain or grafted host that lmgraft knows. Of several grafts, the first is looked at.
         inputs: What it is called with.
         layers: Also note the tokens behind each layer of the encoder.
+        call: Calls the model, for a task that makes more of its output than the model does; None: model(*inputs).
 
     Returns:
         Stages that a model has: a plain one "encoder" only, a control without a block no "attention" nor
@@ -85,7 +86,7 @@ def observe(model: nn.Module, *inputs: Any, layers: bool = False) -> Observed:
     look = _Look(model, host, inserted)
     with _in_evaluation(model):
         with look.hooks(layers):
-            look.noted.output = model(*inputs)
+            look.noted.output = model(*inputs) if call is None else call()
         if inserted is None:
             look.keep("encoder", look.tail)
         else:

@@ -212,7 +212,7 @@ def describe(model: PointBert) -> Host:
         layers=tuple(f"blocks.blocks.{i}" for i in range(len(model.blocks.blocks))),
         embedding_paths=("encoder", "reduce_dim", "cls_token", "cls_pos", "pos_embed"),
         no_weight_decay=("cls_token",),
-        layout=TokenLayout(num_prefix_tokens=1, places=places),
+        layout=TokenLayout(num_prefix_tokens=1, places=places, shares=token_shares),
         reads=reads_of_head,
         head_from_tokens=head_from_tokens if is_own(model, PointBert, ("forward", "forward_head")) else None,
     )
@@ -234,13 +234,13 @@ def places(model: Any, args: tuple[Any, ...]) -> Tensor:
     return torch.cat([centres.new_full((len(centres), 1, 3), torch.nan), centres], 1)
 
 
-def token_shares(model: PointBert, points: Tensor, truth: Tensor) -> Tensor:
+def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
     """The share of each token's points that a truth per point is of: (B, 1 + G), NaN for the class token.
 
     Args:
-        points: (B, N, 3), what the model is called with.
+        args: Of the model's call: points (B, N, 3).
         truth: (B, N) bool, or a weight for each point.
     """
-    index = group_index(points, model.num_groups, model.group_size, skip_near_origin=model.skip_near_origin)
+    index = group_index(args[0], model.num_groups, model.group_size, skip_near_origin=model.skip_near_origin)
     shares = truth.float().gather(1, index.flatten(1)).reshape(index.shape).mean(-1)
     return torch.cat([shares.new_full((len(shares), 1), torch.nan), shares], 1)

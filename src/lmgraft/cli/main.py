@@ -27,6 +27,7 @@ COMMANDS = {
     "evaluate": "test metrics of a run's best checkpoint, or its robustness: corruptions, ImageNet-C, -A, -R, ...",
     "study": "arms x seeds with common random numbers, honest statistics, a verdict in words, a page",
     "scan": "which LLM, layer and position: cheap scores of each, short trainings, how well they agreed",
+    "analyze": "what the block does to tokens: which stand out, do they lie on the object, are they needed; a page",
     "predict": "what a trained model says of files: a line of JSON for each",
     "prepare": "fetch or make a data set once, before any training",
     "check-data": "find unreadable files, missing classes and duplicates before a training does",

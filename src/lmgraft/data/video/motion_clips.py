@@ -243,9 +243,9 @@ class MotionSet(ClipSet):
         return torch.from_numpy(np.stack([np.asarray(crop) > 0 for crop in crops]))
 
 
-def _default_root(filming: Filming | None = None) -> Path:
+def _default_root(filming: Filming = Filming()) -> Path:
     """Other films than the usual ones lie elsewhere."""
-    words = [] if filming in (None, Filming()) else [str(value) for value in asdict(filming or Filming()).values()]
+    words = [] if filming == Filming() else [str(value) for value in asdict(filming).values()]
     return cache_dir() / "data" / "-".join(["motion-clips", *words])
 
 
@@ -260,14 +260,18 @@ class MotionClips(VideoFiles):
     Args:
         root: Where they are or shall be; None is lmgraft's cache.
         pictures: Folder of Fashion-MNIST's files; None finds or fetches them.
-        films: Films to write, where there are to be others than `lmgraft prepare motion-clips` makes.
+        films: Films to write; by default those of `lmgraft prepare motion-clips`.
         options: See `Settings`. `order` shows that time is what matters.
     """
 
     name = "motion_clips"
 
     def __init__(
-        self, root: str | None = None, pictures: str | None = None, films: Filming | None = None, **options: Any
+        self,
+        root: str | None = None,
+        pictures: str | None = None,
+        films: Filming = Filming(),
+        **options: Any,
     ) -> None:
         self.tree = _default_root(films) if root is None else Path(root).expanduser()
         self.pictures, self.films = pictures, films

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib
 import numpy as np
 import numpy.typing as npt
+import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from lmgraft.report.drawing import STYLE
+from lmgraft.report.drawing import STYLE, short
 
 _VIEWS = (("from the front", 0, 2), ("from the side", 1, 2), ("from above", 0, 1))
 
@@ -47,4 +51,48 @@ def draw_cloud(
         figure.colorbar(drawn, ax=figure.axes, shrink=0.8, label="value")
         if title:
             figure.suptitle(title)
+    return figure
+
+
+def draw_clouds(
+    points: Tensor,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    grid: tuple[int, ...] | None = None,
+    places: Tensor | None = None,
+    truth: Tensor | None = None,
+) -> Figure:
+    """A cloud from the front in the colours of each map, a row for each model.
+
+    Args:
+        points: (N, 3).
+        maps: Model -> title -> (T,) in [0, 1].
+        grid: Not used: a cloud's tokens lie in no grid.
+        places: (T, 3), where they lie instead.
+        truth: (N,) bool.
+
+    Raises:
+        ValueError: If it is not said where the tokens lie.
+    """
+    if places is None:
+        raise ValueError("a cloud's maps need the places of its tokens")
+    titles = list(dict.fromkeys(title for of in maps.values() for title in of))
+    nearest = torch.cdist(points.float(), places.float()).argmin(1)
+    first = {} if truth is None else {"object": truth.float()}
+    _, across, up = _VIEWS[0]
+    with matplotlib.rc_context(STYLE):
+        columns, rows = len(first) + len(titles), max(1, len(maps))
+        figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.35), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False)
+        for row, (model, of) in enumerate(maps.items()):
+            shown = first | {title: of[title][nearest] for title in titles if title in of}
+            for ax, title in zip(axes[row], [*first, *titles], strict=True):
+                ax.set(xticks=[], yticks=[], aspect="equal")
+                ax.spines[:].set_visible(False)
+                if row == 0:
+                    ax.set_title(title, fontsize=8)
+                if title in shown:
+                    order = shown[title].argsort()
+                    place = points[order][:, [across, up]].T.numpy()
+                    ax.scatter(*place, c=shown[title][order].numpy(), s=4, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+            axes[row, 0].set_ylabel(short(model), fontsize=8)
     return figure

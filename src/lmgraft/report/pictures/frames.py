@@ -55,3 +55,34 @@ def frames_figure(clip: Tensor, maps: Mapping[str, Tensor], seconds: float | Non
         for row, title in enumerate(maps, 1):
             axes[row, 0].set_ylabel(short(title), fontsize=8)
     return figure
+
+
+def draw_clip(
+    clip: Tensor,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    grid: tuple[int, ...] | None,
+    places: Tensor | None = None,
+    truth: Tensor | None = None,
+) -> Figure:
+    """Frames with the object and, of each model, what stands out last laid over them.
+
+    Args:
+        clip: (C, T, H, W) float.
+        maps: Model -> title -> (T,) in [0, 1]; the last map that is no attention is shown.
+        grid: (times, rows, columns) of the tubelets.
+        places: Not used: tubelets lie in a grid.
+        truth: (T, H, W) bool.
+
+    Raises:
+        ValueError: If the tokens lie in no such grid.
+    """
+    if grid is None or len(grid) != 3:
+        raise ValueError(f"a clip's tokens lie in times, rows and columns, not in {grid}")
+    rows: dict[str, Tensor] = {}
+    if truth is not None:
+        steps = [int((step + 0.5) * len(truth) / grid[0]) for step in range(grid[0])]
+        rows["object"] = truth[steps].float()
+    for model, of in maps.items():
+        last = [title for title in of if not title.startswith("attention")][-1]
+        rows[f"{model}, {last}"] = of[last].reshape(grid)
+    return frames_figure(clip, rows)

@@ -1,0 +1,151 @@
+"""`report.html` of an analysis, with its tables, figures and pictures of items beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from lmgraft import records
+from lmgraft.registry import PICTURES
+from lmgraft.report.analyze.figures import figures
+from lmgraft.report.analyze.tables import (
+    comparisons_sheet,
+    losses_sheet,
+    probes_sheet,
+    runs_sheet,
+    stages_sheet,
+    summary_sheet,
+)
+from lmgraft.report.drawing import colors, write_figures, write_png
+from lmgraft.report.html import facts_of, render
+from lmgraft.studies.analyze.gallery import Exhibit
+from lmgraft.studies.analyze.results import FILE, Analysis, Shown
+from lmgraft.words import analyze as words
+
+_KINDS = {
+    "best": "found best",
+    "median": "in the middle",
+    "worst": "found worst",
+    "random": "drawn at random",
+}
+
+
+def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> Path:
+    """Write report.html, tables/*.csv, figures/*.svg and *.png, and gallery/*.png into `out`; returns the page.
+
+    Args:
+        analysis: What was found.
+        exhibits: Items of the gallery.
+        out: Folder; pictures of an earlier gallery there are removed.
+    """
+    gallery, pictures = _write_gallery(analysis, exhibits, out)
+    analysis = replace(analysis, gallery=gallery)
+    records.write_json(out / FILE, asdict(analysis))
+    sheets = {
+        "runs": runs_sheet(analysis),
+        "object": stages_sheet(analysis),
+        "comparisons": comparisons_sheet(analysis, "object"),
+        "masking": losses_sheet(analysis),
+        "masking_comparisons": comparisons_sheet(analysis, "causal"),
+        "probes": probes_sheet(analysis),
+    }
+    for name, sheet in sheets.items():
+        records.write_text(out / "tables" / f"{name}.csv", sheet.csv())
+    svgs = write_figures(figures(analysis), out / "figures")
+    files = sorted(str(p.relative_to(out)) for kind in ("tables", "figures") for p in (out / kind).iterdir())
+    path = out / "report.html"
+    records.write_text(path, page(analysis, svgs, pictures, [FILE, *files]))
+    return path
+
+
+def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], files: Sequence[str] = ()) -> str:
+    """The whole page as HTML.
+
+    Args:
+        analysis: What is shown.
+        svgs: Figures by name, as SVG files' texts.
+        pictures: The gallery's files -> their data addresses.
+        files: Beside the page, relative to it.
+    """
+    causal = [c for c in analysis.comparisons if c.kind == "causal"]
+    return render(
+        "analyze.html",
+        analysis=analysis,
+        sentences=sentences(analysis),
+        scope=words.scope(
+            Counter(s.arm for s in analysis.subjects),
+            max(s.items for s in analysis.subjects),
+            analysis.things,
+            len(analysis.comparisons),
+        ),
+        colors=colors({s.label: s.arm for s in analysis.subjects}),
+        runs=runs_sheet(analysis).table(),
+        summary=summary_sheet(analysis).table() if analysis.has_truth else None,
+        stages=stages_sheet(analysis).table() if analysis.has_truth else None,
+        comparisons=comparisons_sheet(analysis, "object").table() if analysis.has_truth else None,
+        losses=losses_sheet(analysis).table() if analysis.losses else None,
+        causal=comparisons_sheet(analysis, "causal").table() if causal else None,
+        probes=probes_sheet(analysis).table(),
+        svgs=svgs,
+        kinds=_KINDS,
+        pictures=pictures,
+        reading=words.READING,
+        no_gradient=words.NO_GRADIENT,
+        facts={
+            "items": f"{max(s.items for s in analysis.subjects)} test {analysis.things}, evenly spread",
+            "masked": f"{analysis.causal} of them" if causal else "",
+            "took": f"{analysis.seconds:.0f} s",
+            **facts_of(analysis.environment),
+            "commit": str(analysis.environment.get("git_commit") or "not a checkout"),
+        },
+        files=files,
+    )
+
+
+def sentences(analysis: Analysis) -> list[str]:
+    """What was found, the paper's questions first."""
+    found = [
+        words.object_sentence(c) for c in analysis.comparisons if c.kind == "object" and c.score == "average_precision"
+    ]
+    middle = sorted({c.share for c in analysis.comparisons if c.share is not None})
+    share = middle[len(middle) // 2] if middle else None
+    found += [
+        words.causal_sentence(c, analysis.metric)
+        for c in analysis.comparisons
+        if c.kind == "causal" and c.share == share and c.second == "random"
+    ]
+    return [*found, *analysis.notes] or ["Nothing was compared: give several runs, or one with a block."]
+
+
+def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> tuple[list[Shown], dict[str, str]]:
+    """Pictures of the items, and the list of them; none where no picture is known for such items."""
+    folder = out / "gallery"
+    if folder.is_dir():
+        for old in folder.glob("*.png"):
+            old.unlink()
+    if analysis.things not in PICTURES.names():
+        return [], {}
+    draw = PICTURES.load(analysis.things)
+    shown, pictures = [], {}
+    counts: Counter[str] = Counter()
+    for one in exhibits:
+        counts[one.rule] += 1
+        file = f"gallery/{one.rule}_{counts[one.rule]}.png"
+        figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth)
+        write_png(figure, out / file, dpi=110)
+        pictures[file] = _address(figure)
+        alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
+        shown.append(Shown(rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt))
+    return shown, pictures
+
+
+def _address(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

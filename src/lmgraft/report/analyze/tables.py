@@ -1,0 +1,141 @@
+"""An analysis in tables: what maps find, what masking takes, comparisons, probes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lmgraft.report.table import Column, Sheet
+from lmgraft.studies.analyze.gallery import STAGES
+from lmgraft.studies.analyze.look import CENTRE
+from lmgraft.studies.analyze.results import Analysis, Found
+from lmgraft.words import analyze as words
+from lmgraft.words import numbers as write
+
+_ENDS = ("low", "high")
+
+
+def stage_title(stage: str) -> str:
+    """A stage as pages call it: "W2", "layer 3"."""
+    return STAGES.get(stage, stage)
+
+
+def _three(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def runs_sheet(analysis: Analysis) -> Sheet:
+    """The runs, with what they reach on the items that were looked at."""
+    m = analysis.metric
+    return Sheet(
+        [
+            Column("run", lambda s: s.label, names=("run",)),
+            Column("arm", lambda s: s.arm, names=("arm",)),
+            Column("seed", lambda s: s.seed, names=("seed",)),
+            Column("block", lambda s: None if s.block is None else s.block["source"], names=("block",)),
+            Column("tokens", lambda s: s.tokens, names=("tokens",)),
+            Column(write.in_unit(m.title, m.unit), lambda s: s.metric, lambda x: write.value(x, m), names=("metric",)),
+            Column("95 % interval", lambda s: s.metric_interval, lambda x: write.interval(x, m), names=_ENDS),
+        ],
+        analysis.subjects,
+    )
+
+
+def summary_sheet(analysis: Analysis) -> Sheet:
+    """Last stage and attention of each run, and the floors: all four scores."""
+    every = _wide(analysis)
+    grafted = {row["label"] for row in every if row["stage"] == "mapper_out"}
+    last = [row for row in every if row["stage"] == ("mapper_out" if row["label"] in grafted else "encoder")]
+    return _found_sheet(
+        [row for row in every if row in last or row["measure"] == "attention" or row["stage"] == CENTRE]
+    )
+
+
+def stages_sheet(analysis: Analysis) -> Sheet:
+    """Every stage and measure of each run."""
+    return _found_sheet(_wide(analysis))
+
+
+def _wide(analysis: Analysis) -> list[dict[str, Any]]:
+    """(run, stage, measure) -> its scores; as rows."""
+    rows: dict[tuple[str, str, str], dict[str, Found]] = {}
+    for one in analysis.found:
+        rows.setdefault((one.label, one.stage, one.measure), {})[one.score] = one
+    return [{"label": k[0], "stage": k[1], "measure": k[2], **scores} for k, scores in rows.items()]
+
+
+def _found_sheet(rows: list[dict[str, Any]]) -> Sheet:
+    columns = [
+        Column("run", lambda row: row["label"], names=("run",)),
+        Column("after", lambda row: stage_title(row["stage"]), names=("stage",)),
+        Column("measure", lambda row: row["measure"], names=("measure",)),
+    ]
+    for score, title in words.SCORES.items():
+        columns += [
+            Column(title, lambda row, s=score: row[s].mean, _three, names=(score,)),  # type: ignore[misc]
+            Column(
+                "95 %" if score in ("best_iou", "average_precision") else "",
+                lambda row, s=score: row[s].interval,  # type: ignore[misc]
+                words.interval,
+                names=tuple(f"{score}_{end}" for end in _ENDS),
+            ),
+        ]
+    columns.append(Column("items", lambda row: row["best_iou"].items, names=("items",)))
+    return Sheet(columns, rows)
+
+
+def comparisons_sheet(analysis: Analysis, kind: str) -> Sheet:
+    """Paired differences: of kind "object" or "causal"."""
+    scale = analysis.metric.scale if kind == "causal" else 1
+    digits = 1 if kind == "causal" else 3
+    title = "difference" + (f" in {analysis.metric.difference_unit}" if kind == "causal" else "")
+    score = words.WHERE if kind == "causal" else words.SCORES
+    every = [
+        Column("first", lambda c: f"{c.arm}: {words.RULES['amplified']}" if c.arm else c.first, names=("first",)),
+        Column("second", lambda c: words.RULES.get(c.second, c.second), names=("second",)),
+        Column("masked" if kind == "causal" else "by", lambda c: score[c.score], names=("score",)),
+        Column("share", lambda c: c.share, lambda x: f"{x:.0%}", names=("share",)),
+        Column(title, lambda c: c.difference * scale, lambda x: words.signed(x, None, digits), names=("difference",)),
+        Column(
+            "95 % interval",
+            lambda c: None if c.interval is None else tuple(scale * end for end in c.interval),
+            lambda ends: words.interval(ends, digits),
+            names=_ENDS,
+        ),
+        Column("seeds", lambda c: c.seeds, names=("seeds",)),
+        Column("items", lambda c: c.items, names=("items",)),
+        Column("shown", lambda c: c.outcome, names=("outcome",)),
+    ]
+    shown = [c for c in analysis.comparisons if c.kind == kind]
+    return Sheet([c for c in every if kind == "causal" or c.title != "share"], shown)
+
+
+def losses_sheet(analysis: Analysis) -> Sheet:
+    """What the metric loses by masked tokens."""
+    m = analysis.metric
+    return Sheet(
+        [
+            Column("run", lambda row: row.label, names=("run",)),
+            Column("masked", lambda row: words.WHERE[row.where], names=("where",)),
+            Column("tokens", lambda row: words.RULES[row.rule], names=("rule",)),
+            Column("share", lambda row: row.share, lambda x: f"{x:.0%}", names=("share",)),
+            Column(
+                f"lost, {m.difference_unit}", lambda row: row.mean, lambda x: write.difference(x, m), names=("lost",)
+            ),
+            Column("95 % interval", lambda row: row.interval, lambda x: write.interval(x, m, signed=True), names=_ENDS),
+        ],
+        analysis.losses,
+    )
+
+
+def probes_sheet(analysis: Analysis) -> Sheet:
+    """Spread of attention and dimensions in use."""
+    return Sheet(
+        [
+            Column("run", lambda p: p.label, names=("run",)),
+            Column("after", lambda p: stage_title(p.stage), names=("stage",)),
+            Column("probe", lambda p: p.name.replace("_", " "), names=("probe",)),
+            Column("mean", lambda p: p.mean, _three, names=("mean",)),
+            Column("95 % interval", lambda p: p.interval, words.interval, names=_ENDS),
+        ],
+        analysis.probes,
+    )

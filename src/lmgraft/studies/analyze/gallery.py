@@ -1,0 +1,117 @@
+"""Items to be shown, chosen by a rule and never by hand, with the maps that they are shown with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lmgraft.studies.analyze.look import Opened, look
+
+ChosenBy = Literal["best", "median", "worst", "random"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exhibit:
+    """One item with its maps, for a picture."""
+
+    rule: ChosenBy
+    index: int
+    place: str
+    score: float | None
+    inputs: Tensor
+    """What the model was called with, of one item."""
+    truth: Tensor | None
+    """As the data have it."""
+    grid: tuple[int, ...] | None
+    places: Tensor | None
+    maps: Mapping[str, Mapping[str, Tensor]]
+    """Run -> title -> (T,) in [0, 1]."""
+
+
+def choose(scores: NDArray[Any], count: int, seed: int) -> list[tuple[ChosenBy, int]]:
+    """Positions of the best, the median, the worst and of random items, `count` of each, no item twice.
+
+    Args:
+        scores: (N,), more is better; nan where nothing can be said of an item, which only chance may choose.
+        count: Of each kind.
+        seed: Of what chance chooses.
+    """
+    known = np.flatnonzero(np.isfinite(scores))
+    order = known[np.argsort(-scores[known], kind="stable")]
+    middle = max(0, (len(order) - count) // 2)
+    ranked: dict[ChosenBy, Sequence[int]] = {
+        "best": order[:count].tolist(),
+        "worst": order[::-1][:count].tolist(),
+        "median": order[middle : middle + count].tolist(),
+    }
+    taken: set[int] = set()
+    chosen: list[tuple[ChosenBy, int]] = []
+    for rule, places in ranked.items():
+        for place in places:
+            if place not in taken:
+                taken.add(place)
+                chosen.append((rule, place))
+    left = [place for place in range(len(scores)) if place not in taken]
+    drawn = np.random.default_rng(seed).permutation(len(left))[:count]
+    return [*chosen, *(("random", left[place]) for place in drawn)]
+
+
+STAGES = {
+    "encoder": "encoder",
+    "mapper_in": "W1",
+    "attention": "block's attention",
+    "feed_forward": "block's feed-forward",
+    "mapper_out": "W2",
+}
+"""Stages as pages call them."""
+
+
+def exhibits(
+    runs: Sequence[Opened], chosen: Sequence[tuple[ChosenBy, int, int, float | None]], size: int
+) -> list[Exhibit]:
+    """The chosen items under each run.
+
+    Args:
+        runs: The first one's batches are shown; all have the same test items.
+        chosen: (rule, sample, index, score) of each item.
+        size: Items a pass.
+    """
+    samples = [sample for _, sample, _, _ in chosen]
+    shown: list[dict[str, Any]] = []
+    maps: list[dict[str, dict[str, Tensor]]] = [{} for _ in chosen]
+    for run in runs:
+        at = 0
+        for batch in run.batches(samples, size):
+            seen = look(run, batch, layers=False)
+            last = seen.noted.at[run.last]
+            titled = {
+                title: seen.maps[stage, "magnitude"]
+                for stage, title in STAGES.items()
+                if (stage, "magnitude") in seen.maps
+            }
+            for name, title in {"encoder": "attention of the encoder", "block": "attention of the block"}.items():
+                if (name, "attention") in seen.maps:
+                    titled[title] = seen.maps[name, "attention"]
+            for place in range(len(batch.index)):
+                fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
+                maps[at + place][run.label] = fitting
+                if run is runs[0]:
+                    truth = getattr(batch, "truth", None)
+                    shown.append(
+                        {
+                            "inputs": run.task.inputs(batch)[0][place].cpu(),
+                            "truth": None if truth is None else truth[place].cpu(),
+                            "grid": last.grid,
+                            "places": None if seen.places is None else seen.places[place].cpu(),
+                        }
+                    )
+            at += len(batch.index)
+    return [
+        Exhibit(rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, **item)
+        for (rule, _, index, score), of_item, item in zip(chosen, maps, shown, strict=True)
+    ]

@@ -1,0 +1,215 @@
+"""One run's test items under its model: maps of what stands out, how well they find the object, and probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lmgraft.analysis.activations import frequency, magnitude, scaled_to_one
+from lmgraft.analysis.masks import (
+    average_precision,
+    best_iou,
+    central_tokens,
+    centred_blob,
+    covered,
+    iou,
+    mask_of_tokens,
+    pointing,
+)
+from lmgraft.analysis.observe import Observed, observe
+from lmgraft.analysis.probes import attention_entropy, effective_rank
+from lmgraft.contracts import Host
+from lmgraft.data.base import ItemSet, on_device
+from lmgraft.errors import HostError
+from lmgraft.graft import GraftLayer, find_graft
+from lmgraft.graft.hosts import find_host
+from lmgraft.recipes import Recipe
+from lmgraft.recipes.build import build_task, set_up_data
+from lmgraft.recipes.features import network
+from lmgraft.recipes.run import trained_task
+from lmgraft.tasks.base import Task
+from lmgraft.tasks.items import joined
+from lmgraft.training.fit import on_gpu
+
+Arrays = dict[str, NDArray[Any]]
+CENTRE = "centre"
+_THRESHOLD = 0.5
+_SCORES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
+    "best_iou": best_iou,
+    "iou": lambda maps, truth, padded: iou(maps, truth, _THRESHOLD, padded),
+    "average_precision": average_precision,
+    "pointing": pointing,
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A run's model and its test items."""
+
+    label: str
+    recipe: Recipe
+    task: Task
+    folder: Path
+    trained: bool = True
+
+    @property
+    def model(self) -> nn.Module:
+        return self.task.model
+
+    @cached_property
+    def items(self) -> ItemSet:
+        return self.recipe.data.still("test")
+
+    @property
+    def inserted(self) -> GraftLayer | None:
+        return find_graft(self.model)
+
+    @property
+    def host(self) -> Host:
+        inserted = self.inserted
+        host = find_host(self.model) if inserted is None else inserted.host
+        if host is None:
+            raise HostError(f"{type(self.model).__qualname__} is no host that lmgraft knows", "see docs/hosts.md")
+        return host
+
+    @property
+    def last(self) -> str:
+        """The stage that the encoder's own norm and head are given."""
+        return "encoder" if self.inserted is None else "mapper_out"
+
+    def batches(self, samples: Sequence[int], size: int) -> Iterator[Any]:
+        """Items as evaluation sees them, the first view of each."""
+        device = next(self.model.parameters()).device
+        for first in range(0, len(samples), size):
+            batch = self.items.batch(samples[first : first + size])
+            begins = torch.cat([torch.ones(1, dtype=torch.bool), batch.index[1:] != batch.index[:-1]])
+            yield on_device(batch._replace(**{k: v[begins] for k, v in batch._asdict().items()}), device)
+
+
+def open_run(run_dir: Path, label: str, overrides: Sequence[str]) -> Opened:
+    """A finished run's best model, and its data, set up.
+
+    Raises:
+        LmgraftError: If it is no finished run, or its data cannot be had.
+    """
+    recipe, task = trained_task(run_dir, overrides)
+    set_up_data(recipe)
+    task.to("cuda" if on_gpu(recipe.train) else "cpu")
+    return Opened(label, recipe, task, run_dir)
+
+
+def untrained(run: Opened) -> Opened:
+    """The run's model as it was before training: a floor for what its maps find."""
+    task = build_task(run.recipe)
+    task.model = network(task)
+    task.eval().to(next(run.model.parameters()).device)
+    return Opened(f"{run.label} untrained", run.recipe, task, run.folder, trained=False)
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A batch under a model."""
+
+    noted: Observed
+    maps: dict[tuple[str, str], Tensor]
+    """(stage, measure) -> (B, T) in [0, 1]."""
+    truth: Tensor | None
+    """(B, T) bool."""
+    floor: Tensor | None
+    """(B, T), the map that knows nothing of the item."""
+    places: Tensor | None
+    """(B, T, k), where tokens lie that lie in no grid."""
+
+
+def look(run: Opened, batch: Any, layers: bool) -> Looked:
+    """What stands out in the items of a batch."""
+    inputs = run.task.inputs(batch)
+    noted = observe(run.model, *inputs, layers=layers, call=lambda: run.task.outputs(batch))
+    maps: dict[tuple[str, str], Tensor] = {}
+    for stage, features in noted.at.items():
+        padded = noted.padded if noted.padded is not None and noted.padded.shape == features.tokens.shape[:2] else None
+        maps[stage, "magnitude"] = magnitude(features.tokens, padded=padded)
+        maps[stage, "frequency"] = frequency(features.tokens, padded=padded)
+    for name, attention in noted.attention.items():
+        maps[name, "attention"] = scaled_to_one(attention.mean(1), noted.padded)
+    truth, floor, places = truth_of_tokens(run, noted, inputs, getattr(batch, "truth", None))
+    return Looked(noted, maps, truth, floor, places)
+
+
+def truth_of_tokens(
+    run: Opened, noted: Observed, inputs: tuple[Any, ...], truth: Tensor | None
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The truth over tokens (B, T), the floor's map, and where tokens lie in space; None for what there is not."""
+    layout, grid, prefix = run.host.layout, noted.at[run.last].grid, run.host.layout.num_prefix_tokens
+    places = None
+    if grid is None and layout.places is not None:
+        places = layout.places(run.model, inputs)[:, prefix:]
+    if truth is None:
+        return None, None, places
+    if layout.shares is not None:
+        tokens = covered(layout.shares(run.model, inputs, truth)[:, prefix:])
+    elif grid is not None:
+        tokens = mask_of_tokens(truth, grid)
+    else:
+        return None, None, places
+    if grid is not None:
+        return tokens, centred_blob(tokens, grid), places
+    return tokens, None if places is None else central_tokens(tokens, places), places
+
+
+def columns(run: Opened, samples: Sequence[int], size: int, layers: bool, say: Callable[[int], None]) -> Arrays:
+    """Everything that is measured of each item: "index", "group", the task's columns, and scores and probes.
+
+    Args:
+        run: What is looked at.
+        samples: Which of the test items.
+        size: Items a pass.
+        layers: Look behind each encoder layer too.
+        say: Is told how many items are done.
+    """
+    parts: list[dict[str, Any]] = []
+    for batch in run.batches(samples, size):
+        seen = look(run, batch, layers)
+        own = run.task.score(seen.noted.output, batch)
+        part = {"index": batch.index, "group": batch.group, **{f"task/{name}": value for name, value in own.items()}}
+        part |= _scores(run, seen) | _probes(seen)
+        parts.append({name: torch.as_tensor(value).detach().cpu().numpy() for name, value in part.items()})
+        say(sum(len(part["index"]) for part in parts))
+    return joined(parts)
+
+
+def _scores(run: Opened, seen: Looked) -> dict[str, Tensor]:
+    if seen.truth is None:
+        return {}
+    values, padded = {}, seen.noted.padded
+    for (stage, measure), maps in seen.maps.items():
+        if maps.shape == seen.truth.shape:  # earlier stages of a pyramid have other tokens
+            for score, of in _SCORES.items():
+                values[f"score/{stage}/{measure}/{score}"] = of(maps, seen.truth, padded)
+    if seen.floor is not None and run.trained:
+        for score, of in _SCORES.items():
+            values[f"score/{CENTRE}/{CENTRE}/{score}"] = of(seen.floor, seen.truth, padded)
+    return values
+
+
+def _probes(seen: Looked) -> dict[str, Tensor]:
+    values = {}
+    for stage, features in seen.noted.at.items():
+        padded = seen.noted.padded
+        fits = padded is not None and padded.shape == features.tokens.shape[:2]
+        values[f"probe/{stage}/effective_rank"] = effective_rank(features.tokens, padded if fits else None)
+    for name, attention in seen.noted.attention.items():
+        values[f"probe/{name}/attention_entropy"] = attention_entropy(attention, seen.noted.padded)
+    return values
+
+
+def spread_over(total: int, limit: int) -> list[int]:
+    """At most `limit` of `total` items, evenly spread, since items often lie class by class."""
+    return [i * total // limit for i in range(limit)] if limit < total else list(range(total))

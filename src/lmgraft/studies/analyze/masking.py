@@ -1,0 +1,108 @@
+"""What a run's metric loses where tokens are masked, by the rule that chooses them.
+
+Each rule masks equally many tokens of an item. Rules look at the run's own unmasked pass, but for "random block",
+which looks at what a random block amplifies in the same items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lmgraft.analysis.activations import distance_to_mean
+from lmgraft.analysis.causal import amplification, elsewhere, masked_input, masked_keys, top_share
+from lmgraft.analysis.observe import Observed, observe
+from lmgraft.studies.analyze.look import Arrays, Opened
+from lmgraft.studies.analyze.results import Rule, Where
+from lmgraft.tasks.items import joined
+
+Amplified = dict[int, Tensor]
+"""Index of an item -> (T,), how much a random block amplifies each of its tokens."""
+
+
+def losses(
+    run: Opened,
+    samples: Sequence[int],
+    shares: Sequence[float],
+    *,
+    size: int,
+    seed: int,
+    other: Amplified,
+    say: Callable[[int], None],
+) -> tuple[Arrays, Amplified]:
+    """The metric of each item as it is ("whole") and with tokens masked ("WHERE/RULE/SHARE").
+
+    Args:
+        run: A grafted run.
+        samples: Which of the test items.
+        shares: Of an item's tokens.
+        size: Items a pass.
+        seed: Of random tokens.
+        other: What a random block amplifies; where it is empty, that rule is left out.
+        say: Is told how many items are done.
+
+    Returns:
+        The columns with "index" and "group", and what this run's block amplifies.
+    """
+    inserted = run.inserted
+    assert inserted is not None
+    metric, host = run.task.primary, run.host
+    parts: list[dict[str, Any]] = []
+    amplified: Amplified = {}
+
+    def score(batch: Any) -> Tensor:
+        with torch.no_grad():
+            return run.task.score(run.task.outputs(batch), batch)[metric.column]
+
+    for batch in run.batches(samples, size):
+        noted = observe(run.model, *run.task.inputs(batch), call=lambda batch=batch: run.task.outputs(batch))  # type: ignore[misc]
+        values = _by_rule(noted, batch, other)
+        amplified |= dict(zip(batch.index.tolist(), values["amplified"].cpu(), strict=True))
+        part = {"index": batch.index, "group": batch.group, "whole": run.task.score(noted.output, batch)[metric.column]}
+        for share in shares:
+            for rule, chosen in _chosen(values, share, noted, seed):
+                for where, masking in _maskings(run, host, chosen).items():
+                    with masking:
+                        part[f"{where}/{rule}/{share:g}"] = score(batch)
+        parts.append({name: torch.as_tensor(value).cpu().numpy() for name, value in part.items()})
+        say(sum(len(part["index"]) for part in parts))
+    return joined(parts), amplified
+
+
+def passes(shares: Sequence[float], rules: int) -> int:
+    """Forward passes an item: one that is looked at, and one for each share, rule and place of masking."""
+    return 2 + 2 * len(shares) * rules
+
+
+def _maskings(run: Opened, host: Any, chosen: Tensor) -> dict[Where, AbstractContextManager[None]]:
+    assert run.inserted is not None
+    return {"input": masked_input(run.model, host, chosen), "keys": masked_keys(run.inserted, chosen)}
+
+
+def _by_rule(noted: Observed, batch: Any, other: Amplified) -> dict[Rule, Tensor]:
+    """Rule -> a value (B, T) for each token; those with the largest are masked."""
+    before, after, padded = noted.at["encoder"].tokens, noted.at["mapper_out"].tokens, noted.padded
+    values: dict[Rule, Tensor] = {
+        "amplified": amplification(before, after, padded),
+        "magnitude": distance_to_mean(before, padded),
+    }
+    if "encoder" in noted.attention:
+        values["attention"] = noted.attention["encoder"].mean(1)
+    found = [other.get(index) for index in batch.index.tolist()]
+    if all(one is not None and len(one) == before.shape[1] for one in found):
+        values["random block"] = torch.stack([one for one in found if one is not None]).to(before.device)
+    return values
+
+
+def _chosen(values: dict[Rule, Tensor], share: float, noted: Observed, seed: int) -> Iterator[tuple[Rule, Tensor]]:
+    """Each rule's tokens (B, T) bool; random ones lie as those that are amplified."""
+    for rule, of in values.items():
+        chosen = top_share(of, share, noted.padded)
+        yield rule, chosen
+        if rule == "amplified":
+            grid = None if noted.padded is not None else noted.at["mapper_out"].grid
+            yield "random", elsewhere(chosen, grid, seed + int(1000 * share))

@@ -1,0 +1,143 @@
+"""What an analysis found, as data: `analysis.json` and, by item, items/LABEL.npz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from lmgraft import records
+from lmgraft.analysis.comparison import Comparison, Interval
+from lmgraft.contracts import Metric
+from lmgraft.errors import RunError
+
+FILE = "analysis.json"
+
+Measure = Literal["magnitude", "frequency", "attention"]
+Score = Literal["best_iou", "iou", "average_precision", "pointing"]
+Where = Literal["input", "keys"]
+Rule = Literal["amplified", "random", "magnitude", "attention", "random block"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A run that was looked at."""
+
+    label: str
+    arm: str
+    seed: int
+    folder: str
+    metric: float
+    """The task's first metric on the items that were looked at."""
+    metric_interval: Interval | None
+    items: int
+    tokens: int
+    """Of an item, without prefix tokens."""
+    block: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """How well a map finds the object."""
+
+    label: str
+    """Of the run; "LABEL untrained" of its model before training, or "centre", the floor."""
+    stage: str
+    measure: str
+    score: str
+    """One of `Score`."""
+    mean: float
+    interval: Interval | None
+    items: int
+    """Those of which it can be said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One number of a stage, the mean over items."""
+
+    label: str
+    stage: str
+    name: str
+    mean: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Similarity:
+    """Linear CKA between the stages of a run."""
+
+    label: str
+    stages: list[str]
+    cka: list[list[float]]
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """What a model loses by masked tokens: its metric as it is, minus its metric with them masked."""
+
+    label: str
+    arm: str
+    where: str
+    """One of `Where`."""
+    rule: str
+    """One of `Rule`."""
+    share: float
+    mean: float
+    interval: Interval | None
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An item of the gallery."""
+
+    rule: Literal["best", "median", "worst", "random"]
+    index: int
+    place: str
+    """Where it lies, as the data set says."""
+    score: float | None
+    """By which it was chosen."""
+    file: str
+    """Of the picture, beside the page."""
+    alt: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """Everything that the page shows."""
+
+    metric: Metric
+    things: str
+    limit: int
+    causal: int
+    has_truth: bool
+    subjects: list[Subject]
+    found: list[Found]
+    probes: list[Probe]
+    similarities: list[Similarity]
+    losses: list[Loss]
+    comparisons: list[Comparison]
+    gallery: list[Shown] = field(default_factory=list)
+    gallery_score: str = ""
+    """By what the gallery's items were ordered."""
+    notes: list[str] = field(default_factory=list)
+    """What could not be measured, and why."""
+    config: dict[str, Any]
+    data: dict[str, Any]
+    environment: dict[str, Any]
+    seconds: float
+
+
+def read_analysis(out: Path) -> Analysis:
+    """What `analyze_runs` wrote.
+
+    Raises:
+        RunError: If there is none in `out`, or it is damaged.
+    """
+    file = out / FILE
+    if not file.is_file():
+        raise RunError(f"there is no {FILE} in {out}", "lmgraft analyze RUN ... --out DIR writes it")
+    analysis: Analysis = records.read_as(Analysis, records.read_json(file), "the analysis")
+    return analysis

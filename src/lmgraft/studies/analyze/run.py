@@ -1,0 +1,287 @@
+"""Looking at finished runs beside each other: item by item, then compared.
+
+<out>/items/LABEL-DIGEST.npz    scores and probes of each item of a run, taken up again where they are there
+<out>/masked/LABEL-DIGEST.npz   its metric with tokens masked
+<out>/analysis.json             everything that the page shows
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lmgraft import records
+from lmgraft.analysis.similarity import linear_cka
+from lmgraft.checkpoint.digest import file_digest, json_digest
+from lmgraft.errors import HostError, RunError
+from lmgraft.recipes.run import read_run
+from lmgraft.studies.analyze.compare import (
+    comparisons,
+    found,
+    interval_of,
+    loss_comparisons,
+    loss_rows,
+    possible_of,
+    probes,
+)
+from lmgraft.studies.analyze.config import AnalyzeConfig
+from lmgraft.studies.analyze.gallery import Exhibit, choose, exhibits
+from lmgraft.studies.analyze.look import Arrays, Opened, columns, look, open_run, spread_over, untrained
+from lmgraft.studies.analyze.masking import Amplified, losses, passes
+from lmgraft.studies.analyze.results import FILE, Analysis, Similarity, Subject
+from lmgraft.studies.engine.progress import Say, duration, silent
+from lmgraft.tasks.items import NotFiniteColumnError
+from lmgraft.training.checkpoints import checkpoint_path
+from lmgraft.training.items import read_arrays, write_arrays
+
+_LARGEST_PASS, _SIMILAR = 64, 32
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A run that has been looked at."""
+
+    subject: Subject
+    columns: Arrays
+    before: Arrays | None
+    """Of the model before training, for the first run of each arm."""
+    masked: Arrays | None
+
+
+def analyze_runs(
+    run_dirs: Sequence[Path],
+    out: Path,
+    config: AnalyzeConfig | None = None,
+    *,
+    overrides: Sequence[str] = (),
+    say: Say = silent,
+) -> tuple[Analysis, list[Exhibit]]:
+    """Look at runs and compare them; what is there of an interrupted look is kept.
+
+    Args:
+        run_dirs: Finished runs of `lmgraft train` or of a study; those of one arm count as its seeds.
+        out: Folder of the analysis.
+        config: What is looked at.
+        overrides: Changes of the recipes, such as ["--data.root", "DIR"].
+        say: Is told what happens, with the time left.
+
+    Returns:
+        What was found, also in `out`/analysis.json, and the items of the gallery.
+
+    Raises:
+        LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
+    """
+    config, started = config or AnalyzeConfig(), time.monotonic()
+    labels = labels_of(run_dirs, overrides)
+    random_first = sorted(labels, key=lambda folder: not labels[folder].startswith("random"))
+    opened: dict[Path, Opened] = {}
+    ended: dict[Path, Ended] = {}
+    other: Amplified = {}
+    notes: list[str] = []
+    seen_arms: set[str] = set()
+    for folder in random_first:
+        run = open_run(folder, labels[folder], overrides)
+        _same_items(run, opened)
+        samples = spread_over(len(run.items), config.limit)
+        floor = run.recipe.arm not in seen_arms
+        seen_arms.add(run.recipe.arm)
+        looked = _kept(out / "items", run, config, samples, lambda r, s: _columns(r, s, config, say))
+        before = None
+        if floor and any(name.startswith("score/") for name in looked):
+            before = _kept(out / "items", untrained(run), config, samples, lambda r, s: _columns(r, s, config, say))
+        masked = _masked(run, config, samples, out, other, notes, say)
+        opened[folder] = run
+        ended[folder] = Ended(_subject(run, looked), looked, before, masked)
+    analysis = _compared([ended[folder] for folder in labels], [opened[folder] for folder in labels], config, notes)
+    analysis = replace(analysis, seconds=time.monotonic() - started)
+    records.write_json(out / FILE, asdict(analysis))
+    return analysis, _gallery([opened[folder] for folder in labels], ended, config)
+
+
+def labels_of(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[Path, str]:
+    """Folder -> what a run is called: its arm, with its seed where an arm has several, and its folder if need be.
+
+    Raises:
+        RunError: If a folder comes twice, or holds no finished run.
+    """
+    if len({folder.resolve() for folder in run_dirs}) < len(run_dirs):
+        raise RunError("a run is given twice", "give each once")
+    recipes = {folder: read_run(folder, list(overrides)) for folder in run_dirs}
+    for folder in recipes:
+        if not checkpoint_path(folder, "best").exists():
+            raise RunError(
+                f"{folder} has no best.ckpt", "it is not finished: lmgraft train --resume; or give another run"
+            )
+    arms = [recipe.arm for recipe in recipes.values()]
+    labels = {f: r.arm if arms.count(r.arm) == 1 else f"{r.arm} seed {r.seed}" for f, r in recipes.items()}
+    alike = len(set(labels.values())) < len(labels)
+    return {folder: f"{label} ({folder.name})" for folder, label in labels.items()} if alike else labels
+
+
+def _same_items(run: Opened, others: Mapping[Path, Opened]) -> None:
+    for other in others.values():
+        if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
+            raise RunError(f"{run.folder} and {other.folder} have other data", "compare runs of one data set")
+
+
+def _kept(
+    folder: Path,
+    run: Opened,
+    config: AnalyzeConfig,
+    samples: Sequence[int],
+    make: Callable[[Opened, Sequence[int]], Arrays],
+) -> Arrays:
+    """Columns from a file that an earlier call wrote for the same weights and settings, or made now."""
+    weights = file_digest(checkpoint_path(run.folder, "best"))
+    made_from = {"weights": weights, "trained": run.trained, "recipe": run.recipe.yaml, "config": asdict(config)}
+    key = json_digest({**made_from, "samples": list(samples)})[:12]
+    name = run.label.replace(" ", "-").replace("/", "-")
+    file = folder / f"{name}-{key}.npz"
+    if file.is_file():
+        return read_arrays(file)
+    made = make(run, samples)
+    for old in folder.glob(f"{name}-{'?' * 12}.npz"):
+        old.unlink()
+    write_arrays(file, made)
+    return made
+
+
+def _size(run: Opened, config: AnalyzeConfig) -> int:
+    return config.batch_size or min(run.recipe.data.eval_batch_size, _LARGEST_PASS)
+
+
+def _timer(what: str, total: int, things: str, say: Say) -> Callable[[int], None]:
+    started = time.monotonic()
+    latest = [started]
+
+    def done(count: int) -> None:
+        now = time.monotonic()
+        if count == total or now - latest[0] > 10:
+            latest[0] = now
+            left = (now - started) / count * (total - count)
+            say(f"{what}: {count} of {total} {things}" + (f", about {duration(left)} left" if count < total else ""))
+
+    return done
+
+
+def _columns(run: Opened, samples: Sequence[int], config: AnalyzeConfig, say: Say) -> Arrays:
+    told = _timer(run.label, len(samples), run.recipe.data.things, say)
+    try:
+        return columns(run, samples, _size(run, config), config.layers, told)
+    except NotFiniteColumnError as error:
+        raise RunError(f"{run.folder}: {error}", "its model gives numbers that are none: train it again") from None
+
+
+def _masked(
+    run: Opened, config: AnalyzeConfig, samples: Sequence[int], out: Path, other: Amplified, notes: list[str], say: Say
+) -> Arrays | None:
+    """What masking takes; also notes in `other` what a random block amplifies."""
+    if run.inserted is None or not config.causal:
+        return None
+    chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
+    told = _timer(
+        f"{run.label}, tokens masked ({passes(config.shares, 5)} passes each)", len(chosen), run.recipe.data.things, say
+    )
+    is_random = run.recipe.arm.startswith("random")
+
+    def make(run: Opened, chosen: Sequence[int]) -> Arrays:
+        made, amplified = losses(
+            run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=other, say=told
+        )
+        order = [amplified[int(index)] for index in made["index"]]
+        alike = len({len(one) for one in order}) == 1
+        return made | ({"amplified": np.stack([one.numpy() for one in order])} if alike else {})
+
+    try:
+        made = _kept(out / "masked" / ("with_random" if other else "alone"), run, config, chosen, make)
+    except HostError as error:
+        notes.append(f"{run.label}: tokens could not be masked ({error.message}).")
+        return None
+    if is_random and not other and "amplified" in made:
+        other.update(zip(made["index"].tolist(), torch.from_numpy(made["amplified"]), strict=True))
+    return made
+
+
+def _subject(run: Opened, looked: Arrays) -> Subject:
+    metric = run.task.primary
+    values, inserted = looked[f"task/{metric.column}"].astype(float), run.inserted
+    batch = next(run.batches([0], 1))
+    seen = look(run, batch, layers=False)
+    return Subject(
+        label=run.label,
+        arm=run.recipe.arm,
+        seed=run.recipe.seed,
+        folder=str(run.folder),
+        metric=float(values.mean()),
+        metric_interval=interval_of(values, looked["group"], possible_of(metric)),
+        items=len(values),
+        tokens=seen.noted.at[run.last].tokens.shape[1],
+        block=None if inserted is None else inserted.block.provenance.to_dict(),
+    )
+
+
+def _compared(ended: Sequence[Ended], opened: Sequence[Opened], config: AnalyzeConfig, notes: list[str]) -> Analysis:
+    first = opened[0]
+    has_truth = any(name.startswith("score/") for one in ended for name in one.columns)
+    if not has_truth:
+        notes.append("The data have no truth: how well maps find the object was not measured.")
+    looked = {one.subject.label: one.columns for one in ended}
+    before = {f"{one.subject.label} untrained": one.before for one in ended if one.before is not None}
+    masked = [(one.subject, one.masked) for one in ended if one.masked is not None]
+    subjects = [one.subject for one in ended]
+    return Analysis(
+        metric=first.task.primary,
+        things=first.recipe.data.things,
+        limit=config.limit,
+        causal=config.causal,
+        has_truth=has_truth,
+        subjects=subjects,
+        found=found(looked | before),
+        probes=probes(looked),
+        similarities=[_similarity(run, config) for run in opened],
+        losses=loss_rows(masked, first.task.primary),
+        comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.primary)],
+        notes=notes,
+        config=asdict(config),
+        data=first.recipe.data.fingerprint(),
+        environment=records.environment(),
+        seconds=0.0,
+    )
+
+
+def _similarity(run: Opened, config: AnalyzeConfig) -> Similarity:
+    """CKA between all stages, over the tokens of a few items."""
+    kept: dict[str, list[torch.Tensor]] = {}
+    for batch in run.batches(spread_over(len(run.items), _SIMILAR), _size(run, config)):
+        for stage, features in look(run, batch, config.layers).noted.at.items():
+            kept.setdefault(stage, []).append(features.tokens.cpu())
+    tokens = {stage: torch.cat(parts).flatten(0, 1) for stage, parts in kept.items()}
+    alike = {stage: one for stage, one in tokens.items() if len(one) == len(next(reversed(tokens.values())))}
+    matrix = [[linear_cka(one, two) for two in alike.values()] for one in alike.values()]
+    return Similarity(label=run.label, stages=list(alike), cka=matrix, items=min(_SIMILAR, len(run.items)))
+
+
+def _gallery(opened: Sequence[Opened], ended: Mapping[Path, Ended], config: AnalyzeConfig) -> list[Exhibit]:
+    """Chosen by the first grafted run: how well its last stage finds the object, or else how well it does its task."""
+    if not config.gallery:
+        return []
+    lead = next((run for run in opened if run.inserted is not None), opened[0])
+    looked = ended[lead.folder].columns
+    truth = f"score/{lead.last}/magnitude/best_iou"
+    metric = next(
+        (m for m in lead.task.scored.values() if f"task/{m.column}" in looked and not m.higher_is_better), None
+    )
+    metric = metric or lead.task.primary
+    scores = looked[truth] if truth in looked else metric.direction * looked[f"task/{metric.column}"].astype(float)
+    samples = spread_over(len(lead.items), config.limit)
+    by_index = {int(index): sample for sample, index in zip(samples, lead.items.indices[samples].tolist(), strict=True)}
+    picked = choose(scores, config.gallery, config.seed)
+    chosen = [
+        (rule, by_index[int(looked["index"][at])], int(looked["index"][at]), float(scores[at])) for rule, at in picked
+    ]
+    return exhibits([lead, *(run for run in opened if run is not lead)], chosen, _size(lead, config))

@@ -1,0 +1,193 @@
+"""`lmgraft analyze`: finished runs looked at beside each other, with truth and without."""
+
+from __future__ import annotations
+
+import csv
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from video_trees import pictures_of
+
+from lmgraft.analysis.activations import magnitude
+from lmgraft.analysis.comparison import Comparison
+from lmgraft.analysis.masks import average_precision, mask_of_tokens
+from lmgraft.analysis.observe import observe
+from lmgraft.cli.main import main
+from lmgraft.data.video.motion_clips import Filming, write_motion_clips
+from lmgraft.errors import RecipeError, RunError
+from lmgraft.recipes.run import trained_task
+from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
+from lmgraft.studies.analyze.compare import comparisons
+from lmgraft.studies.analyze.gallery import choose
+from lmgraft.studies.analyze.look import spread_over
+from lmgraft.studies.analyze.results import Subject
+from lmgraft.training.items import read_arrays
+
+ARMS = ("plain", "llm", "random_frozen")
+SMALL = {"limit": 12, "causal": 6, "gallery": 1, "shares": [0.25]}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> dict[str, Path]:
+    """A run of each arm on motion clips, which know where the object is."""
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as patch:
+        pictures_of(tmp_path_factory.mktemp("pictures"), patch)
+        clips = write_motion_clips(folder / "clips", Filming(train=36, val=6, test=12))
+    options = ["--data.root", str(clips), "--llm", str(llama_folder), "--train.epochs", "1"]
+    for arm in ARMS:
+        assert main(["train", "video/motion_clips_debug", "--arm", arm, *options, "--out", str(folder / arm)]) == 0
+    return {arm: folder / arm for arm in ARMS}
+
+
+@pytest.fixture(scope="module")
+def looked(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Read only."""
+    out = tmp_path_factory.mktemp("analysis")
+    few = ["--limit", "12", "--causal", "6", "--gallery", "1", "--shares", "[0.25]"]
+    assert main(["analyze", *map(str, runs.values()), *few, "--out", str(out)]) == 0
+    return out
+
+
+def test_the_page_and_its_files(looked: Path) -> None:
+    analysis = read_analysis(looked)
+    assert [subject.label for subject in analysis.subjects] == list(ARMS)
+    assert analysis.has_truth
+    page = (looked / "report.html").read_text()
+    assert "Do they lie on the object?" in page
+    assert "Does the model need what the block amplifies?" in page
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
+    assert "<script" not in page
+    for one in analysis.gallery:
+        with Image.open(looked / one.file) as picture:
+            assert min(picture.size) > 50
+        assert f'alt="{one.alt}"' in page
+    assert {one.rule for one in analysis.gallery} == {"best", "median", "worst", "random"}
+    for name in ("object_by_layer", "masking", "similarity"):
+        assert {(looked / "figures" / f"{name}.{ending}").is_file() for ending in ("svg", "png")} == {True}
+    rows = list(csv.DictReader((looked / "tables" / "object.csv").read_text().splitlines()))
+    (row,) = [r for r in rows if (r["run"], r["stage"], r["measure"]) == ("llm", "W2", "magnitude")]
+    (same,) = [
+        f
+        for f in analysis.found
+        if (f.label, f.stage, f.measure, f.score) == ("llm", "mapper_out", "magnitude", "average_precision")
+    ]
+    assert float(row["average_precision"]) == same.mean
+    assert same.interval is not None
+    assert 0 <= same.interval[0] <= same.mean <= same.interval[1] <= 1
+    arms = {(c.first, c.second) for c in analysis.comparisons if c.kind == "object"}
+    assert ("llm W2 magnitude", "plain encoder magnitude") in arms
+    assert ("llm W2 magnitude", "random_frozen W2 magnitude") in arms
+    assert ("llm W2 magnitude", "centre") in arms
+    assert ("llm W2 magnitude", "llm untrained W2 magnitude") in arms
+    rules = {(c.arm, c.second, c.score) for c in analysis.comparisons if c.kind == "causal"}
+    assert ("llm", "random block", "keys") in rules
+    assert ("random_frozen", "random block", "keys") not in rules
+
+
+def test_scores_are_those_of_a_plain_loop(looked: Path, runs: dict[str, Path]) -> None:
+    (file,) = (looked / "items").glob("llm-????????????.npz")
+    columns = read_arrays(file)
+    recipe, task = trained_task(runs["llm"])
+    recipe.data.prepare_data()
+    recipe.data.setup()
+    items = recipe.data.still("test")
+    for at, sample in enumerate(spread_over(len(items), 12)):
+        batch = items.batch([sample])
+        noted = observe(task.model, *task.inputs(batch))
+        behind = noted.at["mapper_out"]
+        assert behind.grid is not None
+        expected = average_precision(magnitude(behind.tokens), mask_of_tokens(batch.truth, behind.grid))
+        (found,) = np.flatnonzero(columns["index"] == batch.index.item())
+        assert columns["score/mapper_out/magnitude/average_precision"][found] == pytest.approx(
+            expected.item(), abs=1e-4, nan_ok=True
+        )
+        with torch.no_grad():
+            right = task.score(task.outputs(batch), batch)["accuracy"]
+        assert columns["task/accuracy"][found] == right.item()
+        if at == 3:
+            break
+
+
+def test_a_second_call_computes_nothing_and_finds_the_same(
+    looked: Path, runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = read_analysis(looked)
+    monkeypatch.setattr("lmgraft.studies.analyze.run.columns", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("lmgraft.studies.analyze.run.losses", lambda *_, **__: pytest.fail("computed again"))
+    again, exhibits = analyze_runs(list(runs.values()), looked, AnalyzeConfig(**SMALL))
+    assert asdict(again)["comparisons"] == asdict(before)["comparisons"]
+    assert len(exhibits) == len(before.gallery)
+
+
+def test_what_does_not_fit_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="given twice"):
+        analyze_runs([runs["llm"], runs["llm"]], tmp_path)
+    unfinished = tmp_path / "unfinished"
+    unfinished.mkdir()
+    (unfinished / "config.yaml").write_bytes((runs["plain"] / "config.yaml").read_bytes())
+    with pytest.raises(RunError, match=r"no best\.ckpt"):
+        analyze_runs([unfinished], tmp_path)
+    with pytest.raises(RecipeError, match="--limit 0 must be at least 1"):
+        AnalyzeConfig(limit=0)
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        AnalyzeConfig(shares=[1.5])
+    with pytest.raises(RunError, match=r"no analysis\.json"):
+        read_analysis(tmp_path)
+
+
+def test_the_gallery_is_chosen_by_rule() -> None:
+    scores = np.array([0.1, np.nan, 0.9, 0.5, 0.4, 0.7, 0.2])
+    chosen = choose(scores, 1, seed=0)
+    assert chosen[:3] == [("best", 2), ("worst", 0), ("median", 3)]
+    assert chosen[3][0] == "random"
+    assert len({place for _, place in chosen}) == 4
+    assert choose(scores, 9, seed=0) == choose(scores, 9, seed=0)
+    assert len(choose(scores, 9, seed=0)) == 7
+    assert choose(np.array([np.nan]), 2, seed=1) == [("random", 0)]
+
+
+def test_seeds_of_an_arm_are_compared_together() -> None:
+    """Both arms' maps are constructed: 0.2 better for every item and seed, but for noise."""
+    draw = np.random.default_rng(0)
+    group = np.arange(40)
+    looked, subjects = {}, []
+    for seed in range(3):
+        base = draw.uniform(0.2, 0.6, 40)
+        for arm, gain, stage in (("plain", 0.0, "encoder"), ("llm", 0.2, "mapper_out")):
+            values = base + gain + 0.01 * draw.standard_normal(40)
+            label = f"{arm} seed {seed}"
+            names = (f"score/{stage}/magnitude/{score}" for score in ("best_iou", "average_precision"))
+            looked[label] = {"index": group, "group": group, **dict.fromkeys(names, values)}
+            block = None if arm == "plain" else {"source": "x"}
+            subjects.append(
+                Subject(
+                    label=label,
+                    arm=arm,
+                    seed=seed,
+                    folder="",
+                    metric=0,
+                    metric_interval=None,
+                    items=40,
+                    tokens=4,
+                    block=block,
+                )
+            )
+    (iou, precision) = comparisons(subjects, looked, {})
+    assert (iou.first, iou.second, iou.seeds, iou.items) == ("llm W2 magnitude", "plain encoder magnitude", 3, 40)
+    assert precision.difference == pytest.approx(0.2, abs=0.01)
+    assert precision.outcome == "more"
+    assert precision.interval is not None
+    assert 0.18 < precision.interval[0] < 0.2 < precision.interval[1] < 0.22
+
+
+def test_an_interval_over_zero_shows_nothing() -> None:
+    common = {"kind": "object", "first": "a", "second": "b", "score": "iou", "seeds": 1, "items": 9}
+    assert Comparison(**common, difference=0.1, interval=(-0.1, 0.3)).outcome == "not shown"
+    assert Comparison(**common, difference=0.1, interval=None).outcome == "not shown"
+    assert Comparison(**common, difference=-0.1, interval=(-0.2, -0.01)).outcome == "less"

@@ -1,0 +1,151 @@
+"""Masking tokens by rule: what is chosen, and that what is masked is not seen."""
+
+import math
+
+import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import lmgraft
+from lmgraft.analysis.causal import amplification, elsewhere, masked_input, masked_keys, top_share
+from lmgraft.analysis.masks import average_precision, central_tokens
+from lmgraft.analysis.probes import attention_entropy, effective_rank
+from lmgraft.errors import HostError
+from lmgraft.graft import find_graft
+from lmgraft.graft.hosts import find_host
+from tiny import images, make_vit
+
+
+class TestChosen:
+    @given(st.integers(1, 40), st.floats(0.01, 1.0), st.integers(0, 2**31))
+    def test_a_share_of_what_is_not_padded(self, count: int, share: float, seed: int) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        values = torch.rand(3, count, generator=draw)
+        padded = torch.rand(3, count, generator=draw) < 0.3
+        padded[:, 0] = False
+        chosen = top_share(values, share, padded)
+        there = (~padded).sum(1)
+        assert chosen.sum(1).tolist() == (there * share).round().clamp_min(1).tolist()
+        assert not (chosen & padded).any()
+        for row, of, gone in zip(values, chosen, padded, strict=True):
+            rest = ~of & ~gone
+            assert not rest.any() or row[of].min() >= row[rest].max()
+
+    def test_a_share_is_one(self) -> None:
+        with pytest.raises(ValueError, match="a share of 0"):
+            top_share(torch.rand(1, 4), 0)
+
+    @given(st.integers(1, 5), st.integers(2, 6), st.integers(2, 6), st.integers(0, 2**31))
+    def test_random_tokens_are_as_many_and_as_clumped(self, items: int, rows: int, columns: int, seed: int) -> None:
+        chosen = torch.rand(items, rows * columns, generator=torch.Generator().manual_seed(seed)) < 0.3
+        moved = elsewhere(chosen, (rows, columns), seed)
+        assert moved.sum(1).tolist() == chosen.sum(1).tolist()
+        for one, other in zip(chosen.unflatten(1, (rows, columns)), moved.unflatten(1, (rows, columns)), strict=True):
+            for axis in (0, 1):  # round the edges each has as many neighbours
+                assert (one & one.roll(1, axis)).sum() == (other & other.roll(1, axis)).sum()
+
+    def test_random_tokens_without_a_grid_are_those_of_another_item(self) -> None:
+        chosen = torch.eye(4, dtype=torch.bool)
+        moved = elsewhere(chosen, None, 3)
+        assert not (moved & chosen).any()
+        assert sorted(moved.int().argmax(1).tolist()) == [0, 1, 2, 3]
+        alone = torch.tensor([[True, True, False, False, False]])
+        assert elsewhere(alone, None, 0).sum() == 2
+
+    def test_amplified_is_what_moved_away_from_the_mean(self) -> None:
+        before = torch.eye(5).expand(2, 5, 5)
+        after = before.clone()
+        after[:, 2] *= 10
+        assert amplification(before, after).argmax(1).tolist() == [2, 2]
+        assert amplification(before, before) == pytest.approx(torch.ones(2, 5))
+        padded = torch.zeros(2, 5, dtype=torch.bool)
+        padded[:, 2] = True
+        assert amplification(before, after, padded)[:, 2].tolist() == [0, 0]
+
+
+class TestMasked:
+    @pytest.fixture
+    def grafted(self, llama_folder) -> nn.Module:
+        return lmgraft.graft(make_vit(), str(llama_folder)).eval()
+
+    def test_at_the_input_nothing_of_a_token_is_seen(self, grafted: nn.Module) -> None:
+        model, host, x = grafted, find_graft(grafted).host, images(2)
+        side = x.shape[-1] // 4
+        other = x.clone()
+        other[:, :, :side, side : 2 * side] = 7.0  # the second of 16 patches
+        chosen = torch.zeros(2, 16, dtype=torch.bool)
+        chosen[:, 1] = True
+        with torch.no_grad():
+            assert not torch.allclose(model(x), model(other))
+            before = model(x)
+            with masked_input(model, host, chosen):
+                assert torch.equal(model(x), model(other))
+                assert not torch.allclose(model(x), before)
+            assert torch.equal(model(x), before)
+            with masked_input(model, host, torch.zeros_like(chosen)):
+                assert torch.equal(model(x), before)
+
+    def test_as_keys_a_token_is_hidden_from_the_others_alone(self, grafted: nn.Module) -> None:
+        inserted = find_graft(grafted)
+        tokens = torch.randn(2, 17, 48, generator=torch.Generator().manual_seed(0))
+        other = tokens.clone()
+        other[:, 5] += 1.0
+        chosen = torch.zeros(2, 16, dtype=torch.bool)
+        chosen[:, 4] = True  # behind the class token
+        padded = torch.zeros(2, 17, dtype=torch.bool)
+        padded[:, 16] = True
+        with torch.no_grad(), masked_keys(inserted, chosen):
+            for mask in (None, padded):
+                one, two = inserted(tokens, mask), inserted(other, key_padding_mask=mask)
+                rest = [i for i in range(16) if i != 5]
+                assert torch.allclose(one[:, rest], two[:, rest], atol=1e-6)
+                assert not torch.allclose(one[:, 5], two[:, 5])
+            expected = inserted(tokens)
+        with torch.no_grad():
+            hidden = torch.cat([torch.zeros(2, 1, dtype=torch.bool), chosen], 1)
+            assert torch.equal(inserted(tokens, hidden), expected)
+            assert not torch.allclose(inserted(tokens), expected)
+
+    def test_a_pyramid_is_refused(self) -> None:
+        shape = {"img_size": 64, "window_size": 2, "depths": (1, 1, 1, 1)}
+        model = timm.create_model("swin_tiny_patch4_window7_224", **shape).eval()
+        chosen = torch.zeros(1, 4, dtype=torch.bool)
+        with (
+            masked_input(model, find_host(model), chosen),
+            pytest.raises(HostError, match="encoders that keep their tokens"),
+            torch.no_grad(),
+        ):
+            model(torch.randn(1, 3, 64, 64))
+
+
+class TestProbes:
+    def test_entropy(self) -> None:
+        even, one = torch.full((1, 2, 8), 0.1), torch.eye(8)[:2].expand(1, 2, 8)
+        assert attention_entropy(even).item() == pytest.approx(1)
+        assert attention_entropy(one).item() == pytest.approx(0)
+        both = torch.stack([even[0, 0], one[0, 0]])[None]
+        assert attention_entropy(both).item() == pytest.approx(0.5)
+        padded = torch.tensor([[False] * 4 + [True] * 4])
+        assert attention_entropy(even, padded).item() == pytest.approx(1)
+        uneven = torch.tensor([[[0.5, 0.25, 0.25]]])
+        assert attention_entropy(uneven).item() == pytest.approx(1.5 * math.log(2) / math.log(3))
+
+    def test_rank(self) -> None:
+        directions = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(0)))[0]
+        for rank in (1, 3):
+            corners = torch.eye(rank + 1) - 1 / (rank + 1)  # a simplex: equal in `rank` directions
+            tokens = corners @ directions[: rank + 1]
+            assert effective_rank(tokens[None]).item() == pytest.approx(rank, abs=1e-3)
+            with_padding = torch.cat([tokens, 9 * torch.ones(2, 12)])[None]
+            padded = torch.tensor([[False] * (rank + 1) + [True] * 2])
+            assert effective_rank(with_padding, padded).item() == pytest.approx(rank, abs=1e-3)
+        assert effective_rank(torch.ones(1, 4, 3)).item() == 0
+
+
+def test_the_floor_in_space() -> None:
+    places = torch.tensor([[[0.0, 0, 0], [5, 0, 0], [0, 5, 0], [0.1, 0, 0], [-5, 0, 0], [0, -5, 0]]])
+    truth = torch.tensor([[True, False, False, True, False, False]])
+    assert average_precision(central_tokens(truth, places), truth).item() == 1

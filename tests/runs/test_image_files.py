@@ -436,7 +436,7 @@ class TestHeldOut:
             ({"val_size": -1}, r"data\.val_size=-1"),
             ({"val_size": 2.5}, r"data\.val_size=2\.5"),
             ({"val_size": 24}, r"has 21 images"),
-            ({"val_size": 20}, r"with test and val held out, no training image is left of"),
+            ({"val_size": 20}, r"with test and val held out, no training images are left of"),
             ({"test_size": 0}, r"has no test images"),
             ({"batch_size": 30}, r"batch_size=30 is more than the"),
         ],

@@ -307,11 +307,11 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
         VersionError: If the library is not installed or too old.
     """
     extra = "image" if library == "timm" else library
-    what = f"computing these layers by the code of {library}"
-    optional(library, extra, what)
+    computing = f"computing these layers by the code of {library}"
+    optional(library, extra, computing)
     if library == "transformers":
         check_versions(extra)
-    with needs(extra, what):
+    with needs(extra, computing):
         function: Callable[..., Any] = BORROWED.load(f"{library}:{what}")
     return function
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
 from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts
-from lmgraft.graft.wrappers import inside, unwrapped
+from lmgraft.graft.wrappers import inside, refuse_tuned, unwrapped
 from lmgraft.registry import FACTORIES, SPECS, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
@@ -83,7 +83,7 @@ def save_model(
     model = unwrapped(model)
     grafts = find_grafts(model)
     folder = Path(path)
-    _refuse_tuned(model, grafts)
+    refuse_tuned(model, grafts)
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if empty:
         raise CheckpointError(
@@ -119,19 +119,6 @@ def save_model(
     record |= {} if file == _TENSORS else {"tensors": file}
     records.write_json(folder / _RECORD, record | ({} if about is None else {"about": dict(about)}))
     return folder
-
-
-_OF_PEFT = {"base_layer", "original_module", "modules_to_save"}
-
-
-def _refuse_tuned(model: nn.Module, grafts: Collection[str]) -> None:
-    """A graft whose own parts PEFT has wrapped could be put together by no one who loads it."""
-    tuned = (name for name in model.state_dict() if name.startswith(tuple(f"{at}." for at in grafts)))
-    if first := next((name for name in tuned if not _OF_PEFT.isdisjoint(name.split("."))), None):
-        raise HostError(
-            f"PEFT has changed the graft itself ({first})",
-            "merge before you save: model = model.merge_and_unload(); or let PEFT wrap the encoder before you graft it",
-        )
 
 
 def _is_transformers(model: nn.Module) -> bool:

@@ -104,7 +104,7 @@ def main() -> None:
     message = ""
     try:
         lmgraft.compare  # noqa: B018
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         message = str(error)
     assert "lmgraft[image]" in message, "lmgraft.compare needs the extra `image`, and it was there"
     sys.stdout.write(f"{len(imported)} modules imported\n")

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import lmgraft
 from lmgraft.graft.layer import baked
-from tiny import TORCH_2_6, images, long_but, make_vit, random_block, relative_error
+from tiny import images, long_but, make_vit, needs_torch, random_block, relative_error
 
-pytestmark = TORCH_2_6
+pytestmark = needs_torch("2.6")
 
 WIDE = {"dim": 96, "mlp_dim": 128}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {

@@ -259,4 +259,4 @@ def test_without_scipy_the_extra_is_named():
         "corrupt(im, 'glass_blur', 1)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert 'pip install "lmgraft[robustness]"' in done.stderr
+    assert 'pip install "lmgraft[image]"' in done.stderr

@@ -22,7 +22,7 @@ from onnx import numpy_helper
 import lmgraft
 import padded_host
 from lmgraft.cli.main import main
-from lmgraft.errors import ExportError, HostError
+from lmgraft.errors import ExportError, HostError, VersionError
 from lmgraft.graft.export import ExportReport, compare, export_onnx, export_program, export_torch, onnx_file
 from lmgraft.graft.layer import baked
 from lmgraft.recipes import build_model
@@ -298,7 +298,7 @@ class TestRefusals:
     @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
     def test_a_missing_extra(self, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
-        with pytest.raises(ExportError, match=rf"needs the package '{package}'(.|\n)*lmgraft\[export\]"):
+        with pytest.raises(VersionError, match=rf"needs the package '{package}'(.|\n)*lmgraft\[export\]"):
             export_onnx(make(), X, tmp_path / "model.onnx")
         if package == "onnxruntime":
             assert export_onnx(make(), X, tmp_path / "model.onnx", check=False).checks == ()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,7 @@ from lmgraft.contracts import MeanOf, count_tokens, take_tokens
 from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
 from lmgraft.training.optim import param_groups_layer_decay
-from tiny import TORCH_2_6, calls_of, long_but, random_block, randomise_, relative_error
+from tiny import calls_of, long_but, needs_torch, random_block, randomise_, relative_error
 from tiny_hosts import ROWS, make_host, pictures, tensors_of
 
 TIMM = [name for name, row in ROWS.items() if row.timm]
@@ -213,6 +214,8 @@ class TestEveryHost:
                     assert relative_error(found, wanted) <= 1e-5
 
     def test_checkpointing(self, name: str) -> None:
+        if timm.models._manipulate.checkpoint is checkpoint and name.startswith(("eva", "beit")):
+            pytest.skip("this timm hands keywords to a checkpoint that takes none")
         model, row = grafted(name).train(), ROWS[name]
         for module in model.modules():
             if isinstance(module, timm.layers.DropPath):
@@ -257,7 +260,10 @@ class TestWrongReadsCannotHide:
     def test_read_tokens_do(self, name: str) -> None:
         reads = ROWS[name].reads
         tokens = reads.tokens if isinstance(reads, MeanOf) else reads
-        plain = call(make_host(name).double(), name)[0]
+        model = make_host(name).double()
+        if name == "pit_distilled" and "head_drop(x_dist)" not in inspect.getsource(type(model).forward_head):
+            pytest.skip("this timm reads the class token in the distillation token's place")
+        plain = call(model, name)[0]
         for index in take_tokens(torch.arange(ROWS[name].tokens)[None, :, None], tokens).flatten().tolist():
 
             def disturb(x: Tensor, index: int = index) -> Tensor:
@@ -352,7 +358,7 @@ class TestTransformers:
         assert torch.equal(tuples[0], model(pictures(name))[0])
 
 
-@TORCH_2_6
+@needs_torch("2.6")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", long_but(["eva_avg", "resnet", "hf_vit_classifier"], "resnet"))
 def test_compiled(name: str) -> None:

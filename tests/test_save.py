@@ -526,7 +526,7 @@ class TestFactories:
         ("change", "message"),
         [
             ({"name": "vit_tinny_patch16_224"}, "timm has no model 'vit_tinny_patch16_224'"),
-            ({"name": "test_resnet", "kwargs": {}}, "built a timm.models.resnet.ResNet, recorded is"),
+            ({"name": "resnet10t", "kwargs": {}}, "built a timm.models.resnet.ResNet, recorded is"),
             ({"kwargs": {"wings": 2}}, "refused its arguments"),
             ({"name": None}, ""),
             ({"kwargs": None}, ""),

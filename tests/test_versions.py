@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 from zipfile import ZipFile
@@ -14,9 +15,10 @@ import torch
 from torch import nn
 
 from lmgraft.checkpoint import torch_file
-from lmgraft.errors import RunError, VersionError
+from lmgraft.errors import CheckpointError, RunError, VersionError
 from lmgraft.training.checkpoints import read_checkpoint
-from lmgraft.versions import check_versions, numbers
+from lmgraft.versions import check_versions, numbers, optional
+from tiny import needs_torch
 
 DECLARED = [
     "torch>=2.4",
@@ -25,6 +27,7 @@ DECLARED = [
     'jsonargparse[signatures]>=4.50; extra == "image"',
     'timm>=1.0.23; extra == "transformers"',
     'lmgraft[image]; extra == "medical"',
+    'av>=16; extra == "video"',
     'lmgraft[transformers]; python_version >= "3.11" and extra == "dev"',
 ]
 
@@ -82,6 +85,36 @@ def test_numbers() -> None:
 
 
 @pytest.mark.parametrize(
+    ("module", "extra", "remedy"),
+    [
+        ("scipy.special", "image", 'pip install "lmgraft[image]"'),
+        ("av", "video", 'pip install "lmgraft[video]"'),
+        ("datasets", "", "pip install datasets"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, extra: str, remedy: str
+) -> None:
+    package = module.partition(".")[0]
+    for name in {module, package}:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(VersionError) as caught:
+        optional(module, extra, "reading this")
+    assert (caught.value.message, caught.value.remedy) == (f"reading this needs the package {package!r}", remedy)
+
+
+def test_what_lmgraft_itself_lacks_is_no_missing_extra() -> None:
+    with pytest.raises(ModuleNotFoundError, match=r"lmgraft\.absent"):
+        optional("lmgraft.absent", "image", "reading this")
+
+
+def test_an_old_optional_package_is_refused_before_it_is_imported(installed: dict[str, str]) -> None:
+    installed["av"] = "12.0"
+    with pytest.raises(VersionError, match="needs av 16 or newer"):
+        optional("av.nothing", "video", "reading this")
+
+
+@pytest.mark.parametrize(
     ("package", "code", "word"),
     [
         ("torch-1.13.1", "import lmgraft", "lmgraft needs torch"),
@@ -92,10 +125,11 @@ def test_numbers() -> None:
             "from lmgraft.block.load import borrow; borrow('transformers', 'load')",
             "lmgraft[transformers] needs transformers",
         ),
-        (
+        pytest.param(
             "onnx-1.10.0",
             "from lmgraft.graft.export.onnx_file import require; require(False)",
             "lmgraft[export] needs onnx",
+            marks=needs_torch("2.8"),  # of which an older one is told first
         ),
     ],
 )
@@ -133,6 +167,16 @@ def test_what_an_old_torch_would_run_is_refused(tmp_path: Path, monkeypatch, wri
     write(tmp_path / "last.ckpt")
     with pytest.raises(RunError):
         read_checkpoint(tmp_path / "last.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"), [("2.5.1", False), ("2.9.1+cu128", False), ("2.10.0", True), ("2.14.1+cpu", True)]
+)
+def test_which_torch_opens_pickles_of_others(monkeypatch: pytest.MonkeyPatch, version: str, safe: bool) -> None:
+    """CVE-2026-24747: a crafted file corrupts memory in all before 2.10, under weights_only too."""
+    monkeypatch.setattr(torch, "__version__", version)
+    with nullcontext() if safe else pytest.raises(CheckpointError, match=rf"2\.10, and torch {version[:5]}"):
+        torch_file.refuse_old_torch(Path("weights.bin"))
 
 
 def test_an_old_torch_reads_what_a_run_wrote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

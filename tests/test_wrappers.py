@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -190,3 +191,59 @@ class TestPassedBy:
         lmgraft.graft(model, random_block(), at="extra")
         what, _ = self.reason(model)
         assert "it did not run 'extra'" in what
+
+
+def low_rank(model: nn.Module, **options: Any) -> Any:
+    """`model` in PEFT's own wrapper, with the same draws each time."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(2)
+    targets = {"target_modules": ["qkv", "attn.proj"], "modules_to_save": ["head"]} | options
+    return peft.get_peft_model(model, peft.LoraConfig(r=2, **targets))
+
+
+def train_a_step(model: nn.Module) -> set[str]:
+    """Names of what was trained."""
+    before = {name: tensor.detach().clone() for name, tensor in model.named_parameters()}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    model.train()(X).square().mean().backward()
+    optimizer.step()
+    model.eval()
+    return {name for name, tensor in model.named_parameters() if not torch.equal(tensor, before[name])}
+
+
+@pytest.mark.slow
+def test_lora_of_the_encoder_around_a_graft(tmp_path: Path) -> None:
+    model = low_rank(make_vit())
+    lmgraft.graft(model, random_block())
+    trained = train_a_step(model)
+    assert {f"base_model.model.graft.mapper_{side}.weight" for side in ("in", "out")} <= trained
+    assert any("lora_B" in name for name in trained)
+    assert not any("graft.block" in name for name in trained)
+    lmgraft.save_pretrained(model, tmp_path / "parts")
+    again = lmgraft.load_pretrained(tmp_path / "parts", model=low_rank(make_vit()), llm=random_block()).eval()
+    expected = model(X)
+    assert torch.equal(again(X), expected)
+    merged = model.merge_and_unload()
+    lmgraft.save_pretrained(merged, tmp_path / "merged")
+    plain = lmgraft.load_pretrained(tmp_path / "merged", model=make_vit(), llm=random_block()).eval()
+    assert relative_error(plain(X), expected) <= 1e-5
+
+
+@pytest.mark.slow
+def test_lora_put_around_a_grafted_model(tmp_path: Path) -> None:
+    """PEFT freezes what it is not told to train, mappers too; what it wraps of the graft has to be merged."""
+    assert not any("mapper" in name for name in train_a_step(low_rank(lmgraft.graft(make_vit(), random_block()))))
+    mappers = ["graft.mapper_in", "graft.mapper_out"]
+    for options in ({"modules_to_save": ["head", *mappers]}, {"target_modules": "all-linear", "modules_to_save": None}):
+        model = low_rank(lmgraft.graft(make_vit(), random_block()), **options)
+        trained = train_a_step(model)
+        assert all(any(mapper in name for name in trained) for mapper in mappers)
+        with pytest.raises(HostError, match="changed the graft itself") as caught:
+            lmgraft.save_pretrained(model, tmp_path)
+        assert "merge_and_unload" in caught.value.remedy
+        assert not list(tmp_path.iterdir())
+        expected = model(X)
+        lmgraft.save_pretrained(model.merge_and_unload(), tmp_path / "merged")
+        plain = lmgraft.load_pretrained(tmp_path / "merged", model=make_vit(), llm=random_block()).eval()
+        assert relative_error(plain(X), expected) <= 1e-5
+        shutil.rmtree(tmp_path / "merged")

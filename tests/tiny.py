@@ -56,7 +56,9 @@ def randomise_(module: nn.Module, seed: int) -> nn.Module:
     return module
 
 
-TORCH_2_6 = pytest.mark.skipif(numbers(torch.__version__) < (2, 6), reason="needs torch 2.6 (docs/versions.md)")
+def needs_torch(version: str) -> pytest.MarkDecorator:
+    """Skips a test where torch is older; docs/versions.md says what for."""
+    return pytest.mark.skipif(numbers(torch.__version__) < numbers(version), reason=f"needs torch {version}")
 
 
 def of_timm(path: str) -> Any:

@@ -26,7 +26,7 @@ class LmgraftError(ValueError):
 
 
 class VersionError(LmgraftError, ImportError):
-    """An installed package that is older than lmgraft takes."""
+    """A package that is not installed, or older than lmgraft takes."""
 
 
 class SourceError(LmgraftError):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lmgraft.errors import RecipeError
+from lmgraft.versions import needs
 
 
 class Registry:
@@ -68,14 +69,8 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     def get(name: str) -> Any:
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        try:
+        with needs("image", f"{package}.{name}"):
             value = getattr(importlib.import_module(homes[name]), name)
-        except ModuleNotFoundError as error:
-            if error.name is None or error.name.startswith("lmgraft"):
-                raise
-            raise ModuleNotFoundError(
-                f'{package}.{name} needs the package {error.name!r}: pip install "lmgraft[image]"', name=error.name
-            ) from None
         setattr(importlib.import_module(package), name, value)
         return value
 

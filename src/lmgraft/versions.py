@@ -1,9 +1,13 @@
-"""The oldest versions that lmgraft takes of other packages, as pyproject.toml declares them, and what is installed."""
+"""What lmgraft needs of other packages: the oldest versions of pyproject.toml, and the extras that bring them."""
 
 from __future__ import annotations
 
 import re
-from importlib import metadata
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module, metadata
+from typing import Any
 
 from lmgraft.errors import VersionError
 
@@ -35,6 +39,39 @@ def check_versions(extra: str = "", *names: str) -> None:
                 f"{asker} needs {name} {oldest} or newer, and {name} {version} is installed",
                 f'pip install --upgrade "{name}>={oldest}"',
             )
+
+
+@contextmanager
+def needs(extra: str, what: str) -> Iterator[None]:
+    """Say which extra brings a package that an import within does not find.
+
+    Args:
+        extra: Its name; "" where the package stands in none.
+        what: What needs the package, as an error begins.
+
+    Raises:
+        VersionError: Naming the package.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "lmgraft").partition(".")[0]
+        if package == "lmgraft":
+            raise
+        wanted = f'"lmgraft[{extra}]"' if extra else package
+        raise VersionError(f"{what} needs the package {package!r}", f"pip install {wanted}") from None
+
+
+def optional(module: str, extra: str, what: str) -> Any:
+    """Import a module of a package that an extra brings; the arguments are those of `needs`.
+
+    Raises:
+        VersionError: If the package is not installed, or is older than the extra declares.
+    """
+    if module not in sys.modules:
+        check_versions(extra, module.partition(".")[0])
+    with needs(extra, what):
+        return import_module(module)
 
 
 def numbers(version: str) -> tuple[int, ...]:

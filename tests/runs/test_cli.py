@@ -203,7 +203,7 @@ BAD = [
     (["train", "RECIPE", "--llm", "nowhere.gguf"], "nowhere.gguf"),
     (["train", "RECIPE", "--llm", "some/model"], "Hub"),
     (["train", "RECIPE", "--data.root", "nowhere"], "no such folder"),
-    (["train", "RECIPE", "--backbone.name", "test_resnet", "--backbone.kwargs", "{}"], "at='dotted.path'|refused"),
+    (["train", "RECIPE", "--backbone.name", "resnet10t", "--backbone.kwargs", "{}"], "at='dotted.path'|refused"),
     (["evaluate", "nowhere"], "no run folder"),
     (["inspect", "nowhere"], "not there"),
 ]

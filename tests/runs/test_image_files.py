@@ -24,7 +24,7 @@ from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.image.tars import members
 from lmgraft.data.image.transforms import Augment
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, VersionError
 from lmgraft.recipes.recipe import parse_recipe
 
 
@@ -180,7 +180,7 @@ def test_hugging_face_data_sets(tmp_path):
 
 def test_a_hugging_face_data_set_without_the_package_says_what_to_install(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
-    with pytest.raises(DataError, match=r"(?s)needs the package datasets.*pip install datasets"):
+    with pytest.raises(VersionError, match=r"(?s)needs the package 'datasets'.*pip install datasets"):
         image_files(None, dataset="hfds/beans")
 
 
@@ -436,7 +436,7 @@ class TestHeldOut:
             ({"val_size": -1}, r"data\.val_size=-1"),
             ({"val_size": 2.5}, r"data\.val_size=2\.5"),
             ({"val_size": 24}, r"has 21 images"),
-            ({"val_size": 20}, r"with test and val held out, no training image is left of"),
+            ({"val_size": 20}, r"with test and val held out, no training images are left of"),
             ({"test_size": 0}, r"has no test images"),
             ({"batch_size": 30}, r"batch_size=30 is more than the"),
         ],

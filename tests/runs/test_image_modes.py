@@ -15,7 +15,7 @@ from lmgraft.data.image.file_set import reason
 from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.opening import open_image
 from lmgraft.data.image.reading import Reading
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, VersionError
 from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.recipes.run import read_run
 
@@ -342,9 +342,9 @@ def test_nifti(tmp_path, name):
 def test_what_a_reader_is_missing_for_is_said(tmp_path, monkeypatch):
     (tmp_path / "a.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\0" * 300)
     monkeypatch.setitem(__import__("sys").modules, "pydicom", None)
-    with pytest.raises(NotImplementedError) as caught:
+    with pytest.raises(VersionError) as caught:
         read(tmp_path / "a.dcm")
-    assert reason(caught.value) == "reading it needs pydicom: pip install 'lmgraft[medical]'"
+    assert reason(caught.value) == "reading DICOM needs the package 'pydicom': pip install \"lmgraft[medical]\""
 
 
 def test_a_run_from_before_these_rules_is_read_as_it_was(tmp_path):

@@ -1,5 +1,7 @@
 """What was trained is used: a run, its saved model, with names of classes, for files that no one has labelled."""
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -66,6 +68,19 @@ def test_a_class_called_file_stands_beside_the_files_name(runs, monkeypatch):
     assert row["task.file"] + row["dog"] == pytest.approx(1, abs=1e-5)
     ((_, said),) = run.predictions([str(place)])  # as the command writes it
     assert "file" not in said
+
+
+def test_the_command_writes_json_or_a_table(runs, tmp_path, capsys):
+    run, photos = str(runs / "plain"), [str(runs / "photos" / "cat" / f"cat_{i}.JPEG") for i in (1, 2)]
+    capsys.readouterr()
+    assert main(["predict", run, *photos, "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["predict", run, *photos, "--csv", "--out", str(tmp_path / "a.csv")]) == 0
+    with open(tmp_path / "a.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in rows] == table
+    assert set(table[0]) == {"file", "cat", "dog"}
+    assert main(["predict", run, *photos, "--csv", "--json"]) == 2
 
 
 @pytest.mark.parametrize("arm", ["llm", "plain"])

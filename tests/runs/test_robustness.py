@@ -46,6 +46,7 @@ from lmgraft.studies.robustness.suites import imagenet, timm_model
 from lmgraft.studies.robustness.suites.corruptions import Corruptions
 from lmgraft.studies.robustness.suites.imagenet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, ImageNetSets
 from lmgraft.studies.robustness.suites.imagenet_places import FoundSets
+from lmgraft.studies.robustness.suites.points import PointCorruptions
 from lmgraft.studies.study.config import parse_study
 from lmgraft.tasks.classification import ACCURACY, Classification
 from lmgraft.training.fit import TrainConfig
@@ -661,3 +662,13 @@ robustness: {{suite: noisier, kinds: [white], limit: 20}}
     assert parts["white"].metric is None  # the study's own
     record = records.read_json(tmp_path / "out" / "runs" / "fast" / "seed0" / "robustness.json")
     assert {cell["items"] for cell in record["cells"].values()} == {20}
+
+
+@pytest.mark.parametrize("suite", [Corruptions, PointCorruptions])
+def test_options_of_every_suite_of_corruptions(suite):
+    name = suite.known[1]
+    assert suite().chosen == suite.known
+    assert suite(corruptions=(name.replace("_", "-"),)).chosen == (name,)
+    for wrong in ({"corruptions": ()}, {"corruptions": (name, name)}, {"corruptions": ("fogg",)}, {"seed": -1}):
+        with pytest.raises(DataError):
+            suite(**wrong)

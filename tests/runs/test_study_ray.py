@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from lmgraft import records
-from lmgraft.errors import RunError
+from lmgraft.errors import RunError, VersionError
 from lmgraft.recipes import read_result
 from lmgraft.recipes.run import lock_of
 from lmgraft.records import only_one
@@ -262,7 +262,7 @@ def test_a_cluster_that_is_not_there(make_run, monkeypatch):
 
 def test_ray_that_is_not_installed(make_run, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RunError, match=r"lmgraft\[image,ray\]"):
+    with pytest.raises(VersionError, match=r"lmgraft\[ray\]"):
         list(on_ray("auto")([make_run()], print))
 
 

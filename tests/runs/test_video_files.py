@@ -211,6 +211,12 @@ class TestClips:
         assert bool((test.batch.inputs == 0).all())
         assert "not a video" in test.faults[0].reason
 
+    def test_messages_call_them_clips(self, tmp_path: Path) -> None:
+        write_tree(tmp_path, train=2, test=1)
+        with pytest.raises(DataError, match="has 4 clips"):
+            data_of(root=str(tmp_path), val_size=4).splits()
+        assert "copies of, or links to, 2 clips: " in data_of(root=str(tmp_path), val_size=0).splits().notices[0]
+
     def test_groups(self) -> None:
         names = ["a/v_a_g01_c01.avi", "a/v_a_g01_c02.avi", "a/v_a_g02_c01.avi", "b/other.avi"]
         assert group_numbers(names, None).tolist() == [0, 1, 2, 3]

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 from statistics import fmean
 from typing import Any
 
-from lmgraft.errors import LmgraftError
+from lmgraft.versions import optional
 
 
 def scipy_special() -> Any:
     """`scipy.special`, where the t distributions are.
 
     Raises:
-        LmgraftError: If SciPy is not installed.
+        VersionError: If SciPy is not installed.
     """
-    try:
-        return import_module("scipy.special")
-    except ModuleNotFoundError:
-        raise LmgraftError("statistics need the package 'scipy'", 'pip install "lmgraft[image]"') from None
+    return optional("scipy.special", "image", "statistics")
 
 
 def t_quantile(confidence: float, df: float) -> float:

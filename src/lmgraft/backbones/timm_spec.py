@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -41,11 +42,11 @@ def find_spec(model: nn.Module, added: Iterable[str] = ()) -> dict[str, Any] | N
 @cache
 def _made(name: str, kwargs: str) -> list[tuple[str, ...]] | None:
     """The anatomy of what timm makes; None if it takes no such arguments."""
-    try:
-        with torch.device("meta"):
+    for device in ("meta", "cpu"):  # bridge: until timm 1.0.23 is the oldest, whose rates of drop path are numbers
+        refused = suppress(TypeError, ValueError, RuntimeError, AssertionError)
+        with refused, torch.random.fork_rng(devices=()), torch.device(device):
             return _anatomy(timm.create_model(name, pretrained=False, **json.loads(kwargs)))
-    except (TypeError, ValueError, RuntimeError, AssertionError):
-        return None
+    return None
 
 
 def _guesses(model: nn.Module, config: dict[str, Any]) -> list[dict[str, Any]]:

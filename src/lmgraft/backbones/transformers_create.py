@@ -9,6 +9,7 @@ from torch import nn
 
 from lmgraft.backbones.refusals import in_seconds, in_words
 from lmgraft.errors import HostError
+from lmgraft.versions import needs
 
 _FIELDS = {"img_size": "image_size", "in_chans": "num_channels"}
 """timm's words for fields of a vision config."""
@@ -35,13 +36,12 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
             `img_size`, `in_chans`; anything else is a field of the vision config.
 
     Raises:
-        HostError: If transformers is not installed, has no such classifier, or refuses the arguments;
+        VersionError: If transformers is not installed.
+        HostError: If it has no such classifier, or refuses the arguments;
             if pretrained weights are incomplete, or are for other images than asked for.
     """
-    try:
+    with needs("", "backbone.factory=transformers"):
         from transformers import AutoConfig, AutoModelForImageClassification
-    except ImportError:
-        raise HostError("backbone.factory transformers: it is not installed", "pip install transformers") from None
     options = dict(kwargs)
     pretrained = options.pop("pretrained", False)
     source = {"revision": options.pop("revision", None), "trust_remote_code": False}

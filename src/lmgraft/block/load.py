@@ -20,7 +20,7 @@ from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor
 from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
-from lmgraft.versions import check_versions
+from lmgraft.versions import check_versions, needs, optional
 
 _MOST_LAYERS = 10_000
 
@@ -304,19 +304,15 @@ def borrow(library: str, what: str) -> Callable[..., Any]:
     """The function of `BORROWED` that does `what` ("load", "inspect") with the code of `library`.
 
     Raises:
-        BlockError: If the library is not installed; VersionError if it is too old.
+        VersionError: If the library is not installed or too old.
     """
     extra = "image" if library == "timm" else library
-    check_versions(extra, *(["timm"] if library == "timm" else []))
-    try:
+    computing = f"computing these layers by the code of {library}"
+    optional(library, extra, computing)
+    if library == "transformers":
+        check_versions(extra)
+    with needs(extra, computing):
         function: Callable[..., Any] = BORROWED.load(f"{library}:{what}")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lmgraft"):
-            raise
-        raise BlockError(
-            f"these layers are computed by the code of {library}, which needs the package {error.name!r}",
-            f'pip install "lmgraft[{extra}]"',
-        ) from None
     return function
 
 

@@ -14,12 +14,10 @@ import re
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import dequantize
 from torch import Tensor
 
 from lmgraft.checkpoint.places import (
@@ -33,16 +31,14 @@ from lmgraft.checkpoint.places import (
 )
 from lmgraft.errors import CheckpointError
 
+if TYPE_CHECKING:  # its import takes as long as a fifth of lmgraft's own
+    from gguf.constants import GGMLQuantizationType
+
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FLOAT32, _STRING, _ARRAY = 6, 8, 9
 _MOST_ENTRIES = 1 << 24  # a count above this is damage, not a model
 _WINDOW = 1 << 18  # header bytes read at a time
-_PLAIN = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
-    GGMLQuantizationType.F64: torch.float64,
-}
+_PLAIN = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
 
@@ -104,8 +100,8 @@ class GgufCheckpoint:
     def read(self, name: str) -> Tensor:
         """Read one tensor: float16 and bfloat16 as they are, all else as float32."""
         info = self._tensors[name]
-        if info.quantization in _PLAIN:
-            return read_tensor(info.source, info.offset, _PLAIN[info.quantization], info.shape)
+        if info.quantization.name in _PLAIN:
+            return read_tensor(info.source, info.offset, _PLAIN[info.quantization.name], info.shape)
         will_read(info.source, info.offset, info.nbytes)
         num_rows = math.prod(info.shape[:-1])
         row = info.nbytes // max(1, num_rows)
@@ -118,6 +114,8 @@ class GgufCheckpoint:
         return out.reshape(info.shape)
 
     def _dequantize(self, name: str, raw: bytes, num_rows: int) -> Tensor:
+        from gguf.quants import dequantize
+
         info = self._tensors[name]
         try:
             with np.errstate(all="ignore"):  # damaged scales: `read_tensors` reports what is not finite
@@ -246,6 +244,8 @@ def _parse_header(source: ByteSource) -> tuple[dict[str, Any], dict[str, _Tensor
     if not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
         raise CheckpointError(f"{source.label} is damaged: general.alignment is {alignment!r}", "fetch it again")
     start = -(-cursor.at // alignment) * alignment
+    from gguf.constants import GGML_QUANT_SIZES
+
     tensors = {}
     for name, shape, quantization, offset in headers:
         values_per_block, bytes_per_block = GGML_QUANT_SIZES[quantization]
@@ -265,6 +265,8 @@ def _parse_header(source: ByteSource) -> tuple[dict[str, Any], dict[str, _Tensor
 
 
 def _read_tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], GGMLQuantizationType, int]:
+    from gguf.constants import GGMLQuantizationType
+
     name = cursor.string()
     num_dims = cursor.unpack("I")
     if not 1 <= num_dims <= 4:

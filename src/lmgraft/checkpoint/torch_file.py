@@ -28,7 +28,7 @@ from lmgraft.versions import numbers
 _INDEX = "pytorch_model.bin.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module")  # where trainers and DeepSpeed keep the weights
-_FIRST_SAFE = (2, 6)  # weights_only runs code before (CVE-2025-32434)
+_FIRST_SAFE = (2, 10)  # files can make weights_only run code before (CVE-2025-32434, CVE-2026-24747)
 # What torch's unpickler and zip reader raise for damaged files.
 _DAMAGE = (
     *(RuntimeError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, EOFError),
@@ -87,7 +87,7 @@ def load_archive(path: Path, *, mmap: bool = False) -> Any:
     return torch.load(path, map_location="cpu", mmap=mmap, weights_only=True)
 
 
-def _refuse_programs(path: Path) -> None:  # bridge: until torch 2.6 is the oldest, with refuse_old_torch
+def _refuse_programs(path: Path) -> None:  # bridge: until torch 2.10 is the oldest, with refuse_old_torch
     """The two kinds of file that `weights_only` hands on to code which runs or unpacks them: TorchScript, old tars."""
     with open(path, "rb") as file:
         archive = file.read(4) == b"PK\x03\x04"
@@ -101,9 +101,10 @@ def refuse_old_torch(path: Path) -> None:
     Raises:
         CheckpointError: Naming the torch that is needed.
     """
+    first = ".".join(map(str, _FIRST_SAFE))
     if numbers(torch.__version__) < _FIRST_SAFE:
         raise CheckpointError(
-            f"{path} is a pickle: to open it safely takes torch 2.6, and torch {torch.__version__} is installed",
+            f"{path} is a pickle: to open it safely takes torch {first}, and torch {torch.__version__} is installed",
             "update torch, or use safetensors",
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from lmgraft.errors import LmgraftError
 from lmgraft.registry import suggest
-from lmgraft.versions import check_versions
+from lmgraft.versions import check_versions, needs
 
 if TYPE_CHECKING:
     from lmgraft.cli.command import Command
@@ -85,14 +85,8 @@ def _run(name: str, words: list[str]) -> int:
         print(f"lmgraft: there is no command {name!r}. {suggest(name, COMMANDS)}", file=sys.stderr)
         return 2
     check_versions("image")
-    try:
+    with needs("image", "this command"):
         return _call(name, words)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("lmgraft"):
-            raise
-        raise LmgraftError(
-            f"this command needs the package {error.name!r}", 'install the extra: pip install "lmgraft[image]"'
-        ) from None
 
 
 def _call(name: str, words: list[str]) -> int:

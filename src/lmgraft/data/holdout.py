@@ -25,7 +25,7 @@ def hold_out(
     sizes: dict[str, int | float],
     class_names: tuple[str, ...],
     where: str,
-    thing: str = "image",
+    things: str = "images",
 ) -> dict[str, Index]:
     """Indices of "train" and of each held-out part, in the order of the source.
 
@@ -37,7 +37,7 @@ def hold_out(
         sizes: Of the parts, such as {"test": 0.1, "val": 5000}.
         class_names: Of the labels.
         where: What an error calls the source.
-        thing: What an item is called, in the singular.
+        things: What the items are called, in the plural.
 
     Raises:
         DataError: If nothing of a class is left for training, or of all items.
@@ -58,13 +58,13 @@ def hold_out(
         else:
             left = np.flatnonzero(part == 0)
             if size >= len(left):
-                raise DataError(f"data.{key}_size={size}: {where} has {len(left):,} {thing}s", "make it smaller")
+                raise DataError(f"data.{key}_size={size}: {where} has {len(left):,} {things}", "make it smaller")
             part[left[np.argsort(hashes[left], kind="stable")[: int(size)]]] = number
     lacking = [class_names[label] for label in np.setdiff1d(every, labels[part == 0])]
     if lacking:
         raise DataError(
-            f"{where}: with {' and '.join(sizes)} held out, no training {thing} is left of {listed(lacking)}",
-            f"add {thing}s, or hold out less: " + ", ".join(f"data.{key}_size={size}" for key, size in sizes.items()),
+            f"{where}: with {' and '.join(sizes)} held out, no training {things} are left of {listed(lacking)}",
+            f"add {things}, or hold out less: " + ", ".join(f"data.{key}_size={size}" for key, size in sizes.items()),
         )
     parts = {key: np.flatnonzero(part == number) for number, key in enumerate(sizes, 1)}
     return {"train": np.flatnonzero(part == 0), **parts}

@@ -32,7 +32,7 @@ from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
 from lmgraft.graft.layer import NAME, GraftLayer, find_grafts, require_grafts
-from lmgraft.graft.wrappers import inside, unwrapped
+from lmgraft.graft.wrappers import inside, refuse_tuned, unwrapped
 from lmgraft.registry import FACTORIES, SPECS, suggest
 
 _TENSORS, _RECORD = "model.safetensors", "lmgraft.json"
@@ -62,7 +62,7 @@ def save_pretrained(model: nn.Module, path: str | Path) -> Path:
         path: The folder; files in it are replaced.
 
     Raises:
-        HostError: If `model` is not grafted.
+        HostError: If `model` is not grafted, or PEFT has wrapped parts of its graft.
     """
     require_grafts(unwrapped(model))
     return save_model(model, path)
@@ -83,6 +83,7 @@ def save_model(
     model = unwrapped(model)
     grafts = find_grafts(model)
     folder = Path(path)
+    refuse_tuned(model, grafts)
     empty = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if empty:
         raise CheckpointError(

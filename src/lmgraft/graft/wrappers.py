@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -55,6 +55,23 @@ def forget_compiled() -> None:
     """Have models compiled again: what torch.compile made of one sees no hook that came or went later."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+
+
+_OF_PEFT = {"base_layer", "original_module", "modules_to_save"}
+
+
+def refuse_tuned(model: nn.Module, grafts: Collection[str]) -> None:
+    """Refuse to save grafts whose own parts PEFT has wrapped: no one who loads them could put them together.
+
+    Raises:
+        HostError: Naming the first such tensor.
+    """
+    tuned = (name for name in model.state_dict() if name.startswith(tuple(f"{at}." for at in grafts)))
+    if first := next((name for name in tuned if not _OF_PEFT.isdisjoint(name.split("."))), None):
+        raise HostError(
+            f"PEFT has changed the graft itself ({first})",
+            "merge before you save: model = model.merge_and_unload(); or let PEFT wrap the encoder before you graft it",
+        )
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -20,7 +20,7 @@ def check_sizes(**sizes: float) -> None:
     """
     for key, size in sizes.items():
         if size < 0 or (size > 1 and size != int(size)):
-            raise DataError(f"data.{key}={size}", "give a share such as 0.1, a number of images, or 0")
+            raise DataError(f"data.{key}={size}", "give a share such as 0.1, a number of items, or 0")
 
 
 _IGNORED = 0.03
@@ -56,14 +56,14 @@ def notices(found: Mapping[str, Found], class_names: Sequence[str]) -> tuple[str
     return (*filter(None, map(ignored_files, many)), *read, *other_totals(found, class_names))
 
 
-def check_table(table: ImageTable, limit: int) -> None:
-    """Refuse a split with more empty files than `limit`, or without any image.
+def check_table(table: ImageTable, limit: int, things: str) -> None:
+    """Refuse a split with more empty files than `limit`, or without any of the `things`.
 
     Raises:
         DataError: It names the first few.
     """
     if not (table.labels >= 0).any():
-        raise DataError(f"{table.where} holds no images of the classes asked for", "check data.class_map")
+        raise DataError(f"{table.where} holds no {things} of the classes asked for", "check data.class_map")
     empty = np.flatnonzero(table.sizes == 0)
     if len(empty) > limit:
         raise DataError(

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.errors import DataError
+from lmgraft.versions import optional
 
 Pixels = npt.NDArray[np.floating[Any]]
 
@@ -25,12 +24,9 @@ def scipy_part(name: str) -> Any:
     """`scipy.<name>`; nothing but corruptions needs SciPy.
 
     Raises:
-        DataError: If it is not installed.
+        VersionError: If it is not installed.
     """
-    try:
-        return import_module(f"scipy.{name}")
-    except ModuleNotFoundError:
-        raise DataError("corruptions need the package 'scipy'", 'pip install "lmgraft[robustness]"') from None
+    return optional(f"scipy.{name}", "image", "corrupting images")
 
 
 @lru_cache(maxsize=64)

@@ -71,18 +71,20 @@ def representatives(count: int, groups: Sequence[Sequence[Place]]) -> npt.NDArra
     return first
 
 
-def equal_notes(tables: Mapping[str, ImageTable], groups: Sequence[Sequence[Place]]) -> Iterator[str]:
+def equal_notes(tables: Mapping[str, ImageTable], groups: Sequence[Sequence[Place]], things: str) -> Iterator[str]:
     """What a training says of equal files.
 
     Args:
         tables: By split, in the order that the places of `groups` count them.
+        things: What the files are called, in the plural.
     """
     splits = list(tables)
     shown = [[(splits[table], tables[splits[table]], index) for table, index in group] for group in groups]
     if not shown:
         return
     examples = listed([listed([table.name(index) for _, table, index in group], 3, " = ") for group in shown], 3, "; ")
-    yield f"{sum(map(len, shown)):,} files are copies of, or links to, {plural(len(shown), 'image')}: {examples}"
+    originals = plural(len(shown), things.removesuffix("s"))
+    yield f"{sum(map(len, shown)):,} files are copies of, or links to, {originals}: {examples}"
     torn = sum(len({int(table.labels[index]) for _, table, index in group}) > 1 for group in shown)
     if torn:
         yield f"{torn:,} of these lie under different classes: one of their labels is wrong"

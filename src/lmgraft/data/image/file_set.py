@@ -16,6 +16,7 @@ from lmgraft.data.image.tables import UNREADABLE, ImageTable, decode
 from lmgraft.data.image.transforms import Preprocess, kept_generators, seed_generators
 from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported, in_turn
+from lmgraft.errors import LmgraftError
 
 
 class ImageFileSet(LabelledSet):
@@ -83,6 +84,8 @@ class ImageFileSet(LabelledSet):
 
 def reason(error: BaseException) -> str:
     """Why a file is not readable, in few words."""
+    if isinstance(error, LmgraftError):
+        return f"{error.message}: {error.remedy}"
     text = str(error.strerror if isinstance(error, OSError) and error.strerror else error).splitlines()
     if isinstance(error, UnidentifiedImageError) or not text:
         return f"not an image ({type(error).__name__})"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from lmgraft.data.image.opening import open_image
 from lmgraft.data.image.reading import Pixels
 from lmgraft.data.image.tables import Found
 from lmgraft.errors import DataError
+from lmgraft.versions import optional
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ def find_hfds(name: str, root: str | None, split: str, input_key: str, target_ke
         input_key, target_key: Columns of the image and of its class.
 
     Raises:
-        DataError: If `datasets` is not installed, or the data set cannot be had.
+        VersionError: If `datasets` is not installed.
+        DataError: If the data set cannot be had.
     """
-    if find_spec("datasets") is None:
-        raise DataError(f"data.dataset={name} needs the package datasets", "pip install datasets")
+    optional("datasets", "", f"data.dataset={name}")
     try:
         reader = create_reader(name, root=root, split=split, input_key=input_key, target_key=target_key)
         labels = list(reader.dataset[target_key])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import sys
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 
 from lmgraft.data.image.reading import Pixels, array_limits, type_limits
+from lmgraft.versions import optional
 
 EXTENSIONS = (
     ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".dcm", ".nii", ".nii.gz",
@@ -72,13 +72,6 @@ def _by_another(content: bytes) -> Pixels:
     raise UnidentifiedImageError("not an image")
 
 
-def _reader(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise NotImplementedError(f"reading it needs {name}: pip install 'lmgraft[medical]'") from None
-
-
 _LITTLE = sys.byteorder == "little"
 _SWAPPED = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if _LITTLE else ";16L"}
 
@@ -109,7 +102,7 @@ def _of_16_bits(source: str | bytes, image: ImageFile) -> Pixels:
 
 def _of_tiff(content: bytes) -> Pixels:
     """The first page: more than 8 bits in colour, or any number of channels."""
-    with _reader("tifffile").TiffFile(io.BytesIO(content)) as file:
+    with optional("tifffile", "medical", "reading such TIFF").TiffFile(io.BytesIO(content)) as file:
         page = file.pages[0]
         values, axes, bits = page.asarray(), page.axes, page.bitspersample
         if sorted(axes) not in (["X", "Y"], ["S", "X", "Y"]):
@@ -122,7 +115,7 @@ def _of_tiff(content: bytes) -> Pixels:
 
 def _of_dicom(content: bytes) -> Pixels:
     """The first frame in the units of the file: a rescaling is applied, a window is not; MONOCHROME1 is turned over."""
-    data = _reader("pydicom").dcmread(io.BytesIO(content))
+    data = optional("pydicom", "medical", "reading DICOM").dcmread(io.BytesIO(content))
     if "PixelData" not in data:
         raise ValueError("a DICOM file without an image")
     frames = int(data.get("NumberOfFrames", 1) or 1)
@@ -142,7 +135,7 @@ def _of_dicom(content: bytes) -> Pixels:
 
 def _of_nifti(content: bytes) -> Pixels:
     """A slice across the third axis, the middle one, seen with the front or the upper side of the body up."""
-    nibabel = _reader("nibabel")
+    nibabel = optional("nibabel", "medical", "reading NIfTI")
     file = (nibabel.Nifti2Image if content[4:7] == b"n+2" else nibabel.Nifti1Image).from_bytes(content)
     limits = array_limits(np.empty(0, file.get_data_dtype()))
     if file.get_data_dtype().kind != "f":

@@ -34,11 +34,12 @@ _COMPARED = 100_000
 """Images in splits of their own up to which a training looks for equal files across them; check-data always does."""
 
 
-def make_splits(settings: Settings, found: dict[str, Found] | None = None) -> Splits:
-    """Find and check the images, and hold out what the data set has no split for.
+def make_splits(settings: Settings, found: dict[str, Found] | None = None, things: str = "images") -> Splits:
+    """Find and check the files, and hold out what the data set has no split for.
 
     Args:
         found: What `find_splits` gives for these settings, if it is known.
+        things: What messages call the files, in the plural.
 
     Raises:
         DataError: If something is missing or does not agree.
@@ -49,7 +50,8 @@ def make_splits(settings: Settings, found: dict[str, Found] | None = None) -> Sp
     if "test" not in tables and "val" in tables:
         tables["test"] = tables.pop("val")
     for split, table in tables.items():
-        check_table(table, limit=settings.max_corrupt_test if split == "test" else settings.max_corrupt)
+        limit = settings.max_corrupt_test if split == "test" else settings.max_corrupt
+        check_table(table, limit, things)
     index = {split: np.flatnonzero(table.labels >= 0) for split, table in tables.items()}
     sizes = {"test": settings.test_size, "val": settings.val_size}
     wanted = {split: size for split, size in sizes.items() if split not in tables and size}
@@ -57,12 +59,11 @@ def make_splits(settings: Settings, found: dict[str, Found] | None = None) -> Sp
     groups = []
     if settings.split_version > 1 and (wanted or sum(map(len, index.values())) <= _COMPARED):
         groups = equal_files(list(tables.values()))
-    remarks = (*notices(found, names), *equal_notes(tables, groups))
-    parts = _held_out(train, index["train"], wanted, names, representatives(len(train), groups))
-    index |= parts
+    remarks = (*notices(found, names), *equal_notes(tables, groups, things))
+    index |= _held_out(train, index["train"], wanted, names, representatives(len(train), groups), things)
     tables |= dict.fromkeys(wanted, train)
     if "test" not in tables:
-        raise DataError(f"{train.where} has no test images", "make data.test_size more than 0")
+        raise DataError(f"{train.where} has no test {things}", "make data.test_size more than 0")
     selection: Literal["val", "test"] = "val" if "val" in tables else "test"
     tables.setdefault("val", tables["test"])
     index.setdefault("val", index["test"])
@@ -81,7 +82,12 @@ def _table(part: Found, labels: Index) -> ImageTable:
 
 
 def _held_out(
-    table: ImageTable, used: Index, sizes: dict[str, int | float], class_names: tuple[str, ...], first: Index
+    table: ImageTable,
+    used: Index,
+    sizes: dict[str, int | float],
+    class_names: tuple[str, ...],
+    first: Index,
+    things: str,
 ) -> dict[str, Index]:
     """Positions of "train" and of each held-out part; equal images go where the first of them goes.
 
@@ -91,5 +97,5 @@ def _held_out(
     copied = np.isin(table.labels, np.setdiff1d(table.labels[used], table.labels[alone]))
     first = np.where(copied, np.arange(len(first)), first)
     alone = used[first[used] == used]
-    parts = hold_out(table.names[alone], table.labels[alone], sizes, class_names, table.where)
+    parts = hold_out(table.names[alone], table.labels[alone], sizes, class_names, table.where, things)
     return {split: used[np.isin(first[used], alone[part])] for split, part in parts.items()}

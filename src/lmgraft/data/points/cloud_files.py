@@ -77,9 +77,8 @@ class CloudFiles(PointData):
         if "test" not in files:
             everything = files["train"]
             names = as_names([str(path.relative_to(self.root)) for path in everything])
-            parts = hold_out(
-                names, self._labels(everything), {"test": self.test_size}, self.class_names, str(self.root), "cloud"
-            )
+            labels, sizes = self._labels(everything), {"test": self.test_size}
+            parts = hold_out(names, labels, sizes, self.class_names, str(self.root), self.things)
             if not len(parts["test"]):
                 raise DataError(f"{self.root} has no test clouds", "make data.test_size more than 0")
             files = {split: [everything[i] for i in index] for split, index in parts.items()}

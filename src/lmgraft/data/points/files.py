@@ -13,11 +13,11 @@ from lmgraft.data.points.meshes import (
     EXTENSIONS,
     Array,
     UnreadableCloudError,
-    package,
     read_mesh,
     sample_surface,
 )
 from lmgraft.data.points.pcd import read_pcd
+from lmgraft.versions import optional
 
 
 def _text(path: Path) -> Array:
@@ -39,7 +39,7 @@ def _npy(path: Path) -> Array:
 
 
 def _las(path: Path) -> Array:
-    laspy = package("laspy", "reading LAS")
+    laspy = optional("laspy", "points", "reading LAS")
     try:
         places = laspy.read(path).xyz
     except laspy.errors.LaspyException as error:
@@ -49,7 +49,7 @@ def _las(path: Path) -> Array:
 
 def _ply(path: Path) -> Array | None:
     """The vertices of a PLY without faces; None of a mesh."""
-    content = package("trimesh", "reading PLY").load(path, process=False)
+    content = optional("trimesh", "points", "reading PLY").load(path, process=False)
     return None if len(getattr(content, "faces", ())) else np.asarray(content.vertices, np.float32)
 
 
@@ -68,7 +68,7 @@ def read_cloud(path: Path, sampled: int) -> Array:
 
     Raises:
         UnreadableCloudError: If it is damaged or not what its name says.
-        DataError: If a package is missing that reads such files.
+        VersionError: If a package is missing that reads such files.
     """
     reader = READERS.get(path.suffix.lower())
     try:

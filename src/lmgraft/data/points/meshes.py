@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import struct
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.errors import DataError
+from lmgraft.versions import optional
 
 Array = npt.NDArray[np.float32]
 Faces = npt.NDArray[np.int64]
@@ -29,29 +27,17 @@ DAMAGE: tuple[type[Exception], ...] = (
 """What readers raise for files that are damaged or not what their names say."""
 
 
-def package(name: str, for_what: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        DataError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        raise DataError(f"{for_what} needs the package {name}", 'pip install "lmgraft[points]"') from None
-
-
 def read_mesh(path: Path) -> tuple[Array, Faces]:
     """Vertices (V, 3) and triangles (F, 3) of a mesh file; of a scene all its parts together.
 
     Raises:
         UnreadableCloudError: If the file is damaged, or holds no triangles.
-        DataError: If trimesh is not installed.
+        VersionError: If trimesh is not installed.
     """
     if path.suffix.lower() == ".wrl":
         vertices, faces = read_vrml(path.read_bytes())
     else:
-        trimesh = package("trimesh", "reading meshes")
+        trimesh = optional("trimesh", "points", "reading meshes")
         try:
             mesh = trimesh.load_mesh(path, process=False, skip_materials=True)
             if hasattr(mesh, "to_mesh"):

@@ -122,9 +122,8 @@ class PointData(LabelledData):
         index = {split: np.arange(len(source.labels)) for split, source in sources.items()}
         if "val" not in sources and self.val_size:
             train = sources["train"]
-            index |= hold_out(
-                as_names(list(train.names)), train.labels, {"val": self.val_size}, self.class_names, self.name, "cloud"
-            )
+            names, sizes = as_names(list(train.names)), {"val": self.val_size}
+            index |= hold_out(names, train.labels, sizes, self.class_names, self.name, self.things)
             sources["val"] = train
         self.fill_a_batch(len(index["train"]))
         self._sources = sources

@@ -9,9 +9,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.points.meshes import package
 from lmgraft.data.points.point_data import PointData, Source
 from lmgraft.errors import DataError
+from lmgraft.versions import optional
 
 _FILES = {
     "objects_background": ("main_split", "objectdataset"),
@@ -69,7 +69,7 @@ def read_h5(file: Path) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
     Raises:
         DataError: If it is missing, damaged, or holds something else.
     """
-    h5py = package("h5py", "reading HDF5")
+    h5py = optional("h5py", "points", "reading HDF5")
     if not file.is_file():
         raise DataError(f"{file} is not there", "data.root is the folder of main_split and main_split_nobg (h5_files)")
     try:

@@ -11,7 +11,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from lmgraft.data.image.opening import is_image
 from lmgraft.data.image.reading import Reading
 from lmgraft.data.image.tables import UNREADABLE as IMAGE_ERRORS
 from lmgraft.data.image.tables import FolderFiles, decode
-from lmgraft.errors import DataError
+from lmgraft.versions import optional
 
 VIDEO_EXTENSIONS = (".mp4", ".webm", ".avi", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts")
 """File names that are taken as videos."""
@@ -209,12 +208,9 @@ def require_library() -> Any:
     """PyAV.
 
     Raises:
-        DataError: If it is not installed.
+        VersionError: If it is not installed.
     """
-    try:
-        return import_module("av")
-    except ImportError:
-        raise DataError("videos are read by PyAV, which is not installed", 'pip install "lmgraft[video]"') from None
+    return optional("av", "video", "reading videos")
 
 
 def _words(error: Exception) -> str:

@@ -80,7 +80,7 @@ class VideoFiles(LabelledData):
         if self._splits is None:
             found = find_clips(self.settings)
             labels = {label for part in found.values() for label in part.labels}
-            self._splits = make_splits(self.settings.splits(labels), found)
+            self._splits = make_splits(self.settings.splits(labels), found, self.things)
             self.selection = "last" if self.settings.choose == "last" else self._splits.selection
             for sentence in self._splits.notices:
                 say_once(f"note: {sentence}\n")

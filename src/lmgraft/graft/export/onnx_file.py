@@ -6,7 +6,6 @@ The only place that needs onnx, onnxscript and onnxruntime; they are imported wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from lmgraft.errors import ExportError
 from lmgraft.graft.export.trace import Trace, first_line
-from lmgraft.versions import check_versions
+from lmgraft.versions import check_versions, optional
 
 LARGEST_IN_ONE_FILE = 1_900_000_000
 """Bytes of tensors. A protobuf message ends at 2 GiB; more goes into a second file beside it."""
@@ -25,18 +24,11 @@ def require(check: bool) -> None:
     """Make sure that what is needed is installed.
 
     Raises:
-        ExportError: Naming what is missing; VersionError, what is too old.
+        VersionError: Naming what is missing or too old.
     """
     check_versions("export")
     for name in ("onnx", "onnxscript", *(["onnxruntime"] if check else [])):
-        try:
-            import_module(name)
-        except ModuleNotFoundError as error:
-            if error.name != name:
-                raise
-            raise ExportError(
-                f"ONNX export needs the package {name!r}", 'install the extra: pip install "lmgraft[export]"'
-            ) from None
+        optional(name, "export", "writing ONNX")
 
 
 def write(trace: Trace, path: Path, dynamic_batch: bool) -> int:

@@ -36,7 +36,7 @@ from lmgraft.studies.engine.runs import Run, train
 from lmgraft.studies.engine.signals import answer, noted_signals
 from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.stopping import InterruptedRunError
-from lmgraft.versions import check_versions
+from lmgraft.versions import optional
 
 LOST = 3
 """How often a run may lose its worker without a saved step between, before the others go on without it."""
@@ -108,14 +108,10 @@ def connected(address: str, *, show: bool) -> Iterator[Any]:
         show: Pass on what workers print.
 
     Raises:
-        RunError: If Ray is not installed or the cluster does not answer.
+        RunError: If the cluster does not answer; VersionError, if Ray is not installed.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    check_versions("ray")
-    try:
-        import ray
-    except ModuleNotFoundError:
-        raise RunError("--ray needs the package 'ray'", 'pip install "lmgraft[image,ray]"') from None
+    ray = optional("ray", "ray", "--ray")
     if ray.is_initialized():
         yield ray
         return

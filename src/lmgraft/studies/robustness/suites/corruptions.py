@@ -22,43 +22,22 @@ from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import DataError
 from lmgraft.studies.engine.progress import Say
-from lmgraft.studies.robustness.suite import Condition, Suite
+from lmgraft.studies.robustness.suite import Condition
+from lmgraft.studies.robustness.suites.chosen import CorruptionSuite
 
 NOT_COMPARABLE = "not comparable with published ImageNet-C figures"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Corruptions(Suite):
+class Corruptions(CorruptionSuite):
     """Any images, corrupted on the fly: the 15 corruptions of ImageNet-C in 5 severities."""
 
     name = "corruptions"
     data_type = ImageData
-    word, whole = "corruption", "corruptions"
-    option_names = {"seed": "corruption-seed"}
+    known = tuple(CORRUPTIONS)
 
-    corruptions: tuple[str, ...] | None = None
-    """Only these, A,B; all by default."""
-    seed: int = 0
-    """Of what they draw; the same for all models."""
     frost: Path | None = None
     """Folder with pictures of frost; by default ImageNet-C's, fetched once."""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise DataError(f"seed {self.seed} of the corruptions must not be negative")
-        if self.corruptions is None:
-            return
-        names = tuple(name.replace("-", "_") for name in self.corruptions)
-        object.__setattr__(self, "corruptions", names)
-        if not names or len(set(names)) < len(names):
-            raise DataError(f"corruptions={list(names)} names {'one twice' if names else 'none'}", "null takes all")
-        for name in names:
-            find_corruption(name)
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """Names of the corruptions that are shown."""
-        return tuple(CORRUPTIONS) if self.corruptions is None else self.corruptions
 
     @cached_property
     def pictures(self) -> tuple[Picture, ...]:

@@ -12,38 +12,19 @@ from lmgraft.checkpoint.digest import json_digest
 from lmgraft.data.base import ItemSet
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.data.points.cloud_set import CloudSet
-from lmgraft.data.points.corruptions import CORRUPTIONS, SEVERITIES, VERSION, check_corruption, corrupt
+from lmgraft.data.points.corruptions import CORRUPTIONS, SEVERITIES, VERSION, corrupt
 from lmgraft.data.points.point_data import PointData
-from lmgraft.errors import DataError
-from lmgraft.studies.robustness.suite import Condition, Suite
+from lmgraft.studies.robustness.suite import Condition
+from lmgraft.studies.robustness.suites.chosen import CorruptionSuite
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointCorruptions(Suite):
+class PointCorruptions(CorruptionSuite):
     """Any clouds, corrupted on the fly: the 7 corruptions of ModelNet-C in 5 severities."""
 
     name = "points-c"
     data_type = PointData
-    word, whole = "corruption", "corruptions"
-    option_names = {"seed": "corruption-seed"}
-
-    corruptions: tuple[str, ...] | None = None
-    """Only these, A,B; all by default."""
-    seed: int = 0
-    """Of what they draw; the same for all models."""
-
-    def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise DataError(f"seed {self.seed} of the corruptions must not be negative")
-        for name in self.chosen:
-            check_corruption(name)
-        if not self.chosen or len(set(self.chosen)) < len(self.chosen):
-            raise DataError(f"corruptions={list(self.chosen)} names {'one twice' if self.chosen else 'none'}")
-
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """Names of the corruptions that are shown."""
-        return tuple(CORRUPTIONS) if self.corruptions is None else self.corruptions
+    known = tuple(CORRUPTIONS)
 
     def conditions(self, data: PointData) -> list[Condition]:
         data.prepare_data()

@@ -15,8 +15,8 @@ from torch import Tensor
 from lmgraft.block.block import FrozenBlock, Provenance
 from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.family import Family, count, find_family, is_native, language_part, unchanged
-from lmgraft.block.layout import file_shapes, to_canonical
-from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
+from lmgraft.block.reading import LayerReader
+from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
@@ -76,16 +76,14 @@ def _native(
     """A block of layers that lmgraft has code for, its tensors in `target`."""
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, indices, num_layers = _anatomy(checkpoint, family, asked)
-    names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
-    root = names.root(checkpoint.names(), indices[0])
-    prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
+    readers = [LayerReader(checkpoint, family, config, index) for index in indices]
+    prefixes = tuple(reader.prefix for reader in readers)
     held = [n for n in checkpoint.names() if n.startswith(prefixes)]
-    stacks = config.num_experts > 0 and bool(names.stacked)  # stacked as they are read, then narrowed
-    check_memory(checkpoint, held, None if stacks else target)
+    check_memory(checkpoint, [step for reader in readers for step in reader.steps()], target)
     layers: list[dict[str, Tensor]] = []
     digests: dict[str, str] = {}
-    for position, index in enumerate(indices):
-        tensors, read = _read_layer(checkpoint, family, config, index, target)
+    for position, reader in enumerate(readers):
+        tensors, read = reader.read(target)
         layers.append(tensors)
         digests |= {f"{position}.{tensor}": digest for tensor, digest in read.items()}
     norm = _read_final_norm(checkpoint, family, config, indices[-1]) if final_norm == "pretrained" else None
@@ -145,29 +143,6 @@ def kinds_of(family: Family, config: Mapping[str, Any], num_layers: int) -> tupl
         return ()  # a damaged config may say 2**63
     kinds = tuple(family.kind(language_part(config), index) for index in range(num_layers))
     return kinds if len(set(kinds)) > 1 else ()
-
-
-def _read_layer(
-    checkpoint: Checkpoint, family: Family, config: BlockConfig, index: int, dtype: torch.dtype | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Canonical tensors of a layer in `dtype`, and the digests of the values that the file holds."""
-    names = family.names_in(checkpoint.style, checkpoint.names(), index)
-    undo = family.restore.get(checkpoint.style, unchanged)
-    alike = set(config.tensor_shapes()) - {f"{base}.weight" for base in names.transposed}
-    digests: dict[str, str] = {}
-
-    def finish(name: str, tensor: Tensor) -> Tensor:
-        tensor = undo({name: tensor}, config)[name]
-        digests[name] = tensor_digest(tensor)
-        return tensor.to(dtype or tensor.dtype)
-
-    def finish_early(name: str, tensor: Tensor) -> Tensor:
-        """Where the file lays a tensor out as a block does, no two are held in the file's width."""
-        return finish(name, tensor) if name in alike else tensor
-
-    read = read_tensors(checkpoint, names, index, file_shapes(names, config), finish_early)
-    tensors = to_canonical(names, read, config)
-    return {n: t if n in digests else finish(n, t) for n, t in tensors.items()}, digests
 
 
 def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig, layer: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from lmgraft.block import Provenance
 from lmgraft.block.config import FINAL_NORM, FinalNorm, Order
 from lmgraft.block.load import SourceReport, facts_of, report_of, resolve_layers
 from lmgraft.block.opaque import OpaqueBlock, OpaqueConfig, OpaqueLayer
-from lmgraft.borrowed.neutral import call_of, check_no_order, heads_of, neutralise
+from lmgraft.borrowed.neutral import call_of, check_neutral, heads_of, neutralise
 from lmgraft.borrowed.norms import final_norm_of, inner_norm_of, is_minus_one
 from lmgraft.borrowed.skeleton import Skeleton, build, fill_buffers
 from lmgraft.borrowed.tensors import Reader
@@ -54,7 +54,7 @@ def load_layers(
     layers: list[OpaqueLayer] = []
     digests: dict[str, str] = {}
     names = [n for index in indices for target in reader.targets(index) for n in target.names()]
-    check_memory(checkpoint, names, dtype)
+    check_memory(checkpoint, [step for index in indices for step in reader.steps(index)], dtype)
     for position, index in enumerate(indices):
         tensors, read = reader.layer(index)
         digests |= {f"{position}.{name}": digest for name, digest in read.items()}
@@ -72,7 +72,7 @@ def load_layers(
     )
     block = OpaqueBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests | norm_digests)
     if order == "none":
-        check_no_order(block)
+        check_neutral(block)
     return block
 
 

@@ -18,7 +18,8 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from lmgraft.borrowed.skeleton import Skeleton
 from lmgraft.checkpoint import Checkpoint
-from lmgraft.checkpoint.digest import tensor_digest, tensors_digest
+from lmgraft.checkpoint.digest import Stack, tensor_digest
+from lmgraft.checkpoint.memory import Step
 from lmgraft.checkpoint.names import read_finite
 from lmgraft.errors import CheckpointError
 
@@ -95,6 +96,16 @@ class Reader:
             self._targets[index] = self._match(index)
         return self._targets[index]
 
+    def steps(self, index: int) -> list[Step]:
+        """What is held at the same time while a layer is read."""
+        steps: list[Step] = []
+        for target in self.targets(index):
+            if _is_stack(target):
+                steps += [Step((name,), copied=True) for name in target.names()]
+            else:
+                steps.append(Step(tuple(target.names()), copied=target.converter is not None))
+        return steps
+
     def _match(self, index: int) -> list[Target]:
         prefix, out = self.skeleton.prefix(index), self.skeleton.left_out(index)
         wanted = {prefix + name for name in self.skeleton.tensors(index)}
@@ -103,7 +114,8 @@ class Reader:
         targets = find_targets(self.skeleton, prefix, near)
         if not wanted <= {prefix + target.name for target in targets}:  # some tables renumber layers
             targets = find_targets(self.skeleton, prefix, self.checkpoint.names())
-        return [target for target in targets if not target.name.startswith(out)]
+        kept = [target for target in targets if not target.name.startswith(out)]
+        return sorted(kept, key=_is_stack)  # stacks last: what is read whole is narrowed before much is held
 
     def one(self, name: str) -> Tensor | None:
         """A tensor of the model by its whole name; None where the file has none."""
@@ -129,29 +141,17 @@ class Reader:
 
     def _stacked(self, target: Target, shape: tuple[int, ...]) -> tuple[Tensor, str]:
         """Experts of a file, one after the other, in the rows of one tensor."""
-        columns = list(zip(*target.sources.values(), strict=True))
-        made: list[Tensor] = []
-
-        def parts() -> Iterator[Tensor]:
-            for expert, names in enumerate(columns):
-                row = 0
-                for name in names:
-                    part = read_finite(self.checkpoint, name)
-                    if not made:
-                        made.append(torch.empty(shape, dtype=self.dtype or part.dtype))
-                    place = made[0][expert, row : row + part.shape[0]]
-                    if place.shape != part.shape:
-                        raise CheckpointError(
-                            f"{name} has shape {tuple(part.shape)}, the config says "
-                            f"{(shape[1] // len(names), *shape[2:])}",
-                            "the file does not fit its config.json",
-                        )
-                    place.copy_(part)
-                    row += part.shape[0]
-                    yield part
-
-        digest = tensors_digest(shape, parts())
-        return made[0], digest
+        stack = Stack(shape, self.dtype)
+        for expert in zip(*target.sources.values(), strict=True):
+            wanted = (shape[1] // len(expert), *shape[2:])
+            for name in expert:
+                if self.checkpoint.shape(name) != wanted:
+                    raise CheckpointError(
+                        f"{name} has shape {self.checkpoint.shape(name)}, the config says {wanted}",
+                        "the file does not fit its config.json",
+                    )
+                stack.add(read_finite(self.checkpoint, name))
+        return stack.finished()
 
     def _converted(self, target: Target, prefix: str) -> dict[str, Tensor]:
         """By transformers' own operations."""

@@ -7,13 +7,12 @@ used or listed as dropped on purpose. Anything else is an error that lists all o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint import cache
 from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
@@ -88,37 +87,32 @@ class NameMap:
         return None
 
 
-def as_read(canonical: str, tensor: Tensor) -> Tensor:
-    """A tensor as the file has it."""
-    return tensor
-
-
-def read_tensors(
-    checkpoint: Checkpoint,
-    names: NameMap,
-    layer: int,
-    wanted: Mapping[str, tuple[int, ...]],
-    finish: Callable[[str, Tensor], Tensor] = as_read,
-) -> dict[str, Tensor]:
-    """Read the tensors `wanted` (canonical name -> shape) of `layer`; nothing else is touched.
-
-    Args:
-        finish: What to make of each tensor before the next one is read: where it narrows them,
-            no two are held in the file's own width.
+def find_tensors(
+    checkpoint: Checkpoint, names: NameMap, layer: int, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Where the tensors `wanted` (canonical name -> shape) of `layer` are: canonical name -> name in the file.
 
     Raises:
-        CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
+        CheckpointError: If tensors are missing, of another shape, or unknown.
     """
     root = names.root(checkpoint.names(), layer)
     prefix = root + names.layer_prefix.format(layer=layer)
     rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
     in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
-    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(checkpoint.to_fetch, in_file.values())))
-    tensors = {}
-    for canonical, name in in_file.items():
-        tensors[canonical] = finish(canonical, read_finite(checkpoint, name))
-    return tensors
+    return in_file
+
+
+def read_tensors(
+    checkpoint: Checkpoint, names: NameMap, layer: int, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Read the tensors `wanted` (canonical name -> shape) of `layer`; nothing else is touched.
+
+    Raises:
+        CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
+    """
+    in_file = find_tensors(checkpoint, names, layer, wanted)
+    return {canonical: read_finite(checkpoint, name) for canonical, name in in_file.items()}
 
 
 def read_finite(checkpoint: Checkpoint, name: str) -> Tensor:

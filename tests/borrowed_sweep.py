@@ -201,7 +201,7 @@ def try_type(name: str, folder: Path) -> Row:
             for path in _ways(folder, tower.path if tower else None):
                 block = lmgraft.load_block(str(folder), index, final_norm="none", tower=path)
                 kind = block.config.code.partition(":")[2] if isinstance(block.config, OpaqueConfig) else kind
-                x, theirs = oracle_output(oracle, tower.layers[index], **_inputs(name))
+                x, theirs = oracle_output(oracle, tower.layers[index], **text_ids(name))
                 read.append(Row(name, kind, relative_error(block(x) - x, theirs - x), _order(block, x), ""))
         except LmgraftError as error:
             refused.append(error.message)
@@ -220,7 +220,8 @@ def _ways(folder: Path, path: str | None) -> list[str | None]:
     return [path, None] if native and path else [path]
 
 
-def _inputs(name: str) -> dict[str, Any]:
+def text_ids(name: str) -> dict[str, Any]:
+    """What a model of text is run on."""
     return {"input_ids": torch.full((2 * CODEBOOKS.get(name, 1), TOKENS), 7), "use_cache": False}
 
 

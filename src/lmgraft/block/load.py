@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def load_block(
         BlockError: If the family is not supported or a layer does not exist.
     """
     source, asked, target = source_text(source), layer_indices(layer), _dtype(dtype)
+    _check_words(final_norm, order, tower)
     checkpoint = open_source(source, revision)
     library = lender(checkpoint, tower, order)
     if library is None:
@@ -101,6 +102,14 @@ def _native(
 def place(block: FrozenBlock, dtype: torch.dtype | str | None, device: Any) -> FrozenBlock:
     """`block` stored in `dtype` and on `device`; its identity stays that of the values read."""
     return block.to(device=device, dtype=_dtype(dtype))
+
+
+def _check_words(final_norm: object, order: object, tower: object) -> None:
+    for key, value, known in (("final_norm", final_norm, get_args(FinalNorm)), ("order", order, get_args(Order))):
+        if value not in known:
+            raise BlockError(f"{key}={value!r} is not known", f"one of {', '.join(map(repr, known))}")
+    if tower is not None and (not isinstance(tower, str) or not tower):
+        raise BlockError(f"tower={tower!r} is no name of a tower", "give its path in the model, or a part of that")
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -304,6 +313,7 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None, to
     source, asked = source_text(source), layer_indices(layer)
     if len(asked) != 1:
         raise BlockError(f"layer={layer!r}: one layer is inspected at a time", "give an integer")
+    _check_words("unit", "none", tower)
     checkpoint = open_source(source, revision)
     library = lender(checkpoint, tower)
     if library is not None:

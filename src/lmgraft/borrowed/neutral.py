@@ -16,7 +16,7 @@ import copy
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -349,21 +349,47 @@ def check_neutral(block: OpaqueBlock) -> None:
                 "itself",
                 "a layer that is recurrent by nature needs order='causal'; else choose another layer",
             )
-        unseen = getattr(layer.call, "mask", "added") != "none" and not seen > _LEAST
-        if unseen or not padded <= allowed:
+        unseen = getattr(layer.call, "mask", "added") != "none" and seen <= _LEAST
+        if unseen or padded > allowed:
             what = "does not see its tokens" if unseen else f"sees padded tokens: they change it by {padded:.2g}"
             raise BlockError(f"{name} {what}: how its mask is meant is not known", "use another layer or model")
 
 
 @torch.no_grad()
 def _influence(layer: OpaqueLayer, dim: int, like: Tensor) -> tuple[float, float]:
-    """How much the last two tokens change what the others get: as they are, and padded (0 for what takes no mask)."""
+    """How much the last two tokens change what the others get: as they are, and padded (0 for what takes no mask).
+
+    NaN where a layer adds nothing.
+    """
     x = torch.randn(1, 7, dim, generator=torch.Generator().manual_seed(1)).to(like.device)
     other, mask = x.clone(), torch.zeros(1, 7, dtype=torch.bool, device=like.device)
     other[:, -2:], mask[:, -2:] = other[:, -2:].flip(-1), True
 
     def changed(padded: Tensor | None) -> float:
         one, two = (layer(tokens, padded)[:, :-2] - tokens[:, :-2] for tokens in (x, other))
-        return float((one - two).norm() / one.norm().clamp_min(1e-12))
+        return float((one - two).norm() / one.norm())
 
     return changed(None), changed(mask) if getattr(layer.call, "takes_mask", True) else 0.0
+
+
+def check_recurrent(layer: OpaqueLayer, index: int, dim: int) -> None:
+    """Refuse to run a layer in the order of its tokens that needs none: one of attention.
+
+    Raises:
+        BlockError: If its output permutes with its tokens once positions and mask are neutral.
+    """
+    call = layer.call
+    assert isinstance(call, CallLayer)
+    module = copy.deepcopy(layer.__dict__["hidden"][0][0], {id(p): p for p in layer.parameters()})
+    neutralise(module)
+    neutral = OpaqueLayer(module, replace(call, causal=False))
+    like = next(layer.parameters())
+    try:
+        error = order_error(neutral, dim, like)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        return  # it cannot do without an order
+    if error <= _TOLERANCE.get(like.dtype, _ROUNDED):
+        raise BlockError(
+            f"layer {index} is not recurrent: it reads its tokens in no order, and order='causal' is for those that do",
+            "leave order out",
+        )

@@ -7,7 +7,7 @@ copies of a stack are held.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,8 @@ from lmgraft.borrowed.skeleton import Skeleton
 from lmgraft.checkpoint import Checkpoint
 from lmgraft.checkpoint.digest import Stack, tensor_digest
 from lmgraft.checkpoint.memory import Step
-from lmgraft.checkpoint.names import read_finite
+from lmgraft.checkpoint.names import BESIDE_THE_MODEL, read_finite, several_roots
+from lmgraft.checkpoint.wrapped import PlainNames
 from lmgraft.errors import CheckpointError
 
 
@@ -59,6 +60,18 @@ def find_targets(skeleton: Skeleton, prefix: str, names: Iterable[str]) -> list[
         target = targets.setdefault(renamed, Target(renamed.removeprefix(prefix), converter))
         target.sources.setdefault(pattern or name, []).append(name)
     return list(targets.values())
+
+
+def _roots(skeleton: Skeleton, names: Iterable[str]) -> set[str]:
+    """What may stand before the model's own names in a file: nothing, or wrappers and composites around it."""
+    base = f"{skeleton.model.base_model_prefix}."
+    begin = {name.removeprefix(cut).partition(".")[0] for name in skeleton.model.state_dict() for cut in ("", base)}
+    roots = {""}
+    for name in names:
+        parts = name.split(".")
+        if not name.startswith(BESIDE_THE_MODEL):
+            roots |= {".".join(parts[:depth]) + "." for depth in range(1, len(parts)) if parts[depth] in begin}
+    return roots
 
 
 class Reader:
@@ -111,11 +124,35 @@ class Reader:
         wanted = {prefix + name for name in self.skeleton.tensors(index)}
         number = re.compile(rf"(^|[^0-9]){index}([^0-9]|$)")
         near = [name for name in self.checkpoint.names() if number.search(name)]
-        targets = find_targets(self.skeleton, prefix, near)
+        targets = self._under_one_root(index, near)
         if not wanted <= {prefix + target.name for target in targets}:  # some tables renumber layers
-            targets = find_targets(self.skeleton, prefix, self.checkpoint.names())
+            every = find_targets(self.skeleton, prefix, self.checkpoint.names())
+            targets = every if len(every) > len(targets) else targets
         kept = [target for target in targets if not target.name.startswith(out)]
         return sorted(kept, key=_is_stack)  # stacks last: what is read whole is narrowed before much is held
+
+    def _under_one_root(self, index: int, near: Sequence[str]) -> list[Target]:
+        """What makes a layer of `near`, its names; from here on the file is seen without what stands before them.
+
+        Raises:
+            CheckpointError: If the layer lies under several prefixes.
+        """
+        wanted, prefix = self.skeleton.tensors(index), self.skeleton.prefix(index)
+        held: dict[frozenset[str], tuple[int, str, list[Target]]] = {}
+        for root in sorted(_roots(self.skeleton, near), key=len):
+            names = [name.removeprefix(root) for name in near if name.startswith(root)]
+            targets = find_targets(self.skeleton, prefix, names)
+            used = frozenset(root + name for t in targets if t.name in wanted for name in t.names())
+            held.setdefault(used, (sum(t.name in wanted for t in targets), root, targets))
+        most = max(count for count, _, _ in held.values())
+        best = [(root, targets) for count, root, targets in held.values() if count == most]
+        if len(best) > 1 and most:
+            raise several_roots(index, [root for root, _ in best])
+        root, targets = best[0]
+        if root:
+            names = [name for name in self.checkpoint.names() if name.startswith(root)]
+            self.checkpoint = PlainNames(self.checkpoint, {name.removeprefix(root): name for name in names})
+        return targets
 
     def one(self, name: str) -> Tensor | None:
         """A tensor of the model by its whole name; None where the file has none."""

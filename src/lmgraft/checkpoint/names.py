@@ -7,7 +7,7 @@ used or listed as dropped on purpose. Anything else is an error that lists all o
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,7 @@ from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
-_BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own
+BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -60,16 +60,13 @@ class NameMap:
         held: dict[str, set[str]] = {}
         for name in present:
             at = f".{name}".find(f".{prefix}")
-            if at >= 0 and not name.startswith(_BESIDE_THE_MODEL):
+            if at >= 0 and not name.startswith(BESIDE_THE_MODEL):
                 rest = name[at + len(prefix) :]
                 held.setdefault(name[:at], set()).add(rest if rest in modules else rest.rpartition(".")[0])
         most = max((len(held[root] & modules) for root in held), default=0)
         best = sorted(root for root in held if len(held[root] & modules) == most)
         if len(best) > 1 and most:
-            raise CheckpointError(
-                f"layer {layer} is there {len(best)} times: under {' and '.join(repr(root) for root in best)}",
-                "save the language model alone, or give a file that holds only one of them",
-            )
+            raise several_roots(layer, best)
         return best[0] if best else self.roots[0]
 
     def in_file(self, canonical: str, layer: int, root: str) -> str | None:
@@ -85,6 +82,14 @@ class NameMap:
             prefix = root + self.layer_prefix.format(layer=layer)
             return f"{prefix}{self.stacked[whole].format(i=row)}.{part}"
         return None
+
+
+def several_roots(layer: int, roots: Sequence[str]) -> CheckpointError:
+    """What is said where a layer lies under several prefixes."""
+    return CheckpointError(
+        f"layer {layer} is there {len(roots)} times: under {' and '.join(map(repr, roots))}",
+        "save the language model alone, or give a file that holds only one of them",
+    )
 
 
 def find_tensors(

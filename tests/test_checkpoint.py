@@ -233,6 +233,11 @@ class TestSafetensors:
         with pytest.raises(CheckpointError, match="is not a weight index"):
             lmgraft.load_block(str(folder))
 
+    def test_index_that_is_a_pointer(self, folder: Path) -> None:
+        (folder / "model.safetensors.index.json").write_text("version https://git-lfs.github.com/spec/v1\n")
+        with pytest.raises(CheckpointError, match=r"index\.json is a git-lfs pointer"):
+            lmgraft.load_block(str(folder))
+
     def test_no_config(self, folder: Path) -> None:
         (folder / "config.json").unlink()
         with pytest.raises(SourceError, match=r"has no config\.json"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lmgraft
-from lmgraft.checkpoint import memory
+from lmgraft.checkpoint import Checkpoint, memory
+from lmgraft.checkpoint.names import read_finite
 from lmgraft.errors import BlockError, CheckpointError
 from test_families import GEMMA4, HYBRID, LATENT, LLAMA, SHARED, WIDE
 from tiny import randomise_, relative_error
@@ -104,12 +106,42 @@ def test_what_does_not_fit_into_memory_is_refused_before_it_is_read(
     deepseek: str, monkeypatch: pytest.MonkeyPatch, tower: str | None
 ) -> None:
     state = load_file(Path(deepseek) / "model.safetensors")
-    needed = 2 * sum(t.numel() for n, t in state.items() if n.startswith("model.layers.2."))
-    monkeypatch.setattr(memory, "free_memory", lambda: needed)
+    layer = 4 * sum(t.numel() for n, t in state.items() if n.startswith("model.layers.2."))
+    monkeypatch.setattr(memory, "free_memory", lambda: layer)
     monkeypatch.setattr("lmgraft.borrowed.tensors.read_finite", None)
-    monkeypatch.setattr("lmgraft.checkpoint.names.read_finite", None)
-    with pytest.raises(CheckpointError, match=rf"need {2 * needed:,} bytes .*{needed:,} .* are free"):
+    monkeypatch.setattr("lmgraft.block.reading.read_finite", None)
+    with pytest.raises(CheckpointError, match=rf"need [\d,]+ bytes .*{layer:,} .* are free"):
         lmgraft.load_block(deepseek, tower=tower)
+
+
+@pytest.mark.parametrize("tower", [None, "model.layers"])
+def test_experts_are_narrowed_as_they_are_read_and_none_is_kept(
+    deepseek: str, monkeypatch: pytest.MonkeyPatch, tower: str | None
+) -> None:
+    """So the peak is the layer in its target dtype and one tensor as it is read, which is what is counted."""
+    room = "lmgraft.borrowed.tensors" if tower else "lmgraft.block.reading"
+    alive: list[weakref.ref[torch.UntypedStorage]] = []
+    most = 0
+
+    def read(checkpoint: Checkpoint, name: str) -> Tensor:
+        nonlocal most
+        tensor = read_finite(checkpoint, name)
+        held = [storage() for storage in alive]
+        most = max(most, sum(storage is not None for storage in held))
+        alive.append(weakref.ref(tensor.untyped_storage()))
+        return tensor
+
+    counted: list[int] = []
+    count = memory.peak_memory
+    monkeypatch.setattr(memory, "_BUFFERS", 0)
+    monkeypatch.setattr(memory, "peak_memory", lambda *given: counted.append(count(*given)) or counted[-1])
+    monkeypatch.setattr(f"{room}.read_finite", read)
+    narrow = lmgraft.load_block(deepseek, dtype="bfloat16", tower=tower)
+    assert most <= 1
+    assert narrow.provenance.digest == lmgraft.load_block(deepseek, tower=tower).provenance.digest
+    tensors = narrow.tensors()[0][0].values()
+    layer = sum(t.nbytes for t in tensors)
+    assert layer < counted[0] <= layer + 4 * max(t.numel() for t in tensors)
 
 
 def test_free_memory_is_a_number_of_bytes_or_unknown() -> None:

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 pytest.importorskip("transformers", minversion="5.24")
 from transformers import AutoConfig, AutoModelForCausalLM
 
+import config_sweep
 from lmgraft import inspect_llm, load_block
-from lmgraft.block.family import FAMILIES
+from lmgraft.block.family import FAMILIES, find_family
 from lmgraft.errors import BlockError
 from tiny import relative_error
 
@@ -270,6 +271,31 @@ def test_inspect_reads_headers_only(models, name: str) -> None:
     report = inspect_llm(str(folder), LAYER)
     assert report.num_layers == 3
     assert report.layer_bytes == 4 * sum(t.numel() for t in decoder_layer(model, LAYER).state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ({}, "gelu_tanh"),
+        ({"hidden_act": "gelu"}, "gelu_tanh"),
+        ({"hidden_act": "relu"}, "relu"),
+        ({"hidden_act": "gelu", "hidden_activation": None}, "gelu_tanh"),
+        ({"hidden_act": "gelu", "hidden_activation": "gelu_pytorch_tanh"}, "gelu_tanh"),
+    ],
+)
+def test_gemmas_activation_has_two_keys(said: dict[str, Any], meant: str) -> None:
+    shape = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    assert find_family("hf", {"model_type": "gemma"})[1].config_from["hf"](shape | said, ()).activation == meant
+
+
+def test_a_cap_that_transformers_leaves_out_is_refused() -> None:
+    with pytest.raises(BlockError, match=r"attn_logit_softcapping = 0\.5"):
+        find_family("hf", {"model_type": "gemma3_text"})[1].config_from["hf"]({"attn_logit_softcapping": 0.5}, ())
+
+
+@pytest.mark.long
+def test_no_setting_loads_and_is_wrong() -> None:
+    assert config_sweep.sweep(config_sweep.NATIVE) == []
 
 
 def test_every_family_has_a_row() -> None:

@@ -23,30 +23,37 @@ def file_shapes(names: NameMap, config: BlockConfig) -> Shapes:
                 axis = _rows_axis(found[0], kind)
                 rows = sum(shape[axis] for shape in found)
                 shapes[f"{into}.{kind}"] = (*found[0][:axis], rows, *found[0][axis + 1 :])
-    for base in _stacked(names, config):
-        if (shape := shapes.pop(f"{base}.weight", None)) is not None:
-            shapes |= {f"{base}.{i}.weight": shape[1:] for i in range(shape[0])}
+    for name, single in rows_of(names, config).items():
+        shapes |= dict.fromkeys(single, shapes.pop(name)[1:])
     for base in names.transposed:
         if (shape := shapes.get(f"{base}.weight")) is not None:
             shapes[f"{base}.weight"] = (*shape[:-2], shape[-1], shape[-2])
     return shapes
 
 
-def to_canonical(names: NameMap, tensors: dict[str, Tensor], config: BlockConfig) -> dict[str, Tensor]:
-    """The file's tensors as `BlockConfig.tensor_shapes` names them; `tensors` is emptied, so that no two are held."""
-    turned = {f"{base}.weight" for base in names.transposed}
-    found = {name: tensor.transpose(-1, -2) if name in turned else tensor for name, tensor in tensors.items()}
-    tensors.clear()
-    for base in _stacked(names, config):
-        count = sum(name.startswith(f"{base}.") and name.removeprefix(f"{base}.")[0].isdigit() for name in found)
-        if count:
-            found[f"{base}.weight"] = _stack(found, [f"{base}.{i}.weight" for i in range(count)])
-    for into, parts in names.fused.items():
-        for kind in ("weight", "bias"):
-            fused = found.pop(f"{into}.{kind}", None)
-            if fused is not None:
-                found |= _split(fused, [f"{part}.{kind}" for part in parts], config, names)
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+def canonical_parts(names: NameMap, name: str, tensor: Tensor, config: BlockConfig) -> dict[str, Tensor]:
+    """What one tensor of the file holds, as `BlockConfig.tensor_shapes` names it: views where they can be."""
+    base, _, kind = name.rpartition(".")
+    if kind == "weight" and base in names.transposed:
+        tensor = tensor.transpose(-1, -2)
+    if base not in names.fused:
+        return {name: tensor}
+    return _split(tensor, [f"{part}.{kind}" for part in names.fused[base]], config, names)
+
+
+def is_copied(names: NameMap, name: str) -> bool:
+    """Whether a tensor of the file is laid out otherwise than a block's, so that it is copied."""
+    base, _, kind = name.rpartition(".")
+    return (kind == "weight" and base in names.transposed) or (
+        base in names.fused and (names.interleaved or names.grouped)
+    )
+
+
+def rows_of(names: NameMap, config: BlockConfig) -> dict[str, list[str]]:
+    """What a file holds row by row: canonical tensor -> its rows' names."""
+    shapes = config.tensor_shapes()
+    whole = {base: f"{base}.weight" for base in _stacked(names, config) if f"{base}.weight" in shapes}
+    return {name: [f"{base}.{i}.weight" for i in range(shapes[name][0])] for base, name in whole.items()}
 
 
 def _stacked(names: NameMap, config: BlockConfig) -> list[str]:
@@ -57,15 +64,6 @@ def _stacked(names: NameMap, config: BlockConfig) -> list[str]:
 def _rows_axis(shape: Sequence[int], kind: str) -> int:
     """Which axis of a projection counts its outputs: the first, behind that of experts."""
     return len(shape) - (2 if kind == "weight" else 1)
-
-
-def _stack(tensors: dict[str, Tensor], names: list[str]) -> Tensor:
-    """The tensors of these names as the rows of one; each is let go as it is copied."""
-    first = tensors[names[0]]
-    made = first.new_empty(len(names), *first.shape)
-    for row, name in zip(made, names, strict=True):
-        row.copy_(tensors.pop(name))
-    return made
 
 
 def _split(fused: Tensor, parts: Sequence[str], config: BlockConfig, names: NameMap) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from torch import Tensor
 from lmgraft.block.block import FrozenBlock, Provenance
 from lmgraft.block.config import FINAL_NORM, BlockConfig, FinalNorm, Order
 from lmgraft.block.family import Family, count, find_family, is_native, language_part, unchanged
-from lmgraft.block.layout import file_shapes, to_canonical
-from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors, tensor_digest
+from lmgraft.block.reading import LayerReader
+from lmgraft.checkpoint import Checkpoint, open_checkpoint, read_tensors
 from lmgraft.checkpoint.memory import check_memory
 from lmgraft.errors import BlockError
 from lmgraft.registry import BORROWED
@@ -59,6 +59,7 @@ def load_block(
         BlockError: If the family is not supported or a layer does not exist.
     """
     source, asked, target = source_text(source), layer_indices(layer), _dtype(dtype)
+    _check_words(final_norm, order, tower)
     checkpoint = open_source(source, revision)
     library = lender(checkpoint, tower, order)
     if library is None:
@@ -76,16 +77,14 @@ def _native(
     """A block of layers that lmgraft has code for, its tensors in `target`."""
     name, family = find_family(checkpoint.style, checkpoint.config)
     config, indices, num_layers = _anatomy(checkpoint, family, asked)
-    names = family.names_in(checkpoint.style, checkpoint.names(), indices[0])
-    root = names.root(checkpoint.names(), indices[0])
-    prefixes = tuple(root + names.layer_prefix.format(layer=i) for i in indices)
+    readers = [LayerReader(checkpoint, family, config, index) for index in indices]
+    prefixes = tuple(reader.prefix for reader in readers)
     held = [n for n in checkpoint.names() if n.startswith(prefixes)]
-    stacks = config.num_experts > 0 and bool(names.stacked)  # stacked as they are read, then narrowed
-    check_memory(checkpoint, held, None if stacks else target)
+    check_memory(checkpoint, [step for reader in readers for step in reader.steps()], target)
     layers: list[dict[str, Tensor]] = []
     digests: dict[str, str] = {}
-    for position, index in enumerate(indices):
-        tensors, read = _read_layer(checkpoint, family, config, index, target)
+    for position, reader in enumerate(readers):
+        tensors, read = reader.read(target)
         layers.append(tensors)
         digests |= {f"{position}.{tensor}": digest for tensor, digest in read.items()}
     norm = _read_final_norm(checkpoint, family, config, indices[-1]) if final_norm == "pretrained" else None
@@ -103,6 +102,14 @@ def _native(
 def place(block: FrozenBlock, dtype: torch.dtype | str | None, device: Any) -> FrozenBlock:
     """`block` stored in `dtype` and on `device`; its identity stays that of the values read."""
     return block.to(device=device, dtype=_dtype(dtype))
+
+
+def _check_words(final_norm: object, order: object, tower: object) -> None:
+    for key, value, known in (("final_norm", final_norm, get_args(FinalNorm)), ("order", order, get_args(Order))):
+        if value not in known:
+            raise BlockError(f"{key}={value!r} is not known", f"one of {', '.join(map(repr, known))}")
+    if tower is not None and (not isinstance(tower, str) or not tower):
+        raise BlockError(f"tower={tower!r} is no name of a tower", "give its path in the model, or a part of that")
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
@@ -145,29 +152,6 @@ def kinds_of(family: Family, config: Mapping[str, Any], num_layers: int) -> tupl
         return ()  # a damaged config may say 2**63
     kinds = tuple(family.kind(language_part(config), index) for index in range(num_layers))
     return kinds if len(set(kinds)) > 1 else ()
-
-
-def _read_layer(
-    checkpoint: Checkpoint, family: Family, config: BlockConfig, index: int, dtype: torch.dtype | None
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Canonical tensors of a layer in `dtype`, and the digests of the values that the file holds."""
-    names = family.names_in(checkpoint.style, checkpoint.names(), index)
-    undo = family.restore.get(checkpoint.style, unchanged)
-    alike = set(config.tensor_shapes()) - {f"{base}.weight" for base in names.transposed}
-    digests: dict[str, str] = {}
-
-    def finish(name: str, tensor: Tensor) -> Tensor:
-        tensor = undo({name: tensor}, config)[name]
-        digests[name] = tensor_digest(tensor)
-        return tensor.to(dtype or tensor.dtype)
-
-    def finish_early(name: str, tensor: Tensor) -> Tensor:
-        """Where the file lays a tensor out as a block does, no two are held in the file's width."""
-        return finish(name, tensor) if name in alike else tensor
-
-    read = read_tensors(checkpoint, names, index, file_shapes(names, config), finish_early)
-    tensors = to_canonical(names, read, config)
-    return {n: t if n in digests else finish(n, t) for n, t in tensors.items()}, digests
 
 
 def _read_final_norm(checkpoint: Checkpoint, family: Family, config: BlockConfig, layer: int) -> dict[str, Tensor]:
@@ -325,6 +309,7 @@ def inspect_llm(source: str, layer: int = -1, *, revision: str | None = None, to
     source, asked = source_text(source), layer_indices(layer)
     if len(asked) != 1:
         raise BlockError(f"layer={layer!r}: one layer is inspected at a time", "give an integer")
+    _check_words("unit", "none", tower)
     checkpoint = open_source(source, revision)
     library = lender(checkpoint, tower)
     if library is not None:

@@ -110,6 +110,12 @@ class OpaqueLayer(Shell):
                 out = call(code[0], x, key_padding_mask)
         return take_tokens(out.to(x.dtype), reads)
 
+    @property
+    def call(self) -> Call:
+        """How its code is run on tokens."""
+        call: Call = self.__dict__["hidden"][1]
+        return call
+
     def named_tensors(self) -> dict[str, Tensor]:
         """Its tensors by the names that the code gives them; without LoRA's part."""
         named = {name.removeprefix("0."): p for name, p in self.named_parameters()}
@@ -168,7 +174,7 @@ class OpaqueBlock(FrozenBlock):
         return False
 
     def tensors(self) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
-        layers = [{n: p.detach() for n, p in layer.named_tensors().items()} for layer in self._layers()]
+        layers = [{n: p.detach() for n, p in layer.named_tensors().items()} for layer in self.opaque_layers()]
         return layers, {n: p.detach() for n, p in self.final_norm.named_parameters()} or None
 
     def with_tensors(
@@ -180,12 +186,14 @@ class OpaqueBlock(FrozenBlock):
         digests: Mapping[str, str] | None = None,
     ) -> OpaqueBlock:
         made = copy.deepcopy(self)
-        for layer, tensors in zip(made._layers(), layers, strict=True):
+        for layer, tensors in zip(made.opaque_layers(), layers, strict=True):
             for name, parameter in layer.named_tensors().items():
                 parameter.data = tensors[name]
-        return OpaqueBlock(self.config, made._layers(), provenance=provenance, final_norm=final_norm, digests=digests)
+        return OpaqueBlock(
+            self.config, made.opaque_layers(), provenance=provenance, final_norm=final_norm, digests=digests
+        )
 
-    def _layers(self) -> list[OpaqueLayer]:
+    def opaque_layers(self) -> list[OpaqueLayer]:
         return [layer for layer in self.layers if isinstance(layer, OpaqueLayer)]
 
 

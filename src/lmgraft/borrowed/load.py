@@ -13,7 +13,7 @@ from lmgraft.block import Provenance
 from lmgraft.block.config import FINAL_NORM, FinalNorm, Order
 from lmgraft.block.load import SourceReport, facts_of, report_of, resolve_layers
 from lmgraft.block.opaque import OpaqueBlock, OpaqueConfig, OpaqueLayer
-from lmgraft.borrowed.neutral import call_of, check_no_order, heads_of, neutralise
+from lmgraft.borrowed.neutral import call_of, check_neutral, check_recurrent, heads_of, neutralise
 from lmgraft.borrowed.norms import final_norm_of, inner_norm_of, is_minus_one
 from lmgraft.borrowed.skeleton import Skeleton, build, fill_buffers
 from lmgraft.borrowed.tensors import Reader
@@ -54,11 +54,13 @@ def load_layers(
     layers: list[OpaqueLayer] = []
     digests: dict[str, str] = {}
     names = [n for index in indices for target in reader.targets(index) for n in target.names()]
-    check_memory(checkpoint, names, dtype)
+    check_memory(reader.checkpoint, [step for index in indices for step in reader.steps(index)], dtype)
     for position, index in enumerate(indices):
         tensors, read = reader.layer(index)
         digests |= {f"{position}.{name}": digest for name, digest in read.items()}
         layers.append(_filled(skeleton, index, tensors, order == "causal"))
+        if order == "causal":
+            check_recurrent(layers[-1], index, config.dim)
     norm, norm_digests = _final_norm(reader, config, final_norm)
     provenance = Provenance(
         source=source,
@@ -68,11 +70,11 @@ def load_layers(
         layers=indices,
         num_layers=len(skeleton.tower.layers),
         final_norm=final_norm,
-        **facts_of(checkpoint, names),
+        **facts_of(reader.checkpoint, names),
     )
     block = OpaqueBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests | norm_digests)
     if order == "none":
-        check_no_order(block)
+        check_neutral(block)
     return block
 
 
@@ -172,7 +174,7 @@ def inspect_layers(checkpoint: Checkpoint, source: str, layer: int, tower: str |
             "the file is of another architecture than it says, or this version of transformers does not know it",
         )
     return report_of(
-        checkpoint,
+        reader.checkpoint,
         source,
         names,
         family=skeleton.config.model_type,

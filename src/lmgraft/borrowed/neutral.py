@@ -6,21 +6,23 @@
 
 What a layer wants is known from the names of its arguments. An argument that is not in the table and has no
 default is a reason to refuse the layer, never to guess. That the rules are complete is tested on each
-block that is loaded: its output has to permute with its tokens (`check_no_order`).
+block that is loaded (`check_neutral`): its output has to permute with its tokens, and each has to see the others
+but for padded ones.
 """
 
 from __future__ import annotations
 
 import copy
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lmgraft.block.opaque import OpaqueBlock, as_tokens
+from lmgraft.block.opaque import OpaqueBlock, OpaqueLayer, as_tokens
 from lmgraft.borrowed.skeleton import Skeleton, fill_buffers
 from lmgraft.errors import BlockError
 
@@ -60,6 +62,7 @@ _MASKS: dict[str, Callable[[Given], Any]] = {
     "hidden": lambda g: ~g.visible,
 }
 _MASK_OF = {
+    "CpmAntTransformerBlock": "seen",
     "DebertaLayer": "seen",
     "DebertaV2Layer": "seen",
     "MptBlock": "hidden",
@@ -92,6 +95,8 @@ _FIXED: dict[str, Any] = {
 }
 """Arguments that are the same in every call."""
 _ATTENTION_MASKS = ("attention_mask", "causal_mask", "mask", "attn_mask")
+_ATTENDS = re.compile(r"attention|mla$", re.IGNORECASE)
+"""Of the class of a part that mixes tokens by attention."""
 _KNOWN = {*_ARGUMENTS, *_FIXED, *_ATTENTION_MASKS, "shared_kv_states"}
 
 
@@ -110,10 +115,18 @@ class CallLayer:
     causal: bool = False
     """Whether the layer is run in the order of its tokens, as one that is recurrent by nature has to be."""
 
+    @property
+    def takes_mask(self) -> bool:
+        return not set(self.wanted).isdisjoint(_ATTENTION_MASKS)
+
     def __call__(self, module: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
         batch, tokens = x.shape[:2]
         visible = torch.ones(batch, 1, tokens, tokens, dtype=torch.bool, device=x.device)
         if key_padding_mask is not None:
+            if self.mask != "none" and not self.takes_mask:
+                raise BlockError(
+                    f"{type(module).__name__} takes no mask, and tokens are padded", "use a block of a language model"
+                )
             visible = visible & ~key_padding_mask[:, None, None, :]
         if self.causal:
             visible = visible.tril()
@@ -174,7 +187,7 @@ def call_of(skeleton: Skeleton, layer: nn.Module, causal: bool) -> CallLayer:
                 f"{kind} needs {parameter.name!r} beside the tokens, which a block has nothing for",
                 "use another layer or model; docs/families.md lists what is read",
             )
-    attends = any("attention" in type(m).__name__.lower() for m in layer.modules())
+    attends = any(_ATTENDS.search(type(m).__name__) for m in layer.modules())
     needs_rotary = not set(wanted).isdisjoint(_ROTARY) and bool(_rotary_modules(skeleton))
     return CallLayer(
         wanted=tuple(wanted),
@@ -229,8 +242,9 @@ def _rotary_modules(skeleton: Skeleton) -> list[nn.Module]:
 
 
 def _is_rotary(module: nn.Module) -> bool:
-    name = type(module).__name__.lower()
-    return "rotary" in name or "rope" in name
+    """Whether it is a rotary embedding: by a word of its class's name (not SolarOpen's), and it holds no weights."""
+    named = re.search(r"Rotary|RoPE|Rope", type(module).__name__)
+    return bool(named) and not any(True for _ in module.parameters())
 
 
 def _real(skeleton: Skeleton, module: nn.Module) -> nn.Module:
@@ -304,27 +318,78 @@ def order_error(run: Callable[[Tensor], Tensor], dim: int, like: Tensor) -> floa
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
 """How far the output may fail to permute with its tokens, by storage; other dtypes round in between."""
 _ROUNDED = 2e-2
+_LEAST = 1e-6
+"""How much attention has at least to change a token when two of the seven that it sees are others."""
 
 
-def check_no_order(block: OpaqueBlock) -> None:
-    """Refuse a block whose output does not permute with its tokens: something causal or positional is left.
+def check_neutral(block: OpaqueBlock) -> None:
+    """Refuse a block that something causal or positional is left in, or whose attention is not what a mask says.
+
+    What a layer adds to its tokens has to permute with them; where it has attention, each token has to be seen
+    by the others, and no padded one. A mask that is meant otherwise than it is given shows here.
 
     Raises:
         BlockError: Saying by how much, or why a layer could not be run.
     """
     stored = next(block.parameters()).dtype
     allowed = _TOLERANCE.get(stored, _ROUNDED)
-    for index, layer in zip(block.provenance.layers, block.layers, strict=True):
+    for index, layer in zip(block.provenance.layers, block.opaque_layers(), strict=True):
+        name = f"layer {index} ({block.config.code})"
         try:
             error = order_error(layer, block.config.dim, next(block.parameters()))
+            seen, padded = _influence(layer, block.config.dim, next(block.parameters()))
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as failure:
             raise BlockError(
-                f"layer {index} ({block.config.code}) could not be run on tokens alone: {str(failure).splitlines()[0]}",
+                f"{name} could not be run on tokens alone: {str(failure).splitlines()[0]}",
                 "it needs more than tokens: use another layer or model; docs/families.md lists what is read",
             ) from failure
         if not error <= allowed:
             raise BlockError(
-                f"layer {index} ({block.config.code}) reads its tokens in order: when they are permuted, its output "
-                f"changes by {error:.2g} of itself",
+                f"{name} reads its tokens in order: when they are permuted, its output changes by {error:.2g} of "
+                "itself",
                 "a layer that is recurrent by nature needs order='causal'; else choose another layer",
             )
+        unseen = getattr(layer.call, "mask", "added") != "none" and seen <= _LEAST
+        if unseen or padded > allowed:
+            what = "does not see its tokens" if unseen else f"sees padded tokens: they change it by {padded:.2g}"
+            raise BlockError(f"{name} {what}: how its mask is meant is not known", "use another layer or model")
+
+
+@torch.no_grad()
+def _influence(layer: OpaqueLayer, dim: int, like: Tensor) -> tuple[float, float]:
+    """How much the last two tokens change what the others get: as they are, and padded (0 for what takes no mask).
+
+    NaN where a layer adds nothing.
+    """
+    x = torch.randn(1, 7, dim, generator=torch.Generator().manual_seed(1)).to(like.device)
+    other, mask = x.clone(), torch.zeros(1, 7, dtype=torch.bool, device=like.device)
+    other[:, -2:], mask[:, -2:] = other[:, -2:].flip(-1), True
+
+    def changed(padded: Tensor | None) -> float:
+        one, two = (layer(tokens, padded)[:, :-2] - tokens[:, :-2] for tokens in (x, other))
+        return float((one - two).norm() / one.norm())
+
+    return changed(None), changed(mask) if getattr(layer.call, "takes_mask", True) else 0.0
+
+
+def check_recurrent(layer: OpaqueLayer, index: int, dim: int) -> None:
+    """Refuse to run a layer in the order of its tokens that needs none: one of attention.
+
+    Raises:
+        BlockError: If its output permutes with its tokens once positions and mask are neutral.
+    """
+    call = layer.call
+    assert isinstance(call, CallLayer)
+    module = copy.deepcopy(layer.__dict__["hidden"][0][0], {id(p): p for p in layer.parameters()})
+    neutralise(module)
+    neutral = OpaqueLayer(module, replace(call, causal=False))
+    like = next(layer.parameters())
+    try:
+        error = order_error(neutral, dim, like)
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError):
+        return  # it cannot do without an order
+    if error <= _TOLERANCE.get(like.dtype, _ROUNDED):
+        raise BlockError(
+            f"layer {index} is not recurrent: it reads its tokens in no order, and order='causal' is for those that do",
+            "leave order out",
+        )

@@ -63,7 +63,7 @@ def _run(module: nn.Module, x: Tensor, gain: Tensor) -> Tensor | None:
         for name, parameter in real.named_parameters():
             parameter.copy_(gain if name == "weight" else torch.zeros_like(parameter))
         out = real(x)
-    except (TypeError, RuntimeError, ValueError):
+    except (TypeError, RuntimeError, ValueError, AttributeError):
         return None
     return out if isinstance(out, Tensor) else None
 

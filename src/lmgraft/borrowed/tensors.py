@@ -7,7 +7,7 @@ copies of a stack are held.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,10 @@ from transformers.core_model_loading import Concatenate, MergeModulelist, Weight
 
 from lmgraft.borrowed.skeleton import Skeleton
 from lmgraft.checkpoint import Checkpoint
-from lmgraft.checkpoint.digest import tensor_digest, tensors_digest
-from lmgraft.checkpoint.names import read_finite
+from lmgraft.checkpoint.digest import Stack, tensor_digest
+from lmgraft.checkpoint.memory import Step
+from lmgraft.checkpoint.names import BESIDE_THE_MODEL, read_finite, several_roots
+from lmgraft.checkpoint.wrapped import PlainNames
 from lmgraft.errors import CheckpointError
 
 
@@ -60,6 +62,18 @@ def find_targets(skeleton: Skeleton, prefix: str, names: Iterable[str]) -> list[
     return list(targets.values())
 
 
+def _roots(skeleton: Skeleton, names: Iterable[str]) -> set[str]:
+    """What may stand before the model's own names in a file: nothing, or wrappers and composites around it."""
+    base = f"{skeleton.model.base_model_prefix}."
+    begin = {name.removeprefix(cut).partition(".")[0] for name in skeleton.model.state_dict() for cut in ("", base)}
+    roots = {""}
+    for name in names:
+        parts = name.split(".")
+        if not name.startswith(BESIDE_THE_MODEL):
+            roots |= {".".join(parts[:depth]) + "." for depth in range(1, len(parts)) if parts[depth] in begin}
+    return roots
+
+
 class Reader:
     """Reads the tensors of layers from one file.
 
@@ -95,15 +109,50 @@ class Reader:
             self._targets[index] = self._match(index)
         return self._targets[index]
 
+    def steps(self, index: int) -> list[Step]:
+        """What is held at the same time while a layer is read."""
+        steps: list[Step] = []
+        for target in self.targets(index):
+            if _is_stack(target):
+                steps += [Step((name,), copied=True) for name in target.names()]
+            else:
+                steps.append(Step(tuple(target.names()), copied=target.converter is not None))
+        return steps
+
     def _match(self, index: int) -> list[Target]:
         prefix, out = self.skeleton.prefix(index), self.skeleton.left_out(index)
         wanted = {prefix + name for name in self.skeleton.tensors(index)}
         number = re.compile(rf"(^|[^0-9]){index}([^0-9]|$)")
         near = [name for name in self.checkpoint.names() if number.search(name)]
-        targets = find_targets(self.skeleton, prefix, near)
+        targets = self._under_one_root(index, near)
         if not wanted <= {prefix + target.name for target in targets}:  # some tables renumber layers
-            targets = find_targets(self.skeleton, prefix, self.checkpoint.names())
-        return [target for target in targets if not target.name.startswith(out)]
+            every = find_targets(self.skeleton, prefix, self.checkpoint.names())
+            targets = every if len(every) > len(targets) else targets
+        kept = [target for target in targets if not target.name.startswith(out)]
+        return sorted(kept, key=_is_stack)  # stacks last: what is read whole is narrowed before much is held
+
+    def _under_one_root(self, index: int, near: Sequence[str]) -> list[Target]:
+        """What makes a layer of `near`, its names; from here on the file is seen without what stands before them.
+
+        Raises:
+            CheckpointError: If the layer lies under several prefixes.
+        """
+        wanted, prefix = self.skeleton.tensors(index), self.skeleton.prefix(index)
+        held: dict[frozenset[str], tuple[int, str, list[Target]]] = {}
+        for root in sorted(_roots(self.skeleton, near), key=len):
+            names = [name.removeprefix(root) for name in near if name.startswith(root)]
+            targets = find_targets(self.skeleton, prefix, names)
+            used = frozenset(root + name for t in targets if t.name in wanted for name in t.names())
+            held.setdefault(used, (sum(t.name in wanted for t in targets), root, targets))
+        most = max(count for count, _, _ in held.values())
+        best = [(root, targets) for count, root, targets in held.values() if count == most]
+        if len(best) > 1 and most:
+            raise several_roots(index, [root for root, _ in best])
+        root, targets = best[0]
+        if root:
+            names = [name for name in self.checkpoint.names() if name.startswith(root)]
+            self.checkpoint = PlainNames(self.checkpoint, {name.removeprefix(root): name for name in names})
+        return targets
 
     def one(self, name: str) -> Tensor | None:
         """A tensor of the model by its whole name; None where the file has none."""
@@ -129,29 +178,17 @@ class Reader:
 
     def _stacked(self, target: Target, shape: tuple[int, ...]) -> tuple[Tensor, str]:
         """Experts of a file, one after the other, in the rows of one tensor."""
-        columns = list(zip(*target.sources.values(), strict=True))
-        made: list[Tensor] = []
-
-        def parts() -> Iterator[Tensor]:
-            for expert, names in enumerate(columns):
-                row = 0
-                for name in names:
-                    part = read_finite(self.checkpoint, name)
-                    if not made:
-                        made.append(torch.empty(shape, dtype=self.dtype or part.dtype))
-                    place = made[0][expert, row : row + part.shape[0]]
-                    if place.shape != part.shape:
-                        raise CheckpointError(
-                            f"{name} has shape {tuple(part.shape)}, the config says "
-                            f"{(shape[1] // len(names), *shape[2:])}",
-                            "the file does not fit its config.json",
-                        )
-                    place.copy_(part)
-                    row += part.shape[0]
-                    yield part
-
-        digest = tensors_digest(shape, parts())
-        return made[0], digest
+        stack = Stack(shape, self.dtype)
+        for expert in zip(*target.sources.values(), strict=True):
+            wanted = (shape[1] // len(expert), *shape[2:])
+            for name in expert:
+                if self.checkpoint.shape(name) != wanted:
+                    raise CheckpointError(
+                        f"{name} has shape {self.checkpoint.shape(name)}, the config says {wanted}",
+                        "the file does not fit its config.json",
+                    )
+                stack.add(read_finite(self.checkpoint, name))
+        return stack.finished()
 
     def _converted(self, target: Target, prefix: str) -> dict[str, Tensor]:
         """By transformers' own operations."""

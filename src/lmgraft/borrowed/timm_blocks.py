@@ -19,7 +19,7 @@ from lmgraft.block import Provenance
 from lmgraft.block.config import FINAL_NORM, FinalNorm, Order
 from lmgraft.block.load import SourceReport, facts_of, report_of, resolve_layers
 from lmgraft.block.opaque import OpaqueBlock, OpaqueConfig, OpaqueLayer, as_tokens
-from lmgraft.borrowed.neutral import check_no_order
+from lmgraft.borrowed.neutral import check_neutral
 from lmgraft.borrowed.norms import inner_norm_of, is_minus_one, traits_of
 from lmgraft.checkpoint import Checkpoint, tensor_digest
 from lmgraft.checkpoint.names import read_finite
@@ -99,7 +99,7 @@ def load_layers(
         **facts_of(checkpoint, names),
     )
     block = OpaqueBlock(config, layers, provenance=provenance, final_norm=norm, digests=digests)
-    check_no_order(block)
+    check_neutral(block)
     return block
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -23,6 +24,8 @@ _CGROUPS = (
 _CACHES = ("inactive_file", "active_file")
 _ITEMSIZE = {"F64": 8, "BF16": 2, "F16": 2}
 """Bytes of a number as it is read, by the file's name for its type; of others 4, quantised ones too."""
+_BUFFERS = 128 << 20
+"""Pieces in which files are read, values checked and digests taken; what else the process takes meanwhile."""
 
 
 def container_limit() -> int | None:
@@ -42,25 +45,49 @@ def free_memory() -> int | None:
     return min(free) if free[0] else None
 
 
-def check_memory(checkpoint: Checkpoint, names: Sequence[str], dtype: torch.dtype | None) -> None:
-    """Refuse tensors that will not fit into memory.
+@dataclass(frozen=True)
+class Step:
+    """Tensors of a file that are read at the same time, made into what a block keeps, and let go."""
+
+    names: tuple[str, ...]
+    copied: bool = False
+    """Whether their values are laid out anew, so that what was read is never what is kept."""
+
+
+def peak_memory(checkpoint: Checkpoint, steps: Iterable[Step], dtype: torch.dtype | None) -> int:
+    """The most bytes held while these steps are taken, one after the other.
 
     Args:
-        names: Of the tensors, all of which are held at the same time.
-        dtype: What they are stored in once they are read; None keeps the file's own.
+        dtype: What tensors are stored in once they are read; None keeps that in which they are read.
+    """
+    held = peak = 0
+    for step in steps:
+        beside = 0
+        for name in step.names:
+            stored = checkpoint.dtype(name)
+            width = _ITEMSIZE.get(stored, 4)
+            values = math.prod(checkpoint.shape(name))
+            held += values * (dtype.itemsize if dtype else width)
+            quantised = stored not in (*_ITEMSIZE, "F32")
+            converted = dtype is not None and (dtype.itemsize, quantised) != (width, False)
+            beside += values * width if step.copied or converted else 0
+            beside += checkpoint.nbytes(name) if quantised else 0
+        peak = max(peak, held + beside)
+    return peak + _BUFFERS
+
+
+def check_memory(checkpoint: Checkpoint, steps: Sequence[Step], dtype: torch.dtype | None) -> None:
+    """Refuse tensors that will not fit into memory; the arguments are those of `peak_memory`.
 
     Raises:
         CheckpointError: It says how many bytes are needed, and how many are free.
     """
-    each = {name: dtype.itemsize if dtype else _ITEMSIZE.get(checkpoint.dtype(name), 4) for name in names}
-    needed = sum(math.prod(checkpoint.shape(name)) * size for name, size in each.items())
-    free = free_memory()
+    needed, free = peak_memory(checkpoint, steps, dtype), free_memory()
     if free is not None and needed > free:
         raise CheckpointError(
-            f"these {len(names)} tensors of {checkpoint.label} need {needed:,} bytes of memory ({needed / 2**30:.1f} "
-            f"GiB) once they are read, and {free:,} ({free / 2**30:.1f} GiB) are free",
-            "end other programs, take a smaller model, or, of one without experts, store the layer in 16 bits "
-            "(dtype='bfloat16')",
+            f"these {sum(len(step.names) for step in steps)} tensors of {checkpoint.label} need {needed:,} bytes of "
+            f"memory ({needed / 2**30:.1f} GiB) while they are read, and {free:,} ({free / 2**30:.1f} GiB) are free",
+            "end other programs, take a smaller model, or store the layer in 16 bits (dtype='bfloat16')",
         )
 
 

@@ -7,18 +7,17 @@ used or listed as dropped on purpose. Anything else is an error that lists all o
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint import cache
 from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
-_BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own
+BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -61,16 +60,13 @@ class NameMap:
         held: dict[str, set[str]] = {}
         for name in present:
             at = f".{name}".find(f".{prefix}")
-            if at >= 0 and not name.startswith(_BESIDE_THE_MODEL):
+            if at >= 0 and not name.startswith(BESIDE_THE_MODEL):
                 rest = name[at + len(prefix) :]
                 held.setdefault(name[:at], set()).add(rest if rest in modules else rest.rpartition(".")[0])
         most = max((len(held[root] & modules) for root in held), default=0)
         best = sorted(root for root in held if len(held[root] & modules) == most)
         if len(best) > 1 and most:
-            raise CheckpointError(
-                f"layer {layer} is there {len(best)} times: under {' and '.join(repr(root) for root in best)}",
-                "save the language model alone, or give a file that holds only one of them",
-            )
+            raise several_roots(layer, best)
         return best[0] if best else self.roots[0]
 
     def in_file(self, canonical: str, layer: int, root: str) -> str | None:
@@ -88,37 +84,40 @@ class NameMap:
         return None
 
 
-def as_read(canonical: str, tensor: Tensor) -> Tensor:
-    """A tensor as the file has it."""
-    return tensor
+def several_roots(layer: int, roots: Sequence[str]) -> CheckpointError:
+    """What is said where a layer lies under several prefixes."""
+    return CheckpointError(
+        f"layer {layer} is there {len(roots)} times: under {' and '.join(map(repr, roots))}",
+        "save the language model alone, or give a file that holds only one of them",
+    )
 
 
-def read_tensors(
-    checkpoint: Checkpoint,
-    names: NameMap,
-    layer: int,
-    wanted: Mapping[str, tuple[int, ...]],
-    finish: Callable[[str, Tensor], Tensor] = as_read,
-) -> dict[str, Tensor]:
-    """Read the tensors `wanted` (canonical name -> shape) of `layer`; nothing else is touched.
-
-    Args:
-        finish: What to make of each tensor before the next one is read: where it narrows them,
-            no two are held in the file's own width.
+def find_tensors(
+    checkpoint: Checkpoint, names: NameMap, layer: int, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, str]:
+    """Where the tensors `wanted` (canonical name -> shape) of `layer` are: canonical name -> name in the file.
 
     Raises:
-        CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
+        CheckpointError: If tensors are missing, of another shape, or unknown.
     """
     root = names.root(checkpoint.names(), layer)
     prefix = root + names.layer_prefix.format(layer=layer)
     rules = {canonical: names.in_file(canonical, layer, root) for canonical in wanted}
     in_file = {canonical: name for canonical, name in rules.items() if name is not None}
     _check(checkpoint, names, prefix, in_file, wanted)
-    cache.announce(prefix.rstrip(".") + f" of {checkpoint.label}", sum(map(checkpoint.to_fetch, in_file.values())))
-    tensors = {}
-    for canonical, name in in_file.items():
-        tensors[canonical] = finish(canonical, read_finite(checkpoint, name))
-    return tensors
+    return in_file
+
+
+def read_tensors(
+    checkpoint: Checkpoint, names: NameMap, layer: int, wanted: Mapping[str, tuple[int, ...]]
+) -> dict[str, Tensor]:
+    """Read the tensors `wanted` (canonical name -> shape) of `layer`; nothing else is touched.
+
+    Raises:
+        CheckpointError: If tensors are missing, of another shape, unknown, or hold NaN or infinity.
+    """
+    in_file = find_tensors(checkpoint, names, layer, wanted)
+    return {canonical: read_finite(checkpoint, name) for canonical, name in in_file.items()}
 
 
 def read_finite(checkpoint: Checkpoint, name: str) -> Tensor:

@@ -163,6 +163,7 @@ def read_bytes(source: ByteSource, offset: int, count: int) -> bytes:
 _STAND_INS = {
     b"version https://git-lfs": ("a git-lfs pointer, not the file it points to", "run 'git lfs pull' in its folder"),
     b"<!doctype html": ("an HTML page that was saved under a file's name", "fetch the file itself (.../resolve/...)"),
+    b"<?xml": ("a server's answer in XML, not the file", "fetch the file itself (.../resolve/...)"),
     b"<html": ("an HTML page that was saved under a file's name", "fetch the file itself (.../resolve/...)"),
 }
 
@@ -171,7 +172,7 @@ def refuse_stand_in(source: ByteSource) -> None:
     """Refuse what is often saved in a file's place.
 
     Raises:
-        CheckpointError: If it is a git-lfs pointer or an HTML page.
+        CheckpointError: If it is a git-lfs pointer, or a page of HTML or XML.
     """
     beginning = read_bytes(source, 0, min(64, source.size)).lstrip(b"\xef\xbb\xbf \r\n\t").lower()
     for sign, (what, remedy) in _STAND_INS.items():

@@ -221,6 +221,7 @@ def find_shards(place: Place, index: str, beginning: str, ending: str) -> dict[s
         if not files:
             raise SourceError(f"{place.label} holds no {ending} file", "give the folder with the weights")
         return {name: set() for name in files}
+    refuse_stand_in(place.open(index))
     try:
         weight_map = read_json(place, index).get("weight_map")
     except CheckpointError:

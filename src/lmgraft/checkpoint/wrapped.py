@@ -50,6 +50,7 @@ class PlainNames:
 
     def __init__(self, wrapped: Checkpoint, stored: dict[str, str]) -> None:
         self.label, self.config, self.licence = wrapped.label, wrapped.config, wrapped.licence
+        self.revision = getattr(wrapped, "revision", None)
         self._wrapped, self._stored = wrapped, stored
 
     def names(self) -> Collection[str]:

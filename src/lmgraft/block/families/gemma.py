@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lmgraft.block.config import BlockConfig
-from lmgraft.block.family import Family, activation, number
+from lmgraft.block.family import Family, activation, number, refuse
 from lmgraft.block.gguf import gguf_fields, gguf_names, undo_gain_plus_one
 from lmgraft.block.hf import attention_biases, hf_fields, hf_names
 
@@ -18,16 +18,16 @@ _SANDWICH = {
 
 
 def _fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Defaults are those of transformers' Gemma configs.
-
-    Early files say hidden_act "gelu"; their models were trained, and are run, with the tanh form.
-    """
+    """Defaults are those of transformers' Gemma configs."""
     own = {"norm": "rms_plus_one", "activation": activation(config, "hidden_activation", "gelu_pytorch_tanh")}
     return hf_fields(config, head_dim=256) | attention_biases(config) | own
 
 
 def gemma_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
-    return BlockConfig(**_fields(config))
+    """Early files say hidden_act "gelu"; their models were trained, and are run, with the tanh form."""
+    act = config.get("hidden_act")
+    by_act = {} if act in (None, "gelu") else {"hidden_activation": act}
+    return BlockConfig(**_fields(by_act | {k: v for k, v in config.items() if v is not None}))
 
 
 def gemma2_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
@@ -40,12 +40,12 @@ def gemma2_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockCo
 
 
 def gemma3_from_hf(config: Mapping[str, Any], names: Collection[str]) -> BlockConfig:
+    refuse(config, "attn_logit_softcapping", (), "a cap of scores, which transformers leaves out,")
     return BlockConfig(
         **_fields(config),
         norm_place="sandwich",
         qk_norm="per_head",
         attention_scales=(number(config, "query_pre_attn_scalar", 256) ** -0.5,),
-        logit_softcap=config.get("attn_logit_softcapping"),
     )
 
 

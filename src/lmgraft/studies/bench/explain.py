@@ -180,7 +180,7 @@ def _graft_step(inserted: GraftLayer, call: Call, cell: Cell) -> Callable[[], No
             if cell.dtype == "bfloat16":
                 stack.enter_context(torch.autocast(kind, torch.bfloat16))
             stack.enter_context(torch.inference_mode(not train))
-            out: Tensor = inserted(x, call.mask, reads=call.reads)
+            out: Tensor = inserted(x, call.mask, reads=call.reads, received=call.received)
         if train:
             out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
             for tensor in (x, *inserted.parameters()):
@@ -258,7 +258,7 @@ def _count(run: Callable[[], Any]) -> int:
 def _count_graft(inserted: GraftLayer, call: Call) -> int:
     """A forward by the plans of `call`: counted without gradients, the planner might take others."""
     if not call.problems or inserted.config.form == "dense":
-        return _count(lambda: inserted(call.x.detach(), call.mask, reads=call.reads))
+        return _count(lambda: inserted(call.x.detach(), call.mask, reads=call.reads, received=call.received))
     products = [op for plan, posed in zip(call.plans, call.problems, strict=True) for op in operations(plan, posed)]
     last = call.problems[-1]
     rows = last.batch * (1 if isinstance(call.reads, MeanOf) else last.reads)

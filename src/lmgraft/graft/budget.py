@@ -115,9 +115,8 @@ def within(
     if rule != "mean":
         return Budgeted(x, mask, index, nearest)
     counted = (~padded).scatter(1, index, torch.ones_like(index, dtype=torch.bool))
-    share = F.one_hot(nearest, budget) * counted.unsqueeze(2)
-    weights = (share / share.sum(1, keepdim=True)).to(x.dtype)
-    queries = weights.transpose(1, 2) @ x
+    share = (F.one_hot(nearest, budget) * counted.unsqueeze(2)).to(at_least_float32(x).dtype)
+    queries = (share / share.sum(1, keepdim=True)).to(x.dtype).transpose(1, 2) @ x
     hidden = padded.new_ones(x.shape[0], budget)
     joined = torch.cat([x, queries.to(x.dtype)], 1), torch.cat([padded, hidden], 1)
     return Budgeted(*joined, slice(-budget, None), nearest)

@@ -91,7 +91,8 @@ class Budgeted:
 
 def exceeds(x: Tensor, reads: Reads, budget: int | None) -> bool:
     """Whether more tokens of `x` (B, T, V) are read than the budget allows."""
-    return budget is not None and count_tokens(sizes(x)[1], reads) > budget
+    tokens = sizes(x)[1]
+    return budget is not None and budget < tokens and budget < count_tokens(tokens, reads)
 
 
 def within(

@@ -22,6 +22,7 @@ Residual = Literal["none", "out", "in", "gated"]
 Form = Literal["auto", "dense", "reads", "folded", "absorbed"]
 MapperInit = Literal["trunc_normal", "default"]
 Precision = Literal["host", "bfloat16"]
+_LATER = {"budget": None, "budget_rule": "every", "precision": "host"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +144,9 @@ class GraftConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: tuples become lists."""
-        return without_defaults({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
+        """As JSON types: tuples become lists. Without what came later, where it was not asked for."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return without_defaults({k: v for k, v in values.items() if (k, v) not in _LATER.items()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraftConfig:

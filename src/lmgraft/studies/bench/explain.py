@@ -74,7 +74,7 @@ class Explanation:
     form: str
     """Of the graft's config: "auto" leaves the choice to the planner."""
     budget: str
-    """How many tokens are computed and by which rule, "196 by mean"; empty where no budget bounds this call."""
+    """How many tokens are computed and by which rule, in words; empty where no budget bounds this call."""
     host_width: int
     layers: list[LayerExplained]
     why_not: str
@@ -165,7 +165,11 @@ def _explain(arm: Arm, cell: Cell, rounds: int, seconds: float) -> Explanation:
 
 def _budget(inserted: GraftLayer, call: Call) -> str:
     config = inserted.config
-    return f"{config.budget} by {config.budget_rule}" if exceeds(call.x, call.reads, config.budget) else ""
+    return (
+        f"{config.budget} tokens, by the rule {config.budget_rule}"
+        if exceeds(call.x, call.reads, config.budget)
+        else ""
+    )
 
 
 def _why_not(inserted: GraftLayer) -> str:

@@ -6,7 +6,6 @@ Knows no data and no measure: `activations` says which tokens stand out.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,9 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.block import Layer
@@ -25,13 +22,12 @@ from lmgraft.contracts import Host, MeanOf, Reads, take_tokens
 from lmgraft.contracts.tokens import Axes, map_axes, to_tokens
 from lmgraft.errors import HostError
 from lmgraft.graft import GraftLayer, find_graft
+from lmgraft.graft.attention import CatchAttention, Weights, mean_attention
 from lmgraft.graft.hosts import find_host
 from lmgraft.graft.layer import with_token
 
 Stage = Literal["encoder", "mapper_in", "attention", "feed_forward", "mapper_out"]
 """F_E, F_L1, F_LM^A, F_LM^F and F_L2 of the paper: what the tokens have passed so far."""
-
-_ROWS = 64  # rows of attention weights at a time
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ class _Look:
         """Hooks before those that are there: they see what a layer gives, not what a graft makes of it."""
         paths = self.host.layers
         last = self.model.get_submodule(paths[-1])
-        catch = _CatchAttention(self)
+        catch = CatchAttention(self._note_attention)
         with ExitStack() as stack:
 
             def hooked(register: Callable[..., Any], hook: Callable[..., Any], **options: Any) -> None:
@@ -209,22 +205,15 @@ class _Look:
             share = self.average(q, k, lambda scores: attention.weights(scores, visible))
             self.noted.attention["block"] = share[..., : count - self.prefix]
 
-    def average(self, q: Tensor, k: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
-        """Attention of q (B, N, T, H), of the rows that are read, to k (B, M, T, H): (B, N, T) without prefix tokens.
+    def _note_attention(self, q: Tensor, k: Tensor, weights: Weights) -> None:
+        self.noted.attention["encoder"] = self.average(q, k, weights)
 
-        Args:
-            q: Queries of all tokens.
-            k: Keys.
-            weights: From scores q k^T (B, N, R, T) to weights.
-        """
+    def average(self, q: Tensor, k: Tensor, weights: Weights) -> Tensor:
+        """Attention of q (B, N, T, H), of read rows, to k (B, M, T, H): (B, N, T) without prefix tokens."""
         reads = self.reads.tokens if isinstance(self.reads, MeanOf) else self.reads
         shape = q.shape[1], q.shape[3]
         rows = take_tokens(q.transpose(1, 2).flatten(2), reads).unflatten(2, shape).transpose(1, 2)  # type: ignore[no-untyped-call]
-        keys = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1).transpose(-1, -2)
-        # A few rows at a time: all weights of 1,568 tokens and 32 heads are 315 MB a sample.
-        parts = (weights(part @ keys).float().sum(2) for part in rows.split(_ROWS, dim=2))
-        total: Tensor = functools.reduce(torch.add, parts) / rows.shape[2]
-        return total[..., self.prefix :]
+        return mean_attention(rows, k, weights)[..., self.prefix :]
 
 
 @contextmanager
@@ -260,35 +249,3 @@ def _halves(block: FrozenBlock, caught: Mapping[str, tuple[Any, Any]]) -> dict[s
         added = caught["layer"][0][0] + last.residual_scale * caught["attention"][1] if beside else None
         halves["attention"] = caught["mlp_norm"][0][0] if added is None else added
     return halves | {"feed_forward": caught["final_norm"][0][0]}
-
-
-class _CatchAttention(TorchFunctionMode):
-    """Notes the attention of the encoder's last layer, whoever computes it by torch's own function."""
-
-    def __init__(self, look: _Look) -> None:
-        super().__init__()
-        self.look = look
-
-    def begin(self, *_: Any) -> None:
-        """A hook before the layer."""
-        self.__enter__()  # type: ignore[no-untyped-call]
-
-    def end(self, *_: Any) -> None:
-        """A hook behind the layer, called though it fails."""
-        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention:
-            given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)) | kwargs
-            q, k, mask, scale = given["query"], given["key"], given.get("attn_mask"), given.get("scale")
-            if q.shape[-2] == k.shape[-2] and q.dim() == 4 and (mask is None or mask.shape[-2] == 1):
-
-                def weights(scores: Tensor) -> Tensor:
-                    scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
-                    if mask is not None and mask.dtype == torch.bool:
-                        scores = scores.masked_fill(~mask, float("-inf"))
-                    return (scores if mask is None or mask.dtype == torch.bool else scores + mask).softmax(-1)
-
-                self.look.noted.attention["encoder"] = self.look.average(q, k, weights)
-        return func(*args, **kwargs)

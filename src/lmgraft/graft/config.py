@@ -16,10 +16,13 @@ from lmgraft.block.load import layer_indices, storage
 from lmgraft.block.trained import TrainBlock, check_training
 from lmgraft.contracts import MeanOf, Reads, Tokens
 from lmgraft.errors import HostError
+from lmgraft.graft.budget import Rule
 
 Residual = Literal["none", "out", "in", "gated"]
 Form = Literal["auto", "dense", "reads", "folded", "absorbed"]
 MapperInit = Literal["trunc_normal", "default"]
+Precision = Literal["host", "bfloat16"]
+_LATER = {"budget": None, "budget_rule": "every", "precision": "host"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,20 @@ class GraftConfig:
     """
     read_token: bool = False
     """A learnable token that alone is read from the block; every token gets its output."""
+    budget: int | None = None
+    """Where more tokens than this are read, compute the block's queries, MLP and W2 for so many only, class and
+    register tokens among them; each other token gets the output of the computed one most like it. None: no bound."""
+    budget_rule: Rule = "every"
+    """Which tokens are computed within the budget.
+
+    every      evenly spaced ones
+    mean       means: each of all tokens most like one of these
+    norm       those of largest norm before the block
+    attention  those that got the most attention in the encoder layer before the block
+    """
+    precision: Precision = "host"
+    """What mappers and block are computed in, in training too: as the host, or bfloat16 by autocast, in which norms and
+    Gram matrices stay float32."""
     mapper_init: MapperInit | None = None
     """Initialisation of W1 and W2; by default the host's own convention."""
     final_norm: FinalNorm = "unit"
@@ -81,7 +98,14 @@ class GraftConfig:
     """"causal" runs a layer that is recurrent by nature in the order of its tokens; any other is refused."""
 
     def __post_init__(self) -> None:
-        choices = {"residual": Residual, "form": Form, "final_norm": FinalNorm, "order": Order}
+        choices = {
+            "residual": Residual,
+            "form": Form,
+            "budget_rule": Rule,
+            "precision": Precision,
+            "final_norm": FinalNorm,
+            "order": Order,
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in get_args(allowed):
                 raise HostError(
@@ -93,7 +117,17 @@ class GraftConfig:
             )
         layer_indices(self.layer)
         check_training(self.train_block, self.lora_rank, self.lora_alpha, self.lora_targets)
-        parse_reads(self.reads)
+        self._check_budget(parse_reads(self.reads))
+
+    def _check_budget(self, reads: Reads) -> None:
+        if self.budget is None:
+            return
+        if self.budget < 1:
+            raise HostError(f"budget={self.budget} computes no token", "give how many, or leave it out")
+        if self.read_token:
+            raise HostError(f"budget={self.budget} with a read token, which alone is computed", "leave one of them out")
+        if isinstance(reads, int | tuple):
+            raise HostError(f"budget={self.budget} with reads={reads}", "named tokens are all computed: leave one out")
 
     def describing(self, block: FrozenBlock) -> GraftConfig:
         """These choices with source, layers, final norm and storage of `block`, whatever they named before."""
@@ -110,8 +144,9 @@ class GraftConfig:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON types: tuples become lists."""
-        return without_defaults({k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()})
+        """As JSON types: tuples become lists. Without what came later, where it was not asked for."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return without_defaults({k: v for k, v in values.items() if (k, v) not in _LATER.items()})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> GraftConfig:

@@ -35,7 +35,9 @@ from lmgraft.contracts import (
     to_tokens,
 )
 from lmgraft.errors import HostError
-from lmgraft.graft.config import Form, GraftConfig, MapperInit, Residual, parse_reads, plain_reads
+from lmgraft.graft.attention import BeginWatch, EndWatch, received_attention
+from lmgraft.graft.budget import Rule, check_place
+from lmgraft.graft.config import Form, GraftConfig, MapperInit, Precision, Residual, parse_reads, plain_reads
 from lmgraft.graft.hosts import locate
 from lmgraft.graft.layer import NAME, GraftLayer, find_grafts
 from lmgraft.graft.reads import CloseReads, OpenReads
@@ -60,7 +62,9 @@ class RunAfter:
         reads = self.state.current(_first_tensor(args, kwargs, tokens)) if self.last else None
         if axes != "tokens" and reads is not None and not isinstance(reads, MeanOf):
             raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: MeanOf()")
-        out = from_tokens(self.graft(to_tokens(tokens, axes), mask, reads=reads), tokens, axes)
+        received = received_attention() if _watches(self.graft.config) else None
+        out = self.graft(to_tokens(tokens, axes), mask, reads=reads, received=received)
+        out = from_tokens(out, tokens, axes)
         return host.output.put(output, out)
 
 
@@ -91,6 +95,9 @@ def graft(
     residual: Residual = "none",
     form: Form = "auto",
     read_token: bool = False,
+    budget: int | None = None,
+    budget_rule: Rule = "every",
+    precision: Precision = "host",
     train_block: TrainBlock = "none",
     lora_rank: int = 8,
     lora_alpha: float = 16.0,
@@ -125,6 +132,10 @@ def graft(
             reference. See `GraftConfig`.
         read_token: Add a learnable token, read only that one from the block, and give its output
             to every token: for heads that read all tokens.
+        budget: At most so many tokens are computed where more are read; each other one gets the output of the
+            computed one that is most like it. See `GraftConfig`.
+        budget_rule: Which: "every" k-th, "mean" (means of tokens alike), largest "norm", or most "attention".
+        precision: "bfloat16" computes mappers and block by autocast, "host" as the encoder.
         train_block: Train "all" of the block, its "norms", or low-rank additions to its projections
             ("lora") too; "none" is the published frozen block. A block that was given is left alone.
         lora_rank: Rank of those additions.
@@ -170,6 +181,9 @@ def graft(
         residual=residual,
         form=form,
         read_token=read_token,
+        budget=budget,
+        budget_rule=budget_rule,
+        precision=precision,
         train_block=train_block,
         lora_rank=lora_rank,
         lora_alpha=lora_alpha,
@@ -237,6 +251,7 @@ def insert(
         )
     if reads is not None and host.axes in ("NHWC", "NCHW") and not isinstance(reads, MeanOf):
         raise HostError(f"reads={reads!r} of a map", "a map is read whole, or as a mean: leave reads out, or MeanOf()")
+    check_place(model, host, point, config.budget, config.budget_rule, asks=reads is None)
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0, device="cpu"))
     with _real():
         inserted = _made(model, host, config, block, host_spec, device or ("cpu" if like.is_meta else like.device))
@@ -282,6 +297,10 @@ def _made(
     return inserted
 
 
+def _watches(config: GraftConfig) -> bool:
+    return config.budget is not None and config.budget_rule == "attention"
+
+
 def _refuse_meta(is_meta: bool) -> None:
     if is_meta:
         raise HostError(
@@ -325,7 +344,7 @@ def ungraft(model: nn.Module, at: str | int | None = None) -> nn.Module:
     return wrapper
 
 
-_HOOKS = (RunAfter, RunBefore, OpenReads, CloseReads)
+_HOOKS = (RunAfter, RunBefore, OpenReads, CloseReads, BeginWatch, EndWatch)
 _AT_POINT = {"before": RunBefore, "after": RunAfter}
 
 
@@ -376,6 +395,9 @@ def _attach(model: nn.Module, name: str, inserted: GraftLayer, point: GraftPoint
     else:
         run = RunAfter(inserted, reads_apply, host.axes)
         module.register_forward_hook(run, with_kwargs=True, prepend=host.run_before_existing_hooks)
+        if _watches(inserted.config):
+            module.register_forward_pre_hook(BeginWatch(inserted.read_state))
+            module.register_forward_hook(EndWatch(inserted.read_state), always_call=True)
     state.applies = reads_apply
     if reads_apply:
         asked = host.reads if point.last else reads_everything

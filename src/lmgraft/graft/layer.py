@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from lmgraft.block import FrozenBlock
 from lmgraft.block.frozen import thawed
 from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_reads
 from lmgraft.errors import BlockError, HostError
+from lmgraft.graft.budget import Budgeted, exceeds, within
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.compute import Compute
 from lmgraft.graft.forms.plan import layer_problems
@@ -73,28 +74,51 @@ class GraftLayer(nn.Module):
                 f"form={config.form!r}: this block's layers are not computed by lmgraft's code",
                 "leave form out: such a block has the dense form only",
             )
+        if block.opaque and config.budget is not None:
+            raise BlockError(
+                f"budget={config.budget}: this block's layers are not computed by lmgraft's code, but for every token",
+                "leave budget out: it would save nothing",
+            )
         self.read_state = ReadState()
         self.compute = Compute(block.config, len(block.layers), host.embed_dim)
 
-    def forward(self, x: Tensor, key_padding_mask: Tensor | None = None, *, reads: Reads = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        key_padding_mask: Tensor | None = None,
+        *,
+        reads: Reads = None,
+        received: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, V) -> (B, T, V), or (B, R, V) for `reads`; the dtype of `x` is kept.
 
         With a read token, the block is computed for that token alone, and every token gets its output.
-        Where only a mean is read, every token gets the mean: (B, T, V).
+        Where only a mean is read, every token gets the mean: (B, T, V). Where more tokens are read than a
+        budget allows, each gets the output of the one that stands for it, see `budget.py`.
+
+        Args:
+            received: (B, T), the attention that each token got in the layer before, for that rule of a budget.
         """
         if x.is_meta:  # for shapes alone: the graft has values, so it lies elsewhere
             read = take_reads(x, reads)
             return read.expand_as(x) if isinstance(reads, MeanOf) else read
         if self.training and not torch.compiler.is_compiling() and self.compute.trains(self.block):
             self._warn_of_thawing()
-        if isinstance(reads, MeanOf) and (self.config.form == "dense" or self.read_token is not None):
+        chosen = self._chosen(x, key_padding_mask, reads, received)
+        whole = self.config.form == "dense" or self.read_token is not None or chosen is not None
+        if isinstance(reads, MeanOf) and whole:
             reads = None
-        if self.read_token is None:
-            y, h = self.compute(self, x, key_padding_mask, reads)
-        else:
-            y, h = self.compute(self, *with_token(x, key_padding_mask, self.read_token), -1)
         residual = self.config.residual
-        out: Tensor = self.mapper_out(y + h if residual == "in" else y).to(x.dtype)
+        with self._precision(x):
+            if chosen is not None:
+                y, h = self.compute(self, chosen.x, chosen.mask, chosen.reads)
+            elif self.read_token is not None:
+                y, h = self.compute(self, *with_token(x, key_padding_mask, self.read_token), -1)
+            else:
+                y, h = self.compute(self, x, key_padding_mask, reads)
+            out: Tensor = self.mapper_out(y + h if residual == "in" else y).to(x.dtype)
+        if chosen is not None:
+            out = chosen.spread(out, reads)
         if self.read_token is not None:
             out = out.expand(-1, count_tokens(x.shape[1], reads), -1)
         if self.gate is not None:
@@ -102,6 +126,18 @@ class GraftLayer(nn.Module):
         if residual in ("out", "gated"):
             out = take_reads(x, reads) + out
         return out.expand(-1, x.shape[1], -1) if isinstance(reads, MeanOf) else out
+
+    def _chosen(self, x: Tensor, mask: Tensor | None, reads: Reads, received: Tensor | None) -> Budgeted | None:
+        """What the budget leaves of the tokens that are to be computed; None where it is no bound."""
+        budget, prefix = self.config.budget, self.host.layout.num_prefix_tokens
+        if budget is None or not exceeds(x, reads, budget):
+            return None
+        return within(x, mask, budget, self.config.budget_rule, prefix, received)
+
+    def _precision(self, x: Tensor) -> AbstractContextManager[Any]:
+        if self.config.precision == "bfloat16":
+            return torch.autocast(x.device.type, torch.bfloat16)
+        return nullcontext()
 
     def _warn_of_thawing(self) -> None:
         if thawed(self.block):
@@ -121,11 +157,17 @@ class GraftLayer(nn.Module):
 
     def plan(self, x: Tensor, reads: Reads = None) -> tuple[LayerPlan, ...]:
         """How each layer of the block would be computed for this input, as things stand now."""
-        return self.compute.plan(self, x, reads)
+        return self.compute.plan(self, x, self._within_budget(x, reads))
 
     def problems(self, x: Tensor, reads: Reads = None) -> list[Problem]:
         """The block's layers as the planner sees them for this input, as things stand now."""
-        return layer_problems(self.compute.problem(self, x, reads), len(self.block.layers))
+        whole = self.compute.problem(self, x, self._within_budget(x, reads))
+        return layer_problems(whole, len(self.block.layers))
+
+    def _within_budget(self, x: Tensor, reads: Reads) -> Reads:
+        """`reads`, or as many tokens as the budget allows."""
+        budget = self.config.budget
+        return slice(-budget, None) if budget is not None and exceeds(x, reads, budget) else reads
 
     def place(self, at: str | int | None = None) -> tuple[str, str]:
         """Where the graft lies, or a graft at `at` would: the module's path in its host, and "before" or "after"."""

@@ -47,7 +47,18 @@ _NEEDED: dict[str, set[str]] = {
 }
 
 
-_WIRING = ("at", "reads", "residual", "read_token", "train_block", "lora_rank", "lora_alpha", "lora_targets")
+_WIRING = (
+    "at",
+    "reads",
+    "residual",
+    "read_token",
+    "budget",
+    "budget_rule",
+    "train_block",
+    "lora_rank",
+    "lora_alpha",
+    "lora_targets",
+)
 """Choices without which saved tensors would not fit, or would compute something else."""
 
 

@@ -17,7 +17,7 @@ from lmgraft.block.block import Layer
 from lmgraft.block.config import BlockConfig
 from lmgraft.block.lora import LoraProjection
 from lmgraft.block.parts import Norm
-from lmgraft.contracts import MeanOf, Reads, count_tokens, is_traced, take_reads, take_tokens
+from lmgraft.contracts import MeanOf, Reads, count_tokens, is_traced, sizes, take_reads, take_tokens
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.forms.affine import constant_in_traces
 from lmgraft.graft.forms.approximation import Approximation
@@ -27,6 +27,7 @@ from lmgraft.graft.forms.problem import PLANS, LayerPlan, Problem
 from lmgraft.graft.forms.run import dense, is_watched, make_folds, mean_comes_early, planned
 
 _READABLE = LayerPlan()
+_FEW = 16  # tokens that are read as one is, by the plans for traces
 
 
 class Wired(Protocol):
@@ -86,7 +87,8 @@ class Compute:
         if not folds_apply(graft):
             return (_READABLE,) * len(graft.block.layers)
         if is_traced():
-            read_all = reads is None or isinstance(reads, MeanOf)
+            many = isinstance(reads, Tensor) and sizes(reads)[-1] > _FEW
+            read_all = many or reads is None or isinstance(reads, MeanOf | slice)
             grad = _is_trained(graft.mapper_in) or (torch.is_grad_enabled() and x.requires_grad)
             ready = self._constants(graft) is not None
             form, layers = graft.config.form, range(len(graft.block.layers))

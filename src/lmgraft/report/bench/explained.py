@@ -33,6 +33,7 @@ def describe(explained: Explanation) -> str:
         "explained.txt",
         cell=explained.cell,
         form=explained.form,
+        budget=explained.budget,
         layers=[_layer(layer) for layer in explained.layers],
         why_not=explained.why_not,
         host=explained.host_multiply_adds,

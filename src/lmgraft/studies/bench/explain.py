@@ -22,6 +22,7 @@ from lmgraft.contracts import MeanOf
 from lmgraft.data.base import on_device
 from lmgraft.errors import HostError, LmgraftError
 from lmgraft.graft import GraftLayer, find_graft, load_pretrained, ungraft
+from lmgraft.graft.budget import exceeds
 from lmgraft.graft.forms.cost import operations, seconds
 from lmgraft.graft.forms.plan import exact_plans
 from lmgraft.graft.forms.problem import LayerPlan, Problem
@@ -72,6 +73,8 @@ class Explanation:
     cell: Cell
     form: str
     """Of the graft's config: "auto" leaves the choice to the planner."""
+    budget: str
+    """How many tokens are computed and by which rule, in words; empty where no budget bounds this call."""
     host_width: int
     layers: list[LayerExplained]
     why_not: str
@@ -151,11 +154,21 @@ def _explain(arm: Arm, cell: Cell, rounds: int, seconds: float) -> Explanation:
     return Explanation(
         cell=cell,
         form=inserted.config.form,
+        budget=_budget(inserted, call),
         host_width=inserted.host.embed_dim,
         layers=layers,
         why_not="" if layers else _why_not(inserted),
         host_multiply_adds=host_counted,
         graft_multiply_adds=graft_counted // cell.batch,
+    )
+
+
+def _budget(inserted: GraftLayer, call: Call) -> str:
+    config = inserted.config
+    return (
+        f"{config.budget} tokens, by the rule {config.budget_rule}"
+        if exceeds(call.x, call.reads, config.budget)
+        else ""
     )
 
 
@@ -180,7 +193,7 @@ def _graft_step(inserted: GraftLayer, call: Call, cell: Cell) -> Callable[[], No
             if cell.dtype == "bfloat16":
                 stack.enter_context(torch.autocast(kind, torch.bfloat16))
             stack.enter_context(torch.inference_mode(not train))
-            out: Tensor = inserted(x, call.mask, reads=call.reads)
+            out: Tensor = inserted(x, call.mask, reads=call.reads, received=call.received)
         if train:
             out.backward(torch.ones_like(out))  # type: ignore[no-untyped-call]
             for tensor in (x, *inserted.parameters()):
@@ -258,10 +271,10 @@ def _count(run: Callable[[], Any]) -> int:
 def _count_graft(inserted: GraftLayer, call: Call) -> int:
     """A forward by the plans of `call`: counted without gradients, the planner might take others."""
     if not call.problems or inserted.config.form == "dense":
-        return _count(lambda: inserted(call.x.detach(), call.mask, reads=call.reads))
+        return _count(lambda: inserted(call.x.detach(), call.mask, reads=call.reads, received=call.received))
     products = [op for plan, posed in zip(call.plans, call.problems, strict=True) for op in operations(plan, posed)]
     last = call.problems[-1]
-    rows = last.batch * (1 if isinstance(call.reads, MeanOf) else last.reads)
+    rows = last.batch * (1 if isinstance(call.reads, MeanOf) and not _budget(inserted, call) else last.reads)
     mapper_out = rows * last.config.dim * inserted.host.embed_dim
     return sum(op.count * op.m * op.k * op.n for op in products) + mapper_out
 

@@ -28,6 +28,7 @@ class Call:
     """(B, T, V), as the host gave it."""
     mask: Tensor | None
     reads: Reads
+    received: Tensor | None = None
     problems: list[Problem] = field(default_factory=list)
     """Of each layer, as the planner saw them; empty where it was not asked."""
     plans: tuple[LayerPlan, ...] = ()
@@ -41,7 +42,7 @@ def observed(inserted: GraftLayer) -> Iterator[list[Call]]:
 
     def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         x, mask = (*args, kwargs.get("key_padding_mask"))[:2]
-        calls.append(Call(x, mask, kwargs.get("reads")))
+        calls.append(Call(x, mask, kwargs.get("reads"), kwargs.get("received")))
 
     compute = inserted.compute
 

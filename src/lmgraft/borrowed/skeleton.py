@@ -111,14 +111,17 @@ def build(values: Mapping[str, Any], tower: str | None) -> Skeleton:
     return Skeleton(model, choose_tower(model, tower))
 
 
+def _is_model(known: Any) -> bool:
+    return isinstance(known, type) and issubclass(known, PreTrainedModel)
+
+
 def _model_class(values: Mapping[str, Any], config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that wrote the file, by the file's own word, so that its names are that class's."""
     for name in values.get("architectures") or ():
-        known = getattr(transformers, name, None) if isinstance(name, str) else None
-        if not (isinstance(known, type) and issubclass(known, PreTrainedModel)):
+        known: Any = getattr(transformers, name, None) if isinstance(name, str) else None
+        if not _is_model(known):
             continue
-        config_type: Any = known.config_class
-        if isinstance(config, config_type):  # an edited config may name another model's class
+        if isinstance(config, known.config_class):  # an edited config may name another model's class
             return known
     for table in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
         if type(config) in table:
@@ -186,7 +189,7 @@ def _decoder_of(model: PreTrainedModel) -> nn.Module | None:
     """The language model inside a composite; None where there is none, or encoder and decoder are equals."""
     if getattr(model.config, "is_encoder_decoder", False) or not model.can_generate():
         return None
-    found = model.get_decoder()  # type: ignore[no-untyped-call]
+    found = model.get_decoder()
     return found if isinstance(found, nn.Module) and found is not model else None
 
 
@@ -198,4 +201,4 @@ def fill_buffers(skeleton: Skeleton, layer: nn.Module) -> None:
         module._buffers |= {n: torch.empty_like(b, device="cpu") for n, b in buffers.items()}
         if buffers:
             with torch.no_grad():
-                skeleton.owner._init_weights(module)  # type: ignore[no-untyped-call]
+                skeleton.owner._init_weights(module)

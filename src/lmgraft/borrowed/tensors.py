@@ -201,7 +201,7 @@ class Reader:
         whole = prefix + target.name
         for pattern, names in target.sources.items():
             for name in names:
-                converter.add_tensor(whole, name, pattern, read_finite(self.checkpoint, name))  # type: ignore[arg-type]
+                converter.add_tensor(whole, name, pattern, read_finite(self.checkpoint, name))
         model = self.skeleton.model
         made: dict[str, Any] = converter.convert(whole, model=model, config=model.config)
         return {name: (value[0] if isinstance(value, list) else value) for name, value in made.items()}

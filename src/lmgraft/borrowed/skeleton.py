@@ -122,7 +122,8 @@ def _model_class(values: Mapping[str, Any], config: PreTrainedConfig) -> type[Pr
         if not _is_model(known):
             continue
         if isinstance(config, known.config_class):  # an edited config may name another model's class
-            return known
+            found: type[PreTrainedModel] = known
+            return found
     for table in (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING):
         if type(config) in table:
             model_class: Any = table[type(config)]

@@ -97,6 +97,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         pictures=pictures,
         reading=words.READING,
         no_gradient=words.NO_GRADIENT,
+        needed=analysis.gallery_metric,
         facts={
             "items": f"{max(s.items for s in analysis.subjects)} test {analysis.things}, evenly spread",
             "masked": f"{analysis.causal} of them" if causal else "",

@@ -83,6 +83,6 @@ def draw_clip(
         steps = [int((step + 0.5) * len(truth) / grid[0]) for step in range(grid[0])]
         rows["object"] = truth[steps].float()
     for model, of in maps.items():
-        last = [title for title in of if not title.startswith("attention")][-1]
+        last = [title for title in of if not title.startswith(("attention", "needed"))][-1]
         rows[f"{model}, {last}"] = of[last].reshape(grid)
     return frames_figure(clip, rows)

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from lmgraft.contracts import Metric
+from lmgraft.errors import HostError
 from lmgraft.studies.analyze.look import Opened, look
+from lmgraft.studies.analyze.masking import carried
 
 ChosenBy = Literal["best", "median", "worst", "random"]
 
@@ -71,14 +75,19 @@ STAGES = {
 """Stages as pages call them."""
 
 
+NEEDED = "needed"
+"""Title of the map of what each token by itself carries of the item's metric."""
+
+
 def exhibits(
-    runs: Sequence[Opened], chosen: Sequence[tuple[ChosenBy, int, int, float | None]], size: int
+    runs: Sequence[Opened], chosen: Sequence[tuple[ChosenBy, int, int, float | None]], metric: Metric, size: int
 ) -> list[Exhibit]:
     """The chosen items under each run.
 
     Args:
         runs: The first one's batches are shown; all have the same test items.
         chosen: (rule, sample, index, score) of each item.
+        metric: What a token's masking takes is read from this one.
         size: Items a pass.
     """
     samples = [sample for _, sample, _, _ in chosen]
@@ -99,7 +108,7 @@ def exhibits(
                     titled[title] = seen.maps[name, "attention"]
             for place in range(len(batch.index)):
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
-                maps[at + place][run.label] = fitting
+                maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size)
                 if run is runs[0]:
                     truth = getattr(batch, "truth", None)
                     shown.append(
@@ -115,3 +124,13 @@ def exhibits(
         Exhibit(rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, **item)
         for (rule, _, index, score), of_item, item in zip(chosen, maps, shown, strict=True)
     ]
+
+
+def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> dict[str, Tensor]:
+    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens."""
+    one = batch._replace(**{name: value[place : place + 1] for name, value in batch._asdict().items()})
+    try:
+        lost = carried(run, one, metric, size).clamp_min(0).float()
+    except HostError:
+        return {}
+    return {NEEDED: lost / lost.max().clamp_min(torch.finfo(torch.float32).tiny)}

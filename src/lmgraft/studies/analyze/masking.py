@@ -16,6 +16,7 @@ from torch import Tensor
 from lmgraft.analysis.activations import distance_to_mean
 from lmgraft.analysis.causal import amplification, elsewhere, masked_input, masked_keys, top_share
 from lmgraft.analysis.observe import Observed, observe
+from lmgraft.contracts import Metric
 from lmgraft.studies.analyze.look import Arrays, Opened
 from lmgraft.studies.analyze.results import Rule, Where
 from lmgraft.tasks.items import joined
@@ -71,6 +72,35 @@ def losses(
         parts.append({name: torch.as_tensor(value).cpu().numpy() for name, value in part.items()})
         say(sum(len(part["index"]) for part in parts))
     return joined(parts), amplified
+
+
+def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
+    """How much of an item's metric each of its tokens carries: what is lost when it alone is masked at the input, (T,).
+
+    Args:
+        run: Any run whose encoder keeps its tokens.
+        batch: Of one item.
+        metric: One with a column.
+        size: Items a pass.
+
+    Raises:
+        HostError: If its encoder does not keep its tokens.
+    """
+
+    def score(of: Any) -> Tensor:
+        return run.task.score(run.task.outputs(of), of)[metric.column].double()
+
+    with torch.no_grad():
+        whole = score(batch)
+        count = observe(run.model, *run.task.inputs(batch)).at[run.last].tokens.shape[1]
+        lost = []
+        every = torch.eye(count, dtype=torch.bool, device=whole.device)
+        for first in range(0, count, size):
+            alone = every[first : first + size]
+            copies = {k: v.repeat_interleave(len(alone), 0) for k, v in batch._asdict().items()}
+            with masked_input(run.model, run.host, alone):
+                lost.append(metric.direction * (whole - score(batch._replace(**copies))))
+    return torch.cat(lost).cpu()
 
 
 def passes(shares: Sequence[float], rules: int) -> int:

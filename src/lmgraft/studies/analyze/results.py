@@ -120,8 +120,8 @@ class Analysis:
     losses: list[Loss]
     comparisons: list[Comparison]
     gallery: list[Shown] = field(default_factory=list)
-    gallery_score: str = ""
-    """By what the gallery's items were ordered."""
+    gallery_metric: str = ""
+    """What "needed" is read from."""
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
     config: dict[str, Any]

@@ -18,6 +18,7 @@ import torch
 from lmgraft import records
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.checkpoint.digest import file_digest, json_digest
+from lmgraft.contracts import Metric
 from lmgraft.errors import HostError, RunError
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.analyze.compare import (
@@ -40,6 +41,8 @@ from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.items import read_arrays, write_arrays
 
 _LARGEST_PASS, _SIMILAR = 64, 32
+_OF_THE_PAGE = ("limit", "causal", "gallery")
+"""Settings that columns do not depend on, their items apart."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,8 @@ def _kept(
 ) -> Arrays:
     """Columns from a file that an earlier call wrote for the same weights and settings, or made now."""
     weights = file_digest(checkpoint_path(run.folder, "best"))
-    made_from = {"weights": weights, "trained": run.trained, "recipe": run.recipe.yaml, "config": asdict(config)}
+    settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
+    made_from = {"weights": weights, "trained": run.trained, "recipe": run.recipe.yaml, "settings": settings}
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -246,6 +250,7 @@ def _compared(ended: Sequence[Ended], opened: Sequence[Opened], config: AnalyzeC
         similarities=[_similarity(run, config) for run in opened],
         losses=loss_rows(masked, first.task.primary),
         comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.primary)],
+        gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test "),
         notes=notes,
         config=asdict(config),
         data=first.recipe.data.fingerprint(),
@@ -266,17 +271,19 @@ def _similarity(run: Opened, config: AnalyzeConfig) -> Similarity:
     return Similarity(label=run.label, stages=list(alike), cka=matrix, items=min(_SIMILAR, len(run.items)))
 
 
+def _graded(run: Opened, looked: Arrays) -> Metric:
+    """A metric that tells items apart more finely than right and wrong, where the task has one: its loss."""
+    scored = [m for m in run.task.scored.values() if f"task/{m.column}" in looked and not m.higher_is_better]
+    return scored[0] if scored else run.task.primary
+
+
 def _gallery(opened: Sequence[Opened], ended: Mapping[Path, Ended], config: AnalyzeConfig) -> list[Exhibit]:
     """Chosen by the first grafted run: how well its last stage finds the object, or else how well it does its task."""
     if not config.gallery:
         return []
     lead = next((run for run in opened if run.inserted is not None), opened[0])
     looked = ended[lead.folder].columns
-    truth = f"score/{lead.last}/magnitude/best_iou"
-    metric = next(
-        (m for m in lead.task.scored.values() if f"task/{m.column}" in looked and not m.higher_is_better), None
-    )
-    metric = metric or lead.task.primary
+    truth, metric = f"score/{lead.last}/magnitude/best_iou", _graded(lead, looked)
     scores = looked[truth] if truth in looked else metric.direction * looked[f"task/{metric.column}"].astype(float)
     samples = spread_over(len(lead.items), config.limit)
     by_index = {int(index): sample for sample, index in zip(samples, lead.items.indices[samples].tolist(), strict=True)}
@@ -284,4 +291,4 @@ def _gallery(opened: Sequence[Opened], ended: Mapping[Path, Ended], config: Anal
     chosen = [
         (rule, by_index[int(looked["index"][at])], int(looked["index"][at]), float(scores[at])) for rule, at in picked
     ]
-    return exhibits([lead, *(run for run in opened if run is not lead)], chosen, _size(lead, config))
+    return exhibits([lead, *(run for run in opened if run is not lead)], chosen, metric, _size(lead, config))

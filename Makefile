@@ -14,7 +14,7 @@ help:  ## list the targets
 
 $(READY): pyproject.toml requirements/constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile \
 		--constraint requirements/constraints.txt --editable '.[image,robustness,export,dev]'
 	touch $(READY)
 

@@ -174,9 +174,9 @@ def _timer(what: str, total: int, things: str, say: Say) -> Callable[[int], None
 
 
 def _columns(run: Opened, samples: Sequence[int], config: AnalyzeConfig, say: Say) -> Arrays:
-    told = _timer(run.label, len(samples), run.recipe.data.things, say)
+    tell = _timer(run.label, len(samples), run.recipe.data.things, say)
     try:
-        return columns(run, samples, _size(run, config), config.layers, told)
+        return columns(run, samples, _size(run, config), config.layers, tell)
     except NotFiniteColumnError as error:
         raise RunError(f"{run.folder}: {error}", "its model gives numbers that are none: train it again") from None
 
@@ -188,14 +188,14 @@ def _masked(
     if run.inserted is None or not config.causal:
         return None
     chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
-    told = _timer(
+    tell = _timer(
         f"{run.label}, tokens masked ({passes(config.shares, 5)} passes each)", len(chosen), run.recipe.data.things, say
     )
     is_random = run.recipe.arm.startswith("random")
 
     def make(run: Opened, chosen: Sequence[int]) -> Arrays:
         made, amplified = losses(
-            run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=other, say=told
+            run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=other, say=tell
         )
         order = [amplified[int(index)] for index in made["index"]]
         alike = len({len(one) for one in order}) == 1

@@ -487,6 +487,8 @@ def test_a_failed_run_is_said_and_the_others_go_on(recipe_file, tmp_path):
     with pytest.raises(RunError, match=r"(?s)2 of 4 runs failed:.*hot, seed 0: [^;]*(nan|inf|finite).*--report-only"):
         run_here(study_of(recipe_file, text=text), tmp_path / "out", executor=executor)
     assert executor.names == ["plain, seed 0", "hot, seed 0", "plain, seed 1", "hot, seed 1"]
+    kept = [json.loads(line)["run"] for line in (tmp_path / "out" / "runs.jsonl").read_text().splitlines()]
+    assert kept == ["plain/seed0", "plain/seed1"]  # before anything is compared
     with pytest.raises(RunError, match="0 finished seeds in common"):
         summarise(study_of(recipe_file, text=text), tmp_path / "out")
     assert list(records.read_json(tmp_path / "out" / "failed.json")) == ["hot, seed 0", "hot, seed 1"]
@@ -578,6 +580,8 @@ def test_seeds_of_their_own_choose_the_rate(recipe_file, tmp_path):
         assert len(tried) == 2
         assert tried[arm.learning_rate] == max(tried.values())
     assert (result.seeds, result.rate_seeds, result.missing) == ([0, 1], [7], [])
+    packed = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert len(packed) == len(trained)
     again, nothing, _ = run_here(study, tmp_path)
     assert (again.contrasts, nothing) == (result.contrasts, [])
     for folder in tmp_path.glob("runs/*/*/seed[01]"):

@@ -133,7 +133,7 @@ def run_study(
         for stage in _stages(study, out):
             here = [replace(run, progress=progress) for run in stage]
             _prepare(study, out, here, reuse_from, say, allow_difference)
-            failed = train_missing("runs", here, executor or local(), say, partial(_note_failure, out))
+            failed = train_missing("runs", here, executor or local(), say, partial(_note_end, out))
             forget_finished(out, here)
             if failed:
                 _give_up_unless_others_will_do(study, here, failed, say)
@@ -183,9 +183,12 @@ def _prepare(
         reuse(run, source)
 
 
-def _note_failure(out: Path, done: Done[Run]) -> None:
+def _note_end(out: Path, done: Done[Run]) -> None:
+    """Keep what came of a run at once: a study that is interrupted can be moved and gone on with elsewhere."""
     if done.error is not None:
         note_failed(out, done.cell.name, done.error)
+    else:
+        pack(out.resolve(), [done.cell])
 
 
 def summarise(study: Study, out: Path, *, allow_difference: bool = False) -> StudyResult:

@@ -204,6 +204,7 @@ FILE_KINDS = Registry(
     "kind of files",
     {
         "images": "lmgraft.data.image.image_files:ImageFiles",
+        "images-with-masks": "lmgraft.data.image.mask_folders:MaskFolders",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
         "videos": "lmgraft.data.video.video_files:VideoFiles",
     },

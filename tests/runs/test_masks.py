@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 from contextlib import nullcontext
@@ -16,6 +17,7 @@ from image_trees import picture, tar_of
 from PIL import Image
 
 from lmgraft.analysis.masks import best_iou, mask_of_tokens
+from lmgraft.data import npm
 from lmgraft.data.image import composed_objects
 from lmgraft.data.image.coco import CocoInstances, decode_counts, decode_segment
 from lmgraft.data.image.composed_objects import DrawnObjects, make_set, read_emoji, split_emoji, write_drawn
@@ -25,6 +27,7 @@ from lmgraft.data.image.masked import MaskedImages
 from lmgraft.data.image.masks import class_numbers
 from lmgraft.data.image.voc import CLASSES, PascalVOC
 from lmgraft.data.loader import Draw
+from lmgraft.data.npm import Package, fetch_package, read_members
 from lmgraft.errors import DataError
 
 SMALL: dict[str, Any] = {"img_size": 32, "crop_pct": 1.0, "batch_size": 1, "eval_batch_size": 4, "num_workers": 0}
@@ -231,7 +234,7 @@ def test_coco(tmp_path: Path) -> None:
     assert [label for label, *_ in items.values()] == ["person", "dog"]  # the third has no object
     for _, object_, ignored in items.values():
         expected = np.zeros((40, 50))
-        expected[5:26, 10:31], expected[30:37, 40:47], expected[:, 49] = 1, 1, 2
+        expected[5:25, 10:30], expected[30:36, 40:46], expected[:, 49] = 1, 1, 2
         assert torch.equal(object_, shrunk(expected) == 1)
         assert torch.equal(ignored, shrunk(expected) == 2)
     largest = seen(CocoInstances(str(tmp_path), instances="largest", val_size=0, **SMALL))
@@ -288,6 +291,12 @@ def test_masks_in_a_folder_of_their_own(tmp_path: Path) -> None:
         numbers = blob(int(name[-5]), value=3) + np.eye(40, 50, dtype=np.int64)
         assert torch.equal(object_, shrunk(numbers == 3) > 0)
         assert torch.equal(ignored, shrunk(numbers == 1) > 0)
+    for split in ("train", "test"):
+        for key, name in enumerate("ab"):
+            save(tmp_path / "split" / split / name / "same.png", picture(key))
+            save(tmp_path / "split" / "masks" / name / "same.png", blob(key).astype(np.uint8))
+    with pytest.raises(DataError, match=r"several images have the mask a/same\.png"):
+        MaskFolders(str(tmp_path / "split"), masks="masks", **SMALL).setup()
     before = data.fingerprint()["sha256"]
     save(tmp_path / "masks" / "cat0.png", palette(blob(9, value=3)))
     assert MaskFolders(str(tmp_path), **options).fingerprint()["sha256"] != before
@@ -361,15 +370,74 @@ def test_composed_emoji(tmp_path: Path) -> None:
         assert 0.07 < (side / 32) ** 2 < 0.45
 
 
+def test_garments_on_textures(tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = composed_objects.FashionMNIST
+    monkeypatch.setattr(composed_objects, "FashionMNIST", lambda: source(root=str(fashion_root), verify=False))
+    monkeypatch.setattr(composed_objects, "COUNTS", {"train": 20, "val": 10, "test": 10})
+    composed_objects.prepare_garments(tmp_path)
+    data = composed_objects.GarmentsOnTextures(str(tmp_path), **SMALL)
+    items = seen(data)
+    assert data.num_classes == 10
+    assert len(items) == len(data.split("val")) == 10
+    assert all(object_.any() for _, object_, _ in items.values())
+    names = {split: {data.still(split).place(n).rpartition("_")[2] for n in range(10)} for split in ("train", "val", "test")}
+    assert not names["train"] & names["val"]
+
+
 def test_drawn_objects_are_data(tmp_path: Path) -> None:
-    counts = {"train": 12, "val": 6, "test": 6, "unseen": 6}
+    counts = {"train": 12, "val": 6, "test": 36, "unseen": 6}
     write_drawn(tmp_path, counts, Composing(size=32, pieces=0))
     data = DrawnObjects(str(tmp_path), **(SMALL | {"batch_size": 4}))
     items = seen(data)
     assert data.class_names == ("hexagon", "square", "triangle")
-    assert len(items) == 6
+    assert len(items) == 36
+    batch = data.split("test").batch(range(36))
+    concepts = [Path(name).stem.split("_")[1] for name in items]
+    pairs = set(zip(concepts, batch.group.tolist(), strict=True))
+    assert 3 <= len(set(concepts)) == len(set(batch.group.tolist())) == len(pairs) <= 24
     assert all(object_.any() and not ignored.any() for _, object_, ignored in items.values())
     other = DrawnObjects(str(tmp_path), style="unseen", **(SMALL | {"batch_size": 4}))
     assert other.fingerprint()["sha256"]["test"] != data.fingerprint()["sha256"]["test"]
     with pytest.raises(DataError, match="holds no prepared set"):
         composed_objects.ComposedObjects(str(tmp_path / "none")).setup()
+
+
+def test_a_package_is_what_it_should_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = gzip.compress(
+        tar_of({"package/img/a.png": b"a", "package/index.js": b"run", "package/emoji.json": b"[]"})
+    )
+    package = Package("@owner/things", "1.2.3", hashlib.sha256(content).hexdigest(), len(content))
+    assert package.file == "owner-things-1.2.3.tgz"
+    assert package.address.endswith("/@owner/things/-/things-1.2.3.tgz")
+    monkeypatch.setattr(npm, "_REGISTRY", (tmp_path / "registry").as_uri())
+    monkeypatch.setattr(npm.shutil, "which", lambda _: None)
+    with pytest.raises(DataError, match=r"npm is not on this system.*things-1\.2\.3\.tgz"):
+        fetch_package(package, tmp_path / "scratch")
+    served = tmp_path / "registry" / "@owner" / "things" / "-" / "things-1.2.3.tgz"
+    served.parent.mkdir(parents=True)
+    served.write_bytes(content)
+    (tmp_path / "scratch").mkdir()
+    file = fetch_package(package, tmp_path / "scratch")
+    assert read_members(file, ("img/", "emoji.json")) == {"img/a.png": b"a", "emoji.json": b"[]"}
+    (tmp_path / package.file).write_bytes(content[:-9])
+    with pytest.raises(DataError, match="is not what it should be"):
+        fetch_package(package, tmp_path / "scratch")
+    with pytest.raises(DataError, match="could not be unpacked"):
+        read_members(tmp_path / package.file, ("img/",))
+
+
+def test_the_mask_of_a_turned_photograph_is_as_it_is_seen(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for label in ("a", "b"):
+        for key in range(2):
+            save(tmp_path / label / f"{key}.jpg", picture(key + 10 * (label == "b")), exif=exif)
+            save(
+                tmp_path / "masks" / label / f"{key}.png",
+                blob(key, size=(50, 40) if key else (40, 50)).astype(np.uint8),
+            )
+    options: dict[str, Any] = {"masks": "masks", "test_size": 2, "val_size": 0, **SMALL}
+    data = MaskFolders(str(tmp_path), **options)
+    fates = data.check(0, lambda *_: nullcontext(lambda *_: None)).details["masks"]["train"]
+    assert fates["of another size than the image"] == ["a/0.jpg", "b/0.jpg"]

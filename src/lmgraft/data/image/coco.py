@@ -8,6 +8,7 @@ Polygons are filled, and run lengths decoded, by lmgraft's own code: edges may d
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,9 @@ from lmgraft.errors import DataError
 Segment = Sequence[Sequence[float]] | Mapping[str, Any]
 """Polygons [[x, y, x, y, ...], ...], or run lengths {"size": [H, W], "counts": ...}."""
 Bits = npt.NDArray[np.bool_]
+
+_FINER, _HALF = 4, 128
+"""Polygons are drawn so much finer, and a pixel belongs to one where half of it does."""
 
 
 @dataclass(frozen=True)
@@ -67,11 +71,11 @@ def decode_segment(segment: Segment, height: int, width: int) -> Bits:
             raise ValueError(f"run lengths of {segment['size']} for an image of {height} x {width}")
         counts = segment["counts"]
         return _of_runs(decode_counts(counts) if isinstance(counts, str) else counts, height, width)
-    shown = Image.new("1", (width, height))
+    shown = Image.new("L", (_FINER * width, _FINER * height))
     for polygon in segment:
         if len(polygon) >= 6:
-            ImageDraw.Draw(shown).polygon([float(value) for value in polygon], fill=1)
-    return np.array(shown)
+            ImageDraw.Draw(shown).polygon([_FINER * float(value) - 0.5 for value in polygon], fill=255)
+    return np.asarray(shown.reduce(_FINER)) >= _HALF
 
 
 def _of_runs(counts: Sequence[int], height: int, width: int) -> Bits:
@@ -179,7 +183,10 @@ def _found(folder: Path, content: Mapping[str, list[dict[str, Any]]], instances:
         sizes=sizes,
         files=FolderFiles(str(folder), as_names(names)),
     )
-    return with_masks(found, CocoMasks(tuple(masks)), json.dumps([repr(mask) for mask in masks]).encode())
+    digest = hashlib.sha256()
+    for mask in masks:
+        digest.update(repr(mask).encode())
+    return with_masks(found, CocoMasks(tuple(masks)), digest.digest())
 
 
 def _largest(rows: Sequence[Mapping[str, Any]]) -> int | None:

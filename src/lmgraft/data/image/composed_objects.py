@@ -1,8 +1,8 @@
 """Composed objects: emoji, or garments, on drawn backgrounds; classification with masks that anyone can make.
 
-<set>/images/{train,val,test,unseen}/<class>/*.png    unseen: the objects of test in an art style that training lacks
-<set>/masks/...                                       the same names, 255 on the object
-<set>/set.json                                        source, licence, split, procedure; written last
+<set>/images/{train,val,test,unseen}/<class>/<number>_<concept>.png   unseen: test's concepts in another art style
+<set>/masks/...                                                      the same names, 255 on the object
+<set>/set.json                                                       source, licence, split, procedure; written last
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from lmgraft.checkpoint.cache import cache_dir, scratch_dir
 from lmgraft.data.files import as_names
 from lmgraft.data.holdout import hold_out
-from lmgraft.data.image.composing import Composing, Objects, opaque, scaled, tight, write_composed
+from lmgraft.data.image.composing import Composing, Objects, Thing, opaque, scaled, tight, write_composed
 from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.image.mask_folders import MaskFolders
+from lmgraft.data.image.masks import MaskedSet
 from lmgraft.data.image.tables import Found
 from lmgraft.data.npm import Package, fetch_package, read_members
 from lmgraft.errors import DataError
@@ -122,7 +126,10 @@ def split_emoji(emoji: Sequence[Emoji]) -> dict[str, list[Emoji]]:
 
 def _objects(emoji: Sequence[Emoji], styles: Sequence[str]) -> Objects:
     names = sorted({one.category for one in emoji})
-    return {name: [one.pictures[style] for one in emoji if one.category == name for style in styles] for name in names}
+    return {
+        name: [Thing(one.concept, one.pictures[style]) for one in emoji if one.category == name for style in styles]
+        for name in names
+    }
 
 
 def make_set(
@@ -152,8 +159,22 @@ def make_set(
     return write_composed(folder, splits, how or Composing(), about)
 
 
+class ComposedSet(MaskedSet):
+    """Some pictures of a set; those of one concept belong together."""
+
+    @property
+    def groups(self) -> Tensor:  # type: ignore[override]
+        return self._groups
+
+    @cached_property
+    def _groups(self) -> Tensor:
+        names = [self.table.name(index).rpartition("_")[2] for index in self.indices.tolist()]
+        first = dict(zip(reversed(names), reversed(self.indices.tolist()), strict=True))
+        return torch.tensor([first[name] for name in names])
+
+
 class ComposedObjects(MaskFolders):
-    """Emoji on drawn backgrounds, after `lmgraft prepare composed-objects`.
+    """Emoji on drawn backgrounds, after `lmgraft prepare composed-objects`. The group of an item is its concept.
 
     Args:
         root: The set's folder; None is lmgraft's cache.
@@ -162,6 +183,7 @@ class ComposedObjects(MaskFolders):
     """
 
     name = "composed-objects"
+    file_set = ComposedSet
 
     def __init__(self, root: str | None = None, *, style: Literal["seen", "unseen"] = "seen", **options: Any) -> None:
         self.tree = default_place(self.name) if root is None else Path(root).expanduser()
@@ -218,12 +240,12 @@ def prepare_garments(out: Path | None) -> Path:
     splits = {}
     for split, (half, index) in parts.items():
         pictures, labels = halves[half][0][index, 0].numpy(), halves[half][1][index].tolist()
-        garments: dict[str, list[Image.Image]] = {name.replace("/", "-"): [] for name in source.class_names}
+        garments: dict[str, list[Thing]] = {name.replace("/", "-"): [] for name in source.class_names}
         names = list(garments)
-        for label, grey in zip(labels, pictures, strict=True):
+        for number, (label, grey) in enumerate(zip(labels, pictures, strict=True), index.start or 0):
             if len(garments[names[label]]) < COUNTS[split]:
                 cut = np.dstack([grey] * 3 + [np.where(grey > 24, 255, 0).astype(np.uint8)])
-                garments[names[label]].append(tight(Image.fromarray(cut)))
+                garments[names[label]].append(Thing(f"{half}-{number}", tight(Image.fromarray(cut))))
         splits[split] = (garments, COUNTS[split])
     about = {
         "name": GarmentsOnTextures.name,
@@ -261,7 +283,13 @@ def write_drawn(folder: Path, counts: Mapping[str, int] | None = None, how: Comp
     for number, (split, count) in enumerate(counts.items()):
         rng = np.random.default_rng(number)
         shapes = {"triangle": 3, "square": 4, "hexagon": 6}
-        splits[split] = ({name: [_polygon(sides, rng) for _ in range(8)] for name, sides in shapes.items()}, count)
+        splits[split] = (
+            {
+                name: [Thing(f"{split}-{name}-{n}", _polygon(sides, rng)) for n in range(8)]
+                for name, sides in shapes.items()
+            },
+            count,
+        )
     return write_composed(
         folder, splits, how or Composing(size=32), {"name": DrawnObjects.name, "licence": "none needed"}
     )

@@ -23,8 +23,18 @@ from PIL import Image
 
 from lmgraft import records
 
-Objects = Mapping[str, Sequence[Image.Image]]
-"""Class -> its objects, RGBA, cut to what is opaque."""
+
+class Thing(NamedTuple):
+    """An object that pictures can show."""
+
+    name: str
+    """What it shares with others that show the same; of letters, digits and hyphens."""
+    picture: Image.Image
+    """RGBA, cut to what is opaque."""
+
+
+Objects = Mapping[str, Sequence[Thing]]
+"""Class -> its objects."""
 Field = npt.NDArray[np.float64]
 
 _OPAQUE = 128
@@ -56,6 +66,8 @@ class Picture(NamedTuple):
     """RGB."""
     mask: Image.Image
     """L, 255 on the object."""
+    name: str
+    """Of the object."""
 
 
 def compose(objects: Objects, kind: str, how: Composing, rng: np.random.Generator) -> Picture:
@@ -63,16 +75,17 @@ def compose(objects: Objects, kind: str, how: Composing, rng: np.random.Generato
     canvas = background(how.size, rng)
     names = list(objects)
     for _ in range(int(rng.integers(how.pieces + 1))):
-        piece = _piece(_any(objects[names[int(rng.integers(len(names)))]], rng), how.size, rng)
+        piece = _piece(_any(objects[names[int(rng.integers(len(names)))]], rng).picture, how.size, rng)
         left, top = (int(v) for v in rng.integers(-piece.width // 2, how.size - piece.width // 2, 2))
         canvas.paste(piece, (left, top), piece)
-    turned = _any(objects[kind], rng).rotate(rng.uniform(-how.turn, how.turn), Image.Resampling.BICUBIC, expand=True)
+    thing = _any(objects[kind], rng)
+    turned = thing.picture.rotate(rng.uniform(-how.turn, how.turn), Image.Resampling.BICUBIC, expand=True)
     shown = scaled(tight(turned), round(how.size * math.sqrt(rng.uniform(*how.area))))
     place = int(rng.integers(how.size - shown.width + 1)), int(rng.integers(how.size - shown.height + 1))
     canvas.paste(shown, place, shown)
     mask = Image.new("L", canvas.size)
     mask.paste(opaque(shown), place)
-    return Picture(canvas, mask)
+    return Picture(canvas, mask, thing.name)
 
 
 def background(size: int, rng: np.random.Generator) -> Image.Image:
@@ -115,8 +128,8 @@ def _piece(picture: Image.Image, size: int, rng: np.random.Generator) -> Image.I
     return scaled(picture.crop((left, top, left + side, top + side)), int(rng.integers(size // 8, size // 3)))
 
 
-def _any(pictures: Sequence[Image.Image], rng: np.random.Generator) -> Image.Image:
-    return pictures[int(rng.integers(len(pictures)))]
+def _any(things: Sequence[Thing], rng: np.random.Generator) -> Thing:
+    return things[int(rng.integers(len(things)))]
 
 
 def scaled(picture: Image.Image, side: int) -> Image.Image:
@@ -139,7 +152,7 @@ def tight(picture: Image.Image) -> Image.Image:
 def write_composed(
     root: Path, splits: Mapping[str, tuple[Objects, int]], how: Composing, about: Mapping[str, Any]
 ) -> Path:
-    """Write pictures below root/images/<split>/<class> and masks below root/masks, and root/set.json last.
+    """Write pictures below root/images/<split>/<class>/<number>_<object>.png, masks below root/masks, set.json last.
 
     Args:
         splits: Name -> the objects of a split and how many pictures to make of them, each class in turn.
@@ -156,8 +169,8 @@ def write_composed(
             picture = compose(objects, name, how, np.random.default_rng([how.seed, number, index]))
             digest.update(picture.image.tobytes() + picture.mask.tobytes())
             shares.append(picture.mask.histogram()[255] / how.size**2)
-            for part, image in zip(("images", "masks"), picture, strict=True):
-                image.save(root / part / split / name / f"{index:05}.png", compress_level=1)
+            for part, image in zip(("images", "masks"), picture[:2], strict=True):
+                image.save(root / part / split / name / f"{index:05}_{picture.name}.png", compress_level=1)
     record = {
         **about,
         "classes": list(next(iter(splits.values()))[0]),

@@ -34,7 +34,7 @@ class MaskFolders(MaskedImages):
 
     Args:
         root: The folder of the images.
-        masks: The folder of the masks, in absolute terms or relative to root.
+        masks: The folder of the masks; root/masks where that is a folder.
         suffix: What the name of a mask has behind that of its image.
         value: The number of the object in a mask's pixels; every number but 0 by default.
         ignored: The number of pixels of which it is not known.
@@ -64,21 +64,35 @@ class MaskFolders(MaskedImages):
     def find(self) -> dict[str, Found]:
         place = self._place()
         found = {"train": _loose(place)} if self.unlabelled else find_splits(self.settings)
-        folder = place if self.masks is None else place / Path(self.masks).expanduser()
+        given = Path(self.masks or "").expanduser()
+        folder = given if self.masks and not (place / given).is_dir() else place / given
         if not folder.is_dir():
             raise DataError(f"data.masks={self.masks}: {folder} is no folder", "check the path")
         if folder == place and not self.suffix:
             raise DataError(f"data.masks={self.masks} is the folder of the images", "say by data.suffix what a mask is")
         known = _stems(folder)
-        return {split: self._paired(part, folder, known) for split, part in found.items()}
+        paired = {split: self._paired(part, folder, known) for split, part in found.items()}
+        counts = Counter(name for _, names in paired.values() for name in names if name)
+        twice = [name for name, count in counts.items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{folder}: several images have the mask {listed(twice)}", "let masks lie in folders as their images do"
+            )
+        return {
+            split: with_pictures(
+                part,
+                MaskPictures(str(folder), as_names(names), np.full(len(names), self.value, np.int64), self.ignored),
+            )
+            for split, (part, names) in paired.items()
+        }
 
     def _place(self) -> Path:
         """What names of masks are relative to."""
         given = self.settings.root or (self.settings.csv and os.path.dirname(self.settings.csv)) or "."
         return Path(given).expanduser()
 
-    def _paired(self, part: Found, folder: Path, known: Mapping[str, str]) -> Found:
-        """The images of a split without the masks among them, each with its own mask."""
+    def _paired(self, part: Found, folder: Path, known: Mapping[str, str]) -> tuple[Found, list[str]]:
+        """The images of a split without the masks among them, and the mask of each; "" where there is none."""
         if not isinstance(part.files, FolderFiles):
             raise DataError(f"{part.where}: images in tars or other libraries have no masks beside them", "unpack them")
         place = self._place()
@@ -89,16 +103,10 @@ class MaskFolders(MaskedImages):
             for path in paths
         ]
         names = [self._mask_of(path, place, known) for path, keep in zip(paths, wanted, strict=True) if keep]
-        twice = [name for name, count in Counter(filter(None, names)).items() if count > 1]
-        if twice:
-            raise DataError(
-                f"{folder}: several images have the mask {listed(twice)}", "let masks lie in folders as their images do"
-            )
         kept = only(part, np.array(wanted, bool))
         if inside and part.folders:  # what was noted of the tree was noted of the masks as well
             kept = replace(kept, notes=tuple(tree_notes(part.where, kept.names, self.settings.class_folder == "outer")))
-        values = np.full(len(names), self.value, np.int64)
-        return with_pictures(kept, MaskPictures(str(folder), as_names(names), values, self.ignored))
+        return kept, names
 
     def _mask_of(self, path: Path, place: Path, known: Mapping[str, str]) -> str:
         """The name of an image's mask in the folder of masks; "" if there is none."""

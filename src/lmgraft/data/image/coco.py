@@ -143,11 +143,15 @@ class CocoInstances(MaskedImages):
         if not here:
             raise DataError(f"neither {' nor '.join(map(str, files.values()))} is there", "check data.root")
         content = {name: _read(files[name]) for name in here}
-        order = tuple(row["name"] for row in sorted(content[here[0]]["categories"], key=lambda row: row["id"]))
         splits = dict(zip(("train", "test"), here, strict=False))
-        return of_known_classes(
-            {split: _found(root / name, content[name], self.instances) for split, name in splits.items()}, order
-        )
+        try:
+            first = sorted(content[here[0]]["categories"], key=lambda row: row["id"])
+            found = {split: _found(root / name, content[name], self.instances) for split, name in splits.items()}
+            return of_known_classes(found, [row["name"] for row in first])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{root / 'annotations'}: an instance annotation lacks {error}", "unpack it again"
+            ) from None
 
 
 def _read(file: Path) -> dict[str, list[dict[str, Any]]]:

@@ -168,7 +168,8 @@ def of_known_classes(splits: Mapping[str, Found], order: Sequence[str]) -> dict[
     Args:
         order: All classes that there can be, in their order; those of training become the classes.
     """
-    classes = tuple(name for name in order if name in set(splits["train"].labels))
+    trained = set(splits["train"].labels)
+    classes = tuple(name for name in order if name in trained)
     result = {}
     for split, part in splits.items():
         kept = np.array([label in classes for label in part.labels], bool)

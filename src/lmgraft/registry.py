@@ -204,6 +204,7 @@ FILE_KINDS = Registry(
     "kind of files",
     {
         "images": "lmgraft.data.image.image_files:ImageFiles",
+        "images-with-masks": "lmgraft.data.image.mask_folders:MaskFolders",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
         "videos": "lmgraft.data.video.video_files:VideoFiles",
     },
@@ -213,8 +214,10 @@ FILE_KINDS = Registry(
 PREPARERS = Registry(
     "preparation",
     {
+        "composed-objects": "lmgraft.data.image.composed_objects:prepare",
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
         "furniture": "lmgraft.data.points.furniture:prepare",
+        "garments-on-textures": "lmgraft.data.image.composed_objects:prepare_garments",
         "kicad-models": "lmgraft.data.points.kicad:prepare",
         "motion-clips": "lmgraft.data.video.motion_clips:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",

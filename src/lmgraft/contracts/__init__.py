@@ -7,7 +7,7 @@ Axis letters, used in docstrings and long tensor names throughout:
     N query heads   M key/value heads   H head width   F MLP width
 """
 
-from lmgraft.contracts.batch import Batch
+from lmgraft.contracts.batch import Batch, BatchWithTruth
 from lmgraft.contracts.host import (
     Entry,
     GraftPoint,
@@ -36,6 +36,7 @@ from lmgraft.contracts.traces import is_jit_traced, is_traced, sizes
 __all__ = [
     "Axes",
     "Batch",
+    "BatchWithTruth",
     "Entry",
     "GraftPoint",
     "Host",

@@ -23,3 +23,18 @@ class Batch(Protocol):
 
         Items of different groups are independent; where all are, the group is the index.
         """
+
+
+class BatchWithTruth(Batch, Protocol):
+    """A batch that says where each item's object is; evaluation's batches may, training's need not.
+
+    Of places of which that is not known it also has `ignored`, bool of the shape of `truth`: they count neither as the
+    object nor as anything else. An item without any true place has no object that is known.
+    """
+
+    @property
+    def truth(self) -> Tensor:
+        """(B, ...) bool, True on the object: of what the model is shown, at its own resolution.
+
+        Pixels (B, H, W) of images behind their preprocessing, (B, T, H, W) of clips, points (B, N) of clouds.
+        """

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.files import listed, plural
 from lmgraft.data.image.checks import ignored_files, other_totals
 from lmgraft.data.image.classes import number_classes
-from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.splits import Splits, make_splits
 from lmgraft.data.image.tables import Found
@@ -60,10 +59,13 @@ class _Looked:
         }
 
 
-def check_files(settings: Settings, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
+def check_files(
+    settings: Settings, find: Callable[[], dict[str, Found]], workers: int, progress: ShowProgress, near: bool = False
+) -> Findings:
     """Find all splits, compare their classes, and decode all images.
 
     Args:
+        find: Gives the splits that the data set itself has.
         workers: Processes; 0 uses this one.
         progress: Makes what is told of the progress, from the name of a split and its number of images.
         near: Also look for images that show nearly the same.
@@ -73,7 +75,7 @@ def check_files(settings: Settings, workers: int, progress: ShowProgress, near: 
     if settings.range == "percentile":
         reading = replace(reading, limits=(0.0, 1.0))  # any: it is known once all can be read
     try:
-        seen.found = find_splits(settings)
+        seen.found = find()
         seen.names, _ = number_classes(seen.found, settings.classes, settings.class_map, settings.root)
         seen.totals = other_totals(seen.found, seen.names)
         seen.splits = make_splits(replace(settings, max_corrupt=_ANY, max_corrupt_test=_ANY), seen.found)

@@ -20,9 +20,10 @@ from lmgraft.data.image.depth import percentile_limits, try_deep
 from lmgraft.data.image.file_set import ImageFileSet, reason
 from lmgraft.data.image.findings import check_files
 from lmgraft.data.image.images import ImageData
+from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.splits import Splits, make_splits
-from lmgraft.data.image.tables import UNREADABLE, FolderFiles, decode
+from lmgraft.data.image.tables import UNREADABLE, FolderFiles, Found, decode
 from lmgraft.data.image.transforms import evaluation_transform, training_transform
 from lmgraft.errors import DataError
 
@@ -70,6 +71,8 @@ class ImageFiles(ImageData):
 
     name = "image_files"
     before: ClassVar[Mapping[str, Any]] = {"reading": "timm", "split_version": 1}
+    file_set: ClassVar[type[ImageFileSet]] = ImageFileSet
+    """What reads the images of a split."""
 
     def __init__(
         self, *, batch_size: int = 64, eval_batch_size: int = 256, num_workers: int | None = None, **options: Any
@@ -94,6 +97,14 @@ class ImageFiles(ImageData):
             known = known_classes(self.settings.classes, self.settings.class_map, self.settings.root)
         return self.splits().class_names if known is None else known
 
+    def find(self) -> dict[str, Found]:
+        """The splits that the data set itself has: "train", and perhaps "val" and "test".
+
+        Raises:
+            DataError: If the files are not where the options say.
+        """
+        return find_splits(self.settings)
+
     def splits(self) -> Splits:
         """Where the images lie and which are held out; looks at the files once.
 
@@ -101,7 +112,7 @@ class ImageFiles(ImageData):
             DataError: If something is missing or does not agree.
         """
         if self._splits is None:
-            self._splits = make_splits(self.settings)
+            self._splits = make_splits(self.settings, self.find())
             self.selection = self._splits.selection
             for sentence in self._splits.notices:
                 say_once(f"note: {sentence}\n")
@@ -121,7 +132,7 @@ class ImageFiles(ImageData):
 
     def _images(self, split: str, augmented: bool) -> ImageFileSet:
         splits = self.splits()
-        return ImageFileSet(
+        return self.file_set(
             splits.tables[split],
             splits.index[split],
             self._train_transform if augmented else self._eval_transform,
@@ -156,7 +167,7 @@ class ImageFiles(ImageData):
         } | ({} if limits is None else {"range": limits})
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
-        return check_files(self.settings, workers, progress, near)
+        return check_files(self.settings, self.find, workers, progress, near)
 
     def recall(self, record: Mapping[str, Any]) -> None:
         classes = record.get("categories", {}).get("class", self.settings.classes)

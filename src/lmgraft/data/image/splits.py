@@ -12,7 +12,6 @@ from lmgraft.data.holdout import Index, hold_out
 from lmgraft.data.image.checks import check_table, notices
 from lmgraft.data.image.classes import number_classes
 from lmgraft.data.image.equal import equal_files, equal_notes, representatives
-from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.settings import Settings
 from lmgraft.data.image.tables import Found, ImageTable
 from lmgraft.errors import DataError
@@ -34,17 +33,16 @@ _COMPARED = 100_000
 """Images in splits of their own up to which a training looks for equal files across them; check-data always does."""
 
 
-def make_splits(settings: Settings, found: dict[str, Found] | None = None, things: str = "images") -> Splits:
-    """Find and check the files, and hold out what the data set has no split for.
+def make_splits(settings: Settings, found: dict[str, Found], things: str = "images") -> Splits:
+    """Check the files, and hold out what the data set has no split for.
 
     Args:
-        found: What `find_splits` gives for these settings, if it is known.
+        found: The splits that the data set itself has.
         things: What messages call the files, in the plural.
 
     Raises:
         DataError: If something is missing or does not agree.
     """
-    found = find_splits(settings) if found is None else found
     names, numbers = number_classes(found, settings.classes, settings.class_map, settings.root)
     tables = {split: _table(part, numbers[split]) for split, part in found.items()}
     if "test" not in tables and "val" in tables:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import namedtuple
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from video_trees import pictures_of
 
 from lmgraft.analysis.activations import magnitude
 from lmgraft.analysis.comparison import Comparison
-from lmgraft.analysis.masks import average_precision, mask_of_tokens
+from lmgraft.analysis.masks import average_precision, iou, mask_of_tokens
 from lmgraft.analysis.observe import observe
 from lmgraft.cli.main import main
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
@@ -24,7 +25,7 @@ from lmgraft.recipes.run import trained_task
 from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
 from lmgraft.studies.analyze.compare import comparisons
 from lmgraft.studies.analyze.gallery import choose
-from lmgraft.studies.analyze.look import spread_over
+from lmgraft.studies.analyze.look import look, open_run, spread_over
 from lmgraft.studies.analyze.results import Subject
 from lmgraft.training.items import read_arrays
 
@@ -112,6 +113,19 @@ def test_scores_are_those_of_a_plain_loop(looked: Path, runs: dict[str, Path]) -
         assert columns["task/accuracy"][found] == right.item()
         if at == 3:
             break
+
+
+def test_what_is_not_known_counts_for_nothing(runs: dict[str, Path]) -> None:
+    run = open_run(runs["llm"], "llm", ())
+    batch = next(run.batches([0, 1], 2))
+    kind = namedtuple("Kind", [*batch._fields, "ignored"])
+    scores = {}
+    for name, ignored in {"none": torch.zeros_like(batch.truth), "background": ~batch.truth}.items():
+        seen = look(run, kind(*batch, ignored), layers=False)
+        assert seen.unknown is not None
+        scores[name] = iou(seen.maps["mapper_out", "magnitude"], seen.truth, -1.0, seen.unknown)
+    assert torch.equal(scores["none"], iou(torch.ones_like(seen.truth).float(), seen.truth, 0.5))
+    assert torch.equal(scores["background"], torch.ones(2))  # only the object is left
 
 
 def test_a_second_call_computes_nothing_and_finds_the_same(

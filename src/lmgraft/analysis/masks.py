@@ -19,12 +19,18 @@ THRESHOLDS = tuple(step / 10 for step in range(1, 10))
 
 
 def mask_of_tokens(mask: Tensor, grid: tuple[int, ...], share: float = 0.5) -> Tensor:
-    """A mask of pixels (B, H, W), or of a clip (B, T, H, W), bool or the covered part of each, as tokens (B, N) bool.
+    """A mask of pixels (B, H, W), or of a clip (B, T, H, W), as tokens (B, N) bool; see `covered`."""
+    return covered(shares_of_tokens(mask, grid), share)
 
-    See `covered`. Patches need not divide the image evenly.
+
+def shares_of_tokens(mask: Tensor, grid: tuple[int, ...]) -> Tensor:
+    """How much of each token's patch is in a mask, bool or the covered part of each pixel: (B, ...) -> (B, N) float.
+
+    Patches need not divide the image evenly.
     """
     pool: Any = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
-    return covered(pool(mask.float().unsqueeze(1), grid).flatten(1), share)
+    shares: Tensor = pool(mask.float().unsqueeze(1), grid)
+    return shares.flatten(1)
 
 
 def covered(shares: Tensor, share: float = 0.5) -> Tensor:

@@ -20,8 +20,8 @@ from lmgraft.analysis.masks import (
     centred_blob,
     covered,
     iou,
-    mask_of_tokens,
     pointing,
+    shares_of_tokens,
 )
 from lmgraft.analysis.observe import Observed, observe
 from lmgraft.analysis.probes import attention_entropy, effective_rank
@@ -40,7 +40,7 @@ from lmgraft.training.fit import on_gpu
 
 Arrays = dict[str, NDArray[Any]]
 CENTRE = "centre"
-_THRESHOLD = 0.5
+_THRESHOLD, _MOST = 0.5, 0.5
 _SCORES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {
     "best_iou": best_iou,
     "iou": lambda maps, truth, padded: iou(maps, truth, _THRESHOLD, padded),
@@ -122,6 +122,8 @@ class Looked:
     """(stage, measure) -> (B, T) in [0, 1]."""
     truth: Tensor | None
     """(B, T) bool."""
+    unknown: Tensor | None
+    """(B, T) bool: tokens that are padded, or of which it is not known whether they are the object's."""
     floor: Tensor | None
     """(B, T), the map that knows nothing of the item."""
     places: Tensor | None
@@ -140,28 +142,36 @@ def look(run: Opened, batch: Any, layers: bool) -> Looked:
     for name, attention in noted.attention.items():
         maps[name, "attention"] = scaled_to_one(attention.mean(1), noted.padded)
     truth, floor, places = truth_of_tokens(run, noted, inputs, getattr(batch, "truth", None))
-    return Looked(noted, maps, truth, floor, places)
+    unknown = noted.padded
+    if truth is not None and getattr(batch, "ignored", None) is not None:
+        ignored = _shares(run, noted, inputs, batch.ignored) >= _MOST
+        unknown = ignored if unknown is None else unknown | ignored
+    return Looked(noted, maps, truth, unknown, floor, places)
 
 
 def truth_of_tokens(
     run: Opened, noted: Observed, inputs: tuple[Any, ...], truth: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The truth over tokens (B, T), the floor's map, and where tokens lie in space; None for what there is not."""
-    layout, grid, prefix = run.host.layout, noted.at[run.last].grid, run.host.layout.num_prefix_tokens
+    layout, grid = run.host.layout, noted.at[run.last].grid
     places = None
     if grid is None and layout.places is not None:
-        places = layout.places(run.model, inputs)[:, prefix:]
-    if truth is None:
+        places = layout.places(run.model, inputs)[:, layout.num_prefix_tokens :]
+    if truth is None or (grid is None and layout.shares is None):
         return None, None, places
-    if layout.shares is not None:
-        tokens = covered(layout.shares(run.model, inputs, truth)[:, prefix:])
-    elif grid is not None:
-        tokens = mask_of_tokens(truth, grid)
-    else:
-        return None, None, places
+    tokens = covered(_shares(run, noted, inputs, truth))
     if grid is not None:
         return tokens, centred_blob(tokens, grid), places
     return tokens, None if places is None else central_tokens(tokens, places), places
+
+
+def _shares(run: Opened, noted: Observed, inputs: tuple[Any, ...], of_parts: Tensor) -> Tensor:
+    """How much of each token is in a mask of pixels or points: (B, T)."""
+    layout, grid = run.host.layout, noted.at[run.last].grid
+    if layout.shares is not None:
+        return layout.shares(run.model, inputs, of_parts)[:, layout.num_prefix_tokens :]
+    assert grid is not None
+    return shares_of_tokens(of_parts, grid)
 
 
 def columns(run: Opened, samples: Sequence[int], size: int, layers: bool, say: Callable[[int], None]) -> Arrays:
@@ -188,7 +198,7 @@ def columns(run: Opened, samples: Sequence[int], size: int, layers: bool, say: C
 def _scores(run: Opened, seen: Looked) -> dict[str, Tensor]:
     if seen.truth is None:
         return {}
-    values, padded = {}, seen.noted.padded
+    values, padded = {}, seen.unknown
     for (stage, measure), maps in seen.maps.items():
         if maps.shape == seen.truth.shape:  # earlier stages of a pyramid have other tokens
             for score, of in _SCORES.items():

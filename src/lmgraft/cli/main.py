@@ -28,6 +28,7 @@ COMMANDS = {
     "study": "arms x seeds with common random numbers, honest statistics, a verdict in words, a page",
     "scan": "which LLM, layer and position: cheap scores of each, short trainings, how well they agreed",
     "analyze": "what the block does to tokens: which stand out, do they lie on the object, are they needed; a page",
+    "explore": "the same by hand, item by item in a browser: stages, attention heads, a threshold, predictions",
     "predict": "what a trained model says of files: a line of JSON for each",
     "prepare": "fetch or make a data set once, before any training",
     "check-data": "find unreadable files, missing classes and duplicates before a training does",

@@ -42,7 +42,21 @@ class ItemSet(Dataset[Any], ABC):
 
     def batch(self, samples: Sequence[int]) -> Any:
         """The batch of these samples, as epoch 0 shows them."""
-        return whole_batch(self.__getitems__([Draw(0, int(sample)) for sample in samples]))[0]
+        return self._whole(samples)[0]
+
+    def readable(self, samples: Sequence[int]) -> Any:
+        """As `batch`, without anything that stands for a file which cannot be read.
+
+        Raises:
+            DataError: If there is such a file; it names the first.
+        """
+        batch, faults = self._whole(samples)
+        if faults:
+            raise DataError(f"{faults[0].file} cannot be read ({faults[0].reason})", "leave it out, or mend it")
+        return batch
+
+    def _whole(self, samples: Sequence[int]) -> tuple[Any, tuple[Fault, ...]]:
+        return whole_batch(self.__getitems__([Draw(0, int(sample)) for sample in samples]))
 
     @abstractmethod
     def __getitems__(self, draws: list[Draw]) -> Batch | Reported:
@@ -74,6 +88,8 @@ class Data(LightningDataModule, ABC):
     name: str
     things: ClassVar[str] = "items"
     """What its items are, in the plural: images, clips, scenes, questions."""
+    endings: ClassVar[tuple[str, ...]] = ()
+    """How files that `open` reads end, in small letters with their dots; none where it reads none."""
     selection: Literal["val", "test", "last"] = "val"
     """What chooses the epoch: held-out items, the test items as the paper does, or nothing: the last epoch counts."""
     repeats: int = 1

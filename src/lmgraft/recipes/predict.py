@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from lmgraft import records
-from lmgraft.data.base import on_device, whole_batch
-from lmgraft.data.loader import Draw
-from lmgraft.errors import DataError
+from lmgraft.data.base import on_device
 from lmgraft.recipes.run import load_task, read_run
 from lmgraft.training.fit import on_gpu
 
@@ -55,12 +53,7 @@ class TrainedRun:
         """As `predict`, one after the other: (file, what the task says of it)."""
         items, size = self.recipe.data.open(sources), self.recipe.data.eval_batch_size
         for first in range(0, len(items), size):
-            batch, faults = whole_batch(
-                items.__getitems__([Draw(0, i) for i in range(first, min(first + size, len(items)))])
-            )
-            if faults:
-                raise DataError(f"{faults[0].file} cannot be read ({faults[0].reason})", "leave it out, or mend it")
-            batch = on_device(batch, self._device)
+            batch = on_device(items.readable(range(first, min(first + size, len(items)))), self._device)
             rows = self._task.predict(self._task.outputs(batch), batch)
             for index, prediction in zip(batch.index.tolist(), rows, strict=True):
                 yield items.place(index), {_OF_TASK.get(name, name): value for name, value in prediction.items()}

@@ -70,6 +70,7 @@ class ImageData(LabelledData):
     """
 
     things: ClassVar[str] = "images"
+    endings: ClassVar[tuple[str, ...]] = EXTENSIONS
     packages: ClassVar[tuple[str, ...]] = ("torchvision", "timm", "pillow")
     in_chans: int
     img_size: tuple[int, int]

@@ -60,6 +60,7 @@ class PointData(LabelledData):
     """
 
     things: ClassVar[str] = "clouds"
+    endings: ClassVar[tuple[str, ...]] = ENDINGS
     packages: ClassVar[tuple[str, ...]] = ("trimesh", "h5py")
     report_class_mean: ClassVar[bool] = True
     normalise: bool = True

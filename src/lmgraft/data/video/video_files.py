@@ -39,6 +39,7 @@ class VideoFiles(LabelledData):
 
     name = "video_files"
     things: ClassVar[str] = "clips"
+    endings: ClassVar[tuple[str, ...]] = VIDEO_EXTENSIONS
     packages: ClassVar[tuple[str, ...]] = ("torchvision", "timm", "pillow", "av")
 
     def __init__(

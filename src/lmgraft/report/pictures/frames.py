@@ -68,7 +68,7 @@ def draw_clip(
 
     Args:
         clip: (C, T, H, W) float.
-        maps: Model -> title -> (T,) in [0, 1]; the last map that is no attention is shown.
+        maps: Model -> title -> (T,) in [0, 1]; attention is left out, and of more than two others all but the last.
         grid: (times, rows, columns) of the tubelets.
         places: Not used: tubelets lie in a grid.
         truth: (T, H, W) bool.
@@ -83,6 +83,6 @@ def draw_clip(
         steps = [int((step + 0.5) * len(truth) / grid[0]) for step in range(grid[0])]
         rows["object"] = truth[steps].float()
     for model, of in maps.items():
-        last = [title for title in of if not title.startswith(("attention", "needed"))][-1]
-        rows[f"{model}, {last}"] = of[last].reshape(grid)
+        titles = [title for title in of if not title.startswith(("attention", "needed"))]
+        rows |= {f"{model}, {title}": of[title].reshape(grid) for title in titles[-1 if len(titles) > 2 else 0 :]}
     return frames_figure(clip, rows)

@@ -88,9 +88,13 @@ class Opened:
         """Items as evaluation sees them, the first view of each."""
         device = next(self.model.parameters()).device
         for first in range(0, len(samples), size):
-            batch = self.items.batch(samples[first : first + size])
-            begins = torch.cat([torch.ones(1, dtype=torch.bool), batch.index[1:] != batch.index[:-1]])
-            yield on_device(batch._replace(**{k: v[begins] for k, v in batch._asdict().items()}), device)
+            yield on_device(first_views(self.items.batch(samples[first : first + size])), device)
+
+
+def first_views(batch: Any) -> Any:
+    """A batch with the first row alone of each item, whose views follow each other."""
+    begins = torch.cat([torch.ones(1, dtype=torch.bool), batch.index[1:] != batch.index[:-1]])
+    return batch._replace(**{name: values[begins] for name, values in batch._asdict().items()})
 
 
 def open_run(run_dir: Path, label: str, overrides: Sequence[str]) -> Opened:

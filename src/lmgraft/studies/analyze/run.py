@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def analyze_runs(
     seen_arms: set[str] = set()
     for folder in random_first:
         run = open_run(folder, labels[folder], overrides)
-        _same_items(run, opened)
+        same_items(run, opened.values())
         samples = spread_over(len(run.items), config.limit)
         floor = run.recipe.arm not in seen_arms
         seen_arms.add(run.recipe.arm)
@@ -126,8 +126,13 @@ def labels_of(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[P
     return {folder: f"{label} ({folder.name})" for folder, label in labels.items()} if alike else labels
 
 
-def _same_items(run: Opened, others: Mapping[Path, Opened]) -> None:
-    for other in others.values():
+def same_items(run: Opened, others: Iterable[Opened]) -> None:
+    """Refuse a run whose data are not those of the others.
+
+    Raises:
+        RunError: If there is one that differs.
+    """
+    for other in others:
         if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
             raise RunError(f"{run.folder} and {other.folder} have other data", "compare runs of one data set")
 

@@ -1,0 +1,1 @@
+"""A page on which finished runs are looked at item by item."""

@@ -1,0 +1,164 @@
+"""`lmgraft explore` without its page: one item of each family under several runs, at every choice."""
+
+from __future__ import annotations
+
+import html
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from image_trees import picture, write_folder
+from video_trees import pictures_of
+
+from lmgraft.analysis.activations import magnitude, scaled_to_one
+from lmgraft.analysis.observe import observe
+from lmgraft.data.video.motion_clips import Filming, write_motion_clips
+from lmgraft.errors import DataError, LmgraftError, RecipeError
+from lmgraft.recipes import Recipe, load_recipe
+from lmgraft.recipes.build import build_task, set_up_data
+from lmgraft.report.explore.view import problem_html, view_html
+from lmgraft.studies.analyze.look import Opened
+from lmgraft.studies.explore import ATTENTION, LAST, Choice, Explorer
+
+IMAGES = """
+arm: llm
+graft: {{llm: {llm}, layer: 1}}
+backbone:
+  name: vit_tiny_patch16_224
+  kwargs: {{patch_size: 8, embed_dim: 32, depth: 2, num_heads: 2}}
+data:
+  class_path: lmgraft.data.image.image_files.ImageFiles
+  init_args: {{root: {root}, img_size: 32, batch_size: 4, eval_batch_size: 4, num_workers: 0, test_size: 0.3}}
+train: {{epochs: 1, accelerator: cpu}}
+"""
+ARMS = ("plain", "llm")
+
+
+def opened(recipe: Recipe) -> Opened:
+    """A run as it was before training."""
+    set_up_data(recipe)
+    task = build_task(recipe).eval()
+    return Opened(recipe.arm, recipe, task, Path("nowhere"))
+
+
+def explorer_of(name: str, *options: str) -> Explorer:
+    return Explorer([opened(load_recipe(name, ["--arm", arm, *options])) for arm in ARMS])
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Explorer:
+    folder = tmp_path_factory.mktemp("images")
+    root = write_folder(folder / "photos", {"": 8}, classes=("<b>cat", "${dog}{{x}}"))
+    (folder / "recipe.yaml").write_text(IMAGES.format(llm=llama_folder, root=root))
+    return explorer_of(str(folder / "recipe.yaml"))
+
+
+@pytest.fixture(scope="module")
+def clouds(llama_folder: Path) -> Explorer:
+    return explorer_of("points/kicad_small_debug", "--llm", str(llama_folder), "--train.accelerator", "cpu")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Explorer:
+    """Motion clips know where the object is."""
+    folder = tmp_path_factory.mktemp("clips")
+    with pytest.MonkeyPatch.context() as patch:
+        pictures_of(tmp_path_factory.mktemp("pictures"), patch)
+        made = write_motion_clips(folder / "made", Filming(train=6, val=3, test=3))
+    return explorer_of("video/motion_clips_debug", "--llm", str(llama_folder), "--data.root", str(made))
+
+
+FAMILIES = ("images", "clouds", "clips")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_choice_of_every_family_is_shown(family: str, request: pytest.FixtureRequest) -> None:
+    explorer: Explorer = request.getfixturevalue(family)
+    assert explorer.things == family
+    seen = explorer.item(1)
+    assert seen is explorer.item(1)
+    assert seen.truths.keys() == {"class"}
+    assert {LAST, "encoder", "mapper_in", "attention", "feed_forward", "mapper_out", *ATTENTION} <= explorer.stages.keys()
+    for stage in explorer.stages:
+        view = explorer.view(seen, explorer.labels, Choice(stage=stage, threshold=0.25))
+        assert {*view.marked, *view.absent} == set(ARMS)
+        assert "llm" in view.marked
+        one = view.marked["llm"]
+        assert torch.equal(one.above, one.values > 0.25)
+        assert 0 <= one.values.min() <= one.values.max() <= 1
+    page = view_html(explorer.view(seen, explorer.labels, Choice()), explorer.things, explorer.stages)
+    assert re.search(r'<img src="data:image/png;base64,\w+', page)
+    assert 'alt="test item 1' in page
+    assert page.count("<td") == 2 * len(seen.sights["plain"].prediction or ())
+
+
+def test_a_view_has_the_numbers_of_the_library(clips: Explorer) -> None:
+    run = clips._runs["llm"]
+    batch = run.items.batch([2])
+    noted = observe(run.model, *run.task.inputs(batch))
+    seen = clips.item(2)
+    last = clips.view(seen, ["llm"], Choice()).marked["llm"]
+    torch.testing.assert_close(last.values, magnitude(noted.at["mapper_out"].tokens)[0])
+    assert last.stage == "mapper_out"
+    assert last.iou is not None
+    assert last.best_iou is not None
+    assert last.best_iou >= last.iou
+    second = clips.view(seen, ["llm"], Choice(stage="block attention", head=1)).marked["llm"]
+    torch.testing.assert_close(second.values, scaled_to_one(noted.attention["block"][:, 1])[0])
+    prediction = seen.sights["llm"].prediction
+    (expected,) = run.task.predict(noted.output, batch)
+    assert prediction == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_a_run_has_not_is_said_of_it_alone(images: Explorer) -> None:
+    seen = images.item(0)
+    assert images.view(seen, images.labels, Choice(stage="mapper_out")).absent == {"plain": "no such stage"}
+    assert images.view(seen, images.labels, Choice(stage="block attention")).absent == {"plain": "no attention"}
+    many = images.view(seen, images.labels, Choice(stage="encoder attention", head=9))
+    assert set(many.absent.values()) == {"no such head"}
+    page = view_html(many, images.things, images.stages)
+    assert "<img" not in page
+    assert "no head of this number" in page
+    with pytest.raises(RecipeError, match="no run is chosen"):
+        images.view(seen, [], Choice())
+    with pytest.raises(RecipeError, match="no stage 'W3'"):
+        images.view(seen, images.labels, Choice(stage="W3"))
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        Choice(threshold=1.5)
+    with pytest.raises(DataError, match="no test item 99"):
+        images.item(99)
+
+
+def test_names_of_classes_and_files_are_text(images: Explorer, tmp_path: Path) -> None:
+    file = tmp_path / "<img src=x onerror=alert(1)>.png"
+    picture(3, mode="L").save(file)
+    page = view_html(images.view(images.file(str(file)), images.labels, Choice()), images.things, images.stages)
+    assert "onerror=alert(1)&gt;.png" in page
+    assert "<b>" not in page
+    assert html.escape("<b>cat") in page
+    assert "&lt;p&gt;" in problem_html("<p>")
+
+
+def test_a_broken_file_is_named_without_its_folder(images: Explorer, tmp_path: Path) -> None:
+    file = tmp_path / "broken.png"
+    picture(3).save(file)
+    file.write_bytes(file.read_bytes()[:200])
+    for name in ("broken.png", "absent.png", "notes.txt"):
+        with pytest.raises(LmgraftError) as refused:
+            images.file(str(tmp_path / name))
+        assert name in str(refused.value)
+        assert str(tmp_path) not in str(refused.value)
+
+
+def test_numbers_that_are_none_are_said_in_words(images: Explorer) -> None:
+    run = images._runs["llm"]
+    broken = replace(run, task=build_task(run.recipe).eval())
+    assert broken.inserted is not None
+    with torch.no_grad():
+        broken.inserted.mapper_out.weight[0, 0] = torch.nan
+    explorer = Explorer([images._runs["plain"], broken])
+    view = explorer.view(explorer.item(0), explorer.labels, Choice())
+    assert view.absent == {"llm": "not finite"}
+    assert "NaN" in view_html(view, explorer.things, explorer.stages)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import html
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import DataError, LmgraftError, RecipeError
 from lmgraft.recipes import Recipe, load_recipe
 from lmgraft.recipes.build import build_task, set_up_data
+from lmgraft.report.explore.page import _listening, guarded, shown
 from lmgraft.report.explore.view import problem_html, view_html
 from lmgraft.studies.analyze.look import Opened
 from lmgraft.studies.explore import ATTENTION, LAST, Choice, Explorer
@@ -80,7 +83,15 @@ def test_every_choice_of_every_family_is_shown(family: str, request: pytest.Fixt
     seen = explorer.item(1)
     assert seen is explorer.item(1)
     assert seen.truths.keys() == {"class"}
-    assert {LAST, "encoder", "mapper_in", "attention", "feed_forward", "mapper_out", *ATTENTION} <= explorer.stages.keys()
+    assert {
+        LAST,
+        "encoder",
+        "mapper_in",
+        "attention",
+        "feed_forward",
+        "mapper_out",
+        *ATTENTION,
+    } <= explorer.stages.keys()
     for stage in explorer.stages:
         view = explorer.view(seen, explorer.labels, Choice(stage=stage, threshold=0.25))
         assert {*view.marked, *view.absent} == set(ARMS)
@@ -162,3 +173,62 @@ def test_numbers_that_are_none_are_said_in_words(images: Explorer) -> None:
     view = explorer.view(explorer.item(0), explorer.labels, Choice())
     assert view.absent == {"llm": "not finite"}
     assert "NaN" in view_html(view, explorer.things, explorer.stages)
+
+
+def test_the_page_says_what_is_wrong(images: Explorer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def page(number: float | None = 0, file: Path | None = None, **more: Any) -> str:
+        controls = {"runs": ["llm"], "stage": LAST, "measure": "magnitude", "head": -1, "threshold": 0.5} | more
+        return shown(images, number, None if file is None else str(file), **controls)
+
+    picture(1).save(tmp_path / "outside.png")
+    (tmp_path / "uploads").mkdir()
+    picture(1).save(tmp_path / "uploads" / "inside.png")
+    (tmp_path / "uploads" / "link.png").symlink_to(tmp_path / "outside.png")
+    assert "not uploaded here" in page(file=tmp_path / "uploads" / "inside.png")
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "uploads"))
+    assert 'alt="inside.png' in page(file=tmp_path / "uploads" / "inside.png")
+    for name in ("outside.png", "uploads/../outside.png", "uploads/link.png", "uploads-2/a.png"):
+        assert "not uploaded here" in page(file=tmp_path / name)
+    for problem in (page(None), page(float("nan")), page(99), page(runs=[]), page(stage="x"), page(threshold=7)):
+        assert 'role="alert"' in problem
+    assert "head 2" in page(stage="block attention", head=1)
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {}, 200),
+        ("/gradio_api/queue/join", {"origin": "http://localhost:7"}, 200),
+        ("/", {"host": "evil.example:7"}, 403),
+        ("/", {"host": "127.0.0.1:8"}, 403),
+        ("/", {"origin": "http://evil.example"}, 403),
+        ("/", {"origin": "null"}, 403),
+        ("/gradio_api/file=/etc/passwd", {}, 403),
+        ("/file=../../etc/passwd", {}, 403),
+        ("//gradio_api//file=/etc/passwd", {}, 403),
+        ("/gradio_api/proxy=http://evil.example", {}, 403),
+    ],
+)
+def test_other_pages_and_names_are_refused_and_no_file_is_read(path: str, headers: dict[str, str], status: int) -> None:
+    sent: list[Any] = []
+
+    async def answers(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def keep(message: Any) -> None:
+        sent.append(message)
+
+    named = {"host": "127.0.0.1:7"} | headers
+    scope = {"type": "http", "path": path, "headers": [(k.encode(), v.encode()) for k, v in named.items()]}
+    asyncio.run(guarded(answers, 7)(scope, None, keep))
+    assert sent[0]["status"] == status
+    assert status == 403 or b"default-src 'self'" in dict(sent[0]["headers"])[b"content-security-policy"]
+
+
+def test_a_port_that_is_taken_is_an_error() -> None:
+    with _listening(0) as listener:
+        listener.listen()
+        with pytest.raises(RecipeError, match="cannot be listened on"), _listening(listener.getsockname()[1]):
+            pass
+    with pytest.raises(RecipeError, match="cannot be listened on"), _listening(99999):
+        pass

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -30,8 +31,9 @@ _CSS = """
 .explored ul { margin: .8rem 0; padding-left: 1.2rem; list-style: disc; }
 .explored table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .explored caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
-.explored th, .explored td { text-align: left; padding: .3rem .8rem .3rem 0;
-  border-bottom: 1px solid var(--border-color-primary); }
+.explored table th, .explored table td { text-align: left; padding: .3rem .8rem .3rem 0;
+  border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
+.explored table, .explored tr { border: 0 !important; }
 .explored .right { font-weight: 600; }
 .explored .problem { border-left: 5px solid #b23a1e; padding: .6rem .8rem; }
 :focus-visible { outline: 3px solid #2f6f9f !important; outline-offset: 2px; }
@@ -54,9 +56,8 @@ def serve(explorer: Explorer, port: int, largest: int, ready: Callable[[str], No
     uvicorn = optional("uvicorn", "explore", "lmgraft explore")
     with _listening(port) as listener, _uploads():
         taken = listener.getsockname()[1]
-        config = uvicorn.Config(
-            application(explorer, taken, largest), log_level="warning", timeout_graceful_shutdown=1, ws="none"
-        )
+        app = application(explorer, taken, largest)
+        config = uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1, ws="none")
         ready(f"http://{HOST}:{taken}/")
         with suppress(KeyboardInterrupt):  # the way to end it
             uvicorn.Server(config).run(sockets=[listener])
@@ -100,10 +101,11 @@ def application(explorer: Explorer, port: int, largest: int) -> Any:
     app = gradio.mount_gradio_app(
         fastapi.FastAPI(openapi_url=None),
         blocks(explorer),
+        app_kwargs={"openapi_url": None},
         path="",
         server_name=HOST,
         server_port=port,
-        footer_links=["settings"],
+        footer_links=[],
         run_history=False,
         allowed_paths=[],
         max_file_size=largest * 2**20,
@@ -134,8 +136,8 @@ def guarded(app: Any, port: int) -> Callable[..., Awaitable[None]]:
 
     def is_ours(scope: Any) -> bool:
         headers = dict(scope["headers"])
-        asked = scope["path"].lstrip("/").removeprefix("gradio_api/")
-        reads = asked.startswith(("file", "proxy=", "stream", "deep_link", "custom_component"))
+        parts = [part for part in scope["path"].split("/") if part not in ("", "gradio_api")]
+        reads = bool(parts) and parts[0].startswith(("file", "proxy=", "stream", "deep_link", "custom_component"))
         return not reads and headers.get(b"host") in hosts and headers.get(b"origin") in (None, *origins)
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
@@ -165,7 +167,7 @@ def shown(
     try:
         if file is None and (number is None or not math.isfinite(number)):
             raise RecipeError("no item is chosen", f"give a number from 0 to {explorer.count - 1}, or a file")
-        seen = explorer.item(int(number or 0)) if file is None else explorer.file(file)
+        seen = explorer.item(int(number or 0)) if file is None else explorer.file(uploaded(file))
         choice = Choice(
             stage=stage, measure=measure, head=None if head == _ALL_HEADS else int(head), threshold=threshold  # type: ignore[arg-type]
         )  # fmt: skip
@@ -189,9 +191,9 @@ def blocks(explorer: Explorer) -> Any:
                     type="filepath",
                     label=f"or drop a file with one {one} of your own",
                     visible=bool(explorer.endings),
-                    height=130,
+                    height=170,
                 )
-                file.async_move_resource_to_block_cache = _uploaded_only
+                file.async_move_resource_to_block_cache = _uploaded
                 runs = gr.CheckboxGroup(explorer.labels, value=explorer.labels, label="Runs")
                 stages = [(title, name) for name, title in explorer.stages.items()]
                 stage = gr.Dropdown(stages, value=LAST, label="Stage", filterable=False)
@@ -226,8 +228,18 @@ def _number_label(explorer: Explorer) -> str:
     return f"Test item, 0 to {explorer.count - 1}"
 
 
-async def _uploaded_only(path: str) -> str:
-    """In the place of Gradio's own, which would fetch an address; that the file was uploaded has been checked."""
-    if "://" in path:
-        raise RecipeError("an address is not fetched", "upload a file")
-    return path
+def uploaded(file: str) -> str:
+    """A path as it is, if it is one of a file that was uploaded: Gradio checks that only of pages it launches itself.
+
+    Raises:
+        RecipeError: If it is an address, or lies elsewhere.
+    """
+    folder = os.environ.get("GRADIO_TEMP_DIR")
+    if folder is None or not Path(file).resolve().is_relative_to(Path(folder).resolve()):
+        raise RecipeError("this file was not uploaded here", "choose it again")
+    return file
+
+
+async def _uploaded(file: str) -> str:
+    """In the place of a method of Gradio's that fetches an address or copies a file from anywhere."""
+    return uploaded(file)

@@ -32,10 +32,11 @@ _CSS = """
 .explored table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .explored caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 .explored table th, .explored table td { text-align: left; padding: .3rem .8rem .3rem 0;
-  border: 0 solid var(--border-color-primary) !important; border-bottom-width: 1px !important; }
+  border-style: solid !important; border-width: 0 0 1px !important; border-color: var(--border-color-primary) !important; }
 .explored table, .explored tr { border: 0 !important; }
 .explored .right { font-weight: 600; }
-.explored .problem { border-left: 5px solid #b23a1e; padding: .6rem .8rem; }
+.explored .problem { white-space: pre-line; border-left: 5px solid #b23a1e; padding: .6rem .8rem; }
+#upload .download { display: none; }
 :focus-visible { outline: 3px solid #2f6f9f !important; outline-offset: 2px; }
 """
 
@@ -189,7 +190,8 @@ def blocks(explorer: Explorer) -> Any:
                 file = gr.File(
                     file_types=list(explorer.endings),
                     type="filepath",
-                    label=f"or drop a file with one {one} of your own",
+                    label=f"or a file with one {one}",
+                    elem_id="upload",
                     visible=bool(explorer.endings),
                     height=170,
                 )

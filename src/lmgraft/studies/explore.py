@@ -69,6 +69,8 @@ class Sight:
     """(T, k), where tokens lie that lie in no grid."""
     padded: Tensor | None
     """(T,) bool."""
+    unknown: Tensor | None
+    """(T,) bool: padded tokens, and those of which it is not known whether they are the object's."""
     last: str
     """What `LAST` is in this run."""
     maps: Mapping[tuple[str, str], Tensor]
@@ -290,6 +292,7 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
         object_tokens=first(looked.truth),
         places=first(looked.places),
         padded=first(noted.padded),
+        unknown=first(looked.unknown),
         last=run.last,
         maps={key: values[0].cpu() for key, values in looked.maps.items() if key[1] != "attention"},
         grids={stage: features.grid for stage, features in noted.at.items()},
@@ -328,10 +331,10 @@ def _marked(sight: Sight, values: Tensor, choice: Choice) -> Marked:
     scores: dict[str, float | None] = {"iou": None, "best_iou": None}
     if sight.object_tokens is not None and sight.object_tokens.shape == values.shape:
         truth, rows = sight.object_tokens[None], values[None]
-        seen = None if padded is None else padded[None]
+        unknown = None if sight.unknown is None else sight.unknown[None]
         scores = {
-            "iou": float(iou(rows, truth, choice.threshold, seen)),
-            "best_iou": float(best_iou(rows, truth, seen)),
+            "iou": float(iou(rows, truth, choice.threshold, unknown)),
+            "best_iou": float(best_iou(rows, truth, unknown)),
         }
     return Marked(
         stage=_stage(sight, choice) if choice.stage == LAST else choice.stage,

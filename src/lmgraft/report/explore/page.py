@@ -32,7 +32,8 @@ _CSS = """
 .explored table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .explored caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 .explored table th, .explored table td { text-align: left; padding: .3rem .8rem .3rem 0;
-  border-style: solid !important; border-width: 0 0 1px !important; border-color: var(--border-color-primary) !important; }
+  border-style: solid !important; border-width: 0 0 1px !important;
+  border-color: var(--border-color-primary) !important; }
 .explored table, .explored tr { border: 0 !important; }
 .explored .right { font-weight: 600; }
 .explored .problem { white-space: pre-line; border-left: 5px solid #b23a1e; padding: .6rem .8rem; }

@@ -16,9 +16,8 @@ from video_trees import pictures_of
 
 from lmgraft.analysis.activations import magnitude, scaled_to_one
 from lmgraft.analysis.observe import observe
-from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import DataError, LmgraftError, RecipeError
-from lmgraft.recipes import Recipe, load_recipe
+from lmgraft.recipes import load_recipe
 from lmgraft.recipes.build import build_task, set_up_data
 from lmgraft.report.explore.page import _listening, guarded, shown
 from lmgraft.report.explore.view import problem_html, view_html
@@ -39,15 +38,12 @@ train: {{epochs: 1, accelerator: cpu}}
 ARMS = ("plain", "llm")
 
 
-def opened(recipe: Recipe) -> Opened:
-    """A run as it was before training."""
-    set_up_data(recipe)
-    task = build_task(recipe).eval()
-    return Opened(recipe.arm, recipe, task, Path("nowhere"))
-
-
 def explorer_of(name: str, *options: str) -> Explorer:
-    return Explorer([opened(load_recipe(name, ["--arm", arm, *options])) for arm in ARMS])
+    """Each arm of a recipe as it was before training."""
+    recipe = load_recipe(name, options)
+    set_up_data(recipe)
+    recipes = [replace(recipe, arm=arm) for arm in ARMS]
+    return Explorer([Opened(one.arm, one, build_task(one).eval(), Path("nowhere")) for one in recipes])
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +65,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory, llama_folder: Path) -> Explo
     folder = tmp_path_factory.mktemp("clips")
     with pytest.MonkeyPatch.context() as patch:
         pictures_of(tmp_path_factory.mktemp("pictures"), patch)
-        made = write_motion_clips(folder / "made", Filming(train=6, val=3, test=3))
-    return explorer_of("video/motion_clips_debug", "--llm", str(llama_folder), "--data.root", str(made))
+        few = [word for split in ("train", "val", "test") for word in (f"--data.films.{split}", "6")]
+        return explorer_of("video/motion_clips_debug", "--llm", str(llama_folder), "--data.root", str(folder), *few)
 
 
 FAMILIES = ("images", "clouds", "clips")

@@ -30,7 +30,7 @@ ATTENTION = {"encoder attention": "encoder", "block attention": "block"}
 Measure = Literal["magnitude", "frequency"]
 Absent = Literal["no such stage", "no such head", "no attention", "not finite", "other tokens"]
 """Why a run shows nothing at a choice."""
-_REMEMBERED = 16
+_REMEMBERED = 4
 
 
 @dataclass(frozen=True, kw_only=True)

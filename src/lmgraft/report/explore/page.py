@@ -34,6 +34,7 @@ _CSS = """
 .explored table th, .explored table td { text-align: left; padding: .3rem .8rem .3rem 0;
   border-style: solid !important; border-width: 0 0 1px !important;
   border-color: var(--border-color-primary) !important; }
+.explored table { min-width: min(100%, 26rem); }
 .explored table, .explored tr { border: 0 !important; }
 .explored .right { font-weight: 600; }
 .explored .problem { white-space: pre-line; border-left: 5px solid #b23a1e; padding: .6rem .8rem; }

@@ -53,7 +53,8 @@ def frames_figure(clip: Tensor, maps: Mapping[str, Tensor], seconds: float | Non
                 for spine in ax.spines.values():
                     spine.set_visible(False)
         for row, title in enumerate(maps, 1):
-            axes[row, 0].set_ylabel(short(title), fontsize=8)
+            lines = [short(part, most=20) for part in title.rsplit(", ", 1)]
+            axes[row, 0].set_ylabel("\n".join(lines), fontsize=8)
     return figure
 
 

@@ -27,7 +27,7 @@ from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
 from lmgraft.training.optim import param_groups_layer_decay
 from tiny import calls_of, long_but, needs_torch, random_block, randomise_, relative_error
-from tiny_hosts import ROWS, make_host, pictures, tensors_of
+from tiny_hosts import OLD_TIMM, ROWS, make_host, pictures, tensors_of
 
 TIMM = [name for name, row in ROWS.items() if row.timm]
 HF = [name for name in ROWS if name.startswith("hf_")]
@@ -45,7 +45,12 @@ def grafted(name: str, dtype: torch.dtype = torch.float32, **options: Any) -> nn
 
 def call(model: nn.Module, name: str, **kwargs: Any) -> list[Tensor]:
     dtype = next(model.parameters()).dtype
-    return tensors_of(model(pictures(name, dtype=dtype), **kwargs))
+    try:
+        return tensors_of(model(pictures(name, dtype=dtype), **kwargs))
+    except RuntimeError as error:
+        if OLD_TIMM and "expected scalar type Double" in str(error):
+            pytest.skip("this timm's mixed rotary positions know no float64")
+        raise
 
 
 def flat(x: Tensor, axes: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -151,3 +152,11 @@ def _add(writer: gguf.GGUFWriter, name: str, values: np.ndarray, quantization: s
         quantization = next((q for ending, q in quantization.items() if name.endswith(ending)), "F32")
     kind = GGMLQuantizationType[quantization if values.ndim > 1 else "F32"]
     writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def handlers_of_signals_stay_with_their_file() -> Iterator[None]:
+    """Ray leaves a handler of SIGTERM behind, which would end the tests of other files in the same process."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

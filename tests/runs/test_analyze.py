@@ -19,13 +19,14 @@ from lmgraft.analysis.comparison import Comparison
 from lmgraft.analysis.masks import average_precision, iou, mask_of_tokens
 from lmgraft.analysis.observe import observe
 from lmgraft.cli.main import main
+from lmgraft.data.base import spread_over
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.run import trained_task
 from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
 from lmgraft.studies.analyze.compare import comparisons
 from lmgraft.studies.analyze.gallery import choose
-from lmgraft.studies.analyze.look import look, open_run, spread_over
+from lmgraft.studies.analyze.look import look, open_run
 from lmgraft.studies.analyze.results import Subject
 from lmgraft.training.items import read_arrays
 

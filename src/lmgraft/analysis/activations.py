@@ -47,11 +47,12 @@ def frequency(
 
 def distance_to_mean(tokens: Tensor, padded: Tensor | None = None) -> Tensor:
     """The L2 norm of each token's difference to the mean over tokens, unscaled: (B, T, V) -> (B, T)."""
-    distance: Tensor = torch.linalg.vector_norm(tokens.float() - _mean(tokens.float(), padded), dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(tokens.float() - mean_of_tokens(tokens.float(), padded), dim=-1)
     return distance
 
 
-def _mean(values: Tensor, padded: Tensor | None) -> Tensor:
+def mean_of_tokens(values: Tensor, padded: Tensor | None = None) -> Tensor:
+    """The mean over tokens that are not padded: (B, T, V), (B, T) -> (B, 1, V)."""
     if padded is None:
         return values.mean(1, keepdim=True)
     seen = (~padded).unsqueeze(-1).to(values.dtype)
@@ -65,7 +66,7 @@ def _distance_to_mean(values: Tensor, grid: tuple[int, ...] | None, center: Cent
         image = values.unflatten(1, grid)  # type: ignore[no-untyped-call]
         mean = image.mean(1, keepdim=True).expand_as(image).flatten(1, len(grid))
     else:
-        mean = _mean(values, padded)
+        mean = mean_of_tokens(values, padded)
     scaled = scaled_to_one((values - mean).norm(dim=-1), padded)
     return scaled if grid is None else scaled.unflatten(1, grid)  # type: ignore[no-untyped-call]
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmgraft.analysis.activations import distance_to_mean
+from lmgraft.analysis.activations import distance_to_mean, mean_of_tokens
 from lmgraft.contracts import Host
 from lmgraft.errors import HostError
 from lmgraft.graft import GraftLayer
@@ -94,9 +94,8 @@ def masked_input(model: nn.Module, host: Host, chosen: Tensor) -> Iterator[None]
                 f"the first layer is given {shape}, and the last has {chosen.shape[1]} tokens",
                 "tokens can be masked at the input of encoders that keep their tokens",
             )
-        others = (~chosen).unsqueeze(-1).to(tokens.dtype)
         patches = tokens[:, prefix:]
-        mean = (patches * others).sum(1, keepdim=True) / others.sum(1, keepdim=True).clamp_min(1)
+        mean = mean_of_tokens(patches, chosen)
         masked = torch.cat([tokens[:, :prefix], torch.where(chosen.unsqueeze(-1), mean, patches)], 1)
         return ((masked, *args[1:]), kwargs) if args else (args, {**kwargs, name: masked})
 

@@ -43,7 +43,5 @@ def metric_interval(items: Items, metric: Metric) -> tuple[float, float] | None:
     measured = metric_value(items, metric)
     if measured.items is None or measured.groups is None:
         return None
-    low = -math.inf if metric.low is None else metric.low
-    high = math.inf if metric.high is None else metric.high
-    ends = items_interval(measured.items, measured.groups, possible=(low, high)).ends
+    ends = items_interval(measured.items, measured.groups, possible=metric.bounds).ends
     return None if ends is None else (float(ends[0]), float(ends[1]))

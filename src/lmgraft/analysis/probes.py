@@ -10,6 +10,8 @@ import math
 import torch
 from torch import Tensor
 
+from lmgraft.analysis.activations import mean_of_tokens
+
 
 def attention_entropy(attention: Tensor, padded: Tensor | None = None) -> Tensor:
     """How evenly attention is spread: its entropy over that of an even spread, the mean over heads.
@@ -42,11 +44,9 @@ def effective_rank(tokens: Tensor, padded: Tensor | None = None) -> Tensor:
         (B,) from 1 to min(T - 1, V); 0 where all tokens are equal.
     """
     values = tokens.float()
-    if padded is None:
-        centred = values - values.mean(1, keepdim=True)
-    else:
-        seen = (~padded).unsqueeze(-1).float()
-        centred = (values - (values * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True).clamp_min(1)) * seen
+    centred = values - mean_of_tokens(values, padded)
+    if padded is not None:
+        centred = centred.masked_fill(padded.unsqueeze(-1), 0.0)
     singular = torch.linalg.svdvals(centred)
     total = singular.sum(1, keepdim=True)
     shares = singular / total.clamp_min(torch.finfo(torch.float32).tiny)

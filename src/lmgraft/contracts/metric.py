@@ -55,20 +55,19 @@ class Metric:
 
     def possible(self, value: float) -> bool:
         """Whether the metric can have this value."""
-        return not math.isnan(value) and self._low <= value <= self._high
+        low, high = self.bounds
+        return not math.isnan(value) and low <= value <= high
 
     @property
     def largest_difference(self) -> float:
         """The largest difference between two of its values; infinite where it has no bounds."""
-        return self._high - self._low
+        low, high = self.bounds
+        return high - low
 
     @property
-    def _low(self) -> float:
-        return -math.inf if self.low is None else self.low
-
-    @property
-    def _high(self) -> float:
-        return math.inf if self.high is None else self.high
+    def bounds(self) -> tuple[float, float]:
+        """Its least and its largest value; infinite where it has no bound."""
+        return -math.inf if self.low is None else self.low, math.inf if self.high is None else self.high
 
 
 def by_name(metrics: Iterable[Metric], owner: str) -> dict[str, Metric]:

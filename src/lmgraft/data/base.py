@@ -67,6 +67,11 @@ class ItemSet(Dataset[Any], ABC):
         return ""
 
 
+def spread_over(total: int, limit: int) -> list[int]:
+    """At most `limit` of `total` items, evenly spread, since items often lie class by class."""
+    return [i * total // limit for i in range(limit)] if limit < total else list(range(total))
+
+
 def whole_batch(loaded: Any) -> tuple[Any, tuple[Fault, ...]]:
     """A batch as a data set gives it, and the files that could not be read for it."""
     return (loaded.batch, loaded.faults) if isinstance(loaded, Reported) else (loaded, ())

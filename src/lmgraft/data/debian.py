@@ -11,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmgraft.checkpoint.cache import announce
-from lmgraft.checkpoint.digest import file_digest
+from lmgraft.data.packages import PinnedPackage, call, reason
 from lmgraft.errors import DataError
-
-_TIMEOUT = 1800  # seconds for one call
 
 
 def download_package(package: str, folder: Path) -> Path:
@@ -43,30 +41,11 @@ def _user() -> str:
     return "root" if hasattr(os, "geteuid") and os.geteuid() == 0 else "_apt"
 
 
-def call(command: list[str], folder: Path) -> None:
-    """Run a command in a folder; what it writes is kept for `reason`."""
-    subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=_TIMEOUT)
-
-
-def reason(error: Exception) -> str:
-    """Why a call failed, in one line."""
-    if isinstance(error, subprocess.CalledProcessError):
-        lines = [line for line in (error.stderr or "").splitlines() if line.strip()]
-        return lines[-1].strip() if lines else f"{error.cmd[0]} ended with status {error.returncode}"
-    return str(error)
-
-
 @dataclass(frozen=True)
-class Pinned:
+class Pinned(PinnedPackage):
     """One version of a package that is for every machine."""
 
-    name: str
-    version: str
-    sha256: str
-    nbytes: int
-
-    def __str__(self) -> str:
-        return f"Debian package {self.name} {self.version}, SHA-256 {self.sha256}"
+    kind = "Debian"
 
 
 def fetch_pinned(package: Pinned, scratch: Path) -> Path:
@@ -75,7 +54,7 @@ def fetch_pinned(package: Pinned, scratch: Path) -> Path:
     Raises:
         DataError: If it cannot be had, or is another file.
     """
-    name, version, sha256 = package.name, package.version, package.sha256
+    name, version = package.name, package.version
     file = Path(f"{name}_{version}_all.deb")
     remedy = f"download {file} from Debian's archive (its snapshots keep all versions) into the current folder"
     if not file.is_file():
@@ -84,10 +63,7 @@ def fetch_pinned(package: Pinned, scratch: Path) -> Path:
             file = download_package(f"{name}={version}", scratch)
         except (OSError, subprocess.SubprocessError) as error:
             raise DataError(f"{name} {version} could not be fetched: {reason(error)}", remedy) from None
-    digest = file_digest(file)
-    if digest != sha256:
-        raise DataError(f"{file} is not what it should be: SHA-256 {digest[:16]}..., not {sha256[:16]}...", remedy)
-    return file
+    return package.check(file, remedy)
 
 
 def unpack(deb: Path, folder: Path, wanted: Callable[[str], bool]) -> None:

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmgraft.checkpoint.cache import announce
-from lmgraft.checkpoint.digest import file_digest
-from lmgraft.data.debian import call, reason
+from lmgraft.data.packages import PinnedPackage, call, reason
 from lmgraft.errors import DataError
 
 _REGISTRY = "https://registry.npmjs.org"
@@ -20,17 +19,10 @@ _LARGEST = 4 << 20  # bytes of one file that is read
 
 
 @dataclass(frozen=True)
-class Package:
-    """One version of an npm package."""
+class Package(PinnedPackage):
+    """One version of an npm package, its name with the scope: "@owner/name"."""
 
-    name: str
-    """With its scope: "@owner/name"."""
-    version: str
-    sha256: str
-    nbytes: int
-
-    def __str__(self) -> str:
-        return f"npm package {self.name} {self.version}, SHA-256 {self.sha256}"
+    kind = "npm"
 
     @property
     def file(self) -> str:
@@ -60,10 +52,7 @@ def fetch_package(package: Package, scratch: Path) -> Path:
     remedy = f"download {package.address} into the current folder as {package.file}"
     if not file.is_file():
         raise DataError(f"{package.name} {package.version} could not be fetched: {'; '.join(failures)}", remedy)
-    digest = file_digest(file)
-    if digest != package.sha256:
-        raise DataError(f"{file} is not what it should be: SHA-256 {digest}, not {package.sha256}", remedy)
-    return file
+    return package.check(file, remedy)
 
 
 def _by_npm(package: Package, scratch: Path) -> Path:

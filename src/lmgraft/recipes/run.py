@@ -308,7 +308,6 @@ def load_trained(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, 
 def trained_task(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, Task]:
     """The recipe of a run, its data not set up, and its task as `load_task` gives it."""
     recipe = read_run(run_dir, list(overrides))
-    recipe = read_run(run_dir, list(overrides))
     return recipe, load_task(recipe, run_dir)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import warnings
@@ -150,12 +151,25 @@ def write_figures(figures: Mapping[str, Figure | None], folder: Path) -> dict[st
     return made
 
 
-def write_png(figure: Figure, path: Path, dpi: int = 200) -> None:
-    """Write the figure as PNG, atomically."""
-    with matplotlib.rc_context(STYLE), warnings.catch_warnings(), records.atomic_path(path) as temporary:
+def png_bytes(figure: Figure, dpi: int = 200) -> bytes:
+    """The figure as a PNG file's content."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # A letter that the font of the PNG lacks is a box there; in the SVG it is text.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def write_png(figure: Figure, path: Path, dpi: int = 200) -> None:
+    """Write the figure as PNG, atomically."""
+    with records.atomic_path(path) as temporary:
+        temporary.write_bytes(png_bytes(figure, dpi))
+
+
+def data_address(png: bytes) -> str:
+    """An address that holds a PNG file's content, for a page that fetches nothing."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def svg_text(figure: Figure) -> str:

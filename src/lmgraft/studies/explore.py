@@ -19,9 +19,9 @@ from lmgraft.analysis.activations import scaled_to_one
 from lmgraft.analysis.masks import best_iou, iou
 from lmgraft.data.base import ItemSet, on_device
 from lmgraft.errors import DataError, RecipeError
-from lmgraft.studies.analyze.gallery import STAGES
-from lmgraft.studies.analyze.look import Opened, first_views, look, open_run
-from lmgraft.studies.analyze.run import labels_of, same_items
+from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
+from lmgraft.studies.analyze.look import Opened, first_views, look
+from lmgraft.studies.analyze.run import open_runs
 
 LAST = "last"
 """The stage that each run's head is given: W2, or the encoder of a plain run."""
@@ -193,7 +193,7 @@ class Explorer:
         names = dict.fromkeys(stage for sight in self._sights for stage in sight.grids)
         layers = sorted((name for name in names if name not in STAGES), key=lambda name: int(name.split()[-1]))
         titles = {name: f"encoder, {name}" for name in layers} | {k: v for k, v in STAGES.items() if k in names}
-        attention = {key: f"attention of the {kind}" for key, kind in ATTENTION.items() if self._heads(kind)}
+        attention = {key: ATTENTION_TITLES[kind] for key, kind in ATTENTION.items() if self._heads(kind)}
         return {LAST: "what the head is given"} | titles | attention
 
     @cached_property
@@ -257,12 +257,7 @@ def open_explorer(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> Ex
     Raises:
         LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
     """
-    runs: list[Opened] = []
-    for folder, label in labels_of(run_dirs, overrides).items():
-        run = open_run(folder, label, overrides)
-        same_items(run, runs)
-        runs.append(run)
-    explorer = Explorer(runs)
+    explorer = Explorer(open_runs(run_dirs, overrides))
     assert explorer.stages  # looked for now, so that what does not work is an error before any page is open
     return explorer
 

@@ -135,9 +135,7 @@ class CocoInstances(MaskedImages):
         self.instances, self.names = instances, (train_name, test_name)
 
     def find(self) -> dict[str, Found]:
-        if self.settings.root is None:
-            raise DataError("data.root is missing", "give the folder of annotations/ and the images: --data.root coco")
-        root = Path(self.settings.root).expanduser()
+        root = self.root("give the folder of annotations/ and the images: --data.root coco")
         files = {name: root / "annotations" / f"instances_{name}.json" for name in self.names}
         here = [name for name in self.names if files[name].is_file()]
         if not here:

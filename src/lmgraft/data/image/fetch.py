@@ -15,7 +15,8 @@ from pathlib import Path
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import cache_dir, scratch_dir
-from lmgraft.data.debian import call, download_package, reason
+from lmgraft.data.debian import download_package
+from lmgraft.data.packages import call, reason
 from lmgraft.errors import DataError
 
 _PACKAGE = "dataset-fashion-mnist"

@@ -166,9 +166,7 @@ class ImageNetS(MaskedImages):
         super().__init__(root=root, **options)
 
     def find(self) -> dict[str, Found]:
-        if self.settings.root is None:
-            raise DataError("data.root is missing", "give the folder: --data.root ImageNetS50")
-        root = Path(self.settings.root).expanduser()
+        root = self.root("give the folder: --data.root ImageNetS50")
         train = next((name for name in (_TRAIN, _SEMI) if (root / name).is_dir()), None)
         places = {"train": train or _VALIDATION} | ({"test": _VALIDATION} if train else {})
         found = {split: find_in_folder(root / name, self.settings.spell) for split, name in places.items()}

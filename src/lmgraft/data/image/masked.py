@@ -66,6 +66,16 @@ class MaskedImages(ImageFiles):
         findings.grids.append(Grid(("split", "images", "no mask", *_FLAWS[1:]), rows, "masks"))
         return findings
 
+    def root(self, advice: str) -> Path:
+        """The folder of the data.
+
+        Raises:
+            DataError: If none is given; with `advice`.
+        """
+        if self.settings.root is None:
+            raise DataError("data.root is missing", advice)
+        return Path(self.settings.root).expanduser()
+
     def looking(
         self,
         class_names: Sequence[str],

@@ -80,9 +80,7 @@ class PascalVOC(MaskedImages):
         self.instances, self.lists = instances, {"train": train_list, "test": test_list}
 
     def find(self) -> dict[str, Found]:
-        if self.settings.root is None:
-            raise DataError("data.root is missing", "give the folder of a year: --data.root VOCdevkit/VOC2012")
-        root = Path(self.settings.root).expanduser()
+        root = self.root("give the folder of a year: --data.root VOCdevkit/VOC2012")
         return of_known_classes({split: self._listed(root, name) for split, name in self.lists.items()}, CLASSES)
 
     def _listed(self, root: Path, name: str) -> Found:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from lmgraft import records
 from lmgraft.registry import PICTURES
@@ -22,7 +18,7 @@ from lmgraft.report.analyze.tables import (
     stages_sheet,
     summary_sheet,
 )
-from lmgraft.report.drawing import colors, write_figures, write_png
+from lmgraft.report.drawing import colors, data_address, write_figures, write_png
 from lmgraft.report.html import facts_of, render
 from lmgraft.studies.analyze.gallery import Exhibit
 from lmgraft.studies.analyze.results import FILE, Analysis, Shown
@@ -140,13 +136,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
         file = f"gallery/{one.rule}_{counts[one.rule]}.png"
         figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth)
         write_png(figure, out / file, dpi=110)
-        pictures[file] = _address(figure)
+        pictures[file] = data_address((out / file).read_bytes())
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
         shown.append(Shown(rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt))
     return shown, pictures
-
-
-def _address(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110, facecolor="white", metadata={"Software": None})
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from itertools import zip_longest
 
-import matplotlib
 from matplotlib.figure import Figure
 
 from lmgraft.registry import PICTURES
-from lmgraft.report.drawing import STYLE
+from lmgraft.report.drawing import data_address, png_bytes
 from lmgraft.report.html import render
 from lmgraft.studies.explore import ATTENTION, View
 from lmgraft.words import explore as words
@@ -46,7 +43,7 @@ def view_html(view: View, things: str, stages: dict[str, str]) -> str:
         problem="",
         title=view.seen.name,
         truth=words.truth_sentence(view.seen.truths),
-        picture=None if figure is None else _address(figure),
+        picture=None if figure is None else data_address(png_bytes(figure, _DPI)),
         alt=words.picture_alt(view.seen.name, measured(view), list(view.marked), choice.threshold),
         sentences=[*sentences, *(words.absent_sentence(run, reason) for run, reason in view.absent.items())],
         runs=list(view.predictions),
@@ -78,11 +75,3 @@ def picture(view: View, things: str) -> Figure | None:
     maps = {run: {title: one.values, above: one.above.float()} for run, one in view.marked.items()}
     figure: Figure = PICTURES.load(things)(first.inputs, maps, view.grid, first.places, first.truth)
     return figure
-
-
-def _address(figure: Figure) -> str:
-    """The figure as an address that holds it: a page that fetches nothing."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=_DPI, facecolor="white")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -8,10 +8,12 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lmgraft.report.drawing import STYLE, short
+from lmgraft.report.drawing import STYLE
+from lmgraft.report.pictures.panels import panels
 
 _VIEWS = (("from the front", 0, 2), ("from the side", 1, 2), ("from above", 0, 1))
 
@@ -75,24 +77,14 @@ def draw_clouds(
     """
     if places is None:
         raise ValueError("a cloud's maps need the places of its tokens")
-    titles = list(dict.fromkeys(title for of in maps.values() for title in of))
     nearest = torch.cdist(points.float(), places.float()).argmin(1)
-    first = {} if truth is None else {"object": truth.float()}
+    of_points = {model: {title: values[nearest] for title, values in of.items()} for model, of in maps.items()}
     _, across, up = _VIEWS[0]
-    with matplotlib.rc_context(STYLE):
-        columns, rows = len(first) + len(titles), max(1, len(maps))
-        figure = Figure(figsize=(1.5 * columns, 1.5 * rows + 0.35), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        for row, (model, of) in enumerate(maps.items()):
-            shown = first | {title: of[title][nearest] for title in titles if title in of}
-            for ax, title in zip(axes[row], [*first, *titles], strict=True):
-                ax.set(xticks=[], yticks=[], aspect="equal")
-                ax.spines[:].set_visible(False)
-                if row == 0:
-                    ax.set_title(title, fontsize=8)
-                if title in shown:
-                    order = shown[title].argsort()
-                    place = points[order][:, [across, up]].T.numpy()
-                    ax.scatter(*place, c=shown[title][order].numpy(), s=4, cmap="viridis", vmin=0, vmax=1, linewidths=0)
-            axes[row, 0].set_ylabel(short(model), fontsize=8)
-    return figure
+
+    def paint(ax: Axes, title: str, values: Tensor) -> None:
+        order = values.argsort()  # the largest in front
+        x, y = points[order][:, [across, up]].T.numpy()
+        ax.scatter(x, y, c=values[order].numpy(), s=4, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+        ax.set_aspect("equal")
+
+    return panels(of_points, {} if truth is None else {"object": truth.float()}, 1.5, paint)

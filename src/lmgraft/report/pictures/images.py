@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lmgraft.report.drawing import STYLE, short
+from lmgraft.report.pictures.panels import panels
 
 
 def draw_image(
@@ -34,32 +35,15 @@ def draw_image(
     """
     if grid is None or len(grid) != 2:
         raise ValueError(f"an image's tokens lie in rows and columns, not in {grid}")
-    titles = list(dict.fromkeys(title for of in maps.values() for title in of))
-    first = ["image", *(["object"] if truth is not None else [])]
-    with matplotlib.rc_context(STYLE):
-        columns, rows = len(first) + len(titles), max(1, len(maps))
-        figure = Figure(figsize=(1.35 * columns, 1.35 * rows + 0.35), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False)
-        pixels = _pixels(image)
-        for row, (model, of) in enumerate(maps.items()):
-            shown: dict[str, npt.NDArray[np.float32] | None] = {"image": pixels}
-            if truth is not None:
-                shown["object"] = truth.float().numpy()
-            shown |= {title: of[title].reshape(grid).numpy() if title in of else None for title in titles}
-            for ax, (title, values) in zip(axes[row], shown.items(), strict=True):
-                if values is None:
-                    ax.set_axis_off()
-                    continue
-                if values.ndim == 3:
-                    ax.imshow(values)
-                else:
-                    ax.imshow(values, cmap="gray" if title == "object" else "viridis", vmin=0, vmax=1)
-                ax.set(xticks=[], yticks=[])
-                ax.spines[:].set_visible(False)
-                if row == 0:
-                    ax.set_title(title.replace("block's ", "block's\n").replace("of the", "of\nthe"), fontsize=8)
-            axes[row, 0].set_ylabel(short(model), fontsize=8)
-    return figure
+    first: dict[str, Any] = {"image": _pixels(image)} | ({} if truth is None else {"object": truth.float()})
+    placed = {model: {title: values.reshape(grid) for title, values in of.items()} for model, of in maps.items()}
+    return panels(placed, first, 1.35, _paint)
+
+
+def _paint(ax: Axes, title: str, values: Any) -> None:
+    ax.imshow(
+        np.asarray(values), cmap="gray" if title == "object" else "viridis", vmin=0, vmax=1
+    )  # colours have no map
 
 
 def _pixels(image: Tensor) -> npt.NDArray[np.float32]:

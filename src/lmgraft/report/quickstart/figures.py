@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Mapping
 
@@ -13,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lmgraft.contracts import Metric
-from lmgraft.report.drawing import COLORS, STYLE, bar, name_rows, svg_text
+from lmgraft.report.drawing import COLORS, STYLE, bar, data_address, name_rows, svg_text
 from lmgraft.words import numbers as write
 
 Curves = Mapping[str, Mapping[str, list[tuple[int, float]]]]
@@ -73,4 +72,4 @@ def _png(pixels: npt.NDArray[np.uint8]) -> str:
 
     buffer = io.BytesIO()
     imsave(buffer, pixels, format="png")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return data_address(buffer.getvalue())

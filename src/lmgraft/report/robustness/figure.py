@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -74,7 +73,7 @@ def _draw(
     shown = [value for one in curves for curve in one.values() for value in curve.values()] + known
     metric = results[0].metric
     if metric.low == 0 and min(shown) >= 0:
-        top = math.inf if metric.high is None else metric.scale * metric.high
+        top = metric.scale * metric.bounds[1]
         grid.flat[0].set_ylim(0, min(top, max(shown) * 1.08) or 1)
     figure.supxlabel("severity", fontsize=9, color=INK)
     figure.supylabel(quantity(metric), fontsize=9, color=INK)

@@ -19,21 +19,14 @@ from lmgraft.studies.analyze.results import Found, Loss, Probe, Subject
 _COMPARED = ("best_iou", "average_precision")
 _AGAINST = ("random", "magnitude", "attention", "random block")
 
-
 _SHARE: Interval = (0.0, 1.0)
 _ANY: Interval = (-math.inf, math.inf)
 
 
 def interval_of(values: NDArray[np.float64], groups: NDArray[np.int64], possible: Interval = _ANY) -> Interval | None:
     """The 95 % interval over items, by group; None where there is none. It is cut at what is `possible`."""
-    apart = len(np.unique(groups)) == len(groups)
-    ends = items_interval(values, None if apart else groups, possible=possible).ends
+    ends = items_interval(values, groups, possible=possible).ends
     return None if ends is None else (float(ends[0]), float(ends[1]))
-
-
-def possible_of(metric: Metric) -> Interval:
-    """The values that a metric can have."""
-    return -math.inf if metric.low is None else metric.low, math.inf if metric.high is None else metric.high
 
 
 def _mean(columns: Arrays, name: str, possible: Interval = _ANY) -> tuple[float, Interval | None, int]:
@@ -110,6 +103,12 @@ def _lost(columns: Arrays, name: str, metric: Metric) -> NDArray[np.float64]:
     return lost
 
 
+def leading_arm(subjects: Sequence[Subject]) -> str:
+    """The arm that others are held against, and that chooses the gallery: the LLM's block, or else the first graft."""
+    grafted = [subject.arm for subject in subjects if subject.block is not None]
+    return "llm" if "llm" in grafted else next(iter(grafted), subjects[0].arm)
+
+
 def comparisons(
     subjects: Sequence[Subject], looked: Mapping[str, Arrays], before: Mapping[str, Arrays]
 ) -> list[Comparison]:
@@ -117,8 +116,7 @@ def comparisons(
     arms: dict[str, dict[int, Arrays]] = {}
     for subject in subjects:
         arms.setdefault(subject.arm, {})[subject.seed] = looked[subject.label]
-    grafted = {subject.arm for subject in subjects if subject.block is not None}
-    lead = "llm" if "llm" in grafted else next((arm for arm in arms if arm in grafted), subjects[0].arm)
+    grafted, lead = {subject.arm for subject in subjects if subject.block is not None}, leading_arm(subjects)
     last = {arm: "mapper_out" if arm in grafted else "encoder" for arm in arms}
     untrained = {
         s.seed: before[f"{s.label} untrained"] for s in subjects if s.arm == lead and f"{s.label} untrained" in before
@@ -169,13 +167,13 @@ def _paired(
 
 def _interval(differences: NDArray[np.float64], groups: NDArray[np.int64]) -> Interval | None:
     """Over items where there is one seed, over seeds and items where there are several."""
-    apart = len(np.unique(groups)) == len(groups)
+    units = len(np.unique(groups))
     if len(differences) == 1:
         # Differences of shares may all be 0 or 1 and are no shares for all that: Student's t, not Wilson's interval.
-        return mean_interval(differences[0].tolist(), 0.95) if apart else interval_of(differences[0], groups)
-    if differences.shape[1] < 2 or len(np.unique(groups)) < 2:
+        return mean_interval(differences[0].tolist()) if units == len(groups) else interval_of(differences[0], groups)
+    if units < 2:
         return None
-    low, high = crossed_bootstrap(differences[None], groups=None if apart else groups)[0]
+    low, high = crossed_bootstrap(differences[None], groups=groups)[0]
     return float(low), float(high)
 
 

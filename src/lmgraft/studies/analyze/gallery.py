@@ -73,8 +73,8 @@ STAGES = {
     "mapper_out": "W2",
 }
 """Stages as pages call them."""
-
-
+ATTENTION_TITLES = {"encoder": "attention of the encoder", "block": "attention of the block"}
+"""Attention likewise."""
 NEEDED = "needed"
 """Title of the map of what each token by itself carries of the item's metric."""
 
@@ -103,7 +103,7 @@ def exhibits(
                 for stage, title in STAGES.items()
                 if (stage, "magnitude") in seen.maps
             }
-            for name, title in {"encoder": "attention of the encoder", "block": "attention of the block"}.items():
+            for name, title in ATTENTION_TITLES.items():
                 if (name, "attention") in seen.maps:
                     titled[title] = seen.maps[name, "attention"]
             for place in range(len(batch.index)):

@@ -25,6 +25,7 @@ from lmgraft.analysis.masks import (
 )
 from lmgraft.analysis.observe import Observed, observe
 from lmgraft.analysis.probes import attention_entropy, effective_rank
+from lmgraft.checkpoint.digest import file_digest
 from lmgraft.contracts import Host
 from lmgraft.data.base import ItemSet, on_device
 from lmgraft.errors import HostError
@@ -36,6 +37,7 @@ from lmgraft.recipes.features import network
 from lmgraft.recipes.run import trained_task
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import joined
+from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.fit import on_gpu
 
 Arrays = dict[str, NDArray[Any]]
@@ -58,6 +60,11 @@ class Opened:
     task: Task
     folder: Path
     trained: bool = True
+
+    @cached_property
+    def weights(self) -> str:
+        """SHA-256 of the file that holds the trained weights."""
+        return file_digest(checkpoint_path(self.folder, "best"))
 
     @property
     def model(self) -> nn.Module:
@@ -222,8 +229,3 @@ def _probes(seen: Looked) -> dict[str, Tensor]:
     for name, attention in seen.noted.attention.items():
         values[f"probe/{name}/attention_entropy"] = attention_entropy(attention, seen.noted.padded)
     return values
-
-
-def spread_over(total: int, limit: int) -> list[int]:
-    """At most `limit` of `total` items, evenly spread, since items often lie class by class."""
-    return [i * total // limit for i in range(limit)] if limit < total else list(range(total))

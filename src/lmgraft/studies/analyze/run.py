@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,22 +17,23 @@ import torch
 
 from lmgraft import records
 from lmgraft.analysis.similarity import linear_cka
-from lmgraft.checkpoint.digest import file_digest, json_digest
+from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
+from lmgraft.data.base import spread_over
 from lmgraft.errors import HostError, RunError
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.analyze.compare import (
     comparisons,
     found,
     interval_of,
+    leading_arm,
     loss_comparisons,
     loss_rows,
-    possible_of,
     probes,
 )
 from lmgraft.studies.analyze.config import AnalyzeConfig
 from lmgraft.studies.analyze.gallery import Exhibit, choose, exhibits
-from lmgraft.studies.analyze.look import Arrays, Opened, columns, look, open_run, spread_over, untrained
+from lmgraft.studies.analyze.look import Arrays, Opened, columns, look, open_run, untrained
 from lmgraft.studies.analyze.masking import Amplified, losses, passes
 from lmgraft.studies.analyze.results import FILE, Analysis, Similarity, Subject
 from lmgraft.studies.engine.progress import Say, duration, silent
@@ -41,6 +42,8 @@ from lmgraft.training.checkpoints import checkpoint_path
 from lmgraft.training.items import read_arrays, write_arrays
 
 _LARGEST_PASS, _SIMILAR = 64, 32
+_RANDOM = "random_frozen"
+"""The arm whose block amplifies without having learnt to; it is looked at first."""
 _OF_THE_PAGE = ("limit", "causal", "gallery")
 """Settings that columns do not depend on, their items apart."""
 
@@ -80,30 +83,39 @@ def analyze_runs(
         LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
     """
     config, started = config or AnalyzeConfig(), time.monotonic()
-    labels = labels_of(run_dirs, overrides)
-    random_first = sorted(labels, key=lambda folder: not labels[folder].startswith("random"))
-    opened: dict[Path, Opened] = {}
-    ended: dict[Path, Ended] = {}
-    other: Amplified = {}
+    runs = open_runs(run_dirs, overrides)
+    ended: dict[str, Ended] = {}
+    other: dict[str, Amplified] = {}
     notes: list[str] = []
-    seen_arms: set[str] = set()
-    for folder in random_first:
-        run = open_run(folder, labels[folder], overrides)
-        same_items(run, opened.values())
+    for run in sorted(runs, key=lambda run: run.recipe.arm != _RANDOM):
         samples = spread_over(len(run.items), config.limit)
-        floor = run.recipe.arm not in seen_arms
-        seen_arms.add(run.recipe.arm)
+        floor = all(run.recipe.arm != one.subject.arm for one in ended.values())
         looked = _kept(out / "items", run, config, samples, lambda r, s: _columns(r, s, config, say))
         before = None
         if floor and any(name.startswith("score/") for name in looked):
             before = _kept(out / "items", untrained(run), config, samples, lambda r, s: _columns(r, s, config, say))
         masked = _masked(run, config, samples, out, other, notes, say)
-        opened[folder] = run
-        ended[folder] = Ended(_subject(run, looked), looked, before, masked)
-    analysis = _compared([ended[folder] for folder in labels], [opened[folder] for folder in labels], config, notes)
+        ended[run.label] = Ended(_subject(run, looked), looked, before, masked)
+    analysis = _compared([ended[run.label] for run in runs], runs, config, notes)
     analysis = replace(analysis, seconds=time.monotonic() - started)
     records.write_json(out / FILE, asdict(analysis))
-    return analysis, _gallery([opened[folder] for folder in labels], ended, config)
+    return analysis, _gallery(runs, ended, config)
+
+
+def open_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> list[Opened]:
+    """Finished runs of one data set, by their labels.
+
+    Raises:
+        LmgraftError: If one is not finished, or they have other data.
+    """
+    runs: list[Opened] = []
+    for folder, label in labels_of(run_dirs, overrides).items():
+        run = open_run(folder, label, overrides)
+        for other in runs:
+            if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
+                raise RunError(f"{folder} and {other.folder} have other data", "compare runs of one data set")
+        runs.append(run)
+    return runs
 
 
 def labels_of(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[Path, str]:
@@ -123,18 +135,7 @@ def labels_of(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[P
     arms = [recipe.arm for recipe in recipes.values()]
     labels = {f: r.arm if arms.count(r.arm) == 1 else f"{r.arm} seed {r.seed}" for f, r in recipes.items()}
     alike = len(set(labels.values())) < len(labels)
-    return {folder: f"{label} ({folder.name})" for folder, label in labels.items()} if alike else labels
-
-
-def same_items(run: Opened, others: Iterable[Opened]) -> None:
-    """Refuse a run whose data are not those of the others.
-
-    Raises:
-        RunError: If there is one that differs.
-    """
-    for other in others:
-        if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
-            raise RunError(f"{run.folder} and {other.folder} have other data", "compare runs of one data set")
+    return {folder: f"{label} ({folder})" for folder, label in labels.items()} if alike else labels
 
 
 def _kept(
@@ -143,11 +144,16 @@ def _kept(
     config: AnalyzeConfig,
     samples: Sequence[int],
     make: Callable[[Opened, Sequence[int]], Arrays],
+    beside: str = "",
 ) -> Arrays:
-    """Columns from a file that an earlier call wrote for the same weights and settings, or made now."""
-    weights = file_digest(checkpoint_path(run.folder, "best"))
+    """Columns from a file that an earlier call wrote for the same weights and settings, or made now.
+
+    Args:
+        beside: Digest of another run's weights that they depend on too.
+    """
     settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
-    made_from = {"weights": weights, "trained": run.trained, "recipe": run.recipe.yaml, "settings": settings}
+    weights = run.weights if run.trained else ""
+    made_from = {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -187,32 +193,38 @@ def _columns(run: Opened, samples: Sequence[int], config: AnalyzeConfig, say: Sa
 
 
 def _masked(
-    run: Opened, config: AnalyzeConfig, samples: Sequence[int], out: Path, other: Amplified, notes: list[str], say: Say
+    run: Opened,
+    config: AnalyzeConfig,
+    samples: Sequence[int],
+    out: Path,
+    other: dict[str, Amplified],
+    notes: list[str],
+    say: Say,
 ) -> Arrays | None:
-    """What masking takes; also notes in `other` what a random block amplifies."""
+    """What masking takes; also notes in `other` what the first random block amplifies, by the digest of its run."""
     if run.inserted is None or not config.causal:
         return None
     chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
     tell = _timer(
         f"{run.label}, tokens masked ({passes(config.shares, 5)} passes each)", len(chosen), run.recipe.data.things, say
     )
-    is_random = run.recipe.arm.startswith("random")
+    beside, amplifies = next(iter(other.items()), ("", Amplified()))
 
     def make(run: Opened, chosen: Sequence[int]) -> Arrays:
         made, amplified = losses(
-            run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=other, say=tell
+            run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=amplifies, say=tell
         )
         order = [amplified[int(index)] for index in made["index"]]
         alike = len({len(one) for one in order}) == 1
         return made | ({"amplified": np.stack([one.numpy() for one in order])} if alike else {})
 
     try:
-        made = _kept(out / "masked" / ("with_random" if other else "alone"), run, config, chosen, make)
+        made = _kept(out / "masked", run, config, chosen, make, beside)
     except HostError as error:
         notes.append(f"{run.label}: tokens could not be masked ({error.message}).")
         return None
-    if is_random and not other and "amplified" in made:
-        other.update(zip(made["index"].tolist(), torch.from_numpy(made["amplified"]), strict=True))
+    if run.recipe.arm == _RANDOM and not other and "amplified" in made:
+        other[run.weights] = dict(zip(made["index"].tolist(), torch.from_numpy(made["amplified"]), strict=True))
     return made
 
 
@@ -227,7 +239,7 @@ def _subject(run: Opened, looked: Arrays) -> Subject:
         seed=run.recipe.seed,
         folder=str(run.folder),
         metric=float(values.mean()),
-        metric_interval=interval_of(values, looked["group"], possible_of(metric)),
+        metric_interval=interval_of(values, looked["group"], metric.bounds),
         items=len(values),
         tokens=seen.noted.at[run.last].tokens.shape[1],
         block=None if inserted is None else inserted.block.provenance.to_dict(),
@@ -282,12 +294,13 @@ def _graded(run: Opened, looked: Arrays) -> Metric:
     return scored[0] if scored else run.task.primary
 
 
-def _gallery(opened: Sequence[Opened], ended: Mapping[Path, Ended], config: AnalyzeConfig) -> list[Exhibit]:
-    """Chosen by the first grafted run: how well its last stage finds the object, or else how well it does its task."""
+def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: AnalyzeConfig) -> list[Exhibit]:
+    """Chosen by the leading arm's first run: how well its last stage finds the object, or else how well it does."""
     if not config.gallery:
         return []
-    lead = next((run for run in opened if run.inserted is not None), opened[0])
-    looked = ended[lead.folder].columns
+    arm = leading_arm([ended[run.label].subject for run in opened])
+    lead = next(run for run in opened if run.recipe.arm == arm)
+    looked = ended[lead.label].columns
     truth, metric = f"score/{lead.last}/magnitude/best_iou", _graded(lead, looked)
     scores = looked[truth] if truth in looked else metric.direction * looked[f"task/{metric.column}"].astype(float)
     samples = spread_over(len(lead.items), config.limit)

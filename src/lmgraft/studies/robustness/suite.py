@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmgraft.analysis.robustness import level_means
 from lmgraft.contracts import Batch, Metric
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data, ItemSet, spread_over
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.options import explained
@@ -175,9 +175,8 @@ class Spread(ItemSet):
     """At most `limit` of some items, evenly spread over them, since items often lie class by class."""
 
     def __init__(self, items: ItemSet, limit: int) -> None:
-        size = len(items)
         self.items = items
-        self.chosen = [i * size // limit for i in range(limit)] if limit < size else list(range(size))
+        self.chosen = spread_over(len(items), limit)
         self.indices, self.groups = items.indices[self.chosen], items.groups[self.chosen]
 
     def __getitems__(self, draws: list[Draw]) -> Batch | Reported:

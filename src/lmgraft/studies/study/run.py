@@ -69,8 +69,9 @@ def _first_stage(study: Study, out: Path) -> list[Run]:
 def _rates_compared(study: Study, out: Path) -> dict[str, tuple[float | None, ...]]:
     """The rate that its runs with `rate_seeds` chose for each arm; none where some of these have not ended."""
     failed, rates = read_failed(out), dict[str, tuple[float | None, ...]]()
+    first = _first_stage(study, out)
     for label in study.arms:
-        trials = [run for run in _first_stage(study, out) if run.arm == label]
+        trials = [run for run in first if run.arm == label]
         ended = all(run.finished or run.name in failed for run in trials)
         facts = [read_fact(run, study) for run in trials if run.finished] if ended else []
         rates[label] = (best_rate(facts),) if facts else ()

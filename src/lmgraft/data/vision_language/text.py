@@ -1,0 +1,144 @@
+"""Text -> token numbers: words of the training texts, or the tokenizer of a pretrained text encoder.
+
+Knows no image. A text begins with a token that stands for all of it, which encoders pool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.checkpoint.text_folders import text_source
+from lmgraft.errors import DataError
+from lmgraft.versions import needs
+
+Ids = npt.NDArray[np.int32]
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_WORD = re.compile(r"\w+|[^\w\s]")
+WORDS = "words"
+"""The name of the tokenizer that is made of the training texts."""
+
+
+class Tokenizer(Protocol):
+    """Texts to numbers and back."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def pad_token_id(self) -> int: ...
+
+    def encode(self, texts: Sequence[str], most: int) -> Ids:
+        """(N, L) token numbers, padded to the longest text; a text is cut behind `most` tokens."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of these numbers, without special tokens, as far as they keep it."""
+        ...
+
+    def record(self) -> dict[str, Any]:
+        """What identifies it, as plain data."""
+        ...
+
+
+@dataclass(frozen=True)
+class WordTokenizer:
+    """Words and punctuation marks in small letters; others than the known ones share one number."""
+
+    words: tuple[str, ...]
+
+    pad_token_id = 0
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> WordTokenizer:
+        """All words of these texts, in alphabetical order."""
+        return cls(tuple(sorted({word for text in texts for word in _split(text)})))
+
+    @property
+    def vocab_size(self) -> int:
+        return len(_SPECIAL) + len(self.words)
+
+    def encode(self, texts: Sequence[str], most: int) -> Ids:
+        numbers = {word: number for number, word in enumerate(self.words, len(_SPECIAL))}
+        _, unknown, first, last = range(len(_SPECIAL))
+        rows = [[first, *(numbers.get(word, unknown) for word in _split(text)[: most - 2]), last] for text in texts]
+        return _padded(rows, self.pad_token_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        names = (*_SPECIAL, *self.words)
+        return " ".join(names[number] for number in ids if number not in (0, 2, 3))
+
+    def record(self) -> dict[str, Any]:
+        digest = hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+        return {"name": WORDS, "vocab_size": self.vocab_size, "sha256": digest}
+
+
+def _split(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> Ids:
+    out = np.full((len(rows), max(map(len, rows), default=0)), pad, np.int32)
+    for row, numbers in zip(out, rows, strict=True):
+        row[: len(numbers)] = numbers
+    return out
+
+
+class PretrainedTokenizer:
+    """A tokenizer of transformers, from the Hub or a folder; no code from there is run.
+
+    Args:
+        name: As for `from_pretrained`.
+
+    Raises:
+        VersionError: If transformers is not installed.
+        DataError: If there is no such tokenizer.
+    """
+
+    def __init__(self, name: str) -> None:
+        with needs("", f"data.tokenizer={name}"):
+            from transformers import AutoTokenizer
+        self.name = name
+        try:
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(text_source(name), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DataError(
+                f"data.tokenizer={name}: transformers gives no tokenizer ({reason})",
+                "give a name on the Hub that can be reached, or a folder with tokenizer.json",
+            ) from None
+        if self._tokenizer.pad_token_id is None:
+            raise DataError(f"data.tokenizer={name} has no token for padding", "take the tokenizer of a text encoder")
+        self.vocab_size = len(self._tokenizer)
+        self.pad_token_id = int(self._tokenizer.pad_token_id)
+
+    def encode(self, texts: Sequence[str], most: int) -> Ids:
+        rows = self._tokenizer(list(texts), truncation=True, max_length=most, add_special_tokens=True)["input_ids"]
+        return _padded(rows, self.pad_token_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def record(self) -> dict[str, Any]:
+        vocabulary = "\n".join(f"{word} {number}" for word, number in sorted(self._tokenizer.get_vocab().items()))
+        digest = hashlib.sha256(vocabulary.encode()).hexdigest()
+        return {"name": self.name, "vocab_size": self.vocab_size, "sha256": digest}
+
+
+def make_tokenizer(name: str, texts: Iterable[str]) -> Tokenizer:
+    """The tokenizer of this name.
+
+    Args:
+        name: "words", or of a pretrained text encoder.
+        texts: All of training, of which "words" takes its words.
+
+    Raises:
+        DataError: If there is none.
+    """
+    return WordTokenizer.of(texts) if name == WORDS else PretrainedTokenizer(name)

@@ -115,6 +115,7 @@ def test_what_was_baked_is_not_used_outside() -> None:
             assert relative_error(compiled(images()), model(images())) <= 1e-5
 
 
+@pytest.mark.long
 def test_other_batch_sizes() -> None:
     """The second size makes the batch a symbol; plans and folds must not mind."""
     model = make("layer_norm")

@@ -22,6 +22,7 @@ def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return gpu_check
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # compilers warn about themselves
 def test_all_of_it_on_the_cpu(script: ModuleType, tmp_path: Path) -> None:

@@ -608,6 +608,7 @@ class TestAtOnce:
         assert sum(hub.sent.values()) <= 4 * wide_block.config.num_params() + (1 << 20)  # not four times
         assert_cache_is_whole()
 
+    @pytest.mark.long
     @pytest.mark.slow
     def test_processes(self, hub: HubServer, wide_block: lmgraft.FrozenBlock) -> None:
         assert os.environ["HF_ENDPOINT"] == hub.address  # the children inherit it, and the cache

@@ -107,6 +107,7 @@ class TestReading:
             assert torch.equal(model.forward_features(images()), expected)
             assert model.forward_intermediates(images(), output_fmt="NLC")[0].shape[1] == 17
 
+    @pytest.mark.long
     def test_compiled(self, scenes: Tensor) -> None:
         model = make_agents()
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -186,6 +186,7 @@ class TestInOneEncoder:
         assert relative_error(model(X), before) == pytest.approx(report.output_error, rel=1e-3)
         assert torch.equal(lmgraft.exact(model)(X), before)
 
+    @pytest.mark.long
     def test_export_and_compile(self) -> None:
         model = two_in_one()
         assert relative_error(export_program(model, X).module()(images(3)), model(images(3))) <= 1e-5
@@ -298,6 +299,7 @@ class TestCalls:
         program = export_program(model, tokens_and_mask(1)).module()
         assert relative_error(program(*tokens_and_mask(5)), expected) <= 1e-5
 
+    @pytest.mark.long
     @pytest.mark.slow
     def test_onnx_of_tokens_and_padding_mask(self, padded: nn.Module, tmp_path: Path) -> None:
         model = lmgraft.graft(padded, random_block())

@@ -219,6 +219,7 @@ PREPARERS = Registry(
     "preparation",
     {
         "composed-objects": "lmgraft.data.image.composed_objects:prepare",
+        "composed-questions": "lmgraft.data.vision_language.composed_questions:prepare",
         "easy-vqa": "lmgraft.data.vision_language.easy_vqa:prepare",
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
         "furniture": "lmgraft.data.points.furniture:prepare",
@@ -234,6 +235,7 @@ PICTURES = Registry(
     "picture",
     {
         "images": "lmgraft.report.pictures.images:draw_image",
+        "questions": "lmgraft.report.pictures.images:draw_image",
         "clouds": "lmgraft.report.pictures.clouds:draw_clouds",
         "clips": "lmgraft.report.pictures.frames:draw_clip",
     },
@@ -246,6 +248,7 @@ SUITES = Registry(
     "suite",
     {
         "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
+        "grounding": "lmgraft.studies.robustness.suites.grounding:Grounding",
         "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },

@@ -108,6 +108,7 @@ class TestClassifier:
         nn.init.normal_(model.head.weight)
         assert_fresh(model)
 
+    @pytest.mark.long
     def test_compiled(self) -> None:
         model = grafted(vit={"global_pool": "avg"}, block={"final_norm": "none"})
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

@@ -47,6 +47,7 @@ class _Watch(Callback):
         raise InterruptError
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_arms_of_one_seed_see_the_same_first_epoch(make_recipe, tmp_path):
     seen = {}

@@ -91,6 +91,7 @@ def two_recipe(make_recipe, tmp_path):
     return file
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", long_but(["ddp", "fsdp"], "ddp"))
 def test_two_processes_are_one_with_the_double_batch(make_recipe, two_recipe, tmp_path, strategy):
@@ -126,6 +127,7 @@ def test_two_processes_from_one_command(make_recipe, two_recipe, tmp_path):
     assert_like_one(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_loss_that_is_not_finite_in_one_process_stops_and_restarts_both(two_recipe, tmp_path):
     context, port = forkserver(), free_port()
@@ -272,6 +274,7 @@ def meeting_faults(arguments, rank, port, limit, names):
         as_torchrun_does(arguments, rank, port)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_unreadable_files_of_all_processes_are_counted(two_recipe, tmp_path):
     """Under torchrun, without --train.devices."""

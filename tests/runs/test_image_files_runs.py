@@ -41,6 +41,7 @@ def tree(tmp_path):
     return root
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::lmgraft.data.base.UnreadableItemWarning")
 def test_resuming_inside_an_epoch_is_bit_equal(tree, tmp_path):

@@ -35,6 +35,7 @@ def recipe_file(make_recipe, tmp_path, whole):
     return file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("count", long_but([2, 6], 2))
 def test_kill_9_at_any_moment(recipe_file, tmp_path, whole, count):
     run, draws, seen, kills = tmp_path / "run", random.Random(0), None, 0

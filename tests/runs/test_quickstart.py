@@ -105,6 +105,7 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_errors_and_deaths_of_a_worker_come_home():
     with pytest.raises(RunError, match="what happened") as caught:

@@ -530,6 +530,7 @@ def test_mistakes_of_the_command(capsys, run_dir, published, monkeypatch, tmp_pa
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_on_a_checkpoint_from_elsewhere(capsys, published, tmp_path):  # noqa: F811
     torch.manual_seed(0)

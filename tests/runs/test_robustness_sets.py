@@ -94,6 +94,7 @@ def test_missing_stray_and_empty_folders_are_named(tmp_path, picture):
         sets.imagenet_r(tmp_path / "nowhere")
 
 
+@pytest.mark.long
 def test_imagenet_c_has_75_sets_shown_without_resizing(published, tmp_path):
     found = sets.imagenet_c(published / "imagenet_c")
     assert len(found) == 75

@@ -756,6 +756,7 @@ def test_scores_of_a_padded_regression_are_those_of_each_scene_by_itself(padded,
     assert found["cka"].draws[0] == pytest.approx(similar, abs=1e-3)
 
 
+@pytest.mark.long
 def test_a_padded_regression_is_scanned_from_training_to_the_page(padded, tmp_path, monkeypatch):
     monkeypatch.setattr("lmgraft.studies.scan.run.local", here)
     padded = replace(padded, positions=("tail",))

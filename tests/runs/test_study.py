@@ -155,6 +155,7 @@ def test_a_launch_that_is_refused_leaves_no_trace(out, recipe_file, study):
         summarise(study, out)
 
 
+@pytest.mark.long
 def test_another_spelling_and_other_workers_are_the_same_study(out, recipe_file):
     text = STUDY.replace("overrides: {{train.epochs: 1}}", "question: Does it?")
     options = ["--train.epochs=1", "--data.num_workers", "1", "--train.log_every=7"]
@@ -542,6 +543,7 @@ def test_corruptions_are_compared_at_the_severities_that_all_runs_of_a_contrast_
         file.write_text(before)
 
 
+@pytest.mark.long
 def test_each_arm_takes_the_rate_that_the_held_out_images_choose(recipe_file, tmp_path):
     text = STUDY.replace("[plain, llm, random_frozen]", "[plain, llm]")
     options = ["--learning_rates", "[0.003, 1e-6, 1e30]"]  # the last one makes the loss NaN

@@ -151,6 +151,7 @@ def test_controls_from_the_command_line(fashion_root, llama_folder, tmp_path, ca
     assert len(in_this_process.names) == 12
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_printed_commands_train_what_is_missing(recipe_file, tiny_study, tmp_path, capsys, monkeypatch):
     without_flops(monkeypatch)

@@ -117,6 +117,7 @@ def test_options_of_the_command_line_go_to_study_or_recipe(tmp_path):
     assert list(with_arms("[plain, llm]", "--arms", "plain,shuffled,mlp").arms) == ["plain", "shuffled", "mlp"]
 
 
+@pytest.mark.long
 def test_the_resolved_study_reads_back_as_itself():
     for study in (
         with_arms("[plain, llm, mlp]", "--train.epochs=3", "--notes", '["a: b", "ü"]'),

@@ -41,6 +41,7 @@ def assert_same_as(tiny_study, out):
             assert_same_run(out / "runs" / arm / seed, tiny_study[0] / "runs" / arm / seed)
 
 
+@pytest.mark.long
 def test_two_workers_that_die_are_said_and_tried_again_with_the_same_results(
     recipe_file, tiny_study, tmp_path, monkeypatch
 ):
@@ -53,6 +54,7 @@ def test_two_workers_that_die_are_said_and_tried_again_with_the_same_results(
     assert_same_as(tiny_study, out)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "said"),
     long_but(

@@ -28,6 +28,7 @@ def commands():
     return [line.split()[1:] for line in re.findall(r"^lmgraft .*$", blocks, re.MULTILINE)]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_command_of_the_page_runs(example, llama_folder, in_this_process):
     assert {path.name for path in example.iterdir()} == {"hertz.py", "hertz.yaml", "hertz_study.yaml"}

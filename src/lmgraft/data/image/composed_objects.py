@@ -46,14 +46,14 @@ STYLES = {
     ),
 }  # fmt: skip
 """Art style -> its package; the last one is kept from training."""
-_UNSEEN = "fluent"
+UNSEEN = "fluent"
 COUNTS = {"train": 12_000, "val": 1_500, "test": 2_000, "unseen": 2_000}
 _SHARES: dict[str, int | float] = {"test": 0.2, "val": 0.1}
 _SIDE = 64  # pixels of an object's longer side, before it is composed
 _LEAST = 0.2  # of the square around an object that it must cover
 _PEOPLE = {"200d", "fe0f", "2640", "2642", "27a1", "1f468", "1f469", "1f9d1"}
 """Code points that make one concept several emoji: joiners, genders, directions."""
-_LICENCES = {
+LICENCES = {
     "google": "Noto Emoji, Apache-2.0",
     "twitter": "Twemoji, CC-BY-4.0, copyright Twitter and contributors",
     "fluent": "Fluent Emoji, MIT, copyright Microsoft",
@@ -142,16 +142,16 @@ def make_set(
     """
     emoji, lost = read_emoji(files)
     parts = split_emoji(emoji)
-    seen = [style for style in files if style != _UNSEEN]
+    seen = [style for style in files if style != UNSEEN]
     objects = {split: _objects(part, seen) for split, part in parts.items()}
-    objects["unseen"] = _objects(parts["test"], [_UNSEEN])
+    objects["unseen"] = _objects(parts["test"], [UNSEEN])
     about = {
         "name": ComposedObjects.name,
         "source": {style: str(package) for style, package in STYLES.items()},
-        "licence": _LICENCES,
+        "licence": LICENCES,
         "changes": "emoji were cut to what is opaque, scaled, turned and laid on drawn backgrounds",
         "split": "by a hash of each concept's code points without joiners, genders and directions: a fifth for test, a "
-        f"tenth for val; {' and '.join(seen)} are in train, val and test, {_UNSEEN} of test's concepts in unseen",
+        f"tenth for val; {' and '.join(seen)} are in train, val and test, {UNSEEN} of test's concepts in unseen",
         "concepts": {split: len({one.concept for one in part}) for split, part in parts.items()},
         "left_out": lost,
     }

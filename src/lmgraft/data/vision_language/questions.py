@@ -22,6 +22,7 @@ from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import usual, vocabulary, worth
 from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Index, image_table
 from lmgraft.data.vision_language.question_table import Questions, find_questions
+from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
 
 
@@ -122,7 +123,9 @@ class QuestionData(ImageTextData):
     """
 
     things: ClassVar[str] = "questions"
-    endings: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".json", ".jsonl")
+    endings: ClassVar[tuple[str, ...]] = ENDINGS
+    question_set: ClassVar[type[QuestionSet]] = QuestionSet
+    """What shows the questions of a split."""
 
     def __init__(self, *, min_answer_count: int = 1, **options: Any) -> None:
         super().__init__(**options)
@@ -213,7 +216,7 @@ class QuestionData(ImageTextData):
                 say_once(f"note: {lost:,} training questions have no answer of the vocabulary and are left out\n")
             index, key = index[key.is_known], key.take(np.flatnonzero(key.is_known))
         training = split == "train"
-        return QuestionSet(
+        return self.question_set(
             table, np.asarray(part.image)[index], self.tokens([part.texts[i] for i in index]), index,
             self.manner(training and not still, training), self.tokenizer,
             key=key, num_answers=len(names), kinds=self._kind_numbers(part, index),

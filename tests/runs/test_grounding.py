@@ -154,17 +154,9 @@ class TestSuite:
             torch.testing.assert_close(whole.input_ids[4], alone.input_ids[0])
 
     def test_the_page_says_how_much_is_lost(self) -> None:
+        common: Any = {"suite": "grounding", "level": None, "intervals": {"vqa": None}, "items": 3, "conditions": {}}
         cells = {
-            key: Cell(
-                suite="grounding",
-                title=key,
-                part=part,
-                level=None,
-                metrics={"vqa": value},
-                intervals={"vqa": None},
-                items=3,
-                conditions={},
-            )  # fmt: skip
+            key: Cell(**common, title=key, part=part, metrics={"vqa": value})
             for key, part, value in (("clean", None, 0.8), ("grounding/question_only", "question_only", 0.5))
         }
         rows = {row.name: row for row in Grounding().summary(cells, VQA)}

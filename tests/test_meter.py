@@ -6,10 +6,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 import lmgraft
 from lmgraft.backbones.meter import MATCH_COLUMNS, SIZES, Meter, create
 from lmgraft.backbones.meter_weights import fit_positions, load_clip, load_meter, load_text, meter_tensors
+from lmgraft.backbones.weights import open_weights
 from lmgraft.contracts import MeanOf
 from lmgraft.errors import CheckpointError, HostError
 from lmgraft.graft.hosts import find_host
@@ -238,6 +242,19 @@ def test_a_file_of_pairs(is_pretraining: bool, tmp_path: Path) -> None:
     assert [n for n, p in model.named_parameters() if not p.requires_grad] == list(ITM)
 
 
+def test_a_file_that_lightning_wrote_in_those_days(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning 1.3, with which METER trained, keeps the state of callbacks under their classes."""
+    path = "pytorch_lightning.callbacks.model_checkpoint"
+    callback = type("ModelCheckpoint", (), {"__module__": path})
+    for name in (path.split(".")[0], path.rpartition(".")[0], path):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setattr(sys.modules[path], "ModelCheckpoint", callback, raising=False)
+    state = {"monitor": "val/the_metric", "best_model_score": torch.tensor(0.7), "dirpath": "result"}
+    torch.save({"state_dict": {"x": torch.ones(2)}, "callbacks": {callback: state}}, tmp_path / "x.ckpt")
+    monkeypatch.undo()
+    assert torch.equal(open_weights(str(tmp_path / "x.ckpt")).read("x"), torch.ones(2))
+
+
 def clip_file(folder: Path, layout: str) -> Any:
     """A CLIP of 3 layers on images of 32 pixels, saved by transformers' names or its own; the model in transformers."""
     model = randomise_(transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**CLIP, image_size=32)), seed=2)
@@ -422,6 +439,7 @@ def test_first_weights() -> None:
         assert 0.8 * 0.02 < weight.std() < 1.2 * 0.02
     norm = model.cross_modal_image_layers[0].output
     assert (norm.LayerNorm.weight == 1).all()
+    assert norm.LayerNorm.eps == 1e-12
     assert (norm.dense.bias == 0).all()
 
 
@@ -486,6 +504,19 @@ def test_a_tower_of_timm(prefix: int) -> None:
     assert relative_error(model(images, ids, mask), dense(images, ids, mask)) <= 1e-5
     model.train()(images, ids, mask).sum().backward()
     assert [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_weights_of_a_tower_of_timm(tmp_path: Path) -> None:
+    """A file that timm reads, by timm's own rules: its classifier is left, its positions are resized."""
+    shape = {"patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3}
+    vit = randomise_(timm.create_model("vit_tiny_patch16_224", img_size=48, **shape), seed=2).eval()
+    save_file(vit.state_dict(), tmp_path / "vit.safetensors")
+    words = {"factory": "timm", "name": "vit_tiny_patch16_224", **shape}
+    options = {"vision": words, "pretrained": {"vision": str(tmp_path / "vit.safetensors"), "text": False}}
+    images = torch.randn(1, 3, 48, 48, generator=torch.Generator().manual_seed(4))
+    same = create("meter", TINY | options | {"img_size": 48}).eval()
+    assert torch.equal(same.vision(images), vit.forward_features(images))
+    assert create("meter", TINY | options).vision.model.pos_embed.shape == (1, 17, 24)
 
 
 def test_words_of_the_data_make_a_small_tower() -> None:

@@ -142,6 +142,7 @@ HOSTS = Registry(
         f"{_HF}.siglip.modeling_siglip.SiglipForImageClassification": f"{_HF_ADAPTER}:describe",
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
         "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
+        "lmgraft.backbones.meter.Meter": "lmgraft.backbones.meter:describe",
     },
 )
 """Class path of a backbone -> the function that describes an instance of it as a `Host`.
@@ -174,6 +175,7 @@ BORROWED = Registry(
 FACTORIES = Registry(
     "model factory",
     {
+        "meter": "lmgraft.backbones.meter:create",
         "point_bert": "lmgraft.backbones.point_bert:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "timm_frames": "lmgraft.backbones.timm_frames:create",

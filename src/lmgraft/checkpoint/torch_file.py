@@ -28,6 +28,11 @@ from lmgraft.versions import numbers
 _INDEX = "pytorch_model.bin.index.json"
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _WRAPPED = ("state_dict", "model_state_dict", "model", "module")  # where trainers and DeepSpeed keep the weights
+# Plain holders of values beside weights: options of a training, and Lightning's state of a callback, under its class.
+_HOLDERS: list[Any] = [
+    argparse.Namespace,
+    (type("Callback", (), {}), "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
+]
 _FIRST_SAFE = (2, 10)  # files can make weights_only run code before (CVE-2025-32434, CVE-2026-24747)
 # What torch's unpickler and zip reader raise for damaged files.
 _DAMAGE = (
@@ -112,9 +117,8 @@ def refuse_old_torch(path: Path) -> None:
 def _load(path: Path) -> dict[str, Tensor]:
     refuse_old_torch(path)
     try:
-        # Options of a training, beside its weights: a Namespace is a plain holder of values.
-        options = torch.serialization.safe_globals([argparse.Namespace])
-        with zipfile.ZipFile(path) as archive, warnings.catch_warnings(), options:
+        holders = torch.serialization.safe_globals(_HOLDERS)
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings(), holders:
             members = archive.infolist()
             if any(member.compress_type or member.flag_bits & 1 for member in members):
                 raise CheckpointError(

@@ -313,9 +313,9 @@ class ComposedQuestions(QuestionFiles):
     def __init__(self, root: str | None = None, *, style: Literal["seen", "unseen"] = "seen", **options: Any) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": _SIDE, "max_text_len": 16, **options}
-        files = {"train": "train", "val": "val", "test": {"seen": "test", "unseen": "unseen"}[style]}
-        tables = {split: str(self.tree / f"{file}.jsonl") for split, file in files.items()}
-        super().__init__(root=str(self.tree), **tables, **options)
+        of_test = {"seen": "test", "unseen": "unseen"}[style]
+        train, val, test = (str(self.tree / f"{split}.jsonl") for split in ("train", "val", of_test))
+        super().__init__(train=train, val=val, test=test, root=str(self.tree), **options)
 
     def find(self) -> dict[str, Questions]:
         if not (self.tree / "set.json").is_file():

@@ -37,8 +37,8 @@ class EasyVQA(QuestionFiles):
     def __init__(self, root: str | None = None, **options: Any) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": 64, "max_text_len": 20, **options}
-        tables = {split: str(self.tree / f"{split}.jsonl") for split in ("train", "test")}
-        super().__init__(root=str(self.tree), **tables, **options)
+        train, test = (str(self.tree / f"{split}.jsonl") for split in ("train", "test"))
+        super().__init__(train=train, val=None, test=test, root=str(self.tree), **options)
 
     def find(self) -> Any:
         if not (self.tree / "set.json").is_file():

@@ -32,7 +32,7 @@ class ToyQuestions(QuestionFiles):
     def __init__(self, root: str | None = None, **options: Any) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": _SIDE, "max_text_len": 12, **options}
-        super().__init__(train=str(self.tree / "questions.jsonl"), **options)
+        super().__init__(train=str(self.tree / "questions.jsonl"), val=None, test=None, root=None, **options)
 
     def find(self) -> Any:
         with lock(str(self.tree)):

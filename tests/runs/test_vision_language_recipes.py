@@ -1,0 +1,129 @@
+"""The recipes of questions: METER's and the paper's settings, what the models count, and steps of them."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import lmgraft
+from lmgraft.cli.main import main
+from lmgraft.recipes import list_recipes, load_recipe, read_result
+from lmgraft.recipes.recipe import Recipe
+from lmgraft.registry import FACTORIES
+from lmgraft.training.optim import make_optimizer, parameter_groups
+from lmgraft.training.schedule import make_schedule
+from tiny import random_block
+
+METER = [name for name in list_recipes() if "vqav2" in name]
+CLIP = 2_359_296 + 768 + 2 * 1_536 + 11 * 7_087_872  # patches, class token, two norms, 11 blocks
+ROBERTA = (50_265 + 514 + 1) * 768 + 1_536 + 12 * 7_087_872
+FUSION = 2 * 590_592 + 2 * 768 + 12 * (2 * (4 * 590_592 + 1_536) + 4_723_968) + 2 * 590_592
+HEAD = 1_536 * 1_536 + 1_536 + 2 * 1_536 + 1_536 * 3_129 + 3_129
+
+
+def counted(side: int) -> int:
+    """CLIP ViT-B/32 without its last block, roberta-base, METER's fusion, and a head of 3,129 answers."""
+    return CLIP + ((side // 32) ** 2 + 1) * 768 + ROBERTA + FUSION + HEAD
+
+
+@cache
+def loaded(name: str) -> Recipe:
+    """Read only."""
+    return load_recipe(name, ["--data.root", "nowhere"])
+
+
+def model_of(recipe: Recipe) -> Any:
+    """The model for VQAv2's 3,129 answers, without weights."""
+    sizes = {"img_size": recipe.data.settings.img_size, "max_text_len": recipe.data.settings.max_text_len}
+    arguments = recipe.backbone.kwargs | sizes | {"num_classes": 3129, "pretrained": False}
+    return FACTORIES.find(recipe.backbone.factory)(recipe.backbone.name, arguments)
+
+
+@pytest.mark.parametrize("name", METER)
+def test_meter_s_settings(name: str) -> None:
+    recipe, small = loaded(name), "_224_" in name
+    settings, optim = recipe.data.settings, recipe.optim
+    assert (settings.img_size, settings.max_text_len) == (224 if small else 576, 50)
+    assert settings.auto_augment == ("rand-m9-n2" if small else None)
+    assert settings.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert (recipe.data.train_on, recipe.data.min_answer_count) == ("train+val", 9)
+    assert (optim.lr, optim.beta1, optim.beta2, optim.eps) == (1e-5 if small else 5e-6, 0.9, 0.98, 1e-8)
+    assert (optim.weight_decay, optim.mapper_lr, recipe.train.epochs) == (0.01, 10, 10)
+    assert recipe.data.batch_size * recipe.train.accumulate * 4 == 512  # of the paper's four devices
+    assert recipe.backbone.kwargs == {"pretrained": True}
+
+
+def test_rates_by_module_rise_from_zero_and_fall_to_zero() -> None:
+    recipe = loaded("vision_language/meter_vqav2_llama")
+    block = random_block(dim=4096, head_dim=8, mlp_dim=8)
+    with torch.device("meta"):
+        model = lmgraft.graft(model_of(recipe), block)
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = parameter_groups(model, recipe.optim)
+    rates = {names[id(p)]: group.get("lr_scale", 1) for group in groups for p in group["params"]}
+    by_hand = {
+        "vqa_classifier.0.weight": 50, "vqa_classifier.1.bias": 50, "cross_modal_image_layers.0.output.dense.weight": 5,
+        "cross_modal_text_transform.bias": 5, "token_type_embeddings.weight": 1,
+        "cross_modal_text_pooler.dense.weight": 5,
+    }  # fmt: skip
+    assert {name: rates[name] for name in by_hand} == pytest.approx(by_hand)
+    assert {round(rate) for name, rate in rates.items() if name.startswith(("vision.", "text."))} == {1}
+    assert {round(rate) for name, rate in rates.items() if "mapper_" in name} == {10}
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=recipe.optim.lr)
+    factor = make_schedule(optimizer, 100, recipe.optim, epochs=10).lr_lambdas[0]
+    assert (factor(0), factor(5), factor(10)) == pytest.approx((0, 0.5, 1))
+    assert factor(55) == pytest.approx(0.5)
+    assert factor(99) == pytest.approx(1 / 90)
+
+
+@pytest.mark.parametrize("name", METER)
+def test_paper_sizes_on_the_meta_device(name: str) -> None:
+    recipe = loaded(name)
+    side = recipe.data.settings.img_size
+    block = random_block(dim=4096, head_dim=8, mlp_dim=8)
+    with torch.device("meta"):
+        model = model_of(recipe)
+        assert sum(p.numel() for p in model.parameters()) == counted(side)
+        lmgraft.graft(model, block)
+    trained = sum(p.numel() for group in parameter_groups(model, recipe.optim) for p in group["params"])
+    assert trained == counted(side) + 2 * 4096 * 768
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", METER)
+def test_paper_sizes_make_a_step(name: str) -> None:
+    """One question at full size, the paper's optimiser; a small block in the place of LLaMA's."""
+    recipe = loaded(name)
+    side = recipe.data.settings.img_size
+    model = lmgraft.graft(model_of(recipe), random_block(dim=64, head_dim=16, mlp_dim=64))
+    optimizer = make_optimizer(model, recipe.optim)
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    mask = torch.tensor([[1, 1, 1, 0]])
+    logits = model(torch.randn(1, 3, side, side), torch.tensor([[0, 5, 2, 1]]), mask)
+    F.binary_cross_entropy_with_logits(logits, torch.rand(1, 3129), reduction="sum").backward()
+    optimizer.step()
+    unmoved = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert unmoved == []
+
+
+@pytest.mark.slow
+def test_a_debug_variant_trains_and_is_asked_without_its_image(
+    tmp_path: Path, llama_folder: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    given = ["--llm", str(llama_folder), "--train.accelerator", "cpu", "--train.epochs", "1"]
+    run = tmp_path / "run"
+    assert main(["train", "vision_language/composed_questions_debug", "--out", str(run), *given]) == 0
+    result = read_result(run)
+    assert (result.items, set(result.by["answer_type"])) == (12, {"shape", "yes/no"})
+    suite = ["--suite", "grounding", "--out", str(tmp_path / "grounding"), "--train.accelerator", "cpu"]
+    assert main(["evaluate", str(run), *suite]) == 0
+    assert "without the image" in capsys.readouterr().out
+    (tmp_path / "asked.csv").write_text("image,question\ncache/data/toy-questions/images/0.png,is it red?\n")
+    assert main(["predict", str(run), str(tmp_path / "asked.csv"), "--train.accelerator", "cpu"]) == 0
+    assert "is it red ?" in capsys.readouterr().out

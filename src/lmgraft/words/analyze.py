@@ -22,6 +22,20 @@ RULES = {
     "attention": "what the encoder's last layer attends to",
     "random block": "what a random block amplifies",
 }
+EFFORTS = {
+    "looked": "looked at, with every measure",
+    "untrained": "looked at before training, the floor",
+    "masked": "tokens masked by rule",
+    "gradients": "gradients compared",
+    "cka": "similarity of stages (CKA)",
+    "gallery": "shown, each token masked by itself",
+}
+PARTS = {"whole": "all that was trained", "encoder": "encoder and head", "mappers": "the graft's mappers"}
+COHERENCE = (
+    "Gradient coherence: how far the items ask for the same change of the weights, by the gradients of their losses, "
+    "item by item; 1 where all are equal, 0 where they have nothing in common. Test items and their labels are used, "
+    "and nothing is trained. Where a few items' gradients are much larger than all others the interval is too narrow."
+)
 READING = (
     "Maps are scaled to their own range. IoU at each item's best threshold uses the truth to choose the threshold, "
     "which favours every map: read it beside the floors. The floor “centre” knows nothing of the item: as many tokens "

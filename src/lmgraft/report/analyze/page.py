@@ -11,7 +11,9 @@ from lmgraft import records
 from lmgraft.registry import PICTURES
 from lmgraft.report.analyze.figures import figures
 from lmgraft.report.analyze.tables import (
+    coherences_sheet,
     comparisons_sheet,
+    efforts_sheet,
     losses_sheet,
     probes_sheet,
     runs_sheet,
@@ -50,6 +52,8 @@ def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> 
         "masking": losses_sheet(analysis),
         "masking_comparisons": comparisons_sheet(analysis, "causal"),
         "probes": probes_sheet(analysis),
+        "coherence": coherences_sheet(analysis),
+        "passes": efforts_sheet(analysis),
     }
     for name, sheet in sheets.items():
         records.write_text(out / "tables" / f"{name}.csv", sheet.csv())
@@ -88,6 +92,9 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         losses=losses_sheet(analysis).table() if analysis.losses else None,
         causal=comparisons_sheet(analysis, "causal").table() if causal else None,
         probes=probes_sheet(analysis).table(),
+        coherences=coherences_sheet(analysis).table() if analysis.coherences else None,
+        coherence=words.COHERENCE,
+        efforts=efforts_sheet(analysis).table(),
         svgs=svgs,
         kinds=_KINDS,
         pictures=pictures,
@@ -96,7 +103,6 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         needed=analysis.gallery_metric,
         facts={
             "items": f"{max(s.items for s in analysis.subjects)} test {analysis.things}, evenly spread",
-            "masked": f"{analysis.causal} of them" if causal else "",
             "took": f"{analysis.seconds:.0f} s",
             **facts_of(analysis.environment),
             "commit": str(analysis.environment.get("git_commit") or "not a checkout"),

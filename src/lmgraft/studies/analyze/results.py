@@ -64,6 +64,30 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Coherence:
+    """How far the gradients of a run's items agree."""
+
+    label: str
+    part: str
+    """"whole" of all that is trained, "mappers" of the graft, "encoder" of the rest."""
+    value: float
+    interval: Interval | None
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What was computed of each item, of the run that took most."""
+
+    what: str
+    """One of `words.analyze.EFFORTS`."""
+    items: int
+    forward: int
+    """Passes of an item; one of the graft in its dense form counts as one."""
+    backward: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Similarity:
     """Linear CKA between the stages of a run."""
 
@@ -118,6 +142,8 @@ class Analysis:
     probes: list[Probe]
     similarities: list[Similarity]
     losses: list[Loss]
+    coherences: list[Coherence] = field(default_factory=list)
+    efforts: list[Effort] = field(default_factory=list)
     comparisons: list[Comparison]
     gallery: list[Shown] = field(default_factory=list)
     gallery_metric: str = ""

@@ -58,7 +58,7 @@ def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> 
     for name, sheet in sheets.items():
         records.write_text(out / "tables" / f"{name}.csv", sheet.csv())
     svgs = write_figures(figures(analysis), out / "figures")
-    files = sorted(str(p.relative_to(out)) for kind in ("tables", "figures") for p in (out / kind).iterdir())
+    files = sorted(str(p.relative_to(out)) for kind in ("tables", "figures") for p in (out / kind).glob("*"))
     path = out / "report.html"
     records.write_text(path, page(analysis, svgs, pictures, [FILE, *files]))
     return path
@@ -73,6 +73,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         pictures: The gallery's files -> their data addresses.
         files: Beside the page, relative to it.
     """
+    looked = words.looked_at(max(s.items for s in analysis.subjects), analysis.things, analysis.shown)
     causal = [c for c in analysis.comparisons if c.kind == "causal"]
     return render(
         "analyze.html",
@@ -80,8 +81,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         sentences=sentences(analysis),
         scope=words.scope(
             Counter(s.arm for s in analysis.subjects),
-            max(s.items for s in analysis.subjects),
-            analysis.things,
+            looked,
             len(analysis.comparisons),
         ),
         colors=colors({s.label: s.arm for s in analysis.subjects}),
@@ -102,7 +102,8 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         no_gradient=words.NO_GRADIENT,
         needed=analysis.gallery_metric,
         facts={
-            "items": f"{max(s.items for s in analysis.subjects)} test {analysis.things}, evenly spread",
+            "items": f"{looked}, evenly spread",
+            "folder": "" if analysis.shown is None else analysis.shown["where"],
             "took": f"{analysis.seconds:.0f} s",
             **facts_of(analysis.environment),
             "commit": str(analysis.environment.get("git_commit") or "not a checkout"),
@@ -123,6 +124,8 @@ def sentences(analysis: Analysis) -> list[str]:
         for c in analysis.comparisons
         if c.kind == "causal" and c.share == share and c.second == "random"
     ]
+    if analysis.shown is not None and not analysis.shown["labelled"]:
+        found.append(words.other_classes(analysis.things))
     return [*found, *analysis.notes] or ["Nothing was compared: give several runs, or one with a block."]
 
 

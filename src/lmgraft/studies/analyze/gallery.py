@@ -134,8 +134,13 @@ def exhibits(
 
 
 def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> dict[str, Tensor]:
-    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens."""
+    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens.
+
+    Nor for items without labels.
+    """
     one = batch._replace(**{name: value[place : place + 1] for name, value in batch._asdict().items()})
+    if not run.labelled:
+        return {}
     try:
         lost = carried(run, one, metric, size).clamp_min(0).float()
     except HostError:

@@ -27,8 +27,8 @@ class Subject:
     arm: str
     seed: int
     folder: str
-    metric: float
-    """The task's first metric on the items that were looked at."""
+    metric: float | None
+    """The task's first metric on the items that were looked at; None where their classes are not the run's."""
     metric_interval: Interval | None
     items: int
     tokens: int
@@ -137,6 +137,8 @@ class Analysis:
     limit: int
     causal: int
     has_truth: bool
+    shown: dict[str, Any] | None = None
+    """What was looked at in place of the runs' test items: "name", "where", "items", "labelled"."""
     subjects: list[Subject]
     found: list[Found]
     probes: list[Probe]

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from lmgraft import records
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
-from lmgraft.data.base import spread_over
+from lmgraft.data.base import Data, spread_over
 from lmgraft.errors import HostError, RunError
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.analyze.compare import (
@@ -70,6 +70,7 @@ def analyze_runs(
     config: AnalyzeConfig | None = None,
     *,
     overrides: Sequence[str] = (),
+    others: Data | None = None,
     say: Say = silent,
 ) -> tuple[Analysis, list[Exhibit]]:
     """Look at runs and compare them; what is there of an interrupted look is kept.
@@ -79,6 +80,7 @@ def analyze_runs(
         out: Folder of the analysis.
         config: What is looked at.
         overrides: Changes of the recipes, such as ["--data.root", "DIR"].
+        others: Data whose items are looked at in place of the runs' test items, such as images with masks.
         say: Is told what happens, with the time left.
 
     Returns:
@@ -88,7 +90,7 @@ def analyze_runs(
         LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
     """
     config, started = config or AnalyzeConfig(), time.monotonic()
-    runs = open_runs(run_dirs, overrides)
+    runs = open_runs(run_dirs, overrides, others)
     ended: dict[str, Ended] = {}
     other: dict[str, Amplified] = {}
     notes: list[str] = []
@@ -109,17 +111,17 @@ def analyze_runs(
     return analysis, shown
 
 
-def open_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> list[Opened]:
-    """Finished runs of one data set, by their labels.
+def open_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = (), others: Data | None = None) -> list[Opened]:
+    """Finished runs of one data set, by their labels; `others` as in `open_run`.
 
     Raises:
         LmgraftError: If one is not finished, or they have other data.
     """
     runs: list[Opened] = []
     for folder, label in labels_of(run_dirs, overrides).items():
-        run = open_run(folder, label, overrides)
+        run = open_run(folder, label, overrides, others)
         for other in runs:
-            if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
+            if other.source != run.source:
                 raise RunError(f"{folder} and {other.folder} have other data", "compare runs of one data set")
         runs.append(run)
     return runs
@@ -160,7 +162,8 @@ def _kept(
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
     weights = run.weights if run.trained else ""
-    made_from = {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
+    made_from: dict[str, Any] = {"shown": run.source} if run.other is not None else {}
+    made_from |= {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -214,7 +217,7 @@ def _masked(
     say: Say,
 ) -> Arrays | None:
     """What masking takes; also notes in `other` what the first random block amplifies, by the digest of its run."""
-    if run.inserted is None or not config.causal:
+    if run.inserted is None or not config.causal or not run.labelled:
         return None
     chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
     rules = len(get_args(Rule)) - (not other)
@@ -242,7 +245,7 @@ def _masked(
 
 
 def _gradients(run: Opened, config: AnalyzeConfig, samples: Sequence[int], out: Path, say: Say) -> Arrays | None:
-    if not config.coherence:
+    if not config.coherence or not run.labelled:
         return None
     each = f"{PASSES} passes forward and {PASSES} back each"
     tell = _timer(f"{run.label}, gradients ({each})", len(samples), run.recipe.data.things, say)
@@ -251,7 +254,7 @@ def _gradients(run: Opened, config: AnalyzeConfig, samples: Sequence[int], out: 
 
 def _subject(run: Opened, looked: Arrays) -> Subject:
     metric = run.task.primary
-    values, inserted = looked[f"task/{metric.column}"].astype(float), run.inserted
+    values, inserted = looked.get(f"task/{metric.column}"), run.inserted
     batch = next(run.batches([0], 1))
     seen = look(run, batch, layers=False)
     return Subject(
@@ -259,9 +262,9 @@ def _subject(run: Opened, looked: Arrays) -> Subject:
         arm=run.recipe.arm,
         seed=run.recipe.seed,
         folder=str(run.folder),
-        metric=float(values.mean()),
-        metric_interval=interval_of(values, looked["group"], metric.bounds),
-        items=len(values),
+        metric=None if values is None else float(values.mean()),
+        metric_interval=None if values is None else interval_of(values.astype(float), looked["group"], metric.bounds),
+        items=len(looked["index"]),
         tokens=seen.noted.at[run.last].tokens.shape[1],
         block=None if inserted is None else inserted.block.provenance.to_dict(),
     )
@@ -291,10 +294,11 @@ def _compared(
         coherences=_alike(ended, notes),
         losses=loss_rows(masked, first.task.primary),
         comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.primary)],
-        gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test "),
+        gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test ") if first.labelled else "",
         notes=notes,
         config=asdict(config),
-        data=first.recipe.data.fingerprint(),
+        shown=None if first.other is None else first.other.about,
+        data=first.source,
         environment=records.environment(),
         seconds=0.0,
     )

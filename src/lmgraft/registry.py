@@ -208,11 +208,14 @@ METRICS = Registry(
 FILE_KINDS = Registry(
     "kind of files",
     {
+        "coco": "lmgraft.data.image.coco:CocoInstances",
+        "imagenet-s": "lmgraft.data.image.mask_folders:ImageNetS",
         "images": "lmgraft.data.image.image_files:ImageFiles",
         "images-with-masks": "lmgraft.data.image.mask_folders:MaskFolders",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
         "questions": "lmgraft.data.vision_language.question_files:QuestionFiles",
         "videos": "lmgraft.data.video.video_files:VideoFiles",
+        "voc": "lmgraft.data.image.voc:PascalVOC",
     },
 )
 """What files of one's own are, in commands that take a folder -> the data set that reads them."""

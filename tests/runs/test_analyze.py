@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 from collections import namedtuple
 from dataclasses import asdict
@@ -26,6 +27,8 @@ from lmgraft.recipes.run import trained_task
 from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
 from lmgraft.studies.analyze.compare import comparisons
 from lmgraft.studies.analyze.gallery import choose
+from lmgraft.studies.analyze.gradients import coherences, independent, item_products
+from lmgraft.studies.analyze.look import columns as look_at_all
 from lmgraft.studies.analyze.look import look, open_run
 from lmgraft.studies.analyze.results import Subject
 from lmgraft.training.items import read_arrays
@@ -54,6 +57,11 @@ def looked(runs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> P
     few = ["--limit", "12", "--causal", "6", "--gallery", "1", "--shares", "[0.25]"]
     assert main(["analyze", *map(str, runs.values()), *few, "--out", str(out)]) == 0
     return out
+
+
+def run_columns(looked: Path, label: str) -> dict[str, np.ndarray]:
+    (file,) = (looked / "items").glob(f"{label}-????????????.npz")
+    return read_arrays(file)
 
 
 def test_the_page_and_its_files(looked: Path) -> None:
@@ -93,8 +101,7 @@ def test_the_page_and_its_files(looked: Path) -> None:
 
 
 def test_scores_are_those_of_a_plain_loop(looked: Path, runs: dict[str, Path]) -> None:
-    (file,) = (looked / "items").glob("llm-????????????.npz")
-    columns = read_arrays(file)
+    columns = run_columns(looked, "llm")
     recipe, task = trained_task(runs["llm"])
     recipe.data.prepare_data()
     recipe.data.setup()
@@ -116,6 +123,49 @@ def test_scores_are_those_of_a_plain_loop(looked: Path, runs: dict[str, Path]) -
             break
 
 
+def test_coherence_is_that_of_each_items_gradient_and_changes_nothing(looked: Path, runs: dict[str, Path]) -> None:
+    found = {(one.label, one.part): one for one in read_analysis(looked).coherences}
+    assert set(found) == {("plain", "whole"), *((a, p) for a in ARMS[1:] for p in ("whole", "encoder", "mappers"))}
+    run = open_run(runs["llm"], "llm", ())
+    samples = independent(spread_over(len(run.items), 12), run_columns(looked, "llm"), AnalyzeConfig().coherence)
+    groups = [int(run.items.batch([sample]).group) for sample in samples]
+    assert len(set(groups)) == len(groups)
+    model, gradients = run.model.train(), []
+    state = [(p.grad, p.requires_grad) for p in model.parameters()], [m.training for m in model.modules()]
+    made = item_products(run, samples, lambda _: None)
+    assert state == ([(p.grad, p.requires_grad) for p in model.parameters()], [m.training for m in model.modules()])
+    model.eval()
+    for sample in samples:
+        batch = run.items.batch([sample])
+        model.zero_grad()
+        run.task.loss(run.task.outputs(batch), batch).backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    gram = torch.stack(gradients).double() @ torch.stack(gradients).double().T
+    pairs = (gram.sum() - gram.trace()) / (len(gram) - 1)
+    for whole in (coherences("llm", made)[0], found["llm", "whole"]):
+        assert whole.value == pytest.approx(float(pairs / gram.trace()), rel=1e-3, abs=1e-5)
+        assert whole.items == len(samples)
+
+
+def test_passes_are_stated_and_nothing_is_kept_of_an_item_but_numbers(looked: Path, runs: dict[str, Path]) -> None:
+    analysis = read_analysis(looked)
+    efforts = {one.what: (one.items, one.forward, one.backward) for one in analysis.efforts}
+    assert efforts["looked"] == (12, 2, 0)
+    assert efforts["masked"] == (6, 12, 0)  # one share of tokens, two places, five rules, and looked at
+    assert efforts["gradients"][1:] == (2, 2)
+    assert efforts["cka"][1:] == (2, 0)
+    assert "passes of the model" in (looked / "report.html").read_text()
+    run, alive = open_run(runs["llm"], "llm", ()), []
+
+    def note(_: int) -> None:
+        kept = (one for one in gc.get_objects() if issubclass(type(one), torch.Tensor))
+        alive.append(sum(one.numel() for one in kept))
+
+    columns = look_at_all(run, range(12), 4, True, note)
+    assert alive[-1] - alive[0] <= 8 * len(columns)  # of three batches the first is left out
+    assert {values.shape for values in columns.values()} == {(12,)}
+
+
 def test_what_is_not_known_counts_for_nothing(runs: dict[str, Path]) -> None:
     run = open_run(runs["llm"], "llm", ())
     batch = next(run.batches([0, 1], 2))
@@ -135,6 +185,7 @@ def test_a_second_call_computes_nothing_and_finds_the_same(
     before = read_analysis(looked)
     monkeypatch.setattr("lmgraft.studies.analyze.run.columns", lambda *_, **__: pytest.fail("computed again"))
     monkeypatch.setattr("lmgraft.studies.analyze.run.losses", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr("lmgraft.studies.analyze.run.item_products", lambda *_, **__: pytest.fail("computed again"))
     again, exhibits = analyze_runs(list(runs.values()), looked, AnalyzeConfig(**SMALL | {"gallery": 0}))
     assert asdict(again)["comparisons"] == asdict(before)["comparisons"]
     assert exhibits == []

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pages import Page
 
+from lmgraft.analysis.coherence import coherence, coherence_interval, products
 from lmgraft.analysis.similarity import linear_cka, unbiased_hsic
 from lmgraft.cli.main import main
 from lmgraft.contracts import take_tokens
@@ -32,10 +33,17 @@ from lmgraft.studies.scan.candidates import find_places
 from lmgraft.studies.scan.config import choose_layers
 from lmgraft.studies.scan.encoder import load_encoder, run_folder, scan_recipe, training_recipe
 from lmgraft.studies.scan.known import Known, Trainings, check_trainings, count_named, match, read_trainings
-from lmgraft.studies.scan.lab import as_features, block_outputs, candidate_model, draws_of, open_lab
+from lmgraft.studies.scan.lab import (
+    as_features,
+    block_outputs,
+    candidate_model,
+    choose_items,
+    draws_of,
+    open_lab,
+)
 from lmgraft.studies.scan.ranking import rank
 from lmgraft.studies.scan.results import GAIN, write_scan
-from lmgraft.studies.scan.scores import SCORES, cka, coherence, probe
+from lmgraft.studies.scan.scores import SCORES, cka, probe
 from lmgraft.studies.scan.scores.measured import Measured, over_draws
 from lmgraft.studies.scan.training import gain_of
 from lmgraft.studies.study.config import load_study
@@ -184,33 +192,49 @@ def test_a_tasks_own_word_for_a_fit_is_r2_unless_it_says_otherwise():
 # ---- Coherence
 
 
-def gram_of(gradients):
-    return (gradients @ gradients.T).double()
+def products_of(gradients):
+    return products(lambda: [{"encoder": one} for one in gradients])["encoder"]
 
 
 def test_coherence_of_equal_batches_is_one_and_of_random_ones_about_zero():
     generator = torch.Generator().manual_seed(0)
     one = torch.randn(1, 5000, generator=generator)
-    assert coherence.coherence(gram_of(one.expand(6, -1))) == pytest.approx(1, abs=1e-6)
-    assert coherence.coherence_interval(gram_of(one.expand(6, -1))) == pytest.approx((1, 1), abs=1e-6)
+    equal = products_of(one.expand(6, -1))
+    assert coherence(equal) == pytest.approx(1, abs=1e-6)
+    assert coherence_interval(equal) == pytest.approx((1, 1), abs=1e-5)
     noise = torch.randn(8, 5000, generator=generator)
-    assert abs(coherence.coherence(gram_of(noise))) < 0.02
-    low, high = coherence.coherence_interval(gram_of(noise + one))
+    assert abs(coherence(products_of(noise))) < 0.02
+    low, high = coherence_interval(products_of(noise + one))
     assert low < 0.5 < high
     assert high - low < 0.1
+    assert coherence_interval(products_of(noise[:2])) is None
 
 
-def test_coherence_is_unbiased_for_few_batches():
+def test_coherence_is_that_of_all_pairs_and_unbiased_for_few_batches():
     generator = torch.Generator().manual_seed(0)
-    shared = torch.ones(100)
-    found = [coherence.coherence(gram_of(shared + torch.randn(3, 100, generator=generator) * 2)) for _ in range(400)]
+    shared, found = torch.ones(100), []
+    for _ in range(400):
+        gradients = shared + torch.randn(3, 100, generator=generator) * 2
+        found.append(coherence(products_of(gradients)))
+    gram = (gradients @ gradients.T).double()
+    pairs = (gram.sum() - gram.trace()) / 6
+    assert found[-1] == pytest.approx(float(pairs / (gram.trace() / 3)), rel=1e-4)
     assert sum(found) / 400 == pytest.approx(1 / 5, abs=0.01)  # 100 / (100 + 400)
+
+
+def test_the_interval_of_coherence_leaves_each_gradient_out_in_turn():
+    gradients = torch.randn(5, 20, generator=torch.Generator().manual_seed(0)) + 0.5
+    without = torch.tensor([coherence(products_of([*gradients[:i], *gradients[i + 1 :]])) for i in range(5)])
+    error = float(((without - without.mean()).square().sum() * 4 / 5).sqrt())
+    low, high = coherence_interval(products_of(gradients))
+    assert (low + high) / 2 == pytest.approx(coherence(products_of(gradients)), rel=1e-5)
+    assert high - low == pytest.approx(2 * 2.776445 * error, rel=1e-4)  # t of 4 degrees of freedom
 
 
 @pytest.mark.parametrize("gradients", [torch.zeros(3, 4), torch.tensor([[1.0, torch.nan]] * 3)])
 def test_gradients_that_say_nothing_are_said(gradients):
     with pytest.raises(RunError, match="zero or not finite"):
-        coherence.coherence(gram_of(gradients))
+        coherence(products_of(gradients))
 
 
 # ---- What is asked
@@ -386,16 +410,16 @@ def test_cka_of_a_block_that_passes_tokens_on_is_one(lab, monkeypatch):
 
 def test_coherence_is_that_of_the_models_own_gradients(lab):
     place, model = lab.places["middle"], candidate_model(lab, candidates_of(lab)["middle"])
-    found = coherence.measure(lab, place, model)
+    found = SCORES["coherence"].measure(lab, place, model)
     gradients = []
-    samples = coherence.choose_items(24, len(lab.recipe.data.split("train")))
+    samples = choose_items(24, len(lab.recipe.data.split("train")))
     mixed = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
     for start in (0, 8, 16):
         images, labels, *_ = lab.recipe.data.still("train").batch([samples[i] for i in mixed[start : start + 8]])
         model.zero_grad()
         torch.nn.functional.cross_entropy(model(images), labels).backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad]))
-    assert found.value == pytest.approx(coherence.coherence(gram_of(torch.stack(gradients))), rel=1e-4)
+    assert found.value == pytest.approx(coherence(products_of(gradients)), rel=1e-4)
     assert set(found.parts) == {"mappers", "encoder"}
 
 
@@ -724,7 +748,7 @@ def one_by_one(lab, model, split, count):
     inserted, entered, targets = find_graft(model), [], []
     hook = inserted.register_forward_pre_hook(lambda _, args: entered.append(args[0].half().float()))
     with torch.no_grad():
-        for sample in coherence.choose_items(count, len(lab.recipe.data.split(split))):
+        for sample in choose_items(count, len(lab.recipe.data.split(split))):
             batch = lab.recipe.data.still(split).batch([sample])
             model(*lab.task.inputs(batch))
             targets.append(batch.target)

@@ -45,6 +45,18 @@ def test_a_plan_with_times_starts_and_writes_nothing(recipe_file, tmp_path, caps
     assert not in_this_process.names
 
 
+def test_a_plan_counts_packed_runs_as_done(recipe_file, tiny_study, tmp_path, capsys):
+    file, moved = tmp_path / "mine.yaml", tmp_path / "moved"
+    file.write_text(STUDY.format(recipe=recipe_file))
+    moved.mkdir()
+    shutil.copyfile(tiny_study[0] / "runs.jsonl", moved / "runs.jsonl")
+    assert main(["study", str(file), "--dry-run", "--no-timing", "--out", str(moved)]) == 0
+    said = capsys.readouterr().out
+    assert said.count("all done") == 3
+    assert f"in {moved}" in said
+    assert [path.name for path in moved.iterdir()] == ["runs.jsonl"]
+
+
 def test_what_a_plan_says_of_an_arm(recipe_file, tiny_study, tmp_path):
     cells = make_cells(study_of(recipe_file), tmp_path)
     states = {cell: "done" if cell.arm == "plain" else "missing" for cell in cells}

@@ -80,7 +80,7 @@ def observe(model: nn.Module, *inputs: Any, layers: bool = False, call: Callable
     if host is None:
         raise HostError(f"{type(model).__qualname__} is no host that lmgraft knows", "see docs/hosts.md")
     look = _Look(model, host, inserted)
-    with _in_evaluation(model):
+    with in_evaluation(model):
         with look.hooks(layers):
             look.noted.output = model(*inputs) if call is None else call()
         if inserted is None:
@@ -93,7 +93,8 @@ def observe(model: nn.Module, *inputs: Any, layers: bool = False, call: Callable
 
 
 @contextmanager
-def _in_evaluation(model: nn.Module) -> Iterator[None]:
+def in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in eval mode; behind it each module is in the mode it was in."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:

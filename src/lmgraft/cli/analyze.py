@@ -7,6 +7,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lmgraft.cli.command import Command, option, say, word
+from lmgraft.errors import RecipeError
+from lmgraft.recipes.options import read_options
+from lmgraft.registry import FILE_KINDS
 from lmgraft.studies.analyze.config import AnalyzeConfig
 
 
@@ -24,19 +27,32 @@ Interrupted, the same command goes on. Further options change the runs' recipes,
 examples:
   lmgraft analyze runs/plain runs/llm runs/random_frozen --out runs/analysis
   lmgraft analyze runs/motion_controls/runs/*/*/seed* --limit 200 --causal 100
-  lmgraft analyze runs/llm --causal 0 --layers false"""
+  lmgraft analyze runs/llm --causal 0 --layers false
+  lmgraft analyze runs/plain runs/llm --masks imagenet-s --masks.root ImageNetS50"""
     takes_more = True
     runs: list[Path] = word(many=True, metavar="RUN")
     """Run folders, as lmgraft train and lmgraft study made them."""
     out: Path = option(Path("runs/analysis"), metavar="DIR")
     """Folder of the analysis."""
+    masks: str | None = option(None, metavar="KIND")
+    """Look at images with masks in place of the runs' test items, for instance imagenet-s or images-with-masks; options
+    of the kind are written --masks.root DIR, --masks.suffix _mask and so on (docs/data.md)."""
 
     def run(self) -> int:
+        from lmgraft.recipes.kinds import data_of_kind
         from lmgraft.report.analyze.page import sentences, write_report
         from lmgraft.studies.analyze.run import analyze_runs
 
+        options = read_options(self.more)
+        of_masks = [one._replace(key=one.key.removeprefix("masks.")) for one in options if one.key.startswith("masks.")]
+        if of_masks and self.masks is None:
+            raise RecipeError("options of --masks without it", f"--masks KIND, one of {', '.join(FILE_KINDS.names())}")
+        overrides = [
+            word for one in options if not one.key.startswith("masks.") for word in (f"--{one.key}", *one.words)
+        ]
+        others = None if self.masks is None else data_of_kind(self.masks, of_masks, "see docs/data.md")
         config = AnalyzeConfig(**{one.name: getattr(self, one.name) for one in fields(AnalyzeConfig)})
-        analysis, exhibits = analyze_runs(self.runs, self.out, config, overrides=self.more, say=say)
+        analysis, exhibits = analyze_runs(self.runs, self.out, config, overrides=overrides, others=others, say=say)
         page = write_report(analysis, exhibits, self.out)
         for sentence in sentences(analysis):
             sys.stdout.write(f"- {sentence}\n")

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentParser
 
 from lmgraft import records
 from lmgraft.cli.command import Command, option, word
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.recipes import load_recipe
-from lmgraft.recipes.options import explained, one_word, read_options, taken_by, type_of
+from lmgraft.recipes.kinds import data_of_kind
+from lmgraft.recipes.options import read_options
 from lmgraft.registry import FILE_KINDS
 
 if TYPE_CHECKING:
@@ -78,23 +79,14 @@ Every file is read in full. Exit status: 0 if all is well, 1 if something is wro
         return 1 if findings.is_wrong else 0
 
     def _of_files(self) -> Data:
-        """Data of files of one's own, from the options of their class, which may be spelt with - in place of _."""
-        kind: type[Data] = FILE_KINDS.find(self.kind)
-        given = [one._replace(key=one.key.replace("-", "_")) for one in read_options(self.more)]
-        hints = taken_by(kind)
-        words = {one.key: one_word(one, type_of(one.key, hints)) for one in given}
-        if self.root is None and not any(words.get(name) for name in ("csv", "dataset")):
+        """Data of files of one's own, from the options of their class."""
+        options = read_options(self.more)
+        if self.root is None and not any(one.key in ("csv", "dataset") and any(one.words) for one in options):
             raise DataError("no folder was given", "lmgraft check-data DIR")
         if self.root is not None and not Path(self.root).expanduser().exists():
             raise DataError(f"{self.root}: there is no such folder", "check the path")
-        parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
-        parser.add_class_arguments(kind, skip={"root"})
-        try:
-            options = vars(parser.instantiate(parser.parse_args([f"--{key}={value}" for key, value in words.items()])))
-        except (ArgumentError, TypeError) as error:
-            what = explained(error, hints, words)
-            raise RecipeError(what, "lmgraft check-data --kind images --help lists every option") from None
-        return kind(root=self.root, **options)  # type: ignore[call-arg]
+        advice = f"lmgraft check-data --kind {self.kind} --help lists every option"
+        return data_of_kind(self.kind, options, advice, root=self.root)
 
 
 COMMAND = CheckData

@@ -165,12 +165,14 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
     from lmgraft.studies.engine.progress import duration
     from lmgraft.studies.study.checks import check_cells, check_different, missing_blocks
     from lmgraft.studies.study.estimate import plan
+    from lmgraft.studies.study.packed import unpacked
     from lmgraft.studies.study.run import make_cells, states_of
 
-    cells = make_cells(study, folder, foresee=True)
-    check_cells(cells)
-    states, _ = states_of(cells, reuse, say, dry_run=True)
-    rows = plan(cells, states, measure=measure, say=say, reference=study.reference)
+    with unpacked(folder) as place:
+        cells = make_cells(study, place, foresee=True)
+        check_cells(cells)
+        states, _ = states_of(cells, reuse, say, dry_run=True)
+        rows = plan(cells, states, measure=measure, say=say, reference=study.reference)
     print(f"{study.name}: {study.question}")
     print(f"recipe {study.recipe}, {len(study.seeds)} seeds, compared by {study.metric.title}, in {folder}")
     print("planned contrasts: " + ", ".join(f"{a} - {b}" for a, b in study.contrasts))

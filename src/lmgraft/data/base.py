@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -75,6 +75,16 @@ def spread_over(total: int, limit: int) -> list[int]:
 def whole_batch(loaded: Any) -> tuple[Any, tuple[Fault, ...]]:
     """A batch as a data set gives it, and the files that could not be read for it."""
     return (loaded.batch, loaded.faults) if isinstance(loaded, Reported) else (loaded, ())
+
+
+class OtherItems(NamedTuple):
+    """Items of other data than a model's own, as it takes them."""
+
+    items: ItemSet
+    labelled: bool
+    """Whether their labels are the model's; else nothing can be said of how well it does."""
+    about: dict[str, Any]
+    """What identifies them in a record, as plain data."""
 
 
 class UnreadableItemWarning(UserWarning):
@@ -188,6 +198,17 @@ class Data(LightningDataModule, ABC):
             DataError: If a file is missing or cannot be read, or such items cannot come from files of their own.
         """
         raise DataError(f"{type(self).__name__} cannot read {self.things} from files by themselves")
+
+    def shown_to(self, data: Data) -> OtherItems:
+        """These items for a model that was trained on other data, to be looked at with its own preprocessing.
+
+        Args:
+            data: The model's; its files need not be there.
+
+        Raises:
+            DataError: If they cannot be shown to it.
+        """
+        raise DataError(f"{type(self).__name__} cannot be shown to a model of other data", "images with masks can be")
 
     @property
     def faults(self) -> list[Fault]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lmgraft.analysis.comparison import Comparison
 from lmgraft.contracts import Metric
@@ -22,6 +23,20 @@ RULES = {
     "attention": "what the encoder's last layer attends to",
     "random block": "what a random block amplifies",
 }
+EFFORTS = {
+    "looked": "looked at, with every measure",
+    "untrained": "looked at before training, the floor",
+    "masked": "tokens masked by rule",
+    "gradients": "gradients compared",
+    "cka": "similarity of stages (CKA)",
+    "gallery": "shown, each token masked by itself",
+}
+PARTS = {"whole": "all that was trained", "encoder": "encoder and head", "mappers": "the graft's mappers"}
+COHERENCE = (
+    "Gradient coherence: how far the items ask for the same change of the weights, by the gradients of their losses, "
+    "item by item; 1 where all are equal, 0 where they have nothing in common. Test items and their labels are used, "
+    "and nothing is trained. Where a few items' gradients are much larger than all others the interval is too narrow."
+)
 READING = (
     "Maps are scaled to their own range. IoU at each item's best threshold uses the truth to choose the threshold, "
     "which favours every map: read it beside the floors. The floor “centre” knows nothing of the item: as many tokens "
@@ -67,13 +82,31 @@ def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
     return text if ends is None else f"{text} (95 % interval {interval(ends, digits)})"
 
 
-def scope(arms: Mapping[str, int], items: int, things: str, comparisons: int) -> str:
+def looked_at(items: int, things: str, shown: Mapping[str, Any] | None) -> str:
+    """Which items: "500 test images".
+
+    Args:
+        items: How many.
+        things: What they are called.
+        shown: As `Analysis.shown`.
+    """
+    return f"{items} test {things}" if shown is None else f"{items} {things} of {shown['name']}"
+
+
+def other_classes(things: str) -> str:
+    """What is left out where items of other data have none of the runs' classes."""
+    return (
+        f"The {things} are of none of the runs' classes: how well the runs do on them, what masked tokens cost and "
+        "gradients were not measured."
+    )
+
+
+def scope(arms: Mapping[str, int], looked: str, comparisons: int) -> str:
     """What the figures speak of.
 
     Args:
         arms: Arm -> runs.
-        items: How many were looked at.
-        things: What they are called.
+        looked: Which items were looked at.
         comparisons: How many differences have an interval.
     """
     runs = ", ".join(f"{arm} ({write.counted(count, 'seed')})" for arm, count in arms.items())
@@ -81,7 +114,7 @@ def scope(arms: Mapping[str, int], items: int, things: str, comparisons: int) ->
         1 in arms.values()
     )
     corrected = f" {comparisons} comparisons; intervals are not corrected for their number." * (comparisons > 1)
-    return f"{runs}; {items} test {things}.{single}{corrected}"
+    return f"{runs}; {looked}.{single}{corrected}"
 
 
 def _minus(text: str) -> str:

@@ -7,13 +7,14 @@ import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.base import SplitName
+from lmgraft.data.base import Data, OtherItems, SplitName
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.files import as_names, file_sizes, listed, plural, say_once
 from lmgraft.data.image.image_files import ImageFiles
@@ -45,7 +46,7 @@ class MaskedImages(ImageFiles):
         if findings.problems:
             return findings
         rows = []
-        for split, part in self.find().items():
+        for split, part in self._found.items():
             if not isinstance(part.files, MaskedFolder) or part.files.masks is None:
                 continue
             named: dict[str, list[str]] = {flaw: [] for flaw in _FLAWS}
@@ -76,6 +77,28 @@ class MaskedImages(ImageFiles):
             raise DataError("data.root is missing", advice)
         return Path(self.settings.root).expanduser()
 
+    @cached_property
+    def _found(self) -> dict[str, Found]:
+        return self.find()
+
+    def _part(self, split: SplitName) -> Found:
+        return self._found.get(split) or self._found.get("val" if split == "test" else split) or self._found["train"]
+
+    def shown_to(self, data: Data) -> OtherItems:
+        """Images of the model's classes, matched by name as `looking` does it; all images where it has none of them."""
+        if not isinstance(data, ImageFiles):
+            raise DataError(
+                f"a model of {data.name} is not shown other images",
+                "this needs a model that was trained on image files",
+            )
+        part = self._part("test")
+        if not isinstance(part.files, MaskedFolder) or part.files.masks is None:
+            raise DataError(f"{part.where}: these images have no masks")
+        common = set(map(_plain, data.class_names)) & set(map(_plain, part.labels))
+        items = self.looking(data.class_names if common else sorted(set(part.labels)), data.preprocess)
+        about = {"name": self.name, "where": part.where, "sha256": items.table.digest(), "items": len(items)}
+        return OtherItems(items, bool(common), about | {"labelled": bool(common)})
+
     def looking(
         self,
         class_names: Sequence[str],
@@ -97,8 +120,7 @@ class MaskedImages(ImageFiles):
         Raises:
             DataError: If no class is common to both.
         """
-        splits = self.find()
-        part = splits.get(split) or splits.get("val" if split == "test" else split) or splits["train"]
+        part = self._part(split)
         numbers = {_plain(name): number for number, name in reversed(list(enumerate(class_names)))}
         ours = names or {}
         labels = np.array([numbers.get(_plain(ours.get(label, label)), -1) for label in part.labels], np.int64)

@@ -11,7 +11,9 @@ from lmgraft import records
 from lmgraft.registry import PICTURES
 from lmgraft.report.analyze.figures import figures
 from lmgraft.report.analyze.tables import (
+    coherences_sheet,
     comparisons_sheet,
+    efforts_sheet,
     losses_sheet,
     probes_sheet,
     runs_sheet,
@@ -50,11 +52,13 @@ def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> 
         "masking": losses_sheet(analysis),
         "masking_comparisons": comparisons_sheet(analysis, "causal"),
         "probes": probes_sheet(analysis),
+        "coherence": coherences_sheet(analysis),
+        "passes": efforts_sheet(analysis),
     }
     for name, sheet in sheets.items():
         records.write_text(out / "tables" / f"{name}.csv", sheet.csv())
     svgs = write_figures(figures(analysis), out / "figures")
-    files = sorted(str(p.relative_to(out)) for kind in ("tables", "figures") for p in (out / kind).iterdir())
+    files = sorted(str(p.relative_to(out)) for kind in ("tables", "figures") for p in (out / kind).glob("*"))
     path = out / "report.html"
     records.write_text(path, page(analysis, svgs, pictures, [FILE, *files]))
     return path
@@ -69,6 +73,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         pictures: The gallery's files -> their data addresses.
         files: Beside the page, relative to it.
     """
+    looked = words.looked_at(max(s.items for s in analysis.subjects), analysis.things, analysis.shown)
     causal = [c for c in analysis.comparisons if c.kind == "causal"]
     return render(
         "analyze.html",
@@ -76,8 +81,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         sentences=sentences(analysis),
         scope=words.scope(
             Counter(s.arm for s in analysis.subjects),
-            max(s.items for s in analysis.subjects),
-            analysis.things,
+            looked,
             len(analysis.comparisons),
         ),
         colors=colors({s.label: s.arm for s in analysis.subjects}),
@@ -88,6 +92,9 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         losses=losses_sheet(analysis).table() if analysis.losses else None,
         causal=comparisons_sheet(analysis, "causal").table() if causal else None,
         probes=probes_sheet(analysis).table(),
+        coherences=coherences_sheet(analysis).table() if analysis.coherences else None,
+        coherence=words.COHERENCE,
+        efforts=efforts_sheet(analysis).table(),
         svgs=svgs,
         kinds=_KINDS,
         pictures=pictures,
@@ -95,8 +102,8 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         no_gradient=words.NO_GRADIENT,
         needed=analysis.gallery_metric,
         facts={
-            "items": f"{max(s.items for s in analysis.subjects)} test {analysis.things}, evenly spread",
-            "masked": f"{analysis.causal} of them" if causal else "",
+            "items": f"{looked}, evenly spread",
+            "folder": "" if analysis.shown is None else analysis.shown["where"],
             "took": f"{analysis.seconds:.0f} s",
             **facts_of(analysis.environment),
             "commit": str(analysis.environment.get("git_commit") or "not a checkout"),
@@ -117,6 +124,8 @@ def sentences(analysis: Analysis) -> list[str]:
         for c in analysis.comparisons
         if c.kind == "causal" and c.share == share and c.second == "random"
     ]
+    if analysis.shown is not None and not analysis.shown["labelled"]:
+        found.append(words.other_classes(analysis.things))
     return [*found, *analysis.notes] or ["Nothing was compared: give several runs, or one with a block."]
 
 

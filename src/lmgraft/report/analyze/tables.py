@@ -139,3 +139,30 @@ def probes_sheet(analysis: Analysis) -> Sheet:
         ],
         analysis.probes,
     )
+
+
+def coherences_sheet(analysis: Analysis) -> Sheet:
+    """How far the gradients of items agree."""
+    return Sheet(
+        [
+            Column("run", lambda c: c.label, names=("run",)),
+            Column("gradient of", lambda c: words.PARTS[c.part], names=("part",)),
+            Column("coherence", lambda c: c.value, lambda x: words.signed(x, None), names=("coherence",)),
+            Column("95 % interval", lambda c: c.interval, words.interval, names=_ENDS),
+            Column("items", lambda c: c.items, names=("items",)),
+        ],
+        analysis.coherences,
+    )
+
+
+def efforts_sheet(analysis: Analysis) -> Sheet:
+    """What was computed of how many items."""
+    return Sheet(
+        [
+            Column("of each run", lambda e: words.EFFORTS[e.what], names=("what",)),
+            Column("items", lambda e: e.items, names=("items",)),
+            Column("passes forward, each", lambda e: e.forward, names=("forward",)),
+            Column("passes back, each", lambda e: e.backward, names=("backward",)),
+        ],
+        analysis.efforts,
+    )

@@ -15,6 +15,8 @@ class AnalyzeConfig:
     """Test items that are looked at, evenly spread over all."""
     causal: int = 200
     """Of these, items whose tokens are masked to see what is lost, evenly spread; 0: none."""
+    coherence: int = 32
+    """Items, one of each group, whose gradients are compared; nothing is trained. 0: none."""
     shares: list[float] = field(default_factory=lambda: [0.1, 0.25, 0.5])
     """Shares of an item's tokens that are masked."""
     layers: bool = True
@@ -27,7 +29,14 @@ class AnalyzeConfig:
     """Items a pass; None takes the run's data.eval_batch_size, at most 64."""
 
     def __post_init__(self) -> None:
-        for name, least in (("limit", 1), ("causal", 0), ("gallery", 0), ("seed", 0), ("batch_size", 1)):
+        for name, least in (
+            ("limit", 1),
+            ("causal", 0),
+            ("coherence", 0),
+            ("gallery", 0),
+            ("seed", 0),
+            ("batch_size", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RecipeError(f"--{name.replace('_', '-')} {value} must be at least {least}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -80,7 +80,12 @@ NEEDED = "needed"
 
 
 def exhibits(
-    runs: Sequence[Opened], chosen: Sequence[tuple[ChosenBy, int, int, float | None]], metric: Metric, size: int
+    runs: Sequence[Opened],
+    chosen: Sequence[tuple[ChosenBy, int, int, float | None]],
+    metric: Metric,
+    *,
+    size: int,
+    say: Callable[[int], None],
 ) -> list[Exhibit]:
     """The chosen items under each run.
 
@@ -89,11 +94,12 @@ def exhibits(
         chosen: (rule, sample, index, score) of each item.
         metric: What a token's masking takes is read from this one.
         size: Items a pass.
+        say: Is told how many items are done, over all runs.
     """
     samples = [sample for _, sample, _, _ in chosen]
     shown: list[dict[str, Any]] = []
     maps: list[dict[str, dict[str, Tensor]]] = [{} for _ in chosen]
-    for run in runs:
+    for number, run in enumerate(runs):
         at = 0
         for batch in run.batches(samples, size):
             seen = look(run, batch, layers=False)
@@ -109,6 +115,7 @@ def exhibits(
             for place in range(len(batch.index)):
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
                 maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size)
+                say(number * len(chosen) + at + place + 1)
                 if run is runs[0]:
                     truth = getattr(batch, "truth", None)
                     shown.append(
@@ -127,8 +134,13 @@ def exhibits(
 
 
 def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> dict[str, Tensor]:
-    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens."""
+    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens.
+
+    Nor for items without labels.
+    """
     one = batch._replace(**{name: value[place : place + 1] for name, value in batch._asdict().items()})
+    if not run.labelled:
+        return {}
     try:
         lost = carried(run, one, metric, size).clamp_min(0).float()
     except HostError:

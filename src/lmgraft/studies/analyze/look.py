@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lmgraft import records
 from lmgraft.analysis.activations import frequency, magnitude, scaled_to_one
 from lmgraft.analysis.masks import (
     average_precision,
@@ -27,14 +28,14 @@ from lmgraft.analysis.observe import Observed, observe
 from lmgraft.analysis.probes import attention_entropy, effective_rank
 from lmgraft.checkpoint.digest import file_digest
 from lmgraft.contracts import Host
-from lmgraft.data.base import ItemSet, on_device
+from lmgraft.data.base import Data, ItemSet, OtherItems, on_device
 from lmgraft.errors import HostError
 from lmgraft.graft import GraftLayer, find_graft
 from lmgraft.graft.hosts import find_host
 from lmgraft.recipes import Recipe
 from lmgraft.recipes.build import build_task, set_up_data
 from lmgraft.recipes.features import network
-from lmgraft.recipes.run import trained_task
+from lmgraft.recipes.run import load_task, read_run
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import joined
 from lmgraft.training.checkpoints import checkpoint_path
@@ -60,6 +61,8 @@ class Opened:
     task: Task
     folder: Path
     trained: bool = True
+    other: OtherItems | None = None
+    """Items of other data, looked at in place of the run's test items."""
 
     @cached_property
     def weights(self) -> str:
@@ -72,7 +75,17 @@ class Opened:
 
     @cached_property
     def items(self) -> ItemSet:
-        return self.recipe.data.still("test")
+        return self.recipe.data.still("test") if self.other is None else self.other.items
+
+    @property
+    def labelled(self) -> bool:
+        """Whether it can be said how well the run does on its items."""
+        return self.other is None or self.other.labelled
+
+    @cached_property
+    def source(self) -> dict[str, Any]:
+        """What identifies the data that its items are of."""
+        return self.recipe.data.fingerprint() if self.other is None else self.other.about
 
     @property
     def inserted(self) -> GraftLayer | None:
@@ -104,16 +117,25 @@ def first_views(batch: Any) -> Any:
     return batch._replace(**{name: values[begins] for name, values in batch._asdict().items()})
 
 
-def open_run(run_dir: Path, label: str, overrides: Sequence[str]) -> Opened:
+def open_run(run_dir: Path, label: str, overrides: Sequence[str], others: Data | None = None) -> Opened:
     """A finished run's best model, and its data, set up.
 
+    Args:
+        run_dir: The run's folder.
+        label: What it is called.
+        overrides: Changes of its recipe.
+        others: Data whose items are looked at instead; the run's need not be there then.
+
     Raises:
-        LmgraftError: If it is no finished run, or its data cannot be had.
+        LmgraftError: If it is no finished run, or the data cannot be had.
     """
-    recipe, task = trained_task(run_dir, overrides)
-    set_up_data(recipe)
-    task.to("cuda" if on_gpu(recipe.train) else "cpu")
-    return Opened(label, recipe, task, run_dir)
+    recipe = read_run(run_dir, list(overrides))
+    if others is None:
+        set_up_data(recipe)
+    else:
+        recipe.data.recall(records.read_json(run_dir / "run.json"))
+    task = load_task(recipe, run_dir).to("cuda" if on_gpu(recipe.train) else "cpu")
+    return Opened(label, recipe, task, run_dir, other=None if others is None else others.shown_to(recipe.data))
 
 
 def untrained(run: Opened) -> Opened:
@@ -121,7 +143,7 @@ def untrained(run: Opened) -> Opened:
     task = build_task(run.recipe)
     task.model = network(task)
     task.eval().to(next(run.model.parameters()).device)
-    return Opened(f"{run.label} untrained", run.recipe, task, run.folder, trained=False)
+    return replace(run, label=f"{run.label} untrained", task=task, trained=False)
 
 
 @dataclass(frozen=True)
@@ -198,7 +220,7 @@ def columns(run: Opened, samples: Sequence[int], size: int, layers: bool, say: C
     parts: list[dict[str, Any]] = []
     for batch in run.batches(samples, size):
         seen = look(run, batch, layers)
-        own = run.task.score(seen.noted.output, batch)
+        own = run.task.score(seen.noted.output, batch) if run.labelled else {}
         part = {"index": batch.index, "group": batch.group, **{f"task/{name}": value for name, value in own.items()}}
         part |= _scores(run, seen) | _probes(seen)
         parts.append({name: torch.as_tensor(value).detach().cpu().numpy() for name, value in part.items()})

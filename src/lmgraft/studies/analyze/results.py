@@ -27,8 +27,8 @@ class Subject:
     arm: str
     seed: int
     folder: str
-    metric: float
-    """The task's first metric on the items that were looked at."""
+    metric: float | None
+    """The task's first metric on the items that were looked at; None where their classes are not the run's."""
     metric_interval: Interval | None
     items: int
     tokens: int
@@ -61,6 +61,30 @@ class Probe:
     name: str
     mean: float
     interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coherence:
+    """How far the gradients of a run's items agree."""
+
+    label: str
+    part: str
+    """"whole" of all that is trained, "mappers" of the graft, "encoder" of the rest."""
+    value: float
+    interval: Interval | None
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What was computed of each item, of the run that took most."""
+
+    what: str
+    """One of `words.analyze.EFFORTS`."""
+    items: int
+    forward: int
+    """Passes of an item; one of the graft in its dense form counts as one."""
+    backward: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,11 +137,15 @@ class Analysis:
     limit: int
     causal: int
     has_truth: bool
+    shown: dict[str, Any] | None = None
+    """What was looked at in place of the runs' test items: "name", "where", "items", "labelled"."""
     subjects: list[Subject]
     found: list[Found]
     probes: list[Probe]
     similarities: list[Similarity]
     losses: list[Loss]
+    coherences: list[Coherence] = field(default_factory=list)
+    efforts: list[Effort] = field(default_factory=list)
     comparisons: list[Comparison]
     gallery: list[Shown] = field(default_factory=list)
     gallery_metric: str = ""

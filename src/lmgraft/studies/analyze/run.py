@@ -1,16 +1,19 @@
 """Looking at finished runs beside each other: item by item, then compared.
 
-<out>/items/LABEL-DIGEST.npz    scores and probes of each item of a run, taken up again where they are there
-<out>/masked/LABEL-DIGEST.npz   its metric with tokens masked
-<out>/analysis.json             everything that the page shows
+<out>/items/LABEL-DIGEST.npz       scores and probes of each item of a run, taken up again where they are there
+<out>/masked/LABEL-DIGEST.npz      its metric with tokens masked
+<out>/gradients/LABEL-DIGEST.npz   what the coherence of its gradients is made of
+<out>/analysis.json                everything that the page shows
 """
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -19,7 +22,7 @@ from lmgraft import records
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
-from lmgraft.data.base import spread_over
+from lmgraft.data.base import Data, spread_over
 from lmgraft.errors import HostError, RunError
 from lmgraft.recipes.run import read_run
 from lmgraft.studies.analyze.compare import (
@@ -33,9 +36,10 @@ from lmgraft.studies.analyze.compare import (
 )
 from lmgraft.studies.analyze.config import AnalyzeConfig
 from lmgraft.studies.analyze.gallery import Exhibit, choose, exhibits
+from lmgraft.studies.analyze.gradients import PASSES, coherences, independent, item_products
 from lmgraft.studies.analyze.look import Arrays, Opened, columns, look, open_run, untrained
 from lmgraft.studies.analyze.masking import Amplified, losses, passes
-from lmgraft.studies.analyze.results import FILE, Analysis, Similarity, Subject
+from lmgraft.studies.analyze.results import FILE, Analysis, Coherence, Effort, Rule, Similarity, Subject
 from lmgraft.studies.engine.progress import Say, duration, silent
 from lmgraft.tasks.items import NotFiniteColumnError
 from lmgraft.training.checkpoints import checkpoint_path
@@ -44,7 +48,7 @@ from lmgraft.training.items import read_arrays, write_arrays
 _LARGEST_PASS, _SIMILAR = 64, 32
 _RANDOM = "random_frozen"
 """The arm whose block amplifies without having learnt to; it is looked at first."""
-_OF_THE_PAGE = ("limit", "causal", "gallery")
+_OF_THE_PAGE = ("limit", "causal", "coherence", "gallery")
 """Settings that columns do not depend on, their items apart."""
 
 
@@ -57,6 +61,7 @@ class Ended:
     before: Arrays | None
     """Of the model before training, for the first run of each arm."""
     masked: Arrays | None
+    gradients: Arrays | None
 
 
 def analyze_runs(
@@ -65,6 +70,7 @@ def analyze_runs(
     config: AnalyzeConfig | None = None,
     *,
     overrides: Sequence[str] = (),
+    others: Data | None = None,
     say: Say = silent,
 ) -> tuple[Analysis, list[Exhibit]]:
     """Look at runs and compare them; what is there of an interrupted look is kept.
@@ -74,6 +80,7 @@ def analyze_runs(
         out: Folder of the analysis.
         config: What is looked at.
         overrides: Changes of the recipes, such as ["--data.root", "DIR"].
+        others: Data whose items are looked at in place of the runs' test items, such as images with masks.
         say: Is told what happens, with the time left.
 
     Returns:
@@ -83,7 +90,7 @@ def analyze_runs(
         LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
     """
     config, started = config or AnalyzeConfig(), time.monotonic()
-    runs = open_runs(run_dirs, overrides)
+    runs = open_runs(run_dirs, overrides, others)
     ended: dict[str, Ended] = {}
     other: dict[str, Amplified] = {}
     notes: list[str] = []
@@ -95,24 +102,26 @@ def analyze_runs(
         if floor and any(name.startswith("score/") for name in looked):
             before = _kept(out / "items", untrained(run), config, samples, lambda r, s: _columns(r, s, config, say))
         masked = _masked(run, config, samples, out, other, notes, say)
-        ended[run.label] = Ended(_subject(run, looked), looked, before, masked)
-    analysis = _compared([ended[run.label] for run in runs], runs, config, notes)
-    analysis = replace(analysis, seconds=time.monotonic() - started)
+        gradients = _gradients(run, config, independent(samples, looked, config.coherence), out, say)
+        ended[run.label] = Ended(_subject(run, looked), looked, before, masked, gradients)
+    analysis = _compared([ended[run.label] for run in runs], runs, config, notes, say)
+    shown = _gallery(runs, ended, config, say)
+    analysis = replace(analysis, efforts=_efforts(analysis, ended, shown), seconds=time.monotonic() - started)
     records.write_json(out / FILE, asdict(analysis))
-    return analysis, _gallery(runs, ended, config)
+    return analysis, shown
 
 
-def open_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> list[Opened]:
-    """Finished runs of one data set, by their labels.
+def open_runs(run_dirs: Sequence[Path], overrides: Sequence[str] = (), others: Data | None = None) -> list[Opened]:
+    """Finished runs of one data set, by their labels; `others` as in `open_run`.
 
     Raises:
         LmgraftError: If one is not finished, or they have other data.
     """
     runs: list[Opened] = []
     for folder, label in labels_of(run_dirs, overrides).items():
-        run = open_run(folder, label, overrides)
+        run = open_run(folder, label, overrides, others)
         for other in runs:
-            if other.recipe.data.fingerprint() != run.recipe.data.fingerprint():
+            if other.source != run.source:
                 raise RunError(f"{folder} and {other.folder} have other data", "compare runs of one data set")
         runs.append(run)
     return runs
@@ -153,7 +162,8 @@ def _kept(
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
     weights = run.weights if run.trained else ""
-    made_from = {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
+    made_from: dict[str, Any] = {"shown": run.source} if run.other is not None else {}
+    made_from |= {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -168,6 +178,11 @@ def _kept(
 
 def _size(run: Opened, config: AnalyzeConfig) -> int:
     return config.batch_size or min(run.recipe.data.eval_batch_size, _LARGEST_PASS)
+
+
+def _passes(run: Opened) -> int:
+    """Of an item that is looked at: one of the model, and one of its graft in dense form."""
+    return 1 if run.inserted is None else 2
 
 
 def _timer(what: str, total: int, things: str, say: Say) -> Callable[[int], None]:
@@ -185,7 +200,7 @@ def _timer(what: str, total: int, things: str, say: Say) -> Callable[[int], None
 
 
 def _columns(run: Opened, samples: Sequence[int], config: AnalyzeConfig, say: Say) -> Arrays:
-    tell = _timer(run.label, len(samples), run.recipe.data.things, say)
+    tell = _timer(f"{run.label} ({_each(_passes(run))})", len(samples), run.recipe.data.things, say)
     try:
         return columns(run, samples, _size(run, config), config.layers, tell)
     except NotFiniteColumnError as error:
@@ -202,11 +217,12 @@ def _masked(
     say: Say,
 ) -> Arrays | None:
     """What masking takes; also notes in `other` what the first random block amplifies, by the digest of its run."""
-    if run.inserted is None or not config.causal:
+    if run.inserted is None or not config.causal or not run.labelled:
         return None
     chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
+    rules = len(get_args(Rule)) - (not other)
     tell = _timer(
-        f"{run.label}, tokens masked ({passes(config.shares, 5)} passes each)", len(chosen), run.recipe.data.things, say
+        f"{run.label}, tokens masked ({_each(passes(config.shares, rules))})", len(chosen), run.recipe.data.things, say
     )
     beside, amplifies = next(iter(other.items()), ("", Amplified()))
 
@@ -228,9 +244,17 @@ def _masked(
     return made
 
 
+def _gradients(run: Opened, config: AnalyzeConfig, samples: Sequence[int], out: Path, say: Say) -> Arrays | None:
+    if not config.coherence or not run.labelled:
+        return None
+    each = f"{PASSES} passes forward and {PASSES} back each"
+    tell = _timer(f"{run.label}, gradients ({each})", len(samples), run.recipe.data.things, say)
+    return _kept(out / "gradients", run, config, samples, lambda run, samples: item_products(run, samples, tell))
+
+
 def _subject(run: Opened, looked: Arrays) -> Subject:
     metric = run.task.primary
-    values, inserted = looked[f"task/{metric.column}"].astype(float), run.inserted
+    values, inserted = looked.get(f"task/{metric.column}"), run.inserted
     batch = next(run.batches([0], 1))
     seen = look(run, batch, layers=False)
     return Subject(
@@ -238,15 +262,17 @@ def _subject(run: Opened, looked: Arrays) -> Subject:
         arm=run.recipe.arm,
         seed=run.recipe.seed,
         folder=str(run.folder),
-        metric=float(values.mean()),
-        metric_interval=interval_of(values, looked["group"], metric.bounds),
-        items=len(values),
+        metric=None if values is None else float(values.mean()),
+        metric_interval=None if values is None else interval_of(values.astype(float), looked["group"], metric.bounds),
+        items=len(looked["index"]),
         tokens=seen.noted.at[run.last].tokens.shape[1],
         block=None if inserted is None else inserted.block.provenance.to_dict(),
     )
 
 
-def _compared(ended: Sequence[Ended], opened: Sequence[Opened], config: AnalyzeConfig, notes: list[str]) -> Analysis:
+def _compared(
+    ended: Sequence[Ended], opened: Sequence[Opened], config: AnalyzeConfig, notes: list[str], say: Say
+) -> Analysis:
     first = opened[0]
     has_truth = any(name.startswith("score/") for one in ended for name in one.columns)
     if not has_truth:
@@ -264,28 +290,46 @@ def _compared(ended: Sequence[Ended], opened: Sequence[Opened], config: AnalyzeC
         subjects=subjects,
         found=found(looked | before),
         probes=probes(looked),
-        similarities=[_similarity(run, config) for run in opened],
+        similarities=[_similarity(run, config, say) for run in opened],
+        coherences=_alike(ended, notes),
         losses=loss_rows(masked, first.task.primary),
         comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.primary)],
-        gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test "),
+        gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test ") if first.labelled else "",
         notes=notes,
         config=asdict(config),
-        data=first.recipe.data.fingerprint(),
+        shown=None if first.other is None else first.other.about,
+        data=first.source,
         environment=records.environment(),
         seconds=0.0,
     )
 
 
-def _similarity(run: Opened, config: AnalyzeConfig) -> Similarity:
+def _alike(ended: Sequence[Ended], notes: list[str]) -> list[Coherence]:
+    """Coherence of each run's gradients; a note where there is none."""
+    rows: list[Coherence] = []
+    for one in ended:
+        if one.gradients is not None:
+            try:
+                rows += coherences(one.subject.label, one.gradients)
+            except RunError as error:
+                notes.append(f"{one.subject.label}: gradients could not be compared ({error.message}).")
+    return rows
+
+
+def _similarity(run: Opened, config: AnalyzeConfig, say: Say) -> Similarity:
     """CKA between all stages, over the tokens of a few items."""
     kept: dict[str, list[torch.Tensor]] = {}
-    for batch in run.batches(spread_over(len(run.items), _SIMILAR), _size(run, config)):
+    samples, done = spread_over(len(run.items), _SIMILAR), 0
+    tell = _timer(f"{run.label}, CKA ({_each(_passes(run))})", len(samples), run.recipe.data.things, say)
+    for batch in run.batches(samples, _size(run, config)):
         for stage, features in look(run, batch, config.layers).noted.at.items():
             kept.setdefault(stage, []).append(features.tokens.cpu())
+        done += len(batch.index)
+        tell(done)
     tokens = {stage: torch.cat(parts).flatten(0, 1) for stage, parts in kept.items()}
     alike = {stage: one for stage, one in tokens.items() if len(one) == len(next(reversed(tokens.values())))}
     matrix = [[linear_cka(one, two) for two in alike.values()] for one in alike.values()]
-    return Similarity(label=run.label, stages=list(alike), cka=matrix, items=min(_SIMILAR, len(run.items)))
+    return Similarity(label=run.label, stages=list(alike), cka=matrix, items=done)
 
 
 def _graded(run: Opened, looked: Arrays) -> Metric:
@@ -294,7 +338,7 @@ def _graded(run: Opened, looked: Arrays) -> Metric:
     return scored[0] if scored else run.task.primary
 
 
-def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: AnalyzeConfig) -> list[Exhibit]:
+def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: AnalyzeConfig, say: Say) -> list[Exhibit]:
     """Chosen by the leading arm's first run: how well its last stage finds the object, or else how well it does."""
     if not config.gallery:
         return []
@@ -309,4 +353,39 @@ def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: Analy
     chosen = [
         (rule, by_index[int(looked["index"][at])], int(looked["index"][at]), float(scores[at])) for rule, at in picked
     ]
-    return exhibits([lead, *(run for run in opened if run is not lead)], chosen, metric, _size(lead, config))
+    tell = _timer(
+        f"gallery ({_each(_single(ended[lead.label].subject))})",
+        len(chosen) * len(opened),
+        lead.recipe.data.things,
+        say,
+    )
+    return exhibits(
+        [lead, *(run for run in opened if run is not lead)], chosen, metric, size=_size(lead, config), say=tell
+    )
+
+
+def _single(subject: Subject) -> int:
+    """Passes of an item of the gallery: it is looked at twice, and its tokens are masked one by one."""
+    return subject.tokens + (3 if subject.block is None else 5)
+
+
+def _each(count: int) -> str:
+    return "1 pass each" if count == 1 else f"{count} passes each"
+
+
+def _efforts(analysis: Analysis, ended: Mapping[str, Ended], shown: Sequence[Exhibit]) -> list[Effort]:
+    """What was computed of each item, by the run that took most."""
+    looks = 1 + any(one.subject.block is not None for one in ended.values())
+    masks = 2 + max(Counter(one.label for one in analysis.losses).values(), default=0)
+    needed = max((_single(one.subject) for one in ended.values()), default=0)
+    items = max(one.subject.items for one in ended.values())
+    alike = max((one.items for one in analysis.coherences), default=0)
+    rows = [
+        Effort(what="looked", items=items, forward=looks),
+        Effort(what="untrained", items=items * any(one.before is not None for one in ended.values()), forward=looks),
+        Effort(what="masked", items=max((one.items for one in analysis.losses), default=0), forward=masks),
+        Effort(what="gradients", items=alike, forward=PASSES, backward=PASSES),
+        Effort(what="cka", items=max(one.items for one in analysis.similarities), forward=looks),
+        Effort(what="gallery", items=len(shown), forward=needed),
+    ]
+    return [row for row in rows if row.items]

@@ -10,8 +10,10 @@ import base64
 import json
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -58,6 +60,18 @@ def unpack(out: Path) -> None:
         for name, content in files.items():
             _write(part / run / name, content)
     part.rename(out / "runs")
+
+
+@contextmanager
+def unpacked(out: Path) -> Iterator[Path]:
+    """Inside, a folder with the runs that `unpack` would write into this one, which is left as it is."""
+    if not (out / FILE).exists() or (out / "runs").exists():
+        yield out
+        return
+    with TemporaryDirectory() as scratch:
+        shutil.copyfile(out / FILE, Path(scratch) / FILE)
+        unpack(Path(scratch))
+        yield Path(scratch)
 
 
 def _packed(folder: Path) -> dict[str, Any]:

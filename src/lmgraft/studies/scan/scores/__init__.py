@@ -76,7 +76,7 @@ SCORES: dict[str, Score] = {
             measures="how alike the loss's gradients of different minibatches are at the start, for all that is "
             "trained: 1 for equal ones, 0 for unrelated ones",
             why="Where minibatches agree on the way, the first steps go further.",
-            interval="bootstrap over minibatches, of one draw of W1",
+            interval="jackknife over minibatches, of one draw of W1",
             unit=_COEFFICIENT,
             measure=coherence.measure,
         ),

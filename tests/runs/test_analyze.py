@@ -74,6 +74,10 @@ def test_the_page_and_its_files(looked: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
     assert "<script" not in page
     for one in analysis.gallery:
+        assert set(one.predictions) == {subject.label for subject in analysis.subjects}
+        label, prediction = next(iter(one.predictions.items()))
+        name, value = next(iter(prediction.items()))
+        assert f"<br>{label}: {name} {value:.3f}" in page
         with Image.open(looked / one.file) as picture:
             assert min(picture.size) > 50
         assert f'alt="{one.alt}"' in page

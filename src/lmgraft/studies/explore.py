@@ -20,7 +20,7 @@ from lmgraft.analysis.masks import best_iou, iou
 from lmgraft.data.base import ItemSet, on_device
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
-from lmgraft.studies.analyze.look import Opened, first_views, look
+from lmgraft.studies.analyze.look import Opened, first_views, look, predictions
 from lmgraft.studies.analyze.run import open_runs
 
 LAST = "last"
@@ -79,7 +79,7 @@ class Sight:
     """Stage -> sizes of its grid of tokens."""
     heads: Mapping[str, Tensor]
     """"encoder" and "block" -> (heads, T), each token's share of attention."""
-    prediction: Mapping[str, Any] | None
+    prediction: Mapping[str, Any]
     """In the task's own words; None where it has none."""
 
 
@@ -243,7 +243,7 @@ class Explorer:
                 absent[label] = "other tokens"
             else:
                 marked[label] = _marked(sight, values, choice)
-        predictions = {label: p for label in labels if (p := seen.sights[label].prediction) is not None}
+        predictions = {label: p for label in labels if (p := seen.sights[label].prediction)}
         return View(seen=seen, choice=choice, grid=grid, marked=marked, absent=absent, predictions=predictions)
 
 
@@ -271,10 +271,6 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
     def first(values: Tensor | None) -> Tensor | None:
         return None if values is None else values[0].cpu()
 
-    try:
-        (prediction,) = run.task.predict(noted.output, batch)
-    except RecipeError:  # the task has no words for it
-        prediction = None
     categories = run.recipe.data.categories()
     truths = {
         name.removeprefix("by_"): categories[name.removeprefix("by_")][int(values[0])]
@@ -292,7 +288,7 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
         maps={key: values[0].cpu() for key, values in looked.maps.items() if key[1] != "attention"},
         grids={stage: features.grid for stage, features in noted.at.items()},
         heads={kind: shares[0].cpu() for kind, shares in noted.attention.items()},
-        prediction=prediction,
+        prediction=predictions(run, noted.output, batch)[0],
     )
     return sight, truths
 

@@ -8,6 +8,7 @@ from typing import Any
 from lmgraft.analysis.comparison import Comparison
 from lmgraft.contracts import Metric
 from lmgraft.words import numbers as write
+from lmgraft.words.explore import predicted
 
 SCORES = {
     "best_iou": "IoU at each item's best threshold",
@@ -119,3 +120,8 @@ def scope(arms: Mapping[str, int], looked: str, comparisons: int) -> str:
 
 def _minus(text: str) -> str:
     return text.replace("-", write.MINUS)
+
+
+def first_predictions(predictions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What comes first of what each run predicts of an item, a sentence a run; none where a task has no words."""
+    return [f"{run}: {predicted(*next(iter(of.items())))}" for run, of in predictions.items() if of]

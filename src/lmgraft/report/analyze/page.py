@@ -97,6 +97,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         efforts=efforts_sheet(analysis).table(),
         svgs=svgs,
         kinds=_KINDS,
+        first_predictions=words.first_predictions,
         pictures=pictures,
         reading=words.READING,
         no_gradient=words.NO_GRADIENT,
@@ -147,5 +148,10 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
         write_png(figure, out / file, dpi=110)
         pictures[file] = data_address((out / file).read_bytes())
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
-        shown.append(Shown(rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt))
+        shown.append(
+            Shown(
+                rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt,
+                predictions={run: dict(of) for run, of in one.predictions.items()},
+            )
+        )  # fmt: skip
     return shown, pictures

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmgraft.contracts import Metric
 from lmgraft.errors import HostError
-from lmgraft.studies.analyze.look import Opened, look
+from lmgraft.studies.analyze.look import Opened, look, predictions
 from lmgraft.studies.analyze.masking import carried
 
 ChosenBy = Literal["best", "median", "worst", "random"]
@@ -35,6 +35,8 @@ class Exhibit:
     places: Tensor | None
     maps: Mapping[str, Mapping[str, Tensor]]
     """Run -> title -> (T,) in [0, 1]."""
+    predictions: Mapping[str, Mapping[str, Any]]
+    """Run -> what its task says of the item."""
 
 
 def choose(scores: NDArray[Any], count: int, seed: int) -> list[tuple[ChosenBy, int]]:
@@ -99,6 +101,7 @@ def exhibits(
     samples = [sample for _, sample, _, _ in chosen]
     shown: list[dict[str, Any]] = []
     maps: list[dict[str, dict[str, Tensor]]] = [{} for _ in chosen]
+    predicted: list[dict[str, dict[str, Any]]] = [{} for _ in chosen]
     for number, run in enumerate(runs):
         at = 0
         for batch in run.batches(samples, size):
@@ -112,7 +115,8 @@ def exhibits(
             for name, title in ATTENTION_TITLES.items():
                 if (name, "attention") in seen.maps:
                     titled[title] = seen.maps[name, "attention"]
-            for place in range(len(batch.index)):
+            for place, prediction in enumerate(predictions(run, seen.noted.output, batch)):
+                predicted[at + place][run.label] = prediction
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
                 maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size)
                 say(number * len(chosen) + at + place + 1)
@@ -128,8 +132,10 @@ def exhibits(
                     )
             at += len(batch.index)
     return [
-        Exhibit(rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, **item)
-        for (rule, _, index, score), of_item, item in zip(chosen, maps, shown, strict=True)
+        Exhibit(
+            rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, predictions=of, **item
+        )
+        for (rule, _, index, score), of_item, of, item in zip(chosen, maps, predicted, shown, strict=True)
     ]
 
 

@@ -29,7 +29,7 @@ from lmgraft.analysis.probes import attention_entropy, effective_rank
 from lmgraft.checkpoint.digest import file_digest
 from lmgraft.contracts import Host
 from lmgraft.data.base import Data, ItemSet, OtherItems, on_device
-from lmgraft.errors import HostError
+from lmgraft.errors import HostError, RecipeError
 from lmgraft.graft import GraftLayer, find_graft
 from lmgraft.graft.hosts import find_host
 from lmgraft.recipes import Recipe
@@ -180,6 +180,14 @@ def look(run: Opened, batch: Any, layers: bool) -> Looked:
         ignored = _shares(run, noted, inputs, batch.ignored) >= _MOST
         unknown = ignored if unknown is None else unknown | ignored
     return Looked(noted, maps, truth, unknown, floor, places)
+
+
+def predictions(run: Opened, output: Any, batch: Any) -> list[dict[str, Any]]:
+    """What the run's task says of each item of a batch; nothing of any where it has no words for it."""
+    try:
+        return run.task.predict(output, batch)
+    except RecipeError:
+        return [{} for _ in batch.index]
 
 
 def truth_of_tokens(

@@ -126,6 +126,8 @@ class Shown:
     file: str
     """Of the picture, beside the page."""
     alt: str
+    predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Run -> what its task says of the item."""
 
 
 @dataclass(frozen=True, kw_only=True)

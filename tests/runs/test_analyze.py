@@ -7,6 +7,7 @@ import gc
 import re
 from collections import namedtuple
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from lmgraft.data.base import spread_over
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.run import trained_task
+from lmgraft.report.analyze.page import sections
 from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
 from lmgraft.studies.analyze.compare import comparisons
 from lmgraft.studies.analyze.gallery import choose
@@ -32,6 +34,7 @@ from lmgraft.studies.analyze.look import columns as look_at_all
 from lmgraft.studies.analyze.look import look, open_run
 from lmgraft.studies.analyze.results import Subject
 from lmgraft.training.items import read_arrays
+from lmgraft.words import analyze as words
 
 ARMS = ("plain", "llm", "random_frozen")
 SMALL = {"limit": 12, "causal": 6, "gallery": 1, "shares": [0.25]}
@@ -70,6 +73,10 @@ def test_the_page_and_its_files(looked: Path) -> None:
     assert analysis.has_truth
     page = (looked / "report.html").read_text()
     assert "Do they lie on the object?" in page
+    titles = [section.title for section in sections(analysis)]
+    assert titles == [words.OBJECT, words.CAUSAL]
+    assert all(section.answer and section.sentences for section in sections(analysis))
+    assert all(escape(section.answer, quote=False).replace("'", "&#39;") in page for section in sections(analysis))
     assert "Does the model need what the block amplifies?" in page
     assert not re.findall(r'(?:src|href)="(?:https?:)?//', page)
     assert "<script" not in page
@@ -254,6 +261,21 @@ def test_seeds_of_an_arm_are_compared_together() -> None:
     assert precision.outcome == "more"
     assert precision.interval is not None
     assert 0.18 < precision.interval[0] < 0.2 < precision.interval[1] < 0.22
+
+
+def test_maps_and_answers_in_words() -> None:
+    common = {"kind": "object", "score": "average_precision", "seeds": 1, "items": 9}
+    pairs = [("plain encoder magnitude", (0.1, 0.3)), ("centre", (-0.1, 0.3)), ("llm encoder attention", None)]
+    rows = [
+        Comparison(**common, first="llm W2 magnitude", second=name, difference=0.2, interval=ends)
+        for name, ends in pairs
+    ]
+    said = [words.object_sentence(row) for row in rows]
+    assert said[0].startswith("What stands out behind W2 of llm lies on the object more than what stands out behind")
+    assert "no interval" in said[2]
+    assert "no interval" not in said[1]
+    assert "in 1 of 3 comparisons, less in 0; no difference is shown in 2" in words.object_answer(rows)
+    assert words.map_in_words("a untrained W2 magnitude") == "what stands out behind W2 of a before training"
 
 
 def test_an_interval_over_zero_shows_nothing() -> None:

@@ -40,7 +40,7 @@ examples:
 
     def run(self) -> int:
         from lmgraft.recipes.kinds import data_of_kind
-        from lmgraft.report.analyze.page import sentences, write_report
+        from lmgraft.report.analyze.page import sections, write_report
         from lmgraft.studies.analyze.run import analyze_runs
 
         options = read_options(self.more)
@@ -54,8 +54,9 @@ examples:
         config = AnalyzeConfig(**{one.name: getattr(self, one.name) for one in fields(AnalyzeConfig)})
         analysis, exhibits = analyze_runs(self.runs, self.out, config, overrides=overrides, others=others, say=say)
         page = write_report(analysis, exhibits, self.out)
-        for sentence in sentences(analysis):
-            sys.stdout.write(f"- {sentence}\n")
+        for section in sections(analysis):
+            sys.stdout.write(f"{section.title} {section.answer}".rstrip() + "\n")
+            sys.stdout.writelines(f"- {sentence}\n" for sentence in section.sentences)
         sys.stdout.write(f"\nThe page: {page.resolve()}\n")
         return 0
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from lmgraft.analysis.comparison import Comparison
+from lmgraft.analysis.comparison import Comparison, Outcome
 from lmgraft.contracts import Metric
 from lmgraft.words import numbers as write
+from lmgraft.words.arms import words_of
 from lmgraft.words.explore import predicted
 
 SCORES = {
@@ -38,6 +39,16 @@ COHERENCE = (
     "item by item; 1 where all are equal, 0 where they have nothing in common. Test items and their labels are used, "
     "and nothing is trained. Where a few items' gradients are much larger than all others the interval is too narrow."
 )
+OBJECT, CAUSAL = "Does what stands out lie on the object?", "Does the model need what its block amplifies?"
+STANDING_OUT = (
+    "A token stands out when it lies far from the mean over the item's tokens; W2 is where they leave the graft. "
+    "Average precision is 1 when all of the object's tokens stand out more than all others, and about the object's "
+    "share of the tokens by chance."
+)
+MASKING = (
+    "Tokens are hidden, and what the run then loses is compared with what it loses when as many random ones are "
+    "hidden. It is more, if the block picks out what is needed."
+)
 READING = (
     "Maps are scaled to their own range. IoU at each item's best threshold uses the truth to choose the threshold, "
     "which favours every map: read it beside the floors. The floor “centre” knows nothing of the item: as many tokens "
@@ -54,26 +65,67 @@ def interval(ends: Sequence[float] | None, digits: int = 3) -> str:
     return "" if ends is None else f"{_minus(f'{ends[0]:.{digits}f}')} to {_minus(f'{ends[1]:.{digits}f}')}"
 
 
+_MAPS = {
+    " untrained W2 magnitude": "what stands out behind W2 of {arm} before training",
+    " W2 magnitude": "what stands out behind W2 of {arm}",
+    " untrained encoder magnitude": "what stands out behind the encoder of {arm} before training",
+    " encoder magnitude": "what stands out behind the encoder of {arm}",
+    " encoder attention": "what the last layer of {arm}'s encoder attends to",
+}
+"""How a map's name ends -> the same in a sentence."""
+
+
+def map_in_words(name: str) -> str:
+    """A map of a comparison, "llm W2 magnitude", as a sentence calls it."""
+    if name == "centre":
+        return "a blob at the centre with the object's area"
+    ending = next((ending for ending in _MAPS if name.endswith(ending)), None)
+    return name if ending is None else _MAPS[ending].format(arm=name.removesuffix(ending))
+
+
 def object_sentence(c: Comparison) -> str:
     """Whether one map finds the object better than another."""
-    against = {"centre": "a blob at the centre"}.get(c.second, c.second)
+    one, other = map_in_words(c.first), map_in_words(c.second)
     verdict = {
-        "more": f"{c.first} finds the object better than {against}",
-        "less": f"{c.first} finds the object worse than {against}",
-        "not shown": f"No difference is shown between {c.first} and {against}",
+        "more": f"{one[0].upper()}{one[1:]} lies on the object more than {other}",
+        "less": f"{one[0].upper()}{one[1:]} lies on the object less than {other}",
+        "not shown": f"No difference is shown between {one} and {other}",
     }[c.outcome]
-    return f"{verdict}: {SCORES[c.score]} {signed(c.difference, c.interval)}."
+    return f"{verdict}: {SCORES[c.score]} {signed(c.difference, c.interval)}{_no_interval(c)}."
+
+
+def object_answer(comparisons: Sequence[Comparison]) -> str:
+    """How often the leading arm's map finds the object better than others."""
+    one = map_in_words(comparisons[0].first)
+    return _tally(comparisons, f"{one[0].upper()}{one[1:]} lies on the object more")
+
+
+def causal_answer(comparisons: Sequence[Comparison]) -> str:
+    """How often masking what a block amplifies costs more than masking at random."""
+    return _tally(comparisons, "Masking what a block amplifies costs more than masking at random")
+
+
+def _tally(comparisons: Sequence[Comparison], more: str) -> str:
+    outcomes = [c.outcome for c in comparisons]
+    counts = [outcomes.count(outcome) for outcome in get_args(Outcome)]
+    compared = write.counted(len(outcomes), "comparison")
+    return f"{more} in {counts[0]} of {compared}, less in {counts[1]}; no difference is shown in {counts[2]}."
+
+
+def _no_interval(c: Comparison) -> str:
+    return " (no interval: the items hardly differ)" if c.interval is None else ""
 
 
 def causal_sentence(c: Comparison, metric: Metric) -> str:
     """Whether masking what a block amplifies takes more than masking other tokens."""
     costs = {"more": "costs more than", "less": "costs less than", "not shown": "is not shown to differ from"}
     scaled = None if c.interval is None else [metric.scale * end for end in c.interval]
+    share = "" if c.share is None else f"{100 * c.share:.0f} %"
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
     return (
-        f"{c.arm}: masking {RULES['amplified']} ({c.share:.0%} of the tokens, {WHERE[c.score]}) {costs[c.outcome]} "
+        f"{c.arm}: masking {RULES['amplified']} ({share} of the tokens, {WHERE[c.score]}) {costs[c.outcome]} "
         f"masking {RULES[c.second]}: {signed(metric.scale * c.difference, scaled, 1)}{unit} of "
-        f"{metric.title.removeprefix('test ')}."
+        f"{metric.title.removeprefix('test ')}{_no_interval(c)}."
     )
 
 
@@ -81,6 +133,17 @@ def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
     """A difference with its sign, and its interval behind it."""
     text = _minus(f"{value:+.{digits}f}")
     return text if ends is None else f"{text} (95 % interval {interval(ends, digits)})"
+
+
+def chosen_by(has_truth: bool, metric: str) -> str:
+    """By what items of a gallery were chosen; the number beside each.
+
+    Args:
+        has_truth: Whether the data know the object.
+        metric: What chose them otherwise.
+    """
+    score = f"the {SCORES['best_iou']} of the first run's last stage" if has_truth else f"the first run's {metric}"
+    return f"Best, median and worst by {score}, and some by chance."
 
 
 def looked_at(items: int, things: str, shown: Mapping[str, Any] | None) -> str:
@@ -110,12 +173,12 @@ def scope(arms: Mapping[str, int], looked: str, comparisons: int) -> str:
         looked: Which items were looked at.
         comparisons: How many differences have an interval.
     """
-    runs = ", ".join(f"{arm} ({write.counted(count, 'seed')})" for arm, count in arms.items())
+    runs = "; ".join(f"{arm} ({words_of(arm).noun}, {write.counted(count, 'seed')})" for arm, count in arms.items())
     single = " Of arms with one seed the intervals speak of other items only, not of another training." * (
         1 in arms.values()
     )
     corrected = f" {comparisons} comparisons; intervals are not corrected for their number." * (comparisons > 1)
-    return f"{runs}; {looked}.{single}{corrected}"
+    return f"Compared: {runs}; on {looked}.{single}{corrected}"
 
 
 def _minus(text: str) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from lmgraft import records
 from lmgraft.registry import PICTURES
@@ -32,6 +33,16 @@ _KINDS = {
     "worst": "found worst",
     "random": "drawn at random",
 }
+
+
+class Section(NamedTuple):
+    """A question with its answer."""
+
+    title: str
+    answer: str
+    """In short; empty where there is none."""
+    explained: str
+    sentences: list[str]
 
 
 def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> Path:
@@ -78,7 +89,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
     return render(
         "analyze.html",
         analysis=analysis,
-        sentences=sentences(analysis),
+        sections=sections(analysis),
         scope=words.scope(
             Counter(s.arm for s in analysis.subjects),
             looked,
@@ -102,6 +113,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         reading=words.READING,
         no_gradient=words.NO_GRADIENT,
         needed=analysis.gallery_metric,
+        chosen=words.chosen_by(analysis.has_truth, analysis.gallery_metric),
         facts={
             "items": f"{looked}, evenly spread",
             "folder": "" if analysis.shown is None else analysis.shown["where"],
@@ -113,21 +125,25 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
     )
 
 
-def sentences(analysis: Analysis) -> list[str]:
-    """What was found, the paper's questions first."""
-    found = [
-        words.object_sentence(c) for c in analysis.comparisons if c.kind == "object" and c.score == "average_precision"
-    ]
-    middle = sorted({c.share for c in analysis.comparisons if c.share is not None})
-    share = middle[len(middle) // 2] if middle else None
-    found += [
-        words.causal_sentence(c, analysis.metric)
-        for c in analysis.comparisons
-        if c.kind == "causal" and c.share == share and c.second == "random"
-    ]
+def sections(analysis: Analysis) -> list[Section]:
+    """What was found, a section for each of the paper's questions, and what could not be measured."""
+    lie = [c for c in analysis.comparisons if c.kind == "object" and c.score == "average_precision"]
+    shares = sorted({c.share for c in analysis.comparisons if c.share is not None})
+    middle = shares[len(shares) // 2] if shares else None
+    need = [c for c in analysis.comparisons if c.kind == "causal" and c.share == middle and c.second == "random"]
+    parts = []
+    if lie:
+        listed = [words.object_sentence(c) for c in lie]
+        parts.append(Section(words.OBJECT, words.object_answer(lie), words.STANDING_OUT, listed))
+    if need:
+        listed = [words.causal_sentence(c, analysis.metric) for c in need]
+        parts.append(Section(words.CAUSAL, words.causal_answer(need), words.MASKING, listed))
+    left_out = list(analysis.notes)
     if analysis.shown is not None and not analysis.shown["labelled"]:
-        found.append(words.other_classes(analysis.things))
-    return [*found, *analysis.notes] or ["Nothing was compared: give several runs, or one with a block."]
+        left_out.append(words.other_classes(analysis.things))
+    if not parts:
+        left_out.append("Nothing was compared: give several runs, or one with a block.")
+    return [*parts, *([Section("Not measured", "", "", left_out)] if left_out else [])]
 
 
 def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> tuple[list[Shown], dict[str, str]]:

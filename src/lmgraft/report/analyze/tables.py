@@ -10,6 +10,7 @@ from lmgraft.studies.analyze.look import CENTRE
 from lmgraft.studies.analyze.results import Analysis, Found
 from lmgraft.words import analyze as words
 from lmgraft.words import numbers as write
+from lmgraft.words.arms import block_name
 
 _ENDS = ("low", "high")
 
@@ -31,7 +32,8 @@ def runs_sheet(analysis: Analysis) -> Sheet:
             Column("run", lambda s: s.label, names=("run",)),
             Column("arm", lambda s: s.arm, names=("arm",)),
             Column("seed", lambda s: s.seed, names=("seed",)),
-            Column("block", lambda s: None if s.block is None else s.block["source"], names=("block",)),
+            Column("block", lambda s: s.block, block_name, names=()),
+            Column("", lambda s: None if s.block is None else block_name(s.block), names=("block",)),
             Column("tokens", lambda s: s.tokens, names=("tokens",)),
             Column(write.in_unit(m.title, m.unit), lambda s: s.metric, lambda x: write.value(x, m), names=("metric",)),
             Column("95 % interval", lambda s: s.metric_interval, lambda x: write.interval(x, m), names=_ENDS),
@@ -93,7 +95,7 @@ def comparisons_sheet(analysis: Analysis, kind: str) -> Sheet:
         Column("first", lambda c: f"{c.arm}: {words.RULES['amplified']}" if c.arm else c.first, names=("first",)),
         Column("second", lambda c: words.RULES.get(c.second, c.second), names=("second",)),
         Column("masked" if kind == "causal" else "by", lambda c: score[c.score], names=("score",)),
-        Column("share", lambda c: c.share, lambda x: f"{x:.0%}", names=("share",)),
+        Column("share", lambda c: c.share, lambda x: f"{100 * x:.0f} %", names=("share",)),
         Column(title, lambda c: c.difference * scale, lambda x: words.signed(x, None, digits), names=("difference",)),
         Column(
             "95 % interval",
@@ -101,8 +103,8 @@ def comparisons_sheet(analysis: Analysis, kind: str) -> Sheet:
             lambda ends: words.interval(ends, digits),
             names=_ENDS,
         ),
-        Column("seeds", lambda c: c.seeds, names=("seeds",)),
-        Column("items", lambda c: c.items, names=("items",)),
+        Column("", lambda c: c.seeds, names=("seeds",)),
+        Column("", lambda c: c.items, names=("items",)),
         Column("shown", lambda c: c.outcome, names=("outcome",)),
     ]
     shown = [c for c in analysis.comparisons if c.kind == kind]
@@ -117,7 +119,7 @@ def losses_sheet(analysis: Analysis) -> Sheet:
             Column("run", lambda row: row.label, names=("run",)),
             Column("masked", lambda row: words.WHERE[row.where], names=("where",)),
             Column("tokens", lambda row: words.RULES[row.rule], names=("rule",)),
-            Column("share", lambda row: row.share, lambda x: f"{x:.0%}", names=("share",)),
+            Column("share", lambda row: row.share, lambda x: f"{100 * x:.0f} %", names=("share",)),
             Column(
                 f"lost, {m.difference_unit}", lambda row: row.mean, lambda x: write.difference(x, m), names=("lost",)
             ),

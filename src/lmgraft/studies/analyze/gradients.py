@@ -42,7 +42,9 @@ def item_products(run: Opened, samples: Sequence[int], say: Callable[[int], None
         for batch in run.batches(samples, 1):
             with torch.enable_grad():
                 yield gradients_of(run.task, batch)
-            say(-(-next(steps) // PASSES))
+            done, rest = divmod(next(steps), PASSES)
+            if not rest:
+                say(done)
 
     with in_evaluation(run.task):
         of = products(again)

@@ -320,7 +320,9 @@ def _similarity(run: Opened, config: AnalyzeConfig, say: Say) -> Similarity:
     """CKA between all stages, over the tokens of a few items."""
     kept: dict[str, list[torch.Tensor]] = {}
     samples, done = spread_over(len(run.items), _SIMILAR), 0
-    tell = _timer(f"{run.label}, CKA ({_each(_passes(run))})", len(samples), run.recipe.data.things, say)
+    tell = _timer(
+        f"{run.label}, similarity of stages ({_each(_passes(run))})", len(samples), run.recipe.data.things, say
+    )
     for batch in run.batches(samples, _size(run, config)):
         for stage, features in look(run, batch, config.layers).noted.at.items():
             kept.setdefault(stage, []).append(features.tokens.cpu())

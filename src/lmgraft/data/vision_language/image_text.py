@@ -214,7 +214,7 @@ def loose(parts: Sequence[Part]) -> tuple[ImageTable, Index, list[str]]:
     starts = np.cumsum([0, *(len(part.names) for part in parts)])
     image = np.concatenate([np.asarray(part.image) + start for part, start in zip(parts, starts, strict=False)])
     unknown = np.zeros(len(packed), np.int64)
-    table = ImageTable(where="", names=packed, labels=unknown, sizes=unknown, files=FolderFiles("", packed))
+    table = ImageTable(where=".", names=packed, labels=unknown, sizes=unknown, files=FolderFiles("", packed))
     return table, image, [text for part in parts for text in part.texts]
 
 

@@ -57,17 +57,14 @@ class EmojiCaptions(CaptionFiles):
         self, root: str | None = None, *, unseen: Literal["style", "concepts", "both"] = "style", **options: Any
     ) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
-        tables = {split: str(self.tree / f"{of}.jsonl") for split, of in _tables(unseen).items()}
-        super().__init__(**tables, **{"img_size": _SIDE, "max_text_len": 24, **options})
+        options = {"img_size": _SIDE, "max_text_len": 24, **options}
+        train, val, test = (str(self.tree / f"{table}.jsonl") for table in ("train", "val", unseen))
+        super().__init__(train=train, val=val, test=test, root=None, **options)
 
     def find(self) -> Any:
         if not (self.tree / "set.json").is_file():
             raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {self.name}")
         return super().find()
-
-
-def _tables(unseen: str) -> dict[str, str]:
-    return {"train": "train", "val": "val", "test": unseen}
 
 
 def prepare(out: Path | None) -> Path:

@@ -27,7 +27,7 @@ class ToyCaptions(CaptionFiles):
     def __init__(self, root: str | None = None, **options: Any) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": SIDE, "max_text_len": 12, "negatives": 3, **options}
-        super().__init__(train=str(self.tree / "captions.jsonl"), **options)
+        super().__init__(train=str(self.tree / "captions.jsonl"), val=None, test=None, root=None, **options)
 
     def find(self) -> Any:
         with lock(str(self.tree)):

@@ -191,6 +191,7 @@ SPECS = Registry("library", {"timm": "lmgraft.backbones.timm_spec:find_spec"})
 
 _CLASSIFICATION = "lmgraft.tasks.classification"
 _ANSWERING = "lmgraft.tasks.question_answering"
+_RETRIEVAL = "lmgraft.tasks.retrieval"
 
 METRICS = Registry(
     "metric",
@@ -199,6 +200,12 @@ METRICS = Registry(
         "class_mean": f"{_CLASSIFICATION}:CLASS_MEAN",
         "top5": f"{_CLASSIFICATION}:TOP5",
         "nll": f"{_CLASSIFICATION}:NLL",
+        "ir1": f"{_RETRIEVAL}:IR1",
+        "ir5": f"{_RETRIEVAL}:IR5",
+        "ir10": f"{_RETRIEVAL}:IR10",
+        "tr1": f"{_RETRIEVAL}:TR1",
+        "tr5": f"{_RETRIEVAL}:TR5",
+        "tr10": f"{_RETRIEVAL}:TR10",
         "vqa": f"{_ANSWERING}:VQA",
         "vqa_loss": f"{_ANSWERING}:VQA_LOSS",
     },
@@ -208,6 +215,7 @@ METRICS = Registry(
 FILE_KINDS = Registry(
     "kind of files",
     {
+        "captions": "lmgraft.data.vision_language.caption_files:CaptionFiles",
         "coco": "lmgraft.data.image.coco:CocoInstances",
         "imagenet-s": "lmgraft.data.image.mask_folders:ImageNetS",
         "images": "lmgraft.data.image.image_files:ImageFiles",
@@ -226,6 +234,7 @@ PREPARERS = Registry(
         "composed-objects": "lmgraft.data.image.composed_objects:prepare",
         "composed-questions": "lmgraft.data.vision_language.composed_questions:prepare",
         "easy-vqa": "lmgraft.data.vision_language.easy_vqa:prepare",
+        "emoji-captions": "lmgraft.data.vision_language.emoji_captions:prepare",
         "fashion-mnist": "lmgraft.data.image.fashion_mnist:prepare",
         "furniture": "lmgraft.data.points.furniture:prepare",
         "garments-on-textures": "lmgraft.data.image.composed_objects:prepare_garments",

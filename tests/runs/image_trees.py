@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from lmgraft.data.image.composed_objects import STYLES
 from lmgraft.data.image.image_files import ImageFiles
 
 WNIDS = ("n01440764", "n01443537", "n01484850")
@@ -85,3 +87,31 @@ def shown(data: ImageFiles, split: str) -> list[str]:
     """Names of the images of a split, in order."""
     images = data.split(split)
     return [images.table.name(int(i)) for i in images.indices]
+
+
+def emoji_packages(folder: Path) -> dict[str, Path]:
+    """Packages in npm's layout: two categories, men and women of one concept, a thin one, one that a style lacks."""
+    rows = []
+    for key in range(24):
+        for code in (f"1F6{key:02}", f"1F468-200D-1F6{key:02}") if key % 4 == 0 else (f"1F6{key:02}",):
+            rows.append((code, "Food & Drink" if key % 2 else "Objects"))
+    rows += [("2796", "Symbols"), ("2797", "Symbols"), ("1F3FB", "Component")]
+    files = {}
+    for number, style in enumerate(STYLES):
+        content: dict[str, bytes] = {}
+        listed = [{"unified": code, "image": f"{code.lower()}.png", "category": kind} for code, kind in rows]
+        content["package/emoji.json"] = json.dumps(listed).encode()
+        for place, (code, _) in enumerate(rows):
+            shown = np.zeros((40, 40, 4), np.uint8)
+            shown[5:35, 8:30] = (place * 5, 80 * number, 200, 255)
+            if code == "2796":
+                shown[:19], shown[21:] = 0, 0
+            if code == "2797" and style == "fluent":
+                continue
+            stream = io.BytesIO()
+            Image.fromarray(shown).save(stream, "WEBP" if style == "fluent" else "PNG", lossless=True)
+            name = f"assets/{code.lower()}.webp" if style == "fluent" else f"img/{style}/64/{code.lower()}.png"
+            content[f"package/{name}"] = stream.getvalue()
+        files[style] = folder / f"{style}.tgz"
+        files[style].write_bytes(gzip.compress(tar_of(content)))
+    return files

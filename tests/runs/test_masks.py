@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_trees import picture, tar_of
+from image_trees import emoji_packages, picture, tar_of
 from PIL import Image
 
 from lmgraft.analysis.masks import best_iou, mask_of_tokens
@@ -317,34 +316,6 @@ def test_looking_at_a_model_of_other_classes(tmp_path: Path, capsys: pytest.Capt
         str(tmp_path / "JPEGImages"), masks=str(tmp_path / "SegmentationClass"), ignored=255, unlabelled=True, **SMALL
     )
     assert loose.looking(["unlabelled"]).batch([0, 6]).truth.flatten(1).any(1).all()
-
-
-def emoji_packages(folder: Path) -> dict[str, Path]:
-    """Packages in npm's layout: two categories, men and women of one concept, a thin one, one that a style lacks."""
-    rows = []
-    for key in range(24):
-        for code in (f"1F6{key:02}", f"1F468-200D-1F6{key:02}") if key % 4 == 0 else (f"1F6{key:02}",):
-            rows.append((code, "Food & Drink" if key % 2 else "Objects"))
-    rows += [("2796", "Symbols"), ("2797", "Symbols"), ("1F3FB", "Component")]
-    files = {}
-    for number, style in enumerate(composed_objects.STYLES):
-        content: dict[str, bytes] = {}
-        listed = [{"unified": code, "image": f"{code.lower()}.png", "category": kind} for code, kind in rows]
-        content["package/emoji.json"] = json.dumps(listed).encode()
-        for place, (code, _) in enumerate(rows):
-            shown = np.zeros((40, 40, 4), np.uint8)
-            shown[5:35, 8:30] = (place * 5, 80 * number, 200, 255)
-            if code == "2796":
-                shown[:19], shown[21:] = 0, 0
-            if code == "2797" and style == "fluent":
-                continue
-            stream = io.BytesIO()
-            Image.fromarray(shown).save(stream, "WEBP" if style == "fluent" else "PNG", lossless=True)
-            name = f"assets/{code.lower()}.webp" if style == "fluent" else f"img/{style}/64/{code.lower()}.png"
-            content[f"package/{name}"] = stream.getvalue()
-        files[style] = folder / f"{style}.tgz"
-        files[style].write_bytes(gzip.compress(tar_of(content)))
-    return files
 
 
 def test_composed_emoji(tmp_path: Path) -> None:

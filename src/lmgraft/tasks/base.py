@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -172,7 +172,15 @@ class Task(LightningModule, ABC):
             RecipeError: If `score` returns columns of another length than the batch, or numbers that are not.
         """
         out, batch = self._by_item(self.outputs(batch), batch)
-        columns = {"index": batch.index, "group": batch.group, **self.score(out, batch)}
+        return self.checked(self.score(out, batch), batch)
+
+    def checked(self, columns: Mapping[str, Tensor], batch: Any) -> Items:
+        """Columns of a batch as arrays, with its `index` and `group`; for a task that keeps more than `score` gives.
+
+        Raises:
+            RecipeError: See `columns`.
+        """
+        columns = {"index": batch.index, "group": batch.group, **columns}
         return check_columns(columns, len(batch.index), type(self).__name__, self._things)
 
     def _by_item(self, out: Any, batch: Any) -> tuple[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import numpy.typing as npt
 import timm
 import torch
 from PIL import Image
@@ -18,7 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from lmgraft import records
-from lmgraft.data.base import Data, ItemSet, at_least_one
+from lmgraft.data.base import Data, ItemSet, SplitName, at_least_one
 from lmgraft.data.draws import seeds
 from lmgraft.data.files import as_names, file_sizes, listed, plural
 from lmgraft.data.image.checks import check_sizes
@@ -33,10 +33,10 @@ from lmgraft.data.image.transforms import (
     seed_generators,
 )
 from lmgraft.data.loader import Draw, Fault, in_turn
+from lmgraft.data.vision_language.parts import Index, Part, categories_of, held_out_images
 from lmgraft.data.vision_language.text import WORDS, Ids, Tokenizer, WordTokenizer, make_tokenizer
 from lmgraft.errors import DataError
 
-Index = npt.NDArray[np.int64]
 _MOST_WORKERS = 8
 
 
@@ -208,6 +208,16 @@ def image_table(where: str, root: Path, names: Sequence[str]) -> ImageTable:
     )
 
 
+def loose(parts: Sequence[Part]) -> tuple[ImageTable, Index, list[str]]:
+    """All images of tables of one's own, the image of each text, and the texts; no image is looked for yet."""
+    packed = as_names([str(part.root / name) for part in parts for name in part.names])
+    starts = np.cumsum([0, *(len(part.names) for part in parts)])
+    image = np.concatenate([np.asarray(part.image) + start for part, start in zip(parts, starts, strict=False)])
+    unknown = np.zeros(len(packed), np.int64)
+    table = ImageTable(where=".", names=packed, labels=unknown, sizes=unknown, files=FolderFiles("", packed))
+    return table, image, [text for part in parts for text in part.texts]
+
+
 class ImageTextData(Data):
     """Images and texts: what a data set of questions or of captions is made of.
 
@@ -237,6 +247,9 @@ class ImageTextData(Data):
         self.settings, self.val_size = Settings(**options), val_size
         self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
         self._tokenizer: Tokenizer | None = None
+        self._kinds: dict[str, tuple[str, ...]] | None = None
+        self.index: dict[str, Index] = {}
+        """Split -> the texts of its part that are used, after `setup`."""
 
     def tokens(self, texts: Sequence[str]) -> Ids:
         """Token numbers (N, L) of texts, padded to the longest."""
@@ -244,20 +257,88 @@ class ImageTextData(Data):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Of the training texts, which `read_words` gives, or a pretrained one."""
+        """Of the training texts, or a pretrained one."""
         if self._tokenizer is None:
             name = self.settings.tokenizer
-            self._tokenizer = make_tokenizer(name, self.training_texts() if name == WORDS else ())
+            self._tokenizer = make_tokenizer(name, self.parts["train"].texts if name == WORDS else ())
         return self._tokenizer
 
-    def training_texts(self) -> Sequence[str]:
-        """All texts of training."""
-        raise NotImplementedError
+    @property
+    @abstractmethod
+    def parts(self) -> Mapping[str, Any]:
+        """The splits that the data set itself has, each a `Part`; its files are read once."""
 
-    def recall_words(self, record: Mapping[str, Any]) -> None:
-        """Take the words of a run, so that its data need not be here."""
+    @abstractmethod
+    def _make(self, split: str, part: Any, table: ImageTable, still: bool = False) -> ImageTextSet:
+        """The items of a split: those of `index`, which are known by then.
+
+        Args:
+            split: "train", "val" or "test".
+            part: Where its texts are.
+            table: Of the part's images.
+            still: As evaluation shows them.
+        """
+
+    def known(self) -> dict[str, Any]:
+        """What identifies the data beside texts and images, as plain data."""
+        return {}
+
+    def chosen(self, split: str, part: Any, index: Index) -> Index:
+        """Those texts of a split that are used; by default all.
+
+        Args:
+            index: Places in the part.
+        """
+        return index
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        if self._kinds is None:
+            self._kinds = categories_of(self.parts.values())
+        return self._kinds
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        found = dict(self.parts)
+        index = {split: np.arange(len(part.texts)) for split, part in found.items()}
+        if "val" not in found and self.val_size:
+            index |= held_out_images(found["train"], self.val_size)
+            found["val"] = found["train"]
+        self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
+        self.index = {split: self.chosen(split, found[split], places) for split, places in index.items()}
+        tables = {id(part): image_table(part.where, part.root, part.names) for part in found.values()}
+        for split, part in found.items():
+            self._sets[split] = self._make(split, part, tables[id(part)])
+        self._sets.setdefault("val", self._sets["test"])
+        self.fill_a_batch(len(self._sets["train"]))
+
+    def still(self, name: SplitName) -> ImageTextSet:
+        of = "train" if name == "val" and "val" not in self.parts and self.val_size else name
+        part = self.parts.get(of, self.parts["test"])
+        return self._make(name if name in self.index else "test", part, self._table(name), still=True)
+
+    def _table(self, name: str) -> ImageTable:
+        items = self._sets[name]
+        assert isinstance(items, ImageTextSet)
+        return items.table
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of all texts, and of names and sizes of the images, wherever they lie; images are not read."""
+        self.setup()
+        return {
+            "name": self.name,
+            "sha256": {split: part.digest() for split, part in self.parts.items()},
+            "images": {split: self._table(split).digest() for split in self.parts},
+            "sizes": {split: len(items) for split, items in self._sets.items()},
+            **self.known(),
+            "selection": self.selection,
+            **self.words_record(),
+        }
+
+    def recall(self, record: Mapping[str, Any]) -> None:
         if "words" in record.get("data", {}):
             self._tokenizer = WordTokenizer(tuple(record["data"]["words"]))
+        self._kinds = {name: tuple(parts) for name, parts in record.get("categories", {}).items()}
 
     def words_record(self) -> dict[str, Any]:
         """What identifies the tokenizer; of one made of the training texts all its words, for predictions."""

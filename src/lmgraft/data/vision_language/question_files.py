@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmgraft.data.vision_language.question_table import ANY, Questions, find_questions
+from lmgraft.data.vision_language.question_table import Questions, find_questions
 from lmgraft.data.vision_language.questions import QuestionData
-from lmgraft.errors import DataError
+from lmgraft.data.vision_language.rows import splits_of_tables
 
 
 class QuestionFiles(QuestionData):
@@ -32,22 +32,4 @@ class QuestionFiles(QuestionData):
 
     def find(self) -> dict[str, Questions]:
         root = None if self.root is None else Path(self.root).expanduser()
-        found: dict[str, Questions] = {}
-        for split, file in self.tables.items():
-            if file is None:
-                continue
-            parts = find_questions(Path(file).expanduser(), root)
-            parts = {split if name == ANY else name: part for name, part in parts.items()}
-            twice = sorted(set(parts) & set(found))
-            if twice:
-                raise DataError(
-                    f"{file} has questions of {' and '.join(twice)}, as another table has", "keep one of them"
-                )
-            found |= parts
-        for split in ("train", "test"):
-            if split not in found:
-                raise DataError(
-                    f"there are no questions for {split}: {', '.join(file for file in self.tables.values() if file)}",
-                    f"give data.{split}, or a column split",
-                )
-        return found
+        return splits_of_tables(self.tables, lambda file: find_questions(file, root), self.things)

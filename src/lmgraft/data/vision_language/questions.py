@@ -7,20 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import SplitName
-from lmgraft.data.files import as_names, say_once
-from lmgraft.data.holdout import hold_out
-from lmgraft.data.image.tables import FolderFiles, ImageTable
+from lmgraft.data.files import say_once
+from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import usual, vocabulary, worth
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Index, image_table
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, loose
+from lmgraft.data.vision_language.parts import Index, kind_numbers
 from lmgraft.data.vision_language.question_table import Questions, find_questions
 from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
@@ -131,8 +130,6 @@ class QuestionData(ImageTextData):
         super().__init__(**options)
         self.min_answer_count = min_answer_count
         self._answers: tuple[str, ...] | None = None
-        self._kinds: dict[str, tuple[str, ...]] | None = None
-        self._index: dict[str, Index] = {}
 
     @abstractmethod
     def find(self) -> dict[str, Questions]:
@@ -155,8 +152,9 @@ class QuestionData(ImageTextData):
                 )
         return found
 
-    def training_texts(self) -> Sequence[str]:
-        return self.questions["train"].texts
+    @property
+    def parts(self) -> dict[str, Questions]:
+        return self.questions
 
     @property
     def answer_names(self) -> tuple[str, ...]:
@@ -171,44 +169,12 @@ class QuestionData(ImageTextData):
                 )  # fmt: skip
         return self._answers
 
-    def categories(self) -> dict[str, tuple[str, ...]]:
-        if self._kinds is None:
-            parts = self.questions.values()
-            names = list(dict.fromkeys(name for part in parts for name in part.kinds))
-            self._kinds = {
-                name: tuple(sorted({kind for part in parts for kind in part.kinds.get(name, ())})) for name in names
-            }
-        return self._kinds
-
     def model_arguments(self) -> dict[str, Any]:
         return super().model_arguments() | {"num_classes": len(self.answer_names)}
 
-    def setup(self, stage: str | None = None) -> None:
-        if self._sets:
-            return
-        found = dict(self.questions)
-        index = {split: np.arange(len(part.texts)) for split, part in found.items()}
-        if "val" not in found and self.val_size:
-            index |= self._held_out(found["train"])
-            found["val"] = found["train"]
-        self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
-        tables = {id(part): image_table(part.where, part.root, part.names) for part in found.values()}
-        self._index = index
-        for split, part in found.items():
-            self._sets[split] = self._make(split, part, tables[id(part)])
-        self._sets.setdefault("val", self._sets["test"])
-        self.fill_a_batch(len(self._sets["train"]))
-
-    def _held_out(self, train: Questions) -> dict[str, Index]:
-        """Questions of "train" and "val", all of an image on one side."""
-        names, labels = as_names(list(train.names)), np.zeros(len(train.names), np.int64)
-        parts = hold_out(names, labels, {"val": self.val_size}, ("any",), train.where)
-        image = np.asarray(train.image)
-        return {split: np.flatnonzero(np.isin(image, part)) for split, part in parts.items()}
-
     def _make(self, split: str, part: Questions, table: ImageTable, still: bool = False) -> QuestionSet:
         """The questions of a split; training leaves out those of which no answer of the vocabulary is right."""
-        index, names = self._index[split], self.answer_names
+        index, names = self.index[split], self.answer_names
         key = Key.of([part.answers[i] for i in index], names)
         if split == "train":
             lost = int((~key.is_known).sum())
@@ -219,58 +185,22 @@ class QuestionData(ImageTextData):
         return self.question_set(
             table, np.asarray(part.image)[index], self.tokens([part.texts[i] for i in index]), index,
             self.manner(training and not still, training), self.tokenizer,
-            key=key, num_answers=len(names), kinds=self._kind_numbers(part, index),
+            key=key, num_answers=len(names), kinds=kind_numbers(part, self.categories(), index),
         )  # fmt: skip
 
-    def _kind_numbers(self, part: Questions, index: Index) -> Index:
-        columns = []
-        for name, kinds in self.categories().items():
-            numbers = {kind: number for number, kind in enumerate(kinds)}
-            if name not in part.kinds:
-                raise DataError(f"{part.where} does not say the {name} of its questions, and other splits do")
-            columns.append([numbers[part.kinds[name][i]] for i in index])
-        return np.array(columns, np.int64).reshape(len(columns), len(index)).T.copy()
-
-    def still(self, name: SplitName) -> QuestionSet:
-        of = "train" if name == "val" and "val" not in self.questions and self.val_size else name
-        part = self.questions.get(of, self.questions["test"])
-        return self._make(name if name in self._index else "test", part, self._table(name), still=True)
-
-    def _table(self, name: str) -> ImageTable:
-        items = self._sets[name]
-        assert isinstance(items, QuestionSet)
-        return items.table
-
-    def fingerprint(self) -> dict[str, Any]:
-        """Digests of all questions, and of names and sizes of the images, wherever they lie; images are not read."""
-        self.setup()
-        return {
-            "name": self.name,
-            "sha256": {split: part.digest() for split, part in self.questions.items()},
-            "images": {split: self._table(split).digest() for split in self.questions},
-            "sizes": {split: len(items) for split, items in self._sets.items()},
-            "answers": list(self.answer_names),
-            "selection": self.selection,
-            **self.words_record(),
-        }
+    def known(self) -> dict[str, Any]:
+        return {"answers": list(self.answer_names)}
 
     def recall(self, record: Mapping[str, Any]) -> None:
-        self.recall_words(record)
+        super().recall(record)
         if "answers" in record.get("data", {}):
             self._answers = tuple(record["data"]["answers"])
-        self._kinds = {name: tuple(parts) for name, parts in record.get("categories", {}).items()}
 
     def open(self, sources: Sequence[str]) -> QuestionSet:
         """Questions in tables (see `QuestionFiles`), answers not needed."""
         parts = [part for source in sources for part in find_questions(Path(source), None, need_answers=False).values()]
-        names = [str(part.root / name) for part in parts for name in part.names]
-        starts = np.cumsum([0, *(len(part.names) for part in parts)])
-        image = np.concatenate([np.asarray(part.image) + start for part, start in zip(parts, starts, strict=False)])
+        table, image, texts = loose(parts)
         count = len(image)
-        labels = np.zeros(len(names), np.int64)
-        packed = as_names(names)
-        table = ImageTable(where="", names=packed, labels=labels, sizes=labels, files=FolderFiles("", packed))
-        texts = [text for part in parts for text in part.texts]
         return QuestionSet(
             table, image, self.tokens(texts), np.arange(count), self.manner(False, False), self.tokenizer,
             key=Key.of([()] * count, self.answer_names), num_answers=len(self.answer_names),

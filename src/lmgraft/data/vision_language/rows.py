@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lmgraft.errors import DataError
 
@@ -17,6 +18,9 @@ _FORMS = "a table is CSV or TSV with a line of column names, a JSON list of obje
 
 Row = tuple[str, dict[str, Any]]
 """Where a row lies, for errors, and its values by column."""
+ANY = ""
+"""The split of rows that name none."""
+Part = TypeVar("Part")
 
 
 def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
@@ -110,3 +114,63 @@ def split_of(where: str, row: dict[str, Any]) -> str | None:
         return SPLITS[str(value).strip().lower()]
     except KeyError:
         raise DataError(f"{where}: there is no split {value!r}", "a split is train, val or test") from None
+
+
+def rows_by_split(file: Path, needed: Sequence[str]) -> dict[str, list[Row]]:
+    """The rows of each split that a table names, or all under `ANY`.
+
+    Raises:
+        DataError: See `read_rows`; or if some rows name a split, and others none.
+    """
+    splits: defaultdict[str, list[Row]] = defaultdict(list)
+    for where, row in read_rows(file, needed):
+        splits[split_of(where, row) or ANY].append((where, row))
+    if ANY in splits and len(splits) > 1:
+        raise DataError(f"{splits[ANY][0][0]} names no split, and other rows do", "name one in every row, or in none")
+    return dict(splits)
+
+
+def kinds_of(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
+    """Of each of these columns that a table has: the part of each row.
+
+    Raises:
+        DataError: If some rows name a part, and others none.
+    """
+    return {name: [_kind(where, row, name) for where, row in rows] for name in names if rows[0][1].get(name)}
+
+
+def _kind(where: str, row: dict[str, Any], name: str) -> str:
+    if not row.get(name):
+        raise DataError(f"{where} has no {name}, and other rows do", "name it in every row, or in none")
+    return text_of(where, row, name)
+
+
+def splits_of_tables(
+    tables: Mapping[str, str | None], read: Callable[[Path], Mapping[str, Part]], things: str
+) -> dict[str, Part]:
+    """What tables hold of each split; train and test are among them.
+
+    Args:
+        tables: Split -> the table of its rows, or of those of all splits, if they name them.
+        read: Gives what a table has of each split, or under `ANY`.
+        things: What rows are, in the plural.
+
+    Raises:
+        DataError: If a split comes twice, or is lacking.
+    """
+    found: dict[str, Part] = {}
+    for split, file in tables.items():
+        if file is None:
+            continue
+        parts = {name or split: part for name, part in read(Path(file).expanduser()).items()}
+        twice = sorted(set(parts) & set(found))
+        if twice:
+            raise DataError(f"{file} has {things} of {' and '.join(twice)}, as another table has", "keep one of them")
+        found |= parts
+    for split in ("train", "test"):
+        if split not in found:
+            raise DataError(
+                f"there are no {things} for {split}: {', '.join(file for file in tables.values() if file)}",
+                f"give data.{split}, or a column split",
+            )
+    return found

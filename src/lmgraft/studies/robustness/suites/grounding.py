@@ -104,6 +104,7 @@ class Grounding(Suite):
         data.setup("test")
         known: dict[str, Any] = {"data": json_digest(data.fingerprint())}
         items = data.still("test")
+        assert isinstance(items, QuestionSet)
         made = [Condition(key="clean", items=items, identity=known)]
         return made + [
             Condition(

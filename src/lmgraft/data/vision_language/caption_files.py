@@ -1,0 +1,37 @@
+"""Images with captions in one's own tables: CSV, TSV, JSON or JSON Lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lmgraft.data.vision_language.caption_table import Captions, find_captions
+from lmgraft.data.vision_language.captions import CaptionData
+from lmgraft.data.vision_language.rows import splits_of_tables
+
+
+class CaptionFiles(CaptionData):
+    """Captions in tables, with the columns image, caption, and if wanted concept, category and wording.
+
+    Captions fit all images of one concept; without that column each image is its own.
+
+    Args:
+        train: The table of the training captions; or of all, with a column split (train, val, test).
+        val: That of the captions that choose the epoch; without one, a share of the training images is held out.
+        test: That of the test captions.
+        root: Folder that images are relative to; by default that of their table.
+        options: See `CaptionData`.
+    """
+
+    name = "caption_files"
+
+    def __init__(
+        self, train: str, val: str | None = None, test: str | None = None, root: str | None = None, **options: Any
+    ) -> None:
+        super().__init__(**options)
+        self.tables = {"train": train, "val": val, "test": test}
+        self.root = root
+
+    def find(self) -> dict[str, Captions]:
+        root = None if self.root is None else Path(self.root).expanduser()
+        return splits_of_tables(self.tables, lambda file: find_captions(file, root), self.things)

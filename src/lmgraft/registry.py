@@ -262,6 +262,7 @@ SUITES = Registry(
     "suite",
     {
         "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
+        "caption-grounding": "lmgraft.studies.robustness.suites.grounding:CaptionGrounding",
         "grounding": "lmgraft.studies.robustness.suites.grounding:Grounding",
         "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",

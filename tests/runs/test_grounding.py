@@ -22,7 +22,7 @@ from lmgraft.data.vision_language.composed_questions import (
 )
 from lmgraft.errors import DataError
 from lmgraft.studies.robustness.cells import Cell
-from lmgraft.studies.robustness.suites.grounding import CHANGES, Grounding
+from lmgraft.studies.robustness.suites.grounding import Grounding
 from lmgraft.tasks.question_answering import VQA
 
 NAMES = {name: kind for kind, of in KINDS.items() for name in of}
@@ -121,7 +121,7 @@ class TestSuite:
     def test_what_each_condition_takes_away(self, scenes: Path) -> None:
         shown = self.shown(scenes)
         clean = shown["clean"]
-        assert set(shown) == {"clean", *CHANGES}
+        assert set(shown) == {"clean", *Grounding.changes}
         assert not shown["question_only"].images.any()
         torch.testing.assert_close(shown["question_only"].input_ids, clean.input_ids)
         assert len(set(map(tuple, shown["image_only"].input_ids.tolist()))) == 1

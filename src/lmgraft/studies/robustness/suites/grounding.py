@@ -1,10 +1,11 @@
-"""Does a model that answers questions use the image, and the question? Each is taken away in turn."""
+"""Does a model of images and texts use the image, and the text? Each is taken away in turn."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from lmgraft.contracts import Metric
 from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import uniforms
 from lmgraft.data.loader import Draw, Reported
+from lmgraft.data.vision_language.captions import CaptionData, CaptionSet
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet
+from lmgraft.data.vision_language.parts import Index
 from lmgraft.data.vision_language.questions import QuestionData, QuestionSet
 from lmgraft.errors import DataError
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.studies.robustness.suite import Condition, Row, Suite
 
-Change = Callable[[QuestionSet, list[Draw], Any, int], Any]
+Change = Callable[[Any, list[Draw], Any, int], Any]
 """(items, draws, their batch, seed) -> the batch as the condition shows it."""
 
 
@@ -39,94 +43,89 @@ def image_only(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> 
 
 def other_image(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
     """The image of another question with an answer of the same type."""
-    partners = _partners(items, seed)
-    other: Any = items.__getitems__([draw._replace(sample=int(partners[draw.sample])) for draw in draws]).batch
-    return batch._replace(images=other.images)
+    kinds = items.kinds[:, 0] if items.kinds.shape[1] else torch.zeros(len(items), dtype=torch.int64)
+    return batch._replace(images=_of_partners(items, draws, kinds, seed).images)
 
 
-def shuffled_words(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
-    """The words of the question in a random order, between the tokens at its ends."""
-    length = batch.input_ids.shape[1]
+def other_caption(items: CaptionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
+    """The caption of another image."""
+    other = _of_partners(items, draws, torch.zeros(len(items), dtype=torch.int64), seed)
+    return batch._replace(input_ids=other.input_ids, attention_mask=other.attention_mask)
+
+
+def shuffled_words(items: ImageTextSet, draws: list[Draw], batch: Any, seed: int) -> Any:
+    """The words of each text in a random order, between the tokens at its ends."""
+    ids, mask = batch.input_ids, batch.attention_mask
+    length = ids.shape[-1]
     keys = torch.from_numpy(uniforms(seed, [0] * len(draws), batch.index.numpy(), length))
-    places = torch.arange(length).expand(len(draws), -1)
-    last = batch.attention_mask.sum(1, keepdim=True) - 1
-    within = (places > 0) & (places < last)
+    keys = keys.view(len(draws), *[1] * (ids.dim() - 2), length).expand_as(ids)
+    places = torch.arange(length).expand_as(ids)
+    within = (places > 0) & (places < mask.sum(-1, keepdim=True) - 1)
     # Tokens at the ends and padding keep their place, which no draw in [0, 1) reaches.
-    order = torch.where(within, 1 + keys, torch.where(places == 0, 0.0, 2.0 + places)).argsort(1)
-    return batch._replace(input_ids=batch.input_ids.gather(1, order))
+    order = torch.where(within, 1 + keys, torch.where(places == 0, 0.0, 2.0 + places)).argsort(-1)
+    return batch._replace(input_ids=ids.gather(-1, order))
 
 
-CHANGES: dict[str, tuple[str, Change]] = {
-    "question_only": ("without the image", question_only),
-    "image_only": ("without the question", image_only),
-    "other_image": ("another question's image", other_image),
-    "shuffled_words": ("words in a random order", shuffled_words),
-}
-"""Condition -> its title, and what it does."""
-
-
-def _partners(items: QuestionSet, seed: int) -> Tensor:
-    """(N,) for each sample another of the same answer type and of another image; any other where there is none.
+def _of_partners(items: ImageTextSet, draws: list[Draw], kinds: Tensor, seed: int) -> Any:
+    """The batch of each item's partner: another of the same kind and of another group; any other where there is none.
 
     Raises:
-        DataError: If all questions are about one image.
+        DataError: If all items are of one group.
     """
-    count = len(items)
-    kinds = items.kinds[:, 0] if items.kinds.shape[1] else torch.zeros(count, dtype=torch.int64)
-    if len(set(items.groups.tolist())) < 2:
-        raise DataError("all test questions are about one image", "suite grounding shows them another one")
-    order = np.random.default_rng(seed).permutation(count)
-    by_kind = [order[kinds[order].numpy() == kind] for kind in range(int(kinds.max()) + 1)]
-    partners = torch.zeros(count, dtype=torch.int64)
-    for of in by_kind:
-        for place, sample in enumerate(of.tolist()):
-            others = (int(of[(place + step) % len(of)]) for step in range(1, len(of)))
-            partner = next((other for other in others if items.groups[other] != items.groups[sample]), None)
-            if partner is None:
-                partner = next(int(other) for other in order if items.groups[other] != items.groups[sample])
-            partners[sample] = partner
-    return partners
+    groups, order = items.groups.numpy(), np.random.default_rng(seed).permutation(len(items))
+    if (groups == groups[0]).all():
+        raise DataError("all test items are about one image", "suite grounding shows them another one")
+    place = np.argsort(order)
+    partners = [_partner(groups, kinds.numpy(), np.roll(order, -int(place[draw.sample]))) for draw in draws]
+    loaded: Any = items.__getitems__([draw._replace(sample=n) for draw, n in zip(draws, partners, strict=True)])
+    return loaded.batch
+
+
+def _partner(groups: Index, kinds: Index, order: Index) -> int:
+    """The partner of the first in an order."""
+    strange = groups[order] != groups[order[0]]
+    alike = strange & (kinds[order] == kinds[order[0]])
+    return int(order[(alike if alike.any() else strange).argmax()])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grounding(Suite):
-    """Questions without their image, images without their question, another image, words out of order."""
+class _TakenAway(Suite):
+    """Test items as they are, and with something taken away; a subclass says what."""
 
-    name = "grounding"
-    data_type = QuestionData
     whole = "conditions"
+    changes: ClassVar[Mapping[str, tuple[str, Change]]]
+    """Condition -> its title, and what it does."""
 
     seed: int = 0
-    """Of the other images and the order of words; the same for all models."""
+    """Of what is shown instead and the order of words; the same for all models."""
 
-    def conditions(self, data: QuestionData) -> list[Condition]:
+    def conditions(self, data: ImageTextData) -> list[Condition]:
         data.prepare_data()
         data.setup("test")
         known: dict[str, Any] = {"data": json_digest(data.fingerprint())}
-        items = data.still("test")
-        assert isinstance(items, QuestionSet)
+        items: Any = data.still("test")
         made = [Condition(key="clean", items=items, identity=known)]
         return made + [
             Condition(
-                key=f"grounding/{name}",
-                items=ChangedQuestions(items, change, self.seed),
-                identity=known | {"seed": self.seed},
-                title=title,
-                part=name,
+                key=f"{self.name}/{name}", items=Changed(items, change, self.seed),
+                identity=known | {"seed": self.seed}, title=title, part=name,
             )
-            for name, (title, change) in CHANGES.items()
-        ]
+            for name, (title, change) in self.all_changes(data).items()
+        ]  # fmt: skip
 
-    def notes(self, data: QuestionData) -> list[str]:
-        return ["a model that looks at the image and reads the question loses much in each of these conditions"]
+    def all_changes(self, data: Any) -> Mapping[str, tuple[str, Change]]:
+        """What is done to items of these data."""
+        return self.changes
+
+    def notes(self, data: ImageTextData) -> list[str]:
+        return ["a model that looks at the image and reads the text loses much in each of these conditions"]
 
     def summary(self, cells: Mapping[str, Cell], metric: Metric) -> list[Row]:
         """The value under each condition, how much it lies below the clean one, and the clean one."""
-        values = {cell.part: cell.metrics[metric.name] for cell in cells.values() if cell.part in CHANGES}
         rows = [
-            Row(kind="part", name=name, title=title, value=values[name], metric=metric)
-            for name, (title, _) in CHANGES.items()
-            if name in values
+            Row(kind="part", name=cell.part, title=cell.title, value=cell.metrics[metric.name], metric=metric)
+            for cell in cells.values()
+            if cell.part is not None
         ]
         if self.clean not in cells:
             return rows
@@ -139,8 +138,56 @@ class Grounding(Suite):
         return [*rows, Row(kind="clean", name="clean", title=title, value=clean, metric=metric)]
 
 
-class ChangedQuestions(ItemSet):
-    """Test questions with something taken away.
+@dataclass(frozen=True, kw_only=True)
+class Grounding(_TakenAway):
+    """Questions without their image, images without their question, another image, words out of order."""
+
+    name = "grounding"
+    data_type = QuestionData
+    changes: ClassVar[Mapping[str, tuple[str, Change]]] = {
+        "question_only": ("without the image", question_only),
+        "image_only": ("without the question", image_only),
+        "other_image": ("another question's image", other_image),
+        "shuffled_words": ("words in a random order", shuffled_words),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionGrounding(_TakenAway):
+    """Captions of other images, the mean colour in place of every image, words out of order."""
+
+    name = "caption-grounding"
+    data_type = CaptionData
+    changes: ClassVar[Mapping[str, tuple[str, Change]]] = {
+        "other_caption": ("another image's caption", other_caption),
+        "shuffled_words": ("words in a random order", shuffled_words),
+    }
+
+    def all_changes(self, data: CaptionData) -> Mapping[str, tuple[str, Change]]:
+        """With a gallery of blank images, among which nothing can be found."""
+        items: Any = data.still("test")
+        images = copy(data.gallery(items.gallery))
+        images.manner = replace(images.manner, transform=MeanColour())  # type: ignore[arg-type]
+        number = data.add_gallery(images)
+
+        def blank(items: CaptionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
+            return batch._replace(
+                images=torch.zeros_like(batch.images), gallery=torch.full_like(batch.gallery, number)
+            )  # fmt: skip
+
+        return {**self.changes, "mean_image": ("without images", blank)}
+
+
+class MeanColour:
+    """In place of a transform: every image is the mean colour."""
+
+    def into(self, image: Any, out: Tensor) -> None:
+        """Write it to `out`, (C, H, W) float."""
+        out.zero_()
+
+
+class Changed(ItemSet):
+    """Test items with something taken away.
 
     Args:
         items: As evaluation shows them.
@@ -148,12 +195,12 @@ class ChangedQuestions(ItemSet):
         seed: Of what it draws.
     """
 
-    def __init__(self, items: QuestionSet, change: Change, seed: int) -> None:
+    def __init__(self, items: ImageTextSet, change: Change, seed: int) -> None:
         self.items, self.change, self.seed = items, change, seed
         self.indices, self.groups = items.indices, items.groups
 
     def __getitems__(self, draws: list[Draw]) -> Reported:
-        loaded = self.items.__getitems__(draws)
+        loaded: Any = self.items.__getitems__(draws)
         return Reported(self.change(self.items, draws, loaded.batch, self.seed), loaded.faults)
 
     def place(self, index: int) -> str:

@@ -24,6 +24,7 @@ from lmgraft.data.vision_language.emoji_captions import EmojiCaptions, wordings,
 from lmgraft.data.vision_language.karpathy import CocoCaptions, Flickr30k
 from lmgraft.data.vision_language.toy_captions import ToyCaptions
 from lmgraft.errors import DataError, RecipeError
+from lmgraft.studies.robustness.suites.grounding import CaptionGrounding
 from lmgraft.tasks.retrieval import DEPTHS, Retrieval, places
 
 SMALL: dict[str, Any] = {"img_size": 16, "batch_size": 1, "num_workers": 0}
@@ -416,3 +417,23 @@ def test_emoji_with_their_words(tmp_path: Path) -> None:
     assert shown == {"style": {"fluent"}, "concepts": {"google"}, "both": {"fluent"}}
     image = sets["style"].split("test").batch([0]).images
     assert image.shape == (1, 3, 64, 64)
+
+
+def test_what_is_lost_without_images_or_the_own_caption(tmp_path: Path) -> None:
+    data = ToyCaptions(str(tmp_path), batch_size=4, eval_batch_size=3, num_workers=0)
+    conditions = {one.part or one.key: one.items for one in CaptionGrounding().conditions(data)}
+    task = task_of(data)
+    draws = [Draw(0, sample) for sample in range(len(data.split("test")))]
+    shown = {name: items.__getitems__(draws).batch for name, items in conditions.items()}  # type: ignore[union-attr]
+    assert set(shown) == {"clean", "other_caption", "shuffled_words", "mean_image"}
+    own, other, moved = (shown[name].input_ids for name in ("clean", "other_caption", "shuffled_words"))
+    assert (own != other).any(-1).all()
+    assert (own != moved).any()
+    torch.testing.assert_close(own.sort(-1).values, moved.sort(-1).values)
+    with torch.no_grad():
+        reached = {name: task.columns(batch)["ir1"].mean() for name, batch in shown.items()}
+    assert reached["mean_image"] == 0  # all images are alike, and the wrong one comes first
+    assert reached["clean"] > 0
+    images = data.gallery(int(shown["mean_image"].gallery[0]))
+    assert not images.batch([0]).images.any()
+    assert data.gallery(TEST).batch([0]).images.any()

@@ -1,4 +1,4 @@
-"""The recipes of questions: METER's and the paper's settings, what the models count, and steps of them."""
+"""The recipes of questions and captions: METER's and the paper's settings, what the models count, and steps of them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ from lmgraft.training.optim import make_optimizer, parameter_groups
 from lmgraft.training.schedule import make_schedule
 from tiny import random_block
 
-METER = [name for name in list_recipes() if "vqav2" in name]
+METER = [name for name in list_recipes() if "/meter_" in name]
 CLIP = 2_359_296 + 768 + 2 * 1_536 + 11 * 7_087_872  # patches, class token, two norms, 11 blocks
 ROBERTA = (50_265 + 514 + 1) * 768 + 1_536 + 12 * 7_087_872
 FUSION = 2 * 590_592 + 2 * 768 + 12 * (2 * (4 * 590_592 + 1_536) + 4_723_968) + 2 * 590_592
-HEAD = 1_536 * 1_536 + 1_536 + 2 * 1_536 + 1_536 * 3_129 + 3_129
+ANSWERS = 1_536 * 1_536 + 1_536 + 2 * 1_536 + 1_536 * 3_129 + 3_129
+RANK, MATCH = 1_536 + 1, 2 * 1_536 + 2
 
 
-def counted(side: int) -> int:
-    """CLIP ViT-B/32 without its last block, roberta-base, METER's fusion, and a head of 3,129 answers."""
-    return CLIP + ((side // 32) ** 2 + 1) * 768 + ROBERTA + FUSION + HEAD
+def counted(recipe: Recipe) -> int:
+    """CLIP ViT-B/32 without its last block, roberta-base, METER's fusion, and a head of 3,129 answers or of pairs."""
+    side = recipe.data.settings.img_size
+    head = RANK + MATCH if "head" in recipe.backbone.kwargs else ANSWERS
+    return CLIP + ((side // 32) ** 2 + 1) * 768 + ROBERTA + FUSION + head
+
+
+def names_of(word: str) -> list[str]:
+    return [name for name in METER if word in name]
 
 
 @cache
@@ -44,8 +51,8 @@ def model_of(recipe: Recipe) -> Any:
     return FACTORIES.find(recipe.backbone.factory)(recipe.backbone.name, arguments)
 
 
-@pytest.mark.parametrize("name", METER)
-def test_meter_s_settings(name: str) -> None:
+@pytest.mark.parametrize("name", names_of("vqav2"))
+def test_meter_s_settings_of_vqav2(name: str) -> None:
     recipe, small = loaded(name), "_224_" in name
     settings, optim = recipe.data.settings, recipe.optim
     assert (settings.img_size, settings.max_text_len) == (224 if small else 576, 50)
@@ -56,6 +63,19 @@ def test_meter_s_settings(name: str) -> None:
     assert (optim.weight_decay, optim.mapper_lr, recipe.train.epochs) == (0.01, 10, 10)
     assert recipe.data.batch_size * recipe.train.accumulate * 4 == 512  # of the paper's four devices
     assert recipe.backbone.kwargs == {"pretrained": True}
+
+
+@pytest.mark.parametrize("name", names_of("flickr30k"))
+def test_meter_s_settings_of_flickr30k(name: str) -> None:
+    recipe, small = loaded(name), "_224_" in name
+    settings, optim, data = recipe.data.settings, recipe.optim, recipe.data
+    assert (settings.img_size, settings.max_text_len) == (224 if small else 384, 40)
+    assert settings.auto_augment == ("rand-m9-n2" if small else None)
+    assert (data.train_on, data.negatives, data.fitting_negatives) == ("train+val", 15, True)
+    assert (optim.lr, optim.beta2, optim.weight_decay) == (1e-5 if small else 5e-6, 0.98, 0.01)
+    assert (optim.rates, optim.mapper_lr) == ({"cross_modal_*": 10 if small else 5}, 10)
+    assert data.batch_size * recipe.train.accumulate * 4 == 512
+    assert recipe.task_options == {"rank_weight": 1.0, "match_weight": 1.0, "pairs": 256}
 
 
 def test_rates_by_module_rise_from_zero_and_fall_to_zero() -> None:
@@ -84,14 +104,14 @@ def test_rates_by_module_rise_from_zero_and_fall_to_zero() -> None:
 @pytest.mark.parametrize("name", METER)
 def test_paper_sizes_on_the_meta_device(name: str) -> None:
     recipe = loaded(name)
-    side = recipe.data.settings.img_size
     block = random_block(dim=4096, head_dim=8, mlp_dim=8)
     with torch.device("meta"):
         model = model_of(recipe)
-        assert sum(p.numel() for p in model.parameters()) == counted(side)
+        assert sum(p.numel() for p in model.parameters()) == counted(recipe)
         lmgraft.graft(model, block)
     trained = sum(p.numel() for group in parameter_groups(model, recipe.optim) for p in group["params"])
-    assert trained == counted(side) + 2 * 4096 * 768
+    frozen = MATCH if "flickr30k" in name else 0  # as published, once its row has begun rank_output
+    assert trained == counted(recipe) + 2 * 4096 * 768 - frozen
 
 
 @pytest.mark.long
@@ -104,8 +124,11 @@ def test_paper_sizes_make_a_step(name: str) -> None:
     optimizer = make_optimizer(model, recipe.optim)
     before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
     mask = torch.tensor([[1, 1, 1, 0]])
-    logits = model(torch.randn(1, 3, side, side), torch.tensor([[0, 5, 2, 1]]), mask)
-    F.binary_cross_entropy_with_logits(logits, torch.rand(1, 3129), reduction="sum").backward()
+    out = model(torch.randn(1, 3, side, side), torch.tensor([[0, 5, 2, 1]]), mask)
+    if "flickr30k" in name:
+        out.sum().backward()
+    else:
+        F.binary_cross_entropy_with_logits(out, torch.rand(1, 3129), reduction="sum").backward()
     optimizer.step()
     unmoved = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
     assert unmoved == []
@@ -127,3 +150,16 @@ def test_a_debug_variant_trains_and_is_asked_without_its_image(
     (tmp_path / "asked.csv").write_text("image,question\ncache/data/toy-questions/images/0.png,is it red?\n")
     assert main(["predict", str(run), str(tmp_path / "asked.csv"), "--train.accelerator", "cpu"]) == 0
     assert "is it red ?" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_debug_variant_finds_captions(tmp_path: Path, llama_folder: Path, monkeypatch: Any, capsys: Any) -> None:
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    given = ["--llm", str(llama_folder), "--train.accelerator", "cpu", "--train.epochs", "1"]
+    run = tmp_path / "run"
+    assert main(["train", "vision_language/emoji_retrieval_debug", "--out", str(run), *given]) == 0
+    result = read_result(run)
+    assert set(result.metrics) == {"ir1", "ir5", "ir10", "tr1", "tr5", "tr10"}
+    suite = ["--suite", "caption-grounding", "--out", str(tmp_path / "grounding"), "--train.accelerator", "cpu"]
+    assert main(["evaluate", str(run), *suite]) == 0
+    assert "without images" in capsys.readouterr().out

@@ -246,6 +246,12 @@ class TestTask:
         with pytest.raises(RecipeError, match="Identity cannot"):
             Retrieval(nn.Identity(), toy, torch.optim.SGD, Mock())
 
+    def test_a_model_of_other_columns(self, toy: ToyCaptions) -> None:
+        task = task_of(toy)
+        task.model.head = nn.Linear(16, 5)
+        with pytest.raises(RecipeError, match="head: matching"):
+            task.try_on(toy.example(4), toy.name)
+
     def test_an_example_goes_all_the_way(self, toy: ToyCaptions) -> None:
         task = task_of(toy)
         task.try_on(toy.example(4), toy.name)

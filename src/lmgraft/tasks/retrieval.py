@@ -33,6 +33,10 @@ IR1, IR5, IR10 = (_recall("ir", "image retrieval", most) for most in DEPTHS)
 TR1, TR5, TR10 = (_recall("tr", "text retrieval", most, _UNIT) for most in DEPTHS)
 
 
+_METER = "set backbone.factory: meter and backbone.kwargs.head: matching"
+_COLUMNS = 3  # of a pair: its score to rank by, the logits of no match and match
+
+
 class Matched(NamedTuple):
     """What a model says of a batch of captions."""
 
@@ -87,7 +91,7 @@ class Retrieval(Task):
         if not hasattr(model, "encode_image"):
             raise RecipeError(
                 f"task Retrieval scores pairs of encoded images and captions, which {type(model).__name__} cannot",
-                "set backbone.factory: meter and backbone.kwargs.head: matching",
+                _METER,
             )
         self.rank_weight, self.match_weight, self.pairs = rank_weight, match_weight, pairs
         self._kinds = tuple(data.categories())
@@ -115,15 +119,23 @@ class Retrieval(Task):
         gallery = int(batch.gallery[0])
         if gallery != NONE:
             rank = self._ranked(batch, gallery)
-            return Matched(rank, self.model(*self.inputs(batch))[:, 1:])  # the last call: what analyses look at
+            return Matched(rank, self._scored(*self.inputs(batch))[:, 1:])  # the last call: what analyses look at
         ids, mask = batch.input_ids, batch.attention_mask
         is_matched = bool(self.match_weight) and ids.shape[1] > 1
         if is_matched:
             # In one call: each image with its partner's caption is as likely as each caption with its partner's image.
             ids, mask = (torch.cat([part, part[batch.partner, :1]], 1) for part in (ids, mask))
-        out = self.model(batch.images, ids, mask)
+        out = self._scored(batch.images, ids, mask)
         count = batch.input_ids.shape[1]
         return Matched(out[:, :count, 0], out[:, -1 if is_matched else 0, 1:])
+
+    def _scored(self, *inputs: Tensor) -> Tensor:
+        out: Tensor = self.model(*inputs)
+        if out.shape[-1] != _COLUMNS:
+            raise RecipeError(
+                f"task Retrieval takes {_COLUMNS} columns of a pair, and the model gives {out.shape[-1]}", _METER
+            )
+        return out
 
     @torch.no_grad()
     def _ranked(self, batch: CaptionBatch, gallery: int) -> Tensor:

@@ -16,7 +16,7 @@ from lmgraft.analysis.probes import attention_entropy, effective_rank
 from lmgraft.errors import HostError
 from lmgraft.graft import find_graft
 from lmgraft.graft.hosts import find_host
-from tiny import images, make_vit
+from tiny import images, make_vit, random_block
 
 
 class TestChosen:
@@ -119,6 +119,17 @@ class TestMasked:
             torch.no_grad(),
         ):
             model(torch.randn(1, 3, 64, 64))
+
+    @pytest.mark.parametrize("where", ["input", "keys"])
+    def test_pairs_with_others_are_refused(self, where: str) -> None:
+        """A task that scores each item with all others calls the model with more than it was asked for."""
+        model = lmgraft.graft(make_vit(), random_block()).eval()
+        chosen = torch.zeros(2, 16, dtype=torch.bool)
+        inserted = find_graft(model)
+        assert inserted is not None
+        masking = masked_input(model, find_host(model), chosen) if where == "input" else masked_keys(inserted, chosen)
+        with masking, pytest.raises(HostError, match="called with 6 items where 2 are looked at"), torch.no_grad():
+            model(images(6))
 
 
 class TestProbes:

@@ -20,6 +20,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 
 import lmgraft
 from lmgraft.backbones.meter import MATCH_COLUMNS, SIZES, Meter, create
+from lmgraft.backbones.meter_towers import check_tokenizer
 from lmgraft.backbones.meter_weights import fit_positions, load_clip, load_meter, load_text, meter_tensors
 from lmgraft.backbones.weights import open_weights
 from lmgraft.contracts import MeanOf
@@ -535,3 +536,13 @@ def test_it_saves_and_loads(tmp_path: Path) -> None:
     lmgraft.save_pretrained(model, tmp_path / "out")
     again = lmgraft.load_pretrained(tmp_path / "out", llm=random_block()).eval()
     assert torch.equal(again(*pairs()), model(*pairs()))
+
+
+def test_a_tokenizer_that_is_not_the_pretrained_encoder_s(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HostError, match=r"pretrained \(minilm-l6\), and data\.tokenizer=words"):
+        check_tokenizer({"vocab_size": 9, "tokenizer": "words"}, "minilm-l6")
+    check_tokenizer({"vocab_size": 9, "tokenizer": "minilm-l6"}, "minilm-l6")
+    check_tokenizer(None, "minilm-l6")
+    assert capsys.readouterr().err == ""
+    check_tokenizer({"tokenizer": "other"}, "minilm-l6")
+    assert "both must number words alike" in capsys.readouterr().err

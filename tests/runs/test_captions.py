@@ -130,7 +130,7 @@ class TestBatches:
     def test_negatives_are_drawn_evenly(self, toy: ToyCaptions) -> None:
         items = toy.split("train")
         drawn = [items.__getitems__([Draw(epoch, 0)]).batch.input_ids[0, 1:] for epoch in range(80)]
-        counts = {tuple(ids.tolist()): 0 for ids in toy.tokens([items.text(n) for n in range(len(items))])}
+        counts = {tuple(ids.tolist()): 0 for ids in toy.tokens([items.text(n) for n in range(len(items))], "")}
         for ids in torch.cat(drawn).tolist():
             counts[tuple(ids)] += 1
         own = [n for n, count in counts.items() if count == 0]

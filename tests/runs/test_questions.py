@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -85,11 +86,12 @@ class TestAnswers:
 class TestText:
     def test_words_of_training(self) -> None:
         tokenizer = WordTokenizer.of(["Is it red?", "what shape"])
-        ids = tokenizer.encode(["is it BLUE?", "what"], most=20)
-        assert ids.shape == (2, 6)
+        ids, cut, unknown = tokenizer.encode(["is it BLUE?", "what"], most=20)
+        assert (ids.shape, cut, unknown) == ((2, 6), 0, 1)
         assert tokenizer.decode(ids[0].tolist()) == "is it [UNK] ?"
         assert ids[1].tolist()[-3:] == [0, 0, 0]
-        assert tokenizer.encode(["is it red ?"], most=4).shape == (1, 4)  # cut, with both ends
+        short = tokenizer.encode(["is it red ?", "what"], most=4)
+        assert (short.ids[0].tolist()[-1], short.ids.shape, short.cut) == (3, (2, 4), 1)  # cut, with both ends
 
     def test_a_tokenizer_in_a_folder(self, tmp_path: Path) -> None:
         transformers = pytest.importorskip("transformers")
@@ -97,7 +99,10 @@ class TestText:
         (tmp_path / "vocab.txt").write_text("\n".join(words))
         transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
         tokenizer = PretrainedTokenizer(str(tmp_path))
-        assert tokenizer.encode(["Is it red?", "it"], 10).tolist() == [[2, 5, 6, 7, 8, 3], [2, 6, 3, 0, 0, 0]]
+        encoded = tokenizer.encode(["Is it red?", "it"], 10)
+        assert encoded.ids.tolist() == [[2, 5, 6, 7, 8, 3], [2, 6, 3, 0, 0, 0]]
+        short = tokenizer.encode(["Is it red?", "it blue"], 4)
+        assert (short.ids.tolist(), short.cut, short.unknown) == ([[2, 5, 6, 3], [2, 6, 1, 3]], 1, 1)
         assert tokenizer.vocab_size == 9
         with pytest.raises(DataError, match=r"data\.tokenizer=.*gives no tokenizer"):
             PretrainedTokenizer(str(tmp_path / "nothing"))
@@ -215,6 +220,18 @@ class TestTables:
         table = self.table(tmp_path, "q.csv", text)
         with pytest.raises(DataError, match=message):
             QuestionFiles(table, **small()).setup()
+
+    def test_what_is_lost_of_texts_and_answers_is_said(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        lines = ("image,question,answer,split", "a.png,red or blue?,yes,train", "b.png,blue?,no,train")
+        table = self.table(tmp_path, "lost.csv", "\n".join([*lines, "b.png,green?,maybe,test"]))
+        data = QuestionFiles(table, val_size=0, max_text_len=5, **small())
+        found = data.check(0, Mock(return_value=nullcontext(Mock())))
+        noted = capsys.readouterr().err
+        for part in ("1 text cut behind data.max_text_len=5", "1 word not in the vocabulary", "count as wrong"):
+            assert any(part in remark for remark in found.remarks)
+            assert part in noted
 
     def test_a_broken_image_is_counted_and_replaced_in_training(self, tmp_path: Path) -> None:
         rows = "image,question,answer,split\na.png,red?,yes,train\nb.png,blue?,no,train\nb.png,green?,no,test\n"

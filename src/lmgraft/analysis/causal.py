@@ -81,7 +81,8 @@ def masked_input(model: nn.Module, host: Host, chosen: Tensor) -> Iterator[None]
     """Inside, chosen tokens (B, T) enter the encoder's first layer as the mean of the item's others.
 
     Raises:
-        HostError: While the model runs, if its first layer has other tokens than its last (a pyramid of maps).
+        HostError: While the model runs, if its first layer has other tokens than its last (a pyramid of maps), or the
+            model is called with other items than were chosen for.
     """
     prefix = host.layout.num_prefix_tokens
 
@@ -94,6 +95,7 @@ def masked_input(model: nn.Module, host: Host, chosen: Tensor) -> Iterator[None]
                 f"the first layer is given {shape}, and the last has {chosen.shape[1]} tokens",
                 "tokens can be masked at the input of encoders that keep their tokens",
             )
+        _same_items(tokens, chosen)
         patches = tokens[:, prefix:]
         mean = mean_of_tokens(patches, chosen)
         masked = torch.cat([tokens[:, :prefix], torch.where(chosen.unsqueeze(-1), mean, patches)], 1)
@@ -107,12 +109,25 @@ def masked_input(model: nn.Module, host: Host, chosen: Tensor) -> Iterator[None]
         handle.remove()
 
 
+def _same_items(tokens: Tensor, chosen: Tensor) -> None:
+    if len(tokens) != len(chosen):
+        raise HostError(
+            f"the model is called with {len(tokens)} items where {len(chosen)} are looked at",
+            "tokens can be masked where each item is scored by itself, not by pairs with others",
+        )
+
+
 @contextmanager
 def masked_keys(inserted: GraftLayer, chosen: Tensor) -> Iterator[None]:
-    """Inside, the block's attention does not see chosen tokens (B, T); they still ask, and are read."""
+    """Inside, the block's attention does not see chosen tokens (B, T); they still ask, and are read.
+
+    Raises:
+        HostError: While the model runs, if it is called with other items than were chosen for.
+    """
     prefix = inserted.host.layout.num_prefix_tokens
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+        _same_items(args[0], chosen)
         given = args[1] if len(args) > 1 else kwargs.get("key_padding_mask")
         never = chosen.new_zeros(len(chosen), prefix)
         hidden = torch.cat([never, chosen], 1)

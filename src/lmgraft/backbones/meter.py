@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lmgraft.backbones.meter_towers import make_text, make_vision
+from lmgraft.backbones.meter_towers import check_tokenizer, make_text, make_vision
 from lmgraft.backbones.meter_weights import load_meter, load_towers
 from lmgraft.backbones.own_path import is_own
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout
@@ -137,7 +137,7 @@ class Meter(nn.Module):
         num_classes: Answers; of no account in "matching".
         img_size: Pixels a side, or height and width.
         max_text_len: Tokens of the longest text.
-        text_vocab: `vocab_size` and `pad_token_id` of the data's tokenizer.
+        text_vocab: `vocab_size`, `pad_token_id` and the name (`tokenizer`) of the data's tokenizer.
         fusion_dim, fusion_layers, fusion_heads, mlp_ratio: Of the fusion.
         drop_rate: Dropout in the fusion, of attention too; the towers have their own.
 
@@ -154,7 +154,7 @@ class Meter(nn.Module):
         num_classes: int = 3129,
         img_size: int | tuple[int, int] = 224,
         max_text_len: int = 50,
-        text_vocab: Mapping[str, int] | None = None,
+        text_vocab: Mapping[str, Any] | None = None,
         fusion_dim: int = 768,
         fusion_layers: int = 6,
         fusion_heads: int = 12,
@@ -327,6 +327,8 @@ def create(name: str, kwargs: dict[str, Any]) -> Meter:
     for tower in ("vision", "text"):
         options[tower] = _words(tower, SIZES[name][tower], options[tower])
     sources = _sources(name, {"vision": True, "text": True} if pretrained is True else pretrained, options)
+    if "text" in sources or isinstance(pretrained, str):
+        check_tokenizer(options.get("text_vocab"), sources.get("text", str(pretrained)))
     try:
         model = Meter(**options)
     except TypeError as error:

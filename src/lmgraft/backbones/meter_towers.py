@@ -5,6 +5,7 @@ Made from configurations alone; `meter_weights.py` loads what is pretrained. Cod
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -142,7 +143,7 @@ VISION: dict[str, Callable[[Mapping[str, Any], tuple[int, int]], VisionTower]] =
 """What `vision.factory` says -> the function that makes the tower of its words and the size of images."""
 
 
-def make_text(words: Mapping[str, Any], vocab: Mapping[str, int] | None, max_text_len: int) -> nn.Module:
+def make_text(words: Mapping[str, Any], vocab: Mapping[str, Any] | None, max_text_len: int) -> nn.Module:
     """The text tower: any encoder of transformers, without its pooler, which nothing reads.
 
     Args:
@@ -156,7 +157,7 @@ def make_text(words: Mapping[str, Any], vocab: Mapping[str, int] | None, max_tex
         HostError: If there is no such encoder, a field is unknown, or tokenizer or texts do not fit the tower.
     """
     transformers = optional("transformers", "transformers", _ASKER)
-    fields, needed = dict(words), dict(vocab or {})
+    fields, needed = dict(words), {name: value for name, value in (vocab or {}).items() if name != "tokenizer"}
     name, kind = fields.pop("name", None), fields.pop("model_type", None)
     if (name is None) == (kind is None):
         raise HostError(
@@ -202,6 +203,28 @@ def _check_vocab(name: str, config: Any, needed: Mapping[str, int]) -> None:
     if padding != config.pad_token_id:
         raise HostError(
             f"the data's tokenizer pads with {padding}, the text encoder {name!r} with {config.pad_token_id}", remedy
+        )
+
+
+def check_tokenizer(vocab: Mapping[str, Any] | None, source: str) -> None:
+    """Refuse words that the data number anew for a pretrained encoder, and say where another tokenizer is taken.
+
+    Args:
+        vocab: The data's tokenizer: its `tokenizer` is the name.
+        source: Where the encoder's weights come from.
+
+    Raises:
+        HostError: If the data's tokenizer is made of the training texts.
+    """
+    tokenizer = (vocab or {}).get("tokenizer", source)
+    if tokenizer == "words":
+        raise HostError(
+            f"the text encoder is pretrained ({source}), and data.tokenizer=words numbers words in an order of its own",
+            f"give the encoder's tokenizer: data.tokenizer={source}",
+        )
+    if tokenizer != source:
+        sys.stderr.write(
+            f"note: data.tokenizer={tokenizer}, the text encoder is {source}: both must number words alike\n"
         )
 
 

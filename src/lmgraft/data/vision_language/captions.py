@@ -256,9 +256,10 @@ class CaptionData(ImageTextData):
         index, training = self.index[split], split == "train"
         concept = part.concept_numbers()[np.asarray(part.image)]
         fits = Fits.of(part.texts, concept, self.equal_texts)
+        ids = self.tokens([part.texts[i] for i in index], f"{part.where}, {split}")
         gallery = NONE if training else VAL if split == "val" else TEST
         return CaptionSet(
-            table, np.asarray(part.image)[index], self.tokens([part.texts[i] for i in index]), index,
+            table, np.asarray(part.image)[index], ids, index,
             self.manner(training and not still, training), self.tokenizer, concept=concept[index],
             fits=fits._replace(caption=fits.caption[index]),
             kinds=kind_numbers(part, self.categories(), index), gallery=gallery,
@@ -273,9 +274,9 @@ class CaptionData(ImageTextData):
         """Pairs of an image and a caption in tables (see `CaptionFiles`), each scored by itself."""
         parts = [part for source in sources for part in find_captions(Path(source), None).values()]
         table, image, texts = loose(parts)
-        every = np.arange(len(image))
+        every, ids = np.arange(len(image)), self.tokens(texts, ", ".join(sources))
         return CaptionSet(
-            table, image, self.tokens(texts), every, self.manner(False, False), self.tokenizer, concept=every,
+            table, image, ids, every, self.manner(False, False), self.tokenizer, concept=every,
             fits=Fits(every, every[:, None]), kinds=np.zeros((len(image), len(self.categories())), np.int64),
         )  # fmt: skip
 

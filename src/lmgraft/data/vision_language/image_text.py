@@ -19,8 +19,9 @@ from torch import Tensor
 
 from lmgraft import records
 from lmgraft.data.base import Data, ItemSet, SplitName, at_least_one
+from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.data.draws import seeds
-from lmgraft.data.files import as_names, file_sizes, listed, plural
+from lmgraft.data.files import as_names, file_sizes, listed, plural, say_once
 from lmgraft.data.image.checks import check_sizes
 from lmgraft.data.image.file_set import reason
 from lmgraft.data.image.pipeline import Pipeline, batch_memory
@@ -248,12 +249,35 @@ class ImageTextData(Data):
         self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
         self._tokenizer: Tokenizer | None = None
         self._kinds: dict[str, tuple[str, ...]] | None = None
+        self._remarks: dict[str, None] = {}
         self.index: dict[str, Index] = {}
         """Split -> the texts of its part that are used, after `setup`."""
 
-    def tokens(self, texts: Sequence[str]) -> Ids:
-        """Token numbers (N, L) of texts, padded to the longest."""
-        return self.tokenizer.encode(texts, self.settings.max_text_len)
+    def tokens(self, texts: Sequence[str], where: str) -> Ids:
+        """Token numbers (N, L) of texts, padded to the longest; what is lost of them is said.
+
+        Args:
+            where: Whose texts these are, for the note.
+        """
+        encoded = self.tokenizer.encode(texts, self.settings.max_text_len)
+        lost = {
+            f"{plural(encoded.cut, 'text')} cut behind data.max_text_len={self.settings.max_text_len}": encoded.cut,
+            f"{plural(encoded.unknown, 'word')} not in the vocabulary": encoded.unknown,
+        }
+        if any(lost.values()):
+            remark = f"{where}, {len(texts):,} texts: " + "; ".join(words for words, count in lost.items() if count)
+            self.remark(remark)
+        return encoded.ids
+
+    def remark(self, sentence: str) -> None:
+        """Say once what is odd with the data but stops nothing; `check` says it too."""
+        self._remarks[sentence] = None
+        say_once(f"note: {sentence}\n")
+
+    def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
+        findings = super().check(workers, progress, near)
+        findings.remarks += self._remarks
+        return findings
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -359,7 +383,11 @@ class ImageTextData(Data):
         return {
             "img_size": self.settings.preprocess().img_size,
             "max_text_len": self.settings.max_text_len,
-            "text_vocab": {"vocab_size": tokenizer.vocab_size, "pad_token_id": tokenizer.pad_token_id},
+            "text_vocab": {
+                "vocab_size": tokenizer.vocab_size,
+                "pad_token_id": tokenizer.pad_token_id,
+                "tokenizer": self.settings.tokenizer,
+            },
         }
 
     def transform_record(self) -> dict[str, Any]:

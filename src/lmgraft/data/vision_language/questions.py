@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmgraft.data.files import say_once
+from lmgraft.data.files import plural
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import usual, vocabulary, worth
@@ -146,9 +146,11 @@ class QuestionData(ImageTextData):
         for split, part in found.items():
             if not part.texts:
                 raise DataError(f"{part.where} has no questions for {split}", "check data.root")
-            if split != "test" and any(not given for given in part.answers):
+            lacking = sum(not given for given in part.answers)
+            if lacking:
                 raise DataError(
-                    f"{part.where}: questions of {split} have no answers", "only those of test may lack them"
+                    f"{part.where}: {plural(lacking, 'question')} of {split} without an answer",
+                    "lmgraft predict answers questions of which none is known",
                 )
         return found
 
@@ -176,14 +178,17 @@ class QuestionData(ImageTextData):
         """The questions of a split; training leaves out those of which no answer of the vocabulary is right."""
         index, names = self.index[split], self.answer_names
         key = Key.of([part.answers[i] for i in index], names)
-        if split == "train":
-            lost = int((~key.is_known).sum())
-            if lost:
-                say_once(f"note: {lost:,} training questions have no answer of the vocabulary and are left out\n")
+        training, lost = split == "train", int((~key.is_known).sum())
+        if lost:
+            ends = "are left out" if training else "count as wrong"
+            self.remark(
+                f"{part.where}, {split}: {plural(lost, 'question')} without a right answer in the vocabulary {ends}"
+            )
+        if training:
             index, key = index[key.is_known], key.take(np.flatnonzero(key.is_known))
-        training = split == "train"
+        ids = self.tokens([part.texts[i] for i in index], f"{part.where}, {split}")
         return self.question_set(
-            table, np.asarray(part.image)[index], self.tokens([part.texts[i] for i in index]), index,
+            table, np.asarray(part.image)[index], ids, index,
             self.manner(training and not still, training), self.tokenizer,
             key=key, num_answers=len(names), kinds=kind_numbers(part, self.categories(), index),
         )  # fmt: skip
@@ -200,9 +205,9 @@ class QuestionData(ImageTextData):
         """Questions in tables (see `QuestionFiles`), answers not needed."""
         parts = [part for source in sources for part in find_questions(Path(source), None, need_answers=False).values()]
         table, image, texts = loose(parts)
-        count = len(image)
+        count, ids = len(image), self.tokens(texts, ", ".join(sources))
         return QuestionSet(
-            table, image, self.tokens(texts), np.arange(count), self.manner(False, False), self.tokenizer,
+            table, image, ids, np.arange(count), self.manner(False, False), self.tokenizer,
             key=Key.of([()] * count, self.answer_names), num_answers=len(self.answer_names),
             kinds=np.zeros((count, len(self.categories())), np.int64),
         )  # fmt: skip

@@ -9,7 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,17 @@ WORDS = "words"
 """The name of the tokenizer that is made of the training texts."""
 
 
+class Encoded(NamedTuple):
+    """Texts as numbers, and what of them is lost."""
+
+    ids: Ids
+    """(N, L), padded to the longest text."""
+    cut: int
+    """Texts that are longer than allowed and end early."""
+    unknown: int
+    """Words that the vocabulary has not, which share one number."""
+
+
 class Tokenizer(Protocol):
     """Texts to numbers and back."""
 
@@ -34,8 +45,8 @@ class Tokenizer(Protocol):
     @property
     def pad_token_id(self) -> int: ...
 
-    def encode(self, texts: Sequence[str], most: int) -> Ids:
-        """(N, L) token numbers, padded to the longest text; a text is cut behind `most` tokens."""
+    def encode(self, texts: Sequence[str], most: int) -> Encoded:
+        """Token numbers of texts; a text is cut behind `most` tokens."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -64,11 +75,16 @@ class WordTokenizer:
     def vocab_size(self) -> int:
         return len(_SPECIAL) + len(self.words)
 
-    def encode(self, texts: Sequence[str], most: int) -> Ids:
+    def encode(self, texts: Sequence[str], most: int) -> Encoded:
         numbers = {word: number for number, word in enumerate(self.words, len(_SPECIAL))}
         _, unknown, first, last = range(len(_SPECIAL))
-        rows = [[first, *(numbers.get(word, unknown) for word in _split(text)[: most - 2]), last] for text in texts]
-        return _padded(rows, self.pad_token_id)
+        words = [_split(text) for text in texts]
+        rows = [[first, *(numbers.get(word, unknown) for word in of[: most - 2]), last] for of in words]
+        return Encoded(
+            _padded(rows, self.pad_token_id),
+            cut=sum(len(of) > most - 2 for of in words),
+            unknown=sum(row.count(unknown) for row in rows),
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         names = (*_SPECIAL, *self.words)
@@ -119,9 +135,14 @@ class PretrainedTokenizer:
         self.vocab_size = len(self._tokenizer)
         self.pad_token_id = int(self._tokenizer.pad_token_id)
 
-    def encode(self, texts: Sequence[str], most: int) -> Ids:
-        rows = self._tokenizer(list(texts), truncation=True, max_length=most, add_special_tokens=True)["input_ids"]
-        return _padded(rows, self.pad_token_id)
+    def encode(self, texts: Sequence[str], most: int) -> Encoded:
+        rows = self._tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+        cut = [place for place, row in enumerate(rows) if len(row) > most]
+        for place in cut:
+            rows[place] = self._tokenizer(texts[place], truncation=True, max_length=most)["input_ids"]
+        unknown = self._tokenizer.unk_token_id
+        count = 0 if unknown is None else sum(row.count(unknown) for row in rows)
+        return Encoded(_padded(rows, self.pad_token_id), len(cut), count)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

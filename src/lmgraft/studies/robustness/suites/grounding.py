@@ -36,7 +36,7 @@ def question_only(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) 
 def image_only(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
     """A question without a word."""
     ids = torch.full_like(batch.input_ids, items.tokenizer.pad_token_id)
-    empty = torch.from_numpy(items.tokenizer.encode([""], ids.shape[1])).long()
+    empty = torch.from_numpy(items.tokenizer.encode([""], ids.shape[1]).ids).long()
     ids[:, : empty.shape[1]] = empty
     return batch._replace(input_ids=ids, attention_mask=(ids != items.tokenizer.pad_token_id).long())
 

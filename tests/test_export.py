@@ -296,7 +296,7 @@ class TestRefusals:
             export_program(tiny_vit, X)
         assert names_in(tmp_path) == []
 
-    @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+    @pytest.mark.parametrize("package", long_but(["onnx", "onnxscript", "onnxruntime"], "onnx"))
     def test_a_missing_extra(self, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
         with pytest.raises(VersionError, match=rf"needs the package '{package}'(.|\n)*lmgraft\[export\]"):

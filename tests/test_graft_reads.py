@@ -564,6 +564,7 @@ class TestCompile:
         assert relative_error(compiled(X), model.forward_features(X)) <= 1e-6
         assert model(X).shape == (B, 7)
 
+    @pytest.mark.long
     def test_gradients(self, model: nn.Module) -> None:
         toward = torch.randn(B, 7)
         (model(X) * toward).sum().backward()

@@ -363,6 +363,7 @@ class TestTransformers:
         assert torch.equal(tuples[0], model(pictures(name))[0])
 
 
+@pytest.mark.long
 @needs_torch("2.6")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", long_but(["eva_avg", "resnet", "hf_vit_classifier"], "resnet"))

@@ -268,6 +268,7 @@ class TestTwoEncoders:
         with lmgraft.reading(model.encoder_a, 0):
             assert relative_error(model.encoder_a(X), self.grafted().encoder_a(X)) <= 1e-6
 
+    @pytest.mark.long
     def test_approximate_and_export(self) -> None:
         model = self.grafted().requires_grad_(False)
         report = lmgraft.approximate(model, (X, X), repeats=1)

@@ -485,6 +485,7 @@ class TestSaved:
         assert torch.equal(lmgraft.load_pretrained(tmp_path, randomise_(make_vit(), seed=7))(X), model(X))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["all", "lora"])
 def test_exported_with_what_was_trained(kind: str) -> None:
     model = grafted(kind)

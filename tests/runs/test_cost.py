@@ -91,6 +91,7 @@ SWIN = "{patch_size: 2, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_
 
 
 class TestEqualFlops:
+    @pytest.mark.long
     def test_no_other_depth_is_nearer(self, make_recipe):
         recipe = make_recipe("--arm", "plain_equal_flops", "--graft.form", "dense")
         found = equal_flops(recipe)

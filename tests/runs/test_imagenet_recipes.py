@@ -44,6 +44,7 @@ def test_deits_settings(name):
     assert recipe.train.epochs in (100, 300)
 
 
+@pytest.mark.long
 def test_tables_of_the_paper_are_there():
     sizes = {f"image/vit_{size}_imagenet{arm}" for size in ("tiny", "small", "base") for arm in ("", "_llama")}
     assert sizes <= set(IMAGENET)

@@ -23,7 +23,7 @@ from lmgraft.studies.study.run import make_cells
 from tiny import long_but
 
 
-@pytest.mark.parametrize("name", long_but(list_studies(), "image/fashion_controls", "image/paper_position"))
+@pytest.mark.parametrize("name", long_but(list_studies(), "image/fashion_controls"))
 def test_a_plan_of_every_debug_study(name, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["study", name, "--debug", "--dry-run", "--no-timing", "--out", str(out)]) == 0

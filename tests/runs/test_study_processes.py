@@ -76,6 +76,7 @@ def test_the_others_go_on_where_one_arm_always_dies(recipe_file, tmp_path, monke
         assert "in have_a_bug_at" in (tmp_path / "out" / "runs" / "llm" / "seed0" / "error.txt").read_text()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("signum", "status"), long_but([(signal.SIGKILL, -9), (signal.SIGTERM, 143)], (signal.SIGKILL, -9))
 )

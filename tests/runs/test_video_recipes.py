@@ -18,7 +18,7 @@ from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
 from lmgraft.training.optim import parameter_groups
 from lmgraft.training.schedule import make_schedule
-from tiny import random_block
+from tiny import long_but, random_block
 
 SSV2 = [name for name in list_recipes() if "_ssv2" in name]
 GIVEN = ["--backbone.kwargs.pretrained", "false", "--data.root", "nowhere"]
@@ -113,7 +113,10 @@ def _trained(parameter: torch.Tensor) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["video/videomae_small_ssv2_llama_debug", "video/frames_debug"])
+@pytest.mark.parametrize(
+    "name",
+    long_but(["video/videomae_small_ssv2_llama_debug", "video/frames_debug"], "video/videomae_small_ssv2_llama_debug"),
+)
 def test_a_debug_variant_trains(name: str, tmp_path: Path, llama_folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
     pictures_of(tmp_path, monkeypatch)

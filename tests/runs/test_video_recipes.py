@@ -108,15 +108,15 @@ def test_paper_sizes_make_a_step(name: str, llama_folder: Path) -> None:
     assert all(not torch.equal(p, q) for p, q in zip(filter(_trained, task.model.parameters()), before, strict=True))
 
 
+_SSV2_DEBUG = "video/videomae_small_ssv2_llama_debug"
+
+
 def _trained(parameter: torch.Tensor) -> bool:
     return parameter.requires_grad
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    long_but(["video/videomae_small_ssv2_llama_debug", "video/frames_debug"], "video/videomae_small_ssv2_llama_debug"),
-)
+@pytest.mark.parametrize("name", long_but([_SSV2_DEBUG, "video/frames_debug"], _SSV2_DEBUG))
 def test_a_debug_variant_trains(name: str, tmp_path: Path, llama_folder: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
     pictures_of(tmp_path, monkeypatch)

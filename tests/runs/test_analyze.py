@@ -158,6 +158,7 @@ def test_coherence_is_that_of_each_items_gradient_and_changes_nothing(looked: Pa
         assert whole.items == len(samples)
 
 
+@pytest.mark.long
 def test_passes_are_stated_and_nothing_is_kept_of_an_item_but_numbers(looked: Path, runs: dict[str, Path]) -> None:
     analysis = read_analysis(looked)
     efforts = {one.what: (one.items, one.forward, one.backward) for one in analysis.efforts}

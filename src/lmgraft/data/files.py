@@ -115,6 +115,16 @@ def prepared_place(name: str) -> Path:
     return cache_dir() / "data" / name
 
 
+def check_prepared(folder: Path, name: str) -> None:
+    """Refuse a set that `lmgraft prepare` has not written whole.
+
+    Raises:
+        DataError: Naming the command.
+    """
+    if not (folder / "set.json").is_file():
+        raise DataError(f"{folder} holds no prepared set", f"lmgraft prepare {name}")
+
+
 @cache
 def say_once(text: str) -> None:
     """Write to the terminal what was not written before: a process makes a recipe's data several times."""

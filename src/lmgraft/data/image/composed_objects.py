@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import as_names, prepared_place
+from lmgraft.data.files import as_names, check_prepared, prepared_place
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.image.composing import Composing, Objects, Thing, opaque, scaled, tight, write_composed
 from lmgraft.data.image.fashion_mnist import FashionMNIST
@@ -29,7 +29,6 @@ from lmgraft.data.image.mask_folders import MaskFolders
 from lmgraft.data.image.masks import MaskedSet
 from lmgraft.data.image.tables import Found
 from lmgraft.data.npm import Package, fetch_package, read_members
-from lmgraft.errors import DataError
 
 STYLES = {
     "google": Package(
@@ -194,8 +193,7 @@ class ComposedObjects(MaskFolders):
         )
 
     def find(self) -> dict[str, Found]:
-        if not (self.tree / "set.json").is_file():
-            raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {self.name}")
+        check_prepared(self.tree, self.name)
         found = super().find()
         return found | {"train": replace(found["train"], notes=())}  # the split that is not asked for lies beside
 

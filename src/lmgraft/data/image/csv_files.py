@@ -13,7 +13,7 @@ from lmgraft.errors import DataError
 
 ANY = ""
 """The split of images whose table has no column for it."""
-_SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 _REMEDY = "the first line names the columns: path,label or path,label,split"
 
 
@@ -72,7 +72,7 @@ def _split(value: str | None, file: Path, line: int) -> str:
     if value is None:
         return ANY
     try:
-        return _SPLITS[value.strip().lower()]
+        return SPLITS[value.strip().lower()]
     except KeyError:
         raise DataError(f"{file}, line {line}: there is no split {value!r}", "a split is train, val or test") from None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lmgraft.data.vision_language.parts import Index, Part
-from lmgraft.data.vision_language.rows import Row, kinds_of, rows_by_split, text_of
+from lmgraft.data.vision_language.rows import Row, images_and_texts, kinds_of, rows_by_split
 from lmgraft.errors import DataError
 
 KINDS = ("category", "wording")
@@ -49,19 +49,14 @@ def find_captions(file: Path, root: Path | None) -> dict[str, Captions]:
 
 
 def _captions(file: Path, root: Path, split: str, rows: Sequence[Row]) -> Captions:
-    numbers: dict[str, int] = {}
-    image = [numbers.setdefault(text_of(where, row, "image"), len(numbers)) for where, row in rows]
+    shared = images_and_texts(file, root, split, rows, "caption")
     named = kinds_of(rows, ("concept",)).get("concept", ())
     concepts: dict[int, str] = {}
-    for (where, _), number, concept in zip(rows, image, named, strict=bool(named)):
+    for (where, _), number, concept in zip(rows, shared["image"], named, strict=bool(named)):
         if concepts.setdefault(number, concept) != concept:
             raise DataError(f"{where}: the image has concept {concepts[number]!r} in an earlier row", "give it one")
     return Captions(
-        where=f"{file} ({split})" if split else str(file),
-        root=root,
-        names=list(numbers),
-        image=image,
-        texts=[text_of(where, row, "caption") for where, row in rows],
+        **shared,
         concepts=[concepts[number] for number in range(len(concepts))],
         kinds=kinds_of(rows, KINDS),
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import prepared_place
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.image.composed_objects import LICENCES, STYLES, UNSEEN, Emoji, read_emoji
 from lmgraft.data.image.composing import background, opaque, scaled, tight
 from lmgraft.data.image.masks import MaskTransform
@@ -286,11 +287,13 @@ class SceneSet(QuestionSet):
         loaded = super().__getitems__(draws)
         if self.manner.replace:
             return loaded
-        transform = MaskTransform(self.manner.preprocess)
-        samples = [draw.sample for draw in draws]
-        truth = torch.stack([transform(self._mask(sample)) == 1 for sample in samples])
+        truth = torch.stack([self._transform(self._mask(draw.sample)) == 1 for draw in draws])
         batch = QuestionsWithTruth(**loaded.batch._asdict(), truth=truth)  # type: ignore[attr-defined]
         return Reported(batch, loaded.faults)
+
+    @cached_property
+    def _transform(self) -> MaskTransform:
+        return MaskTransform(self.manner.preprocess)
 
     def _mask(self, sample: int) -> Any:
         name = self.table.name(int(self.image[sample])).replace("images/", "objects/", 1)
@@ -318,8 +321,7 @@ class ComposedQuestions(QuestionFiles):
         super().__init__(train=train, val=val, test=test, root=str(self.tree), **options)
 
     def find(self) -> dict[str, Questions]:
-        if not (self.tree / "set.json").is_file():
-            raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {self.name}")
+        check_prepared(self.tree, self.name)
         return super().find()
 
     def _make(self, split: str, *arguments: Any, **options: Any) -> QuestionSet:

@@ -14,10 +14,9 @@ from typing import Any
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import prepared_place
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.pypi import Wheel, fetch_wheel
 from lmgraft.data.vision_language.question_files import QuestionFiles
-from lmgraft.errors import DataError
 
 _WHEEL = Wheel("easy-vqa", "1.0", "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f", 3_215_672)
 _INSIDE = "easy_vqa/data"
@@ -41,8 +40,7 @@ class EasyVQA(QuestionFiles):
         super().__init__(train=train, val=None, test=test, root=str(self.tree), **options)
 
     def find(self) -> Any:
-        if not (self.tree / "set.json").is_file():
-            raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {self.name}")
+        check_prepared(self.tree, self.name)
         return super().find()
 
 

@@ -21,12 +21,11 @@ from PIL import Image
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import prepared_place
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.image.composed_objects import LICENCES, STYLES, UNSEEN, Emoji, read_emoji, split_emoji
 from lmgraft.data.npm import Package, fetch_package, read_members
 from lmgraft.data.vision_language.caption_files import CaptionFiles
 from lmgraft.data.vision_language.caption_table import Fits, find_captions, plain
-from lmgraft.errors import DataError
 
 WORDS = Package("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303", 53_353)
 _LIST = "dist/emoji-en-US.json"
@@ -62,8 +61,7 @@ class EmojiCaptions(CaptionFiles):
         super().__init__(train=train, val=val, test=test, root=None, **options)
 
     def find(self) -> Any:
-        if not (self.tree / "set.json").is_file():
-            raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {self.name}")
+        check_prepared(self.tree, self.name)
         return super().find()
 
 

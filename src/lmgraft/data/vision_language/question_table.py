@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmgraft.data.vision_language.parts import Part
-from lmgraft.data.vision_language.rows import Row, kinds_of, rows_by_split, text_of, texts_of
+from lmgraft.data.vision_language.rows import Row, images_and_texts, kinds_of, rows_by_split, texts_of
 
 KINDS = ("answer_type", "question_type")
 """Columns that divide questions."""
@@ -42,14 +42,8 @@ def find_questions(file: Path, root: Path | None, need_answers: bool = True) -> 
 
 
 def _questions(file: Path, root: Path, split: str, rows: Sequence[Row]) -> Questions:
-    numbers: dict[str, int] = {}
-    image = [numbers.setdefault(text_of(where, row, "image"), len(numbers)) for where, row in rows]
     return Questions(
-        where=f"{file} ({split})" if split else str(file),
-        root=root,
-        names=list(numbers),
-        image=image,
-        texts=[text_of(where, row, "question") for where, row in rows],
+        **images_and_texts(file, root, split, rows, "question"),
         answers=[texts_of(where, row, "answer") for where, row in rows],
         kinds=kinds_of(rows, KINDS),
     )

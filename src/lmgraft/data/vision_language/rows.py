@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lmgraft.data.image.csv_files import SPLITS
 from lmgraft.errors import DataError
 
-SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-"""A split as a table may call it -> as lmgraft does."""
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl")
 _FORMS = "a table is CSV or TSV with a line of column names, a JSON list of objects, or JSON Lines"
 
@@ -90,6 +89,19 @@ def text_of(where: str, row: dict[str, Any], column: str) -> str:
     if not isinstance(value, (str, int, float)):
         raise DataError(f"{where}: {column} is no text", _FORMS)
     return str(value).strip()
+
+
+def images_and_texts(file: Path, root: Path, split: str, rows: Sequence[Row], column: str) -> dict[str, Any]:
+    """Fields of a `Part`: where it lies, its images, numbered by first coming, and the texts of a column."""
+    numbers: dict[str, int] = {}
+    image = [numbers.setdefault(text_of(where, row, "image"), len(numbers)) for where, row in rows]
+    return {
+        "where": f"{file} ({split})" if split else str(file),
+        "root": root,
+        "names": list(numbers),
+        "image": image,
+        "texts": [text_of(where, row, column) for where, row in rows],
+    }
 
 
 def texts_of(where: str, row: dict[str, Any], column: str) -> tuple[str, ...]:

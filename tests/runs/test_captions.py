@@ -275,6 +275,14 @@ class TestTask:
         assert len(row) == 6
         assert all(name == "match" or (toy.tree / name).is_file() for name in row)
 
+    def test_an_item_alone_needs_no_other_image(self, toy: ToyCaptions) -> None:
+        task, batch = task_of(toy), toy.split("test").batch([0, 1, 2])
+        model: Any = task.model
+        before = model.encoded
+        alone = task.score_alone(batch)
+        assert model.encoded - before == 3
+        torch.testing.assert_close(alone, task.score(task.outputs(batch), batch)[task.alone.column])
+
     def test_other_images_to_be_ranked(self, toy: ToyCaptions) -> None:
         """As a suite shows them: its own gallery, named by the batch."""
         task, items = task_of(toy), toy.split("test")

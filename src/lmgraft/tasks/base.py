@@ -158,6 +158,15 @@ class Task(LightningModule, ABC):
         """The metric that chooses the epoch."""
         return next(iter(self.scored.values()))
 
+    @property
+    def alone(self) -> Metric:
+        """What an item reaches by itself, for who masks parts of it; by default the metric that chooses the epoch."""
+        return self.primary
+
+    def score_alone(self, batch: Any) -> Tensor:
+        """(B,) the column of `alone`, from calls of the model with the items of `batch` and no others."""
+        return self.score(self.outputs(batch), batch)[self.alone.column]
+
     def forward(self, *inputs: Any) -> Any:
         return self.model(*inputs)
 

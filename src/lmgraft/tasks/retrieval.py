@@ -32,6 +32,11 @@ DEPTHS = (1, 5, 10)
 IR1, IR5, IR10 = (_recall("ir", "image retrieval", most) for most in DEPTHS)
 TR1, TR5, TR10 = (_recall("tr", "text retrieval", most, _UNIT) for most in DEPTHS)
 
+MATCH = Metric(
+    name="match", title="test belief in own caption", higher_is_better=True, scale=100, unit="%",
+    difference_unit="points", margin=0.01, low=0.0, high=1.0,
+)  # fmt: skip
+"""How sure the model is that an image matches its own caption: ranks depend on all other images, this does not."""
 
 _METER = "set backbone.factory: meter and backbone.kwargs.head: matching"
 _COLUMNS = 3  # of a pair: its score to rank by, the logits of no match and match
@@ -109,6 +114,13 @@ class Retrieval(Task):
                 "task.match_weight with data.batch_size=1: captions that do not match come from the other items",
                 "make the batch larger, or set task.match_weight to 0",
             )
+
+    @property
+    def alone(self) -> Metric:
+        return MATCH
+
+    def score_alone(self, batch: CaptionBatch) -> Tensor:
+        return _belief(self._scored(*self.inputs(batch))[:, 1:])
 
     def inputs(self, batch: CaptionBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Each image with its own caption."""
@@ -199,7 +211,7 @@ class Retrieval(Task):
             fits = (fitting == batch.caption[:, None, None]).any(-1)
         place = torch.from_numpy(places(out.rank.float().cpu().numpy(), fits.cpu().numpy()))
         columns = {f"ir{most}": _within(place, most) for most in DEPTHS}
-        columns["match"] = out.match.float().softmax(1)[:, 1]
+        columns[MATCH.column] = _belief(out.match)
         return columns | {f"by_{name}": batch.kinds[:, n].int() for n, name in enumerate(self._kinds)}
 
     def finish(self, items: Items, split: SplitName) -> Items:
@@ -217,7 +229,7 @@ class Retrieval(Task):
 
     def predict(self, out: Matched, batch: CaptionBatch) -> list[dict[str, Any]]:
         """The belief that a pair matches, with its score to rank by, or with the caption's first five images."""
-        beliefs, gallery = out.match.float().softmax(1)[:, 1].tolist(), int(batch.gallery[0])
+        beliefs, gallery = _belief(out.match).tolist(), int(batch.gallery[0])
         if gallery == NONE:
             ranks = out.rank[:, 0].float().tolist()
             return [{"match": round(b, 6), "score": round(r, 6)} for b, r in zip(beliefs, ranks, strict=True)]
@@ -227,6 +239,10 @@ class Retrieval(Task):
             {"match": round(belief, 6)} | {images.name(i): round(score, 6) for i, score in zip(row, of, strict=True)}
             for belief, row, of in zip(beliefs, first.tolist(), scores.tolist(), strict=True)
         ]
+
+
+def _belief(match: Tensor) -> Tensor:
+    return match.float().softmax(1)[:, 1]
 
 
 def places(scores: NDArray[Any], fits: NDArray[np.bool_]) -> NDArray[np.float64]:

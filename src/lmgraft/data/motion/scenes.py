@@ -28,7 +28,7 @@ class Scenes(NamedTuple):
     """(B, L, 3) int64: whether in an intersection, turn, control; a row of `LANE_ATTRIBUTES` each."""
     future: Tensor
     """(B, T, 2) float32, where the target goes, in metres."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     group: Tensor
     truth: Tensor
     """(B, A) bool, the agents that the target interacts with, where the data knows them."""

@@ -85,7 +85,7 @@ def _masking(analysis: Analysis) -> Figure | None:
     if not analysis.losses:
         return None
     labels = list(dict.fromkeys(row.label for row in analysis.losses))[:4]
-    scale = analysis.metric.scale
+    scale = analysis.lost.scale
     tone = dict(zip(_RULES, ("#c2571a", "#5b6b7f", "#18a6f2", "#6a4c93", "#2f7d6b"), strict=True))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(max(6.0, 3.1 * len(labels)), 5.2), layout="constrained")
@@ -104,7 +104,7 @@ def _masking(analysis: Analysis) -> Figure | None:
                 ax.grid(alpha=0.25)
                 ax.set_title(f"{label}\n{title}" if row == 0 else title, fontsize=9)
                 if column == 0:
-                    ax.set_ylabel(f"lost, {analysis.metric.difference_unit}")
+                    ax.set_ylabel(f"lost, {analysis.lost.difference_unit}")
                 if row == 1:
                     ax.set_xlabel("tokens masked, %")
         handles = [

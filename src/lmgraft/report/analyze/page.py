@@ -136,7 +136,7 @@ def sections(analysis: Analysis) -> list[Section]:
         listed = [words.object_sentence(c) for c in lie]
         parts.append(Section(words.OBJECT, words.object_answer(lie), words.STANDING_OUT, listed))
     if need:
-        listed = [words.causal_sentence(c, analysis.metric) for c in need]
+        listed = [words.causal_sentence(c, analysis.lost) for c in need]
         parts.append(Section(words.CAUSAL, words.causal_answer(need), words.MASKING, listed))
     left_out = list(analysis.notes)
     if analysis.shown is not None and not analysis.shown["labelled"]:

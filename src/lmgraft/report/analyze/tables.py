@@ -87,9 +87,9 @@ def _found_sheet(rows: list[dict[str, Any]]) -> Sheet:
 
 def comparisons_sheet(analysis: Analysis, kind: str) -> Sheet:
     """Paired differences: of kind "object" or "causal"."""
-    scale = analysis.metric.scale if kind == "causal" else 1
+    scale = analysis.lost.scale if kind == "causal" else 1
     digits = 1 if kind == "causal" else 3
-    title = "difference" + (f" in {analysis.metric.difference_unit}" if kind == "causal" else "")
+    title = "difference" + (f" in {analysis.lost.difference_unit}" if kind == "causal" else "")
     score = words.WHERE if kind == "causal" else words.SCORES
     every = [
         Column("first", lambda c: f"{c.arm}: {words.RULES['amplified']}" if c.arm else c.first, names=("first",)),
@@ -113,7 +113,7 @@ def comparisons_sheet(analysis: Analysis, kind: str) -> Sheet:
 
 def losses_sheet(analysis: Analysis) -> Sheet:
     """What the metric loses by masked tokens."""
-    m = analysis.metric
+    m = analysis.lost
     return Sheet(
         [
             Column("run", lambda row: row.label, names=("run",)),

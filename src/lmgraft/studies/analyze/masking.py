@@ -35,7 +35,7 @@ def losses(
     other: Amplified,
     say: Callable[[int], None],
 ) -> tuple[Arrays, Amplified]:
-    """The metric of each item as it is ("whole") and with tokens masked ("WHERE/RULE/SHARE").
+    """What each item reaches by itself, as it is ("whole") and with tokens masked ("WHERE/RULE/SHARE").
 
     Args:
         run: A grafted run.
@@ -51,13 +51,13 @@ def losses(
     """
     inserted = run.inserted
     assert inserted is not None
-    metric, host = run.task.primary, run.host
+    metric, host = run.task.alone, run.host
     parts: list[dict[str, Any]] = []
     amplified: Amplified = {}
 
     def score(batch: Any) -> Tensor:
         with torch.no_grad():
-            return run.task.score(run.task.outputs(batch), batch)[metric.column]
+            return run.task.score_alone(batch)
 
     for batch in run.batches(samples, size):
         noted = observe(run.model, *run.task.inputs(batch), call=lambda batch=batch: run.task.outputs(batch))  # type: ignore[misc]
@@ -88,6 +88,8 @@ def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
     """
 
     def score(of: Any) -> Tensor:
+        if metric == run.task.alone:
+            return run.task.score_alone(of).double()
         return run.task.score(run.task.outputs(of), of)[metric.column].double()
 
     with torch.no_grad():

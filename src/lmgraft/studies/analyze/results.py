@@ -149,6 +149,8 @@ class Analysis:
     coherences: list[Coherence] = field(default_factory=list)
     efforts: list[Effort] = field(default_factory=list)
     comparisons: list[Comparison]
+    masked_metric: Metric | None = None
+    """Of which masking takes a part; None: `metric`."""
     gallery: list[Shown] = field(default_factory=list)
     gallery_metric: str = ""
     """What "needed" is read from."""
@@ -158,6 +160,11 @@ class Analysis:
     data: dict[str, Any]
     environment: dict[str, Any]
     seconds: float
+
+    @property
+    def lost(self) -> Metric:
+        """Of which masking takes a part."""
+        return self.masked_metric or self.metric
 
 
 def read_analysis(out: Path) -> Analysis:

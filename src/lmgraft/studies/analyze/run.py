@@ -292,8 +292,9 @@ def _compared(
         probes=probes(looked),
         similarities=[_similarity(run, config, say) for run in opened],
         coherences=_alike(ended, notes),
-        losses=loss_rows(masked, first.task.primary),
-        comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.primary)],
+        masked_metric=first.task.alone,
+        losses=loss_rows(masked, first.task.alone),
+        comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.alone)],
         gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test ") if first.labelled else "",
         notes=notes,
         config=asdict(config),
@@ -337,7 +338,7 @@ def _similarity(run: Opened, config: AnalyzeConfig, say: Say) -> Similarity:
 def _graded(run: Opened, looked: Arrays) -> Metric:
     """A metric that tells items apart more finely than right and wrong, where the task has one: its loss."""
     scored = [m for m in run.task.scored.values() if f"task/{m.column}" in looked and not m.higher_is_better]
-    return scored[0] if scored else run.task.primary
+    return scored[0] if scored else run.task.alone
 
 
 def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: AnalyzeConfig, say: Say) -> list[Exhibit]:

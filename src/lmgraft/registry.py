@@ -249,6 +249,7 @@ PICTURES = Registry(
     "picture",
     {
         "images": "lmgraft.report.pictures.images:draw_image",
+        "captions": "lmgraft.report.pictures.images:draw_image",
         "questions": "lmgraft.report.pictures.images:draw_image",
         "clouds": "lmgraft.report.pictures.clouds:draw_clouds",
         "clips": "lmgraft.report.pictures.frames:draw_clip",

@@ -138,6 +138,10 @@ class Task(LightningModule, ABC):
         """
         raise RecipeError(f"task {type(self).__name__} makes no predictions", "its method `predict` is not written")
 
+    def pictures(self, out: Any, batch: Any) -> list[dict[str, Tensor]]:
+        """Title -> image (C, H, W) to be shown beside each item, such as what was found for it; by default none."""
+        return [{} for _ in batch.index]
+
     def check(self, batch_size: int) -> None:
         """Refuse a training batch of a size that the task cannot take; by default any will do.
 

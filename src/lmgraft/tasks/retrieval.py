@@ -39,6 +39,7 @@ MATCH = Metric(
 """How sure the model is that an image matches its own caption: ranks depend on all other images, this does not."""
 
 _METER = "set backbone.factory: meter and backbone.kwargs.head: matching"
+_SHOWN = 3
 _COLUMNS = 3  # of a pair: its score to rank by, the logits of no match and match
 
 
@@ -240,9 +241,29 @@ class Retrieval(Task):
             for belief, row, of in zip(beliefs, first.tolist(), scores.tolist(), strict=True)
         ]
 
+    def pictures(self, out: Matched, batch: CaptionBatch) -> list[dict[str, Tensor]]:
+        """The first images of each caption's gallery, in a bright frame where the caption fits, else in a dark one."""
+        gallery = int(batch.gallery[0])
+        if gallery == NONE:
+            return super().pictures(out, batch)
+        items, rows = self._data.gallery(gallery), []
+        for ranks, caption in zip(out.rank.float(), batch.caption, strict=True):
+            first = ranks.topk(min(_SHOWN, len(ranks))).indices.tolist()
+            fits = (items.fits_of_all[first] == caption.cpu()).any(-1).tolist()
+            images = items.batch(first).images
+            rows.append({f"found {n + 1}": _framed(images[n], fits[n]) for n in range(len(first))})
+        return rows
+
 
 def _belief(match: Tensor) -> Tensor:
     return match.float().softmax(1)[:, 1]
+
+
+def _framed(image: Tensor, framed: bool) -> Tensor:
+    """With a frame in its brightest or its darkest value."""
+    edge = image.amax() if framed else image.amin()
+    width = max(1, image.shape[-1] // 24)
+    return F.pad(image, [width] * 4, value=float(edge))
 
 
 def places(scores: NDArray[Any], fits: NDArray[np.bool_]) -> NDArray[np.float64]:

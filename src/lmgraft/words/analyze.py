@@ -135,6 +135,9 @@ def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
     return text if ends is None else f"{text} (95 % interval {interval(ends, digits)})"
 
 
+FOUND = "“Found” is what a run ranks first, second and third; what fits has a bright frame, what does not a dark one."
+
+
 def chosen_by(has_truth: bool, metric: str) -> str:
     """By what items of a gallery were chosen; the number beside each.
 

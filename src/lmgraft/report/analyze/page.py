@@ -112,6 +112,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         pictures=pictures,
         reading=words.READING,
         no_gradient=words.NO_GRADIENT,
+        found=words.FOUND if any(one.has_pictures for one in analysis.gallery) else "",
         needed=analysis.gallery_metric,
         chosen=words.chosen_by(analysis.has_truth, analysis.gallery_metric),
         facts={
@@ -168,6 +169,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
             Shown(
                 rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt,
                 predictions={run: dict(of) for run, of in one.predictions.items()},
+                has_pictures=any(values.dim() == 3 for of in one.maps.values() for values in of.values()),
             )
         )  # fmt: skip
     return shown, pictures

@@ -25,7 +25,7 @@ def draw_image(
 
     Args:
         image: (C, H, W) float; colours are spread between its least and its largest value.
-        maps: Model -> title -> (T,) in [0, 1].
+        maps: Model -> title -> (T,) in [0, 1], or another image (C, H, W).
         grid: (rows, columns) of the tokens.
         places: Not used: an image's tokens lie in a grid.
         truth: (H, W) bool.
@@ -36,7 +36,9 @@ def draw_image(
     if grid is None or len(grid) != 2:
         raise ValueError(f"an image's tokens lie in rows and columns, not in {grid}")
     first: dict[str, Any] = {"image": _pixels(image)} | ({} if truth is None else {"object": truth.float()})
-    placed = {model: {title: values.reshape(grid) for title, values in of.items()} for model, of in maps.items()}
+    placed = {
+        model: {t: _pixels(v) if v.dim() == 3 else v.reshape(grid) for t, v in of.items()} for model, of in maps.items()
+    }
     return panels(placed, first, 1.35, _paint)
 
 

@@ -34,7 +34,7 @@ class Exhibit:
     grid: tuple[int, ...] | None
     places: Tensor | None
     maps: Mapping[str, Mapping[str, Tensor]]
-    """Run -> title -> (T,) in [0, 1]."""
+    """Run -> title -> (T,) in [0, 1], or a picture of the task's, (C, H, W)."""
     predictions: Mapping[str, Mapping[str, Any]]
     """Run -> what its task says of the item."""
 
@@ -115,10 +115,11 @@ def exhibits(
             for name, title in ATTENTION_TITLES.items():
                 if (name, "attention") in seen.maps:
                     titled[title] = seen.maps[name, "attention"]
+            beside = run.task.pictures(seen.noted.output, batch)
             for place, prediction in enumerate(predictions(run, seen.noted.output, batch)):
                 predicted[at + place][run.label] = prediction
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
-                maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size)
+                maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size) | beside[place]
                 say(number * len(chosen) + at + place + 1)
                 if run is runs[0]:
                     truth = getattr(batch, "truth", None)

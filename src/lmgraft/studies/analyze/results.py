@@ -128,6 +128,8 @@ class Shown:
     alt: str
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Run -> what its task says of the item."""
+    has_pictures: bool = False
+    """Whether what each run found for the item is shown beside the maps."""
 
 
 @dataclass(frozen=True, kw_only=True)

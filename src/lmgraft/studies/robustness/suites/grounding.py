@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,20 +73,32 @@ def _of_partners(items: ImageTextSet, draws: list[Draw], kinds: Tensor, seed: in
     Raises:
         DataError: If all items are of one group.
     """
-    groups, order = items.groups.numpy(), np.random.default_rng(seed).permutation(len(items))
+    groups = items.groups.numpy()
     if (groups == groups[0]).all():
         raise DataError("all test items are about one image", "suite grounding shows them another one")
-    place = np.argsort(order)
-    partners = [_partner(groups, kinds.numpy(), np.roll(order, -int(place[draw.sample]))) for draw in draws]
+    partners = [_partner(draw.sample, groups, kinds.numpy(), *_circle(len(items), seed)) for draw in draws]
     loaded: Any = items.__getitems__([draw._replace(sample=n) for draw, n in zip(draws, partners, strict=True)])
     return loaded.batch
 
 
-def _partner(groups: Index, kinds: Index, order: Index) -> int:
-    """The partner of the first in an order."""
-    strange = groups[order] != groups[order[0]]
-    alike = strange & (kinds[order] == kinds[order[0]])
-    return int(order[(alike if alike.any() else strange).argmax()])
+@lru_cache(maxsize=2)
+def _circle(count: int, seed: int) -> tuple[Index, Index]:
+    """All items in a random order, and the place of each in it."""
+    order = np.random.default_rng(seed).permutation(count)
+    return order, np.argsort(order)
+
+
+def _partner(sample: int, groups: Index, kinds: Index, order: Index, place: Index) -> int:
+    """The first behind an item, round the circle, that is a partner of it."""
+    any_other = None
+    for step in range(1, len(order)):
+        other = int(order[(place[sample] + step) % len(order)])
+        if groups[other] != groups[sample]:
+            if kinds[other] == kinds[sample]:
+                return other
+            any_other = other if any_other is None else any_other
+    assert any_other is not None  # there are several groups
+    return any_other
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -275,7 +275,7 @@ class TestTask:
         assert len(row) == 6
         assert all(name == "match" or (toy.tree / name).is_file() for name in row)
 
-    def test_pictures_of_what_is_found_have_a_bright_frame_where_they_fit(self, toy: ToyCaptions) -> None:
+    def test_pictures_of_what_is_found_have_a_blue_frame_where_they_fit(self, toy: ToyCaptions) -> None:
         task, batch = task_of(toy), toy.split("test").batch([0, 1])
         out, gallery = task.outputs(batch), toy.gallery(TEST)
         for rank, caption, titled in zip(out.rank, batch.caption, task.pictures(out, batch), strict=True):
@@ -284,7 +284,7 @@ class TestTask:
                 image = gallery.batch([at]).images[0]
                 torch.testing.assert_close(framed[:, 1:-1, 1:-1], image)
                 fits = bool((gallery.fits_of_all[at] == caption).any())
-                assert framed[0, 0, 0] == (image.max() if fits else image.min())
+                assert framed[2 if fits else 0, 0, 0] == image.max()
 
     def test_an_item_alone_needs_no_other_image(self, toy: ToyCaptions) -> None:
         task, batch = task_of(toy), toy.split("test").batch([0, 1, 2])

@@ -40,6 +40,7 @@ MATCH = Metric(
 
 _METER = "set backbone.factory: meter and backbone.kwargs.head: matching"
 _SHOWN = 3
+_FITS, _DOES_NOT = (0.0, 0.35, 1.0), (1.0, 0.5, 0.0)  # told apart by the colour-blind too
 _COLUMNS = 3  # of a pair: its score to rank by, the logits of no match and match
 
 
@@ -242,7 +243,7 @@ class Retrieval(Task):
         ]
 
     def pictures(self, out: Matched, batch: CaptionBatch) -> list[dict[str, Tensor]]:
-        """The first images of each caption's gallery, in a bright frame where the caption fits, else in a dark one."""
+        """The first images of each caption's gallery, in a blue frame where the caption fits, else in an orange one."""
         gallery = int(batch.gallery[0])
         if gallery == NONE:
             return super().pictures(out, batch)
@@ -259,11 +260,14 @@ def _belief(match: Tensor) -> Tensor:
     return match.float().softmax(1)[:, 1]
 
 
-def _framed(image: Tensor, framed: bool) -> Tensor:
-    """With a frame in its brightest or its darkest value."""
-    edge = image.amax() if framed else image.amin()
-    width = max(1, image.shape[-1] // 24)
-    return F.pad(image, [width] * 4, value=float(edge))
+def _framed(image: Tensor, fits: bool) -> Tensor:
+    """An image (3, H, W) in a blue frame, or an orange one, within its own least and largest value."""
+    low, high, width = image.amin(), image.amax(), max(1, image.shape[-1] // 24)
+    colour = low + (high - low) * image.new_tensor(_FITS if fits else _DOES_NOT)
+    framed = F.pad(image, [width] * 4)
+    framed[:, :width] = framed[:, -width:] = colour[:, None, None]
+    framed[..., :width] = framed[..., -width:] = colour[:, None, None]
+    return framed
 
 
 def places(scores: NDArray[Any], fits: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -135,7 +135,7 @@ def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
     return text if ends is None else f"{text} (95 % interval {interval(ends, digits)})"
 
 
-FOUND = "“Found” is what a run ranks first, second and third; what fits has a bright frame, what does not a dark one."
+FOUND = "“Found” is what a run ranks first, second and third; what fits has a blue frame, what does not an orange one."
 
 
 def chosen_by(has_truth: bool, metric: str) -> str:

@@ -13,11 +13,12 @@ from test_image_files_runs import RECIPE
 
 from lmgraft.cli.main import main
 from lmgraft.recipes import train_run
-from lmgraft.recipes.kinds import data_of_kind
+from lmgraft.recipes.kinds import data_of_kind, images_with_masks
 from lmgraft.recipes.options import Option
 from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.studies.analyze import read_analysis
 from lmgraft.studies.analyze.look import look, open_run
+from lmgraft.studies.explore import open_explorer
 
 FEW = ["--limit", "6", "--causal", "4", "--shares", "0.25", "--layers", "false", "--coherence", "4"]
 
@@ -93,6 +94,16 @@ def test_masks_follow_the_runs_own_preprocessing(run: Path, photos: Path) -> Non
     batch = next(opened.batches([0, 1], 2))
     assert batch.truth.shape == (2, *opened.recipe.data.img_size) == (2, 32, 32)
     assert look(opened, batch, layers=False).truth.tolist() == [[True, True, False, False]] * 2
+
+
+def test_images_with_masks_are_explored(run: Path, photos: Path) -> None:
+    left, data = images_with_masks("images-with-masks", ["--masks.root", str(photos), "--masks.suffix", "_mask"])
+    assert not left
+    seen = open_explorer([run], left, data)
+    sight = seen.item(0).sights["llm"]
+    assert seen.count == 6
+    assert sight.object_tokens is not None
+    assert sight.object_tokens.tolist() == [True] * 2 + [False] * 2
 
 
 @pytest.mark.parametrize(

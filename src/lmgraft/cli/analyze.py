@@ -7,9 +7,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lmgraft.cli.command import Command, option, say, word
-from lmgraft.errors import RecipeError
-from lmgraft.recipes.options import read_options
-from lmgraft.registry import FILE_KINDS
 from lmgraft.studies.analyze.config import AnalyzeConfig
 
 
@@ -39,18 +36,11 @@ examples:
     of the kind are written --masks.root DIR, --masks.suffix _mask and so on (docs/data.md)."""
 
     def run(self) -> int:
-        from lmgraft.recipes.kinds import data_of_kind
+        from lmgraft.recipes.kinds import images_with_masks
         from lmgraft.report.analyze.page import sections, write_report
         from lmgraft.studies.analyze.run import analyze_runs
 
-        options = read_options(self.more)
-        of_masks = [one._replace(key=one.key.removeprefix("masks.")) for one in options if one.key.startswith("masks.")]
-        if of_masks and self.masks is None:
-            raise RecipeError("options of --masks without it", f"--masks KIND, one of {', '.join(FILE_KINDS.names())}")
-        overrides = [
-            word for one in options if not one.key.startswith("masks.") for word in (f"--{one.key}", *one.words)
-        ]
-        others = None if self.masks is None else data_of_kind(self.masks, of_masks, "see docs/data.md")
+        overrides, others = images_with_masks(self.masks, self.more)
         config = AnalyzeConfig(**{one.name: getattr(self, one.name) for one in fields(AnalyzeConfig)})
         analysis, exhibits = analyze_runs(self.runs, self.out, config, overrides=overrides, others=others, say=say)
         page = write_report(analysis, exhibits, self.out)

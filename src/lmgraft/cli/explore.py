@@ -19,7 +19,8 @@ class Explore(Command):
 
 examples:
   lmgraft explore runs/plain runs/llm runs/random_frozen
-  lmgraft explore runs/llm --port 8000"""
+  lmgraft explore runs/llm --port 8000
+  lmgraft explore runs/llm --masks images-with-masks --masks.root photos"""
     takes_more = True
     runs: list[Path] = word(many=True, metavar="RUN")
     """Run folders of one data set, as lmgraft train and lmgraft study made them."""
@@ -27,8 +28,11 @@ examples:
     """On which port; 0: any that is free."""
     largest: int = option(64, metavar="MIB")
     """How large an uploaded file may be, in MiB."""
+    masks: str | None = option(None, metavar="KIND")
+    """Look at images with masks in place of the runs' test items, as in lmgraft analyze."""
 
     def run(self) -> int:
+        from lmgraft.recipes.kinds import images_with_masks
         from lmgraft.report.explore.page import serve
         from lmgraft.studies.explore import open_explorer
         from lmgraft.versions import optional
@@ -37,7 +41,7 @@ examples:
             raise RecipeError(f"--largest {self.largest} must be at least 1")
         optional("gradio", "explore", "lmgraft explore")  # missing is an error before models are loaded
         say("Opening the runs ...")
-        explorer = open_explorer(self.runs, self.more)
+        explorer = open_explorer(self.runs, *images_with_masks(self.masks, self.more))
         serve(explorer, self.port, self.largest, lambda address: say(f"Open {address} in a browser; Ctrl-C ends it."))
         return 0
 

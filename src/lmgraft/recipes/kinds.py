@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentError, ArgumentParser
 
 from lmgraft.errors import RecipeError
-from lmgraft.recipes.options import Option, explained, one_word, taken_by, type_of
+from lmgraft.recipes.options import Option, explained, one_word, read_options, taken_by, type_of
 from lmgraft.registry import FILE_KINDS
 
 if TYPE_CHECKING:
@@ -38,3 +38,21 @@ def data_of_kind(kind: str, options: Sequence[Option], advice: str, **fixed: Any
     except (ArgumentError, TypeError) as error:
         raise RecipeError(explained(error, hints, words), advice) from None
     return target(**values, **fixed)
+
+
+def images_with_masks(kind: str | None, words: Sequence[str]) -> tuple[list[str], Data | None]:
+    """What is left of the words of a command line without `--masks.KEY`, and the data that these name.
+
+    Args:
+        kind: What `--masks` is; None: it is not given.
+        words: All that a command does not know itself.
+
+    Raises:
+        LmgraftError: If there are such options without a kind, or as `data_of_kind`.
+    """
+    options = read_options(words)
+    of_masks = [one._replace(key=one.key.removeprefix("masks.")) for one in options if one.key.startswith("masks.")]
+    if of_masks and kind is None:
+        raise RecipeError("options of --masks without it", f"--masks KIND, one of {', '.join(FILE_KINDS.names())}")
+    left = [word for one in options if not one.key.startswith("masks.") for word in (f"--{one.key}", *one.words)]
+    return left, None if kind is None else data_of_kind(kind, of_masks, "see docs/data.md")

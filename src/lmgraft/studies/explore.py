@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmgraft.analysis.activations import scaled_to_one
 from lmgraft.analysis.masks import best_iou, iou
-from lmgraft.data.base import ItemSet, on_device
+from lmgraft.data.base import Data, ItemSet, on_device
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
 from lmgraft.studies.analyze.look import Opened, first_views, look, predictions
@@ -247,17 +247,18 @@ class Explorer:
         return View(seen=seen, choice=choice, grid=grid, marked=marked, absent=absent, predictions=predictions)
 
 
-def open_explorer(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> Explorer:
+def open_explorer(run_dirs: Sequence[Path], overrides: Sequence[str] = (), others: Data | None = None) -> Explorer:
     """Runs opened to be looked at, and the first item looked at to see that it works.
 
     Args:
         run_dirs: Finished runs of one data set.
         overrides: Changes of the recipes, such as ["--data.root", "DIR"].
+        others: Data whose items are looked at in place of the runs' test items.
 
     Raises:
         LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
     """
-    explorer = Explorer(open_runs(run_dirs, overrides))
+    explorer = Explorer(open_runs(run_dirs, overrides, others))
     assert explorer.stages  # looked for now, so that what does not work is an error before any page is open
     return explorer
 
@@ -274,7 +275,7 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
     categories = run.recipe.data.categories()
     truths = {
         name.removeprefix("by_"): categories[name.removeprefix("by_")][int(values[0])]
-        for name, values in run.task.score(noted.output, batch).items()
+        for name, values in (run.task.score(noted.output, batch) if run.labelled else {}).items()
         if name.removeprefix("by_") in categories and name.startswith("by_")
     }
     sight = Sight(

@@ -65,7 +65,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
             assert relative_error(found[name], tensor) <= 1e-5, name
 
 
-@pytest.mark.parametrize("case", long_but(CASES, "token", "layer_norm"))
+@pytest.mark.parametrize("case", long_but(CASES, "token"))
 class TestWholeGraph:
     def test_training(self, case: str) -> None:
         model = make(case).train()
@@ -91,6 +91,7 @@ def narrow_and_folded(model: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.long
 def test_gradients_of_a_baked_model(frozen: bool) -> None:
     """All of them, W1's too: where that is trained, constants would swallow a part of its gradient."""
     model = make("layer_norm")

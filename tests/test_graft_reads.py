@@ -530,6 +530,7 @@ def _fresh_dynamo() -> None:
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 class TestCompile:
+    @pytest.mark.long
     def test_equals_eager(self, model: nn.Module) -> None:
         compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(X), model(X)) <= 1e-6
@@ -559,6 +560,7 @@ class TestCompile:
         compiled(X)
         assert (B, 1, 32) not in graphs.shapes[-1]
 
+    @pytest.mark.long
     def test_features(self, model: nn.Module) -> None:
         compiled = torch.compile(model.forward_features, backend="aot_eager", fullgraph=True)
         assert relative_error(compiled(X), model.forward_features(X)) <= 1e-6

@@ -216,6 +216,7 @@ def worker(rank: int, folder: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_ddp_of_two_processes(tmp_path: Path) -> None:
     """Both ranks end with the gradient of the whole batch."""
     torch.multiprocessing.spawn(worker, args=(str(tmp_path),), nprocs=2)

@@ -207,6 +207,7 @@ class TestNested:
             lmgraft.load_block(str(bin_folder))
 
 
+@pytest.mark.long
 def test_only_what_is_read_is_loaded(tmp_path: Path) -> None:
     """Of a file of 256 MiB that is mostly one tensor, another is read."""
     torch.save({"large": torch.zeros(1 << 26), "small": torch.ones(8)}, tmp_path / "x.bin")

@@ -25,6 +25,7 @@ from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.training.checkpoints import AtomicCheckpointIO, RunWarning, checkpoint_path, newest_whole, read_checkpoint
 from lmgraft.training.schedule import CUT, make_schedule
 from lmgraft.training.stopping import InterruptedRunError, NotFiniteError
+from tiny import long_but
 
 
 @pytest.fixture
@@ -168,7 +169,7 @@ def damage(path, how):
         path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("how", ["cut short", "one byte", "empty", "not finite"])
+@pytest.mark.parametrize("how", long_but(["cut short", "one byte", "empty", "not finite"], "one byte", "not finite"))
 def test_from_a_damaged_checkpoint_the_previous_one_goes_on(make_recipe, tmp_path, uninterrupted, how):
     run = tmp_path / "run"
     interrupt(make_recipe(), run, 5)
@@ -329,6 +330,7 @@ def test_a_retry_goes_on_from_the_last_good_checkpoint_at_a_fifth(make_recipe, t
     assert result.retries == read_result(run).retries == [retry]
 
 
+@pytest.mark.long
 def test_each_retry_is_a_fifth_again_and_there_is_an_end(make_recipe, tmp_path):
     recipe = make_recipe()
     with watched_by(Poison(5, times=3)) as watch, pytest.warns(RunWarning), pytest.raises(NotFiniteError):
@@ -364,7 +366,12 @@ class Signal(Callback):
 
 @pytest.mark.parametrize(
     ("hook", "step"),
-    [("on_train_start", 1), ("on_train_batch_start", 1), ("on_before_optimizer_step", 1), ("on_validation_start", 4)],
+    [
+        ("on_train_start", 1),
+        pytest.param("on_train_batch_start", 1, marks=pytest.mark.long),
+        pytest.param("on_before_optimizer_step", 1, marks=pytest.mark.long),
+        ("on_validation_start", 4),
+    ],
 )
 def test_a_signal_is_answered_at_a_step(make_recipe, tmp_path, uninterrupted, hook, step):
     before = signal.getsignal(signal.SIGTERM)
@@ -400,6 +407,7 @@ def test_a_signal_waits_for_accumulated_batches(make_recipe, tmp_path):
     assert content["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] == 2
 
 
+@pytest.mark.long
 def test_the_running_mean(make_recipe, tmp_path):
     """It is DeiT's, over what is trained; it is tested only where that is asked for."""
     seen = []
@@ -479,6 +487,7 @@ def test_a_repetition_with_other_versions_is_a_warning(make_recipe, tmp_path, un
         assert repeat(capsys, uninterrupted, tmp_path / "again", "--train.epochs", "1")[0] == 0
 
 
+@pytest.mark.long
 def test_a_repetition_restarts_as_often_as_the_original(make_recipe, tmp_path, capsys):
     with watched_by(Poison(5)), pytest.warns(RunWarning, match="restart 1 of 2"):
         train_run(make_recipe(), tmp_path / "run", progress="none", retries=2)

@@ -168,7 +168,7 @@ def test_workers_end_with_a_main_process_that_was_killed_before_they_began():
     assert_ended(process, seconds=15)
 
 
-@pytest.mark.parametrize("how", ["kept", "kill"])
+@pytest.mark.parametrize("how", long_but(["kept", "kill"], "kill"))
 def test_workers_end_with_the_main_process(how):
     """Also where it ends them by SIGTERM, as Python does with those that are left at its end."""
     ready = forkserver().Event()

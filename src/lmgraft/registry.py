@@ -231,6 +231,7 @@ FILE_KINDS = Registry(
 PREPARERS = Registry(
     "preparation",
     {
+        "composed-emoji": "lmgraft.data.image.composed_objects:prepare_named",
         "composed-objects": "lmgraft.data.image.composed_objects:prepare",
         "composed-questions": "lmgraft.data.vision_language.composed_questions:prepare",
         "easy-vqa": "lmgraft.data.vision_language.easy_vqa:prepare",

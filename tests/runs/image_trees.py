@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lmgraft.data.image.composed_objects import STYLES
+from lmgraft.data.image.emoji import STYLES
 from lmgraft.data.image.image_files import ImageFiles
 
 WNIDS = ("n01440764", "n01443537", "n01484850")

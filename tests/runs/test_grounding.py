@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from lmgraft.data.image.emoji import NAMED
 from lmgraft.data.loader import Draw
 from lmgraft.data.vision_language.composed_questions import (
     _RELATIONS,
-    KINDS,
     ComposedQuestions,
     Placed,
     ask,
@@ -25,7 +25,7 @@ from lmgraft.studies.robustness.cells import Cell
 from lmgraft.studies.robustness.suites.grounding import Grounding
 from lmgraft.tasks.question_answering import VQA
 
-NAMES = {name: kind for kind, of in KINDS.items() for name in of}
+NAMES = {name: kind for kind, of in NAMED.items() for name in of}
 
 
 def answer(scene: list[Placed], question: str) -> str:

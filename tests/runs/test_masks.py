@@ -19,8 +19,9 @@ from lmgraft.analysis.masks import best_iou, mask_of_tokens
 from lmgraft.data import npm
 from lmgraft.data.image import composed_objects
 from lmgraft.data.image.coco import CocoInstances, decode_counts, decode_segment
-from lmgraft.data.image.composed_objects import DrawnObjects, make_set, read_emoji, split_emoji, write_drawn
+from lmgraft.data.image.composed_objects import DrawnObjects, make_set, write_drawn
 from lmgraft.data.image.composing import Composing
+from lmgraft.data.image.emoji import read_emoji, split_emoji
 from lmgraft.data.image.mask_folders import ImageNetS, MaskFolders
 from lmgraft.data.image.masked import MaskedImages
 from lmgraft.data.image.masks import class_numbers
@@ -339,6 +340,21 @@ def test_composed_emoji(tmp_path: Path) -> None:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         side = max(np.ptp(rows), np.ptp(columns)) + 1
         assert 0.07 < (side / 32) ** 2 < 0.45
+
+
+def test_named_emoji_are_classes_and_each_picture_is_by_itself(tmp_path: Path) -> None:
+    styles = {
+        style: {name: Image.new("RGBA", (20, 16), colour) for name, colour in (("apple", "red"), ("dog", "brown"))}
+        for style in ("google", "fluent")
+    }
+    composed_objects.write_named(tmp_path, styles, {"train": 8, "val": 4, "test": 4, "unseen": 2})
+    data = composed_objects.ComposedEmoji(str(tmp_path), **SMALL)
+    items = seen(data)
+    assert data.class_names == ("apple", "dog")
+    assert all(object_.any() for _, object_, _ in items.values())
+    assert len(set(data.split("test").batch(range(4)).group.tolist())) == 4
+    assert {path.stem.rpartition("-")[2] for path in (tmp_path / "images" / "train").rglob("*.png")} == {"google"}
+    assert {path.stem.rpartition("-")[2] for path in (tmp_path / "images" / "unseen").rglob("*.png")} == {"fluent"}
 
 
 def test_garments_on_textures(tmp_path: Path, fashion_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

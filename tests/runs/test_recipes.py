@@ -170,6 +170,19 @@ def test_every_arm_asks_a_question():
     assert all(arm.question.endswith("?") for arm in ARMS.values())
 
 
+def test_an_option_deep_in_the_backbones_arguments_leaves_those_beside_it():
+    text = "extends: image/fashion_vit\nbackbone: {kwargs: {vision: {name: vit, depth: 3}}}\n"
+    options = [
+        "--backbone.kwargs.vision.depth",
+        "4",
+        "--backbone.kwargs.vision.width=8",
+        "--backbone.kwargs.text.a=[1]",
+    ]
+    kwargs = parse_recipe(text, options).backbone.kwargs
+    assert kwargs["vision"] == {"name": "vit", "depth": 4, "width": 8}
+    assert kwargs["text"] == {"a": [1]}
+
+
 def test_a_recipe_may_extend_another(tmp_path):
     child = tmp_path / "child.yaml"
     child.write_text("extends: image/fashion_vit\nseed: 7\ndata: {init_args: {batch_size: 32}}\ntrain: {epochs: 1}\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +17,7 @@ from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.options import Option, explained, one_word, read_options, taken_by, type_of
+from lmgraft.recipes.options import Option, explained, keys_below, one_word, read_options, taken_by, type_of
 from lmgraft.registry import MOVED, load_object, suggest
 from lmgraft.training.config import FeatureConfig, OptimConfig, TrainConfig
 
@@ -301,7 +301,7 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     classes = {key: _class_of(content.get(key)) for key in ("data", "task")}
     given: dict[str, Any] = {}
     try:
-        arguments = [_argument(option, classes, given) for option in read_options(overrides)]
+        arguments = [_argument(option, classes, given, content) for option in read_options(overrides)]
         parser = recipe_parser()
         from_file = parser.parse_string(whole, defaults=True)
         config = parser.parse_args(arguments, namespace=from_file) if arguments else from_file
@@ -318,8 +318,12 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
     return _recipe(built, plain)
 
 
-def _argument(option: Option, classes: dict[str, str | None], given: dict[str, Any]) -> str:
-    """An option as one word that the parser understands; notes its value in `given`, and a class in `classes`."""
+def _argument(option: Option, classes: dict[str, str | None], given: dict[str, Any], content: Mapping[str, Any]) -> str:
+    """An option as one word that the parser understands; notes its value in `given`, and a class in `classes`.
+
+    Args:
+        content: The file's, over which a key deep in a free mapping is laid.
+    """
     key = _SHORT.get(option.key, option.key)
     if option.words:
         option = Option(key, [MOVED.get(option.words[0], option.words[0]), *option.words[1:]])
@@ -336,8 +340,22 @@ def _argument(option: Option, classes: dict[str, str | None], given: dict[str, A
     for part in reversed(rest.split(".") if rest else []):
         within = {part: within}
     given[group] = _laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
-    # jsonargparse would read a value below a class twice, and the second time null as the text None.
-    return f"--{group}={json.dumps({'init_args': within})}" if group in classes else f"--{key}={value}"
+    if group in classes:
+        # jsonargparse would read a value below a class twice, and the second time null as the text None.
+        return f"--{group}={json.dumps({'init_args': within})}"
+    first, _, deeper = rest.partition(".")
+    if "." in deeper and keys_below(type_of(f"{group}.{first}", _schema(classes))) is None:
+        # jsonargparse would put a value two keys below a free mapping in the place of all that lies beside it, as text.
+        whole = _laid_over(content.get(group) or {}, _loaded(given[group]), ())[first]
+        return f"--{group}.{first}={json.dumps(whole)}"
+    return f"--{key}={value}"
+
+
+def _loaded(words: Any) -> Any:
+    """Nested mappings of words with what YAML reads in each word."""
+    if isinstance(words, dict):
+        return {key: _loaded(below) for key, below in words.items()}
+    return yaml.safe_load(words) if isinstance(words, str) else words
 
 
 def _class_of(value: Any) -> str | None:

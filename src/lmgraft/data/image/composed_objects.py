@@ -7,13 +7,11 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -21,106 +19,25 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import as_names, check_prepared, prepared_place
-from lmgraft.data.holdout import hold_out
-from lmgraft.data.image.composing import Composing, Objects, Thing, opaque, scaled, tight, write_composed
+from lmgraft.data.files import check_prepared, prepared_place
+from lmgraft.data.image.composing import Composing, Objects, Thing, tight, write_composed
+from lmgraft.data.image.emoji import (
+    LICENCES,
+    SIDE,
+    STYLES,
+    UNSEEN,
+    Emoji,
+    fetch_styles,
+    named_pictures,
+    read_emoji,
+    split_emoji,
+)
 from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.image.mask_folders import MaskFolders
 from lmgraft.data.image.masks import MaskedSet
 from lmgraft.data.image.tables import Found
-from lmgraft.data.npm import Package, fetch_package, read_members
 
-STYLES = {
-    "google": Package(
-        "emoji-datasource-google", "16.0.0", "fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
-        74_344_091,
-    ),
-    "twitter": Package(
-        "emoji-datasource-twitter", "16.0.0", "f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
-        61_683_754,
-    ),
-    "fluent": Package(
-        "@lobehub/fluent-emoji-3d", "1.1.0", "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
-        15_792_027,
-    ),
-}  # fmt: skip
-"""Art style -> its package; the last one is kept from training."""
-UNSEEN = "fluent"
 COUNTS = {"train": 12_000, "val": 1_500, "test": 2_000, "unseen": 2_000}
-_SHARES: dict[str, int | float] = {"test": 0.2, "val": 0.1}
-_SIDE = 64  # pixels of an object's longer side, before it is composed
-_LEAST = 0.2  # of the square around an object that it must cover
-_PEOPLE = {"200d", "fe0f", "2640", "2642", "27a1", "1f468", "1f469", "1f9d1"}
-"""Code points that make one concept several emoji: joiners, genders, directions."""
-LICENCES = {
-    "google": "Noto Emoji, Apache-2.0",
-    "twitter": "Twemoji, CC-BY-4.0, copyright Twitter and contributors",
-    "fluent": "Fluent Emoji, MIT, copyright Microsoft",
-}
-
-
-class Emoji(NamedTuple):
-    """One emoji in several art styles."""
-
-    code: str
-    category: str
-    pictures: dict[str, Image.Image]
-
-    @property
-    def concept(self) -> str:
-        """What it shares with emoji that show the same in another gender or direction."""
-        points = self.code.split("-")
-        return "-".join([point for point in points if point not in _PEOPLE] or points)
-
-
-def read_emoji(files: Mapping[str, Path]) -> tuple[list[Emoji], dict[str, int]]:
-    """All emoji that every style has, and why how many others are left out.
-
-    Args:
-        files: Style -> its package's file; "google"'s also names and categories.
-    """
-    content = {
-        style: read_members(file, ("emoji.json", f"img/{style}/64/", "assets/")) for style, file in files.items()
-    }
-    kept, lost = [], {"not in every style": 0, "too thin": 0}
-    for row in json.loads(content["google"]["emoji.json"]):
-        if row["category"] == "Component":
-            continue
-        code = row["unified"].lower()
-        places = [(f"img/{style}/64/{row['image']}", f"assets/{code}.webp", f"assets/{code.replace('-fe0f', '')}.webp")
-                  for style in files]  # fmt: skip
-        drawn = {
-            style: next((part[name] for name in names if name in part), None)
-            for (style, part), names in zip(content.items(), places, strict=True)
-        }
-        pictures = {style: _object(of) for style, of in drawn.items() if of is not None}
-        if len(pictures) < len(files):
-            lost["not in every style"] += 1
-        elif any(_covered(picture) < _LEAST for picture in pictures.values()):
-            lost["too thin"] += 1
-        else:
-            kept.append(Emoji(code, row["category"].lower().replace(" & ", "-"), pictures))
-    return kept, lost
-
-
-def _object(content: bytes) -> Image.Image:
-    with Image.open(io.BytesIO(content), formats=("PNG", "WEBP")) as image:
-        return scaled(tight(image.convert("RGBA")), _SIDE)
-
-
-def _covered(picture: Image.Image) -> float:
-    """The share of the square around an object that it covers."""
-    return opaque(picture).histogram()[255] / max(picture.size) ** 2
-
-
-def split_emoji(emoji: Sequence[Emoji]) -> dict[str, list[Emoji]]:
-    """Training, validation and test, no concept on two sides, by a hash of the concept's code points."""
-    first = {one.concept: one.category for one in reversed(emoji)}
-    concepts, classes = sorted(first), sorted(set(first.values()))
-    labels = np.array([classes.index(first[concept]) for concept in concepts], np.int64)
-    parts = hold_out(as_names(concepts), labels, _SHARES, tuple(classes), "emoji", "concept")
-    side = {concepts[i]: split for split, index in parts.items() for i in index}
-    return {split: [one for one in emoji if side[one.concept] == split] for split in ("train", "val", "test")}
 
 
 def _objects(emoji: Sequence[Emoji], styles: Sequence[str]) -> Objects:
@@ -182,7 +99,7 @@ class ComposedObjects(MaskFolders):
     """
 
     name = "composed-objects"
-    file_set = ComposedSet
+    file_set: ClassVar[type[MaskedSet]] = ComposedSet
 
     def __init__(self, root: str | None = None, *, style: Literal["seen", "unseen"] = "seen", **options: Any) -> None:
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
@@ -204,7 +121,61 @@ def prepare(out: Path | None) -> Path:
     if (folder / "set.json").exists():
         return folder
     with scratch_dir(ComposedObjects.name) as scratch:
-        return make_set({style: fetch_package(package, scratch) for style, package in STYLES.items()}, folder)
+        return make_set(fetch_styles(scratch), folder)
+
+
+class ComposedEmoji(ComposedObjects):
+    """Two dozen emoji to be told apart, after `lmgraft prepare composed-emoji`; every picture is by itself.
+
+    Args:
+        root: The set's folder; None is lmgraft's cache.
+        style: See `ComposedObjects`.
+        options: See `ImageFiles`.
+    """
+
+    name = "composed-emoji"
+    file_set: ClassVar[type[MaskedSet]] = MaskedSet
+
+    def __init__(self, root: str | None = None, *, style: Literal["seen", "unseen"] = "seen", **options: Any) -> None:
+        options = {"img_size": _NAMED.size, **options}
+        super().__init__(root, style=style, **options)
+
+
+_NAMED = Composing(size=48, area=(0.2, 0.5), pieces=2)
+_NAMED_COUNTS = {"train": 8_000, "val": 1_000, "test": 2_000, "unseen": 2_000}
+
+
+def prepare_named(out: Path | None) -> Path:
+    """Fetch the emoji and compose the set of those that have a name, unless it is there; minutes."""
+    folder = prepared_place(ComposedEmoji.name) if out is None else out
+    if (folder / "set.json").exists():
+        return folder
+    with scratch_dir(ComposedEmoji.name) as scratch:
+        emoji, _ = read_emoji(fetch_styles(scratch))
+    return write_named(folder, {style: named_pictures(emoji, style) for style in STYLES}, _NAMED_COUNTS)
+
+
+def write_named(folder: Path, styles: Mapping[str, Mapping[str, Image.Image]], counts: Mapping[str, int]) -> Path:
+    """The set in `folder`.
+
+    Args:
+        styles: Art style -> name -> picture; `UNSEEN` is kept from training.
+        counts: Split -> pictures.
+    """
+    names = sorted(styles[UNSEEN])
+    objects = {
+        name: [Thing(f"{name}-{style}", of[name]) for style, of in styles.items() if style != UNSEEN] for name in names
+    }
+    unseen = {name: [Thing(f"{name}-{UNSEEN}", styles[UNSEEN][name])] for name in names}
+    about = {
+        "name": ComposedEmoji.name,
+        "source": {style: str(package) for style, package in STYLES.items()},
+        "licence": LICENCES,
+        "changes": "emoji were cut to what is opaque, scaled, turned and laid on drawn backgrounds",
+        "split": f"every split shows the same things in other pictures; {UNSEEN} is in unseen alone",
+    }
+    splits = {split: (unseen if split == "unseen" else objects, count) for split, count in counts.items()}
+    return write_composed(folder, splits, _NAMED, about)
 
 
 class GarmentsOnTextures(ComposedObjects):
@@ -289,8 +260,8 @@ def write_drawn(folder: Path, counts: Mapping[str, int] | None = None, how: Comp
 
 
 def _polygon(sides: int, rng: np.random.Generator) -> Image.Image:
-    shown = Image.new("RGBA", (_SIDE, _SIDE))
+    shown = Image.new("RGBA", (SIDE, SIDE))
     colour = tuple(int(value) for value in rng.integers(0, 256, 3))
-    circle = (_SIDE / 2, _SIDE / 2, _SIDE / 2 - 1)
+    circle = (SIDE / 2, SIDE / 2, SIDE / 2 - 1)
     ImageDraw.Draw(shown).regular_polygon(circle, sides, rotation=int(rng.integers(360)), fill=(*colour, 255))
     return tight(shown)

@@ -23,32 +23,15 @@ from torch import Tensor
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import check_prepared, prepared_place
-from lmgraft.data.image.composed_objects import LICENCES, STYLES, UNSEEN, Emoji, read_emoji
-from lmgraft.data.image.composing import background, opaque, scaled, tight
+from lmgraft.data.image.composing import background, opaque, scaled
+from lmgraft.data.image.emoji import LICENCES, NAMED, STYLES, UNSEEN, fetch_styles, named_pictures, read_emoji
 from lmgraft.data.image.masks import MaskTransform
 from lmgraft.data.loader import Draw, Reported
-from lmgraft.data.npm import fetch_package
 from lmgraft.data.vision_language.question_files import QuestionFiles
 from lmgraft.data.vision_language.question_table import Questions
 from lmgraft.data.vision_language.questions import QuestionSet
 from lmgraft.data.vision_language.rows import read_rows
-from lmgraft.errors import DataError
 
-KINDS = {
-    "animals": {
-        "dog": "1f436", "cat": "1f431", "pig": "1f437", "frog": "1f438", "panda": "1f43c", "chick": "1f424",
-    },
-    "foods": {
-        "pizza": "1f355", "burger": "1f354", "tomato": "1f345", "apple": "1f34e", "cake": "1f370", "bread": "1f35e",
-    },
-    "vehicles": {
-        "car": "1f697", "bus": "1f68c", "truck": "1f69a", "train": "1f682", "tram": "1f68b", "taxi": "1f695",
-    },
-    "toys": {
-        "football": "26bd", "guitar": "1f3b8", "drum": "1f941", "bear": "1f9f8", "die": "1f3b2", "trophy": "1f3c6",
-    },
-}  # fmt: skip
-"""Kind of objects -> name -> code point of its emoji."""
 SCENES = {"train": 4_000, "val": 500, "test": 1_000, "unseen": 1_000}
 _SIDE, _CELLS = 72, 3  # pixels of a scene, and cells a side of it, each with one object at most
 _SIZES = {"big": (20, 24), "small": (11, 13)}
@@ -91,7 +74,7 @@ class Asked(NamedTuple):
 
 def draw_objects(rng: np.random.Generator) -> list[Placed]:
     """Two to five objects of different names in different cells."""
-    names = [(name, kind) for kind, of in KINDS.items() for name in of]
+    names = [(name, kind) for kind, of in NAMED.items() for name in of]
     count = int(rng.integers(2, 6))
     chosen = rng.permutation(len(names))[:count]
     cells = rng.permutation(_CELLS**2)[:count]
@@ -103,7 +86,7 @@ def draw_objects(rng: np.random.Generator) -> list[Placed]:
 
 def _exists(scene: Sequence[Placed], rng: np.random.Generator) -> Asked:
     there = {one.name: number for number, one in enumerate(scene)}
-    missing = [name for of in KINDS.values() for name in of if name not in there]
+    missing = [name for of in NAMED.values() for name in of if name not in there]
     if rng.integers(2):
         name = list(there)[int(rng.integers(len(there)))]
         return Asked(f"is there a {name}?", "yes", "yes/no", "existence", (there[name],))
@@ -111,7 +94,7 @@ def _exists(scene: Sequence[Placed], rng: np.random.Generator) -> Asked:
 
 
 def _counts(scene: Sequence[Placed], rng: np.random.Generator) -> Asked:
-    kind = list(KINDS)[int(rng.integers(len(KINDS)))]
+    kind = list(NAMED)[int(rng.integers(len(NAMED)))]
     objects = tuple(number for number, one in enumerate(scene) if one.kind == kind)
     return Asked(f"how many {kind} are there?", str(len(objects)), "number", "counting", objects)
 
@@ -203,20 +186,6 @@ class _Split:
     scenes: int
     styles: Sequence[Mapping[str, Image.Image]]
     """Of each art style: name -> picture."""
-
-
-def pictures_of(emoji: Sequence[Emoji], style: str) -> dict[str, Image.Image]:
-    """The objects in one art style.
-
-    Raises:
-        DataError: If one is missing.
-    """
-    by_code = {one.code.split("-")[0]: one.pictures[style] for one in reversed(emoji)}
-    names = {name: code for of in KINDS.values() for name, code in of.items()}
-    missing = [name for name, code in names.items() if code not in by_code]
-    if missing:
-        raise DataError(f"the emoji packages lack {', '.join(missing)}", "they are other versions than the pinned ones")
-    return {name: tight(by_code[code]) for name, code in names.items()}
 
 
 def write_questions(
@@ -338,11 +307,11 @@ def prepare(out: Path | None) -> Path:
     if (folder / "set.json").exists():
         return folder
     with scratch_dir(ComposedQuestions.name) as scratch:
-        emoji, _ = read_emoji({style: fetch_package(package, scratch) for style, package in STYLES.items()})
+        emoji, _ = read_emoji(fetch_styles(scratch))
     about = {
         "name": ComposedQuestions.name,
         "source": {style: str(package) for style, package in STYLES.items()},
         "licence": LICENCES,
         "changes": "24 emoji were cut to what is opaque, scaled, turned upside down or not, and laid on backgrounds",
     }
-    return write_questions(folder, {style: pictures_of(emoji, style) for style in STYLES}, about, SCENES)
+    return write_questions(folder, {style: named_pictures(emoji, style) for style in STYLES}, about, SCENES)

@@ -22,7 +22,7 @@ from PIL import Image
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import check_prepared, prepared_place
-from lmgraft.data.image.composed_objects import LICENCES, STYLES, UNSEEN, Emoji, read_emoji, split_emoji
+from lmgraft.data.image.emoji import LICENCES, STYLES, UNSEEN, Emoji, fetch_styles, read_emoji, split_emoji
 from lmgraft.data.npm import Package, fetch_package, read_members
 from lmgraft.data.vision_language.caption_files import CaptionFiles
 from lmgraft.data.vision_language.caption_table import Fits, find_captions, plain
@@ -70,8 +70,7 @@ def prepare(out: Path | None) -> Path:
     folder = prepared_place(EmojiCaptions.name) if out is None else out
     if not (folder / "set.json").exists():
         with scratch_dir(EmojiCaptions.name) as scratch:
-            files = {style: fetch_package(package, scratch) for style, package in STYLES.items()}
-            write_set(files, fetch_package(WORDS, scratch), folder)
+            write_set(fetch_styles(scratch), fetch_package(WORDS, scratch), folder)
     return folder
 
 

@@ -222,6 +222,7 @@ class CaptionData(ImageTextData):
         return self.captions
 
     def chosen(self, split: str, part: Captions, index: Index) -> Index:
+        index = super().chosen(split, part, index)
         image, most = np.asarray(part.image)[index], self._most.get(split)
         images = np.unique(image)
         return index if most is None else index[np.isin(image, images[spread_over(len(images), most)])]
@@ -268,7 +269,7 @@ class CaptionData(ImageTextData):
 
     def known(self) -> dict[str, Any]:
         galleries = {"val": len(self.gallery(VAL)), "test": len(self.gallery(TEST))}
-        return {"galleries": galleries, "equal_texts": self.equal_texts}
+        return super().known() | {"galleries": galleries, "equal_texts": self.equal_texts}
 
     def open(self, sources: Sequence[str]) -> CaptionSet:
         """Pairs of an image and a caption in tables (see `CaptionFiles`), each scored by itself."""

@@ -228,6 +228,7 @@ class ImageTextData(Data):
         num_workers: Loader processes; by default as many as there are CPUs, at most 8.
         val_size: Training images whose items are held out to choose the epoch by, a share (below 1) or a count, where
             the data set has none of its own.
+        only: Category -> its parts that are used, such as {answer_type: [colour, shape]}; None: all texts are.
         options: See `Settings`.
     """
 
@@ -240,12 +241,13 @@ class ImageTextData(Data):
         eval_batch_size: int = 64,
         num_workers: int | None = None,
         val_size: int | float = 0.1,
+        only: dict[str, list[str]] | None = None,
         **options: Any,
     ) -> None:
         workers = min(_MOST_WORKERS, records.usable_cpus()) if num_workers is None else num_workers
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=workers)
         check_sizes(val_size=val_size)
-        self.settings, self.val_size = Settings(**options), val_size
+        self.settings, self.val_size, self.only = Settings(**options), val_size, only or {}
         self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
         self._tokenizer: Tokenizer | None = None
         self._kinds: dict[str, tuple[str, ...]] | None = None
@@ -305,14 +307,26 @@ class ImageTextData(Data):
 
     def known(self) -> dict[str, Any]:
         """What identifies the data beside texts and images, as plain data."""
-        return {}
+        return {"only": self.only} if self.only else {}
 
     def chosen(self, split: str, part: Any, index: Index) -> Index:
-        """Those texts of a split that are used; by default all.
+        """Those texts of a split that are used.
 
         Args:
             index: Places in the part.
+
+        Raises:
+            DataError: If `only` names a category or a part that there is not.
         """
+        for category, wanted in self.only.items():
+            kinds = part.kinds.get(category)
+            if kinds is None or not set(wanted) <= set(kinds):
+                there = part.kinds if kinds is None else dict.fromkeys(kinds)
+                raise DataError(
+                    f"data.only.{category}={list(wanted)}: {part.where} has no such texts in {split}",
+                    f"there are {', '.join(there) or 'no categories'}",
+                )
+            index = index[np.isin(np.asarray(kinds)[index], list(wanted))]
         return index
 
     def categories(self) -> dict[str, tuple[str, ...]]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from lmgraft.data.vision_language.parts import Part
 from lmgraft.data.vision_language.rows import Row, images_and_texts, kinds_of, rows_by_split, texts_of
 
-ANSWER_TYPE = "answer_type"
-KINDS = (ANSWER_TYPE, "question_type")
+KINDS = ("answer_type", "question_type")
 """Columns that divide questions."""
 
 

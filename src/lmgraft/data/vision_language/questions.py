@@ -20,7 +20,7 @@ from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import usual, vocabulary, worth
 from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, loose
 from lmgraft.data.vision_language.parts import Index, kind_numbers
-from lmgraft.data.vision_language.question_table import ANSWER_TYPE, Questions, find_questions
+from lmgraft.data.vision_language.question_table import Questions, find_questions
 from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
 
@@ -118,7 +118,6 @@ class QuestionData(ImageTextData):
     Args:
         min_answer_count: An answer that is the usual one of fewer training questions is none that the model can give
             (METER on VQAv2: 9).
-        answer_types: Use only questions whose answers are of these types, where the data have types; None: all.
         options: See `ImageTextData` and its `Settings`.
     """
 
@@ -127,9 +126,9 @@ class QuestionData(ImageTextData):
     question_set: ClassVar[type[QuestionSet]] = QuestionSet
     """What shows the questions of a split."""
 
-    def __init__(self, *, min_answer_count: int = 1, answer_types: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(self, *, min_answer_count: int = 1, **options: Any) -> None:
         super().__init__(**options)
-        self.min_answer_count, self.answer_types = min_answer_count, answer_types
+        self.min_answer_count = min_answer_count
         self._answers: tuple[str, ...] | None = None
 
     @abstractmethod
@@ -173,18 +172,6 @@ class QuestionData(ImageTextData):
                 )  # fmt: skip
         return self._answers
 
-    def chosen(self, split: str, part: Questions, index: Index) -> Index:
-        if self.answer_types is None:
-            return index
-        types = part.kinds.get(ANSWER_TYPE, ())
-        strange = [name for name in self.answer_types if name not in types]
-        if strange:
-            raise DataError(
-                f"data.answer_types: {part.where} has no answers of type {', '.join(strange)} in {split}",
-                f"there are {', '.join(dict.fromkeys(types)) or 'no types'}",
-            )
-        return index[np.isin(np.asarray(types)[index], self.answer_types)]
-
     def model_arguments(self) -> dict[str, Any]:
         return super().model_arguments() | {"num_classes": len(self.answer_names)}
 
@@ -208,8 +195,7 @@ class QuestionData(ImageTextData):
         )  # fmt: skip
 
     def known(self) -> dict[str, Any]:
-        only = {} if self.answer_types is None else {"answer_types": list(self.answer_types)}
-        return {"answers": list(self.answer_names), **only}
+        return super().known() | {"answers": list(self.answer_names)}
 
     def recall(self, record: Mapping[str, Any]) -> None:
         super().recall(record)

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import emoji_packages, picture, tar_of
@@ -236,6 +237,28 @@ class TestTask:
         torch.testing.assert_close(without.loss(without.outputs(batch), batch), -own.mean())
         loss.backward()
         assert all(p.grad is not None for p in task.model.parameters())
+
+    def test_encoders_are_aligned_before_fusion_where_wanted(self, toy: ToyCaptions) -> None:
+        batch = toy.split("train").batch(range(8))
+        plain, task = task_of(toy), task_of(toy, align_weight=3.0, temperature=0.5)
+        task.model.load_state_dict(plain.model.state_dict())
+        for one in (task, plain):
+            one.model.requires_grad_(False)
+        ids, mask = batch.input_ids[:, 0], batch.attention_mask[:, 0]
+        image = F.normalize(task.model.encode_image(batch.images).mean(1), dim=1)
+        words = task.model.encode_text(ids, mask)
+        text = F.normalize(torch.stack([of[: int(n)].mean(0) for of, n in zip(words, mask.sum(1), strict=True)]), dim=1)
+        total = 0.0
+        for i in range(8):
+            others = [j for j in range(8) if j == i or int(batch.caption[j]) not in batch.fitting[i].tolist()]
+            total -= float((text[others] @ image[i] / 0.5).log_softmax(0)[others.index(i)]) / 16
+            others = [j for j in range(8) if j == i or int(batch.caption[i]) not in batch.fitting[j].tolist()]
+            total -= float((image[others] @ text[i] / 0.5).log_softmax(0)[others.index(i)]) / 16
+        assert len(others) < 8
+        loss, without = (float(one.loss(one.outputs(batch), batch)) for one in (task, plain))
+        assert loss == pytest.approx(without + 3 * total, rel=1e-5)
+        task.eval()
+        assert task.outputs(batch).aligned is None
 
     def test_what_it_refuses(self, toy: ToyCaptions) -> None:
         with pytest.raises(RecipeError, match="batch_size=1"):

@@ -52,6 +52,8 @@ class Matched(NamedTuple):
     scores of all images of its gallery."""
     match: Tensor
     """(B, 2) logits of no match and match: of each image with its partner's caption; in evaluation with its own."""
+    aligned: Tensor | None = None
+    """(B, B) in training, where that is wanted: cosines of the mean tokens of images and captions before fusion."""
 
 
 class Retrieval(Task):
@@ -69,6 +71,9 @@ class Retrieval(Task):
         schedule: Makes the step-wise schedule from optimiser and number of steps.
         rank_weight: Of the cross-entropy of the own caption's score among those of others.
         match_weight: Of the cross-entropy of match and no match; 0: it is not computed.
+        align_weight: Of a contrastive loss of the encoders' mean tokens before fusion (ALBEF, arXiv 2107.07651), which
+            adds no parameters. METER, whose encoders are pretrained, has none.
+        temperature: Of that loss.
         pairs: Scored at a time in evaluation; a matter of memory and speed alone.
 
     Raises:
@@ -87,13 +92,17 @@ class Retrieval(Task):
         *,
         rank_weight: float = 1.0,
         match_weight: float = 1.0,
+        align_weight: float = 0.0,
+        temperature: float = 0.07,
         pairs: int = 256,
     ) -> None:
         super().__init__(model, data, optimizer, schedule)
-        if min(rank_weight, match_weight) < 0 or not rank_weight + match_weight or pairs < 1:
+        weights = {"rank_weight": rank_weight, "match_weight": match_weight, "align_weight": align_weight}
+        if min(weights.values()) < 0 or not rank_weight + match_weight or pairs < 1 or temperature <= 0:
+            given = weights | {"temperature": temperature, "pairs": pairs}
             raise RecipeError(
-                f"task.rank_weight={rank_weight}, task.match_weight={match_weight}, task.pairs={pairs}",
-                "weights are not negative, one of them is positive, and pairs are at least 1",
+                ", ".join(f"task.{key}={value}" for key, value in given.items()),
+                "weights are not negative, rank_weight or match_weight is positive, and pairs are at least 1",
             )
         if not hasattr(model, "encode_image"):
             raise RecipeError(
@@ -101,6 +110,7 @@ class Retrieval(Task):
                 _METER,
             )
         self.rank_weight, self.match_weight, self.pairs = rank_weight, match_weight, pairs
+        self.align_weight, self.temperature = align_weight, temperature
         self._kinds = tuple(data.categories())
         self._data = data
         self._encoded: tuple[Any, Tensor] | None = None
@@ -141,7 +151,16 @@ class Retrieval(Task):
             ids, mask = (torch.cat([part, part[batch.partner, :1]], 1) for part in (ids, mask))
         out = self._scored(batch.images, ids, mask)
         count = batch.input_ids.shape[1]
-        return Matched(out[:, :count, 0], out[:, -1 if is_matched else 0, 1:])
+        aligned = self._aligned(batch) if self.training and self.align_weight else None
+        return Matched(out[:, :count, 0], out[:, -1 if is_matched else 0, 1:], aligned)
+
+    def _aligned(self, batch: CaptionBatch) -> Tensor:
+        model: Any = self.model
+        images, ids, mask = self.inputs(batch)
+        words = mask[..., None].to(images.dtype)
+        image = model.encode_image(images).mean(1)
+        text = (model.encode_text(ids, mask) * words).sum(1) / words.sum(1).clamp_min(1)
+        return F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).mT
 
     def _scored(self, *inputs: Tensor) -> Tensor:
         out: Tensor = self.model(*inputs)
@@ -185,12 +204,23 @@ class Retrieval(Task):
         super().on_test_epoch_end()
 
     def loss(self, out: Matched, batch: CaptionBatch) -> Tensor:
-        """Cross-entropy of the own caption among all of the image, and of match and no match, weighted."""
+        """Cross-entropy of the own caption among all of the image, and of match and no match, weighted.
+
+        With `align_weight` also of the own caption among those of the batch, and of the own image, by cosines; others
+        that fit are left out.
+        """
         own = torch.zeros(len(out.rank), dtype=torch.int64, device=out.rank.device)
         loss = self.rank_weight * F.cross_entropy(out.rank.float(), own)
         if self.match_weight:
             is_own = batch.partner == torch.arange(len(batch.partner), device=batch.partner.device)
             loss = loss + self.match_weight * F.cross_entropy(out.match.float(), is_own.long())
+        if out.aligned is not None:
+            fits = (batch.fitting[:, None, :] == batch.caption[None, :, None]).any(-1)
+            place = torch.arange(len(fits), device=fits.device)
+            logits = out.aligned.float() / self.temperature
+            logits = logits.masked_fill(fits & (place[:, None] != place), -torch.inf)
+            both = F.cross_entropy(logits, place) + F.cross_entropy(logits.mT, place)
+            loss = loss + self.align_weight * both / 2
         return loss
 
     def columns(self, batch: CaptionBatch) -> Items:

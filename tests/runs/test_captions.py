@@ -243,7 +243,7 @@ class TestTask:
         plain, task = task_of(toy), task_of(toy, align_weight=3.0, temperature=0.5)
         task.model.load_state_dict(plain.model.state_dict())
         for one in (task, plain):
-            one.model.requires_grad_(False)
+            one.train().model.requires_grad_(False)
         ids, mask = batch.input_ids[:, 0], batch.attention_mask[:, 0]
         image = F.normalize(task.model.encode_image(batch.images).mean(1), dim=1)
         words = task.model.encode_text(ids, mask)

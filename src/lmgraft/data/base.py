@@ -115,6 +115,8 @@ class Data(LightningDataModule, ABC):
     """Unreadable files among the test items above which a run stops."""
     before: ClassVar[Mapping[str, Any]] = {}
     """Keys younger than a run -> what they were without it, so that it is evaluated as it was trained."""
+    leaves_out: ClassVar[bool] = False
+    """Whether what cannot be read is left out of its split from the start, rather than replaced when it is drawn."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions that read or change the items, whose versions a run records."""
 
@@ -296,6 +298,7 @@ class Data(LightningDataModule, ABC):
                     "check-data finds, and train in another folder: they are other data then",
                 )
             instead = "the next readable one is shown instead" if split == "train" else "a blank one is shown"
+            instead = "it is left out" if self.leaves_out else instead
             warnings.warn(
                 f"{sentence}; {instead} ({len(unreadable)} of at most {limit})", UnreadableItemWarning, stacklevel=2
             )

@@ -27,8 +27,8 @@ class Scenes(NamedTuple):
     lane_attributes: Tensor
     """(B, L, 3) int64: whether in an intersection, turn, control; a row of `LANE_ATTRIBUTES` each."""
     future: Tensor
-    """(B, T, 2) float32, where the target goes, in metres."""
-    index: Tensor  # type: ignore[assignment]
+    """(B, T, 2) float32, where the target goes, in metres; NaN where the scene ends with the present."""
+    index: Tensor  # type: ignore[assignment] # of tuples it is a method
     group: Tensor
     truth: Tensor
     """(B, A) bool, the agents that the target interacts with, where the data knows them."""

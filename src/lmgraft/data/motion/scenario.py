@@ -1,0 +1,105 @@
+"""One traffic scene as it was recorded: tracks and lanes in metres of a map, float64. Readers make it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+RATE = 10
+"""Steps a second, of every data set."""
+
+
+class UnreadableSceneError(Exception):
+    """A scene that cannot be used, and why; the data set counts it."""
+
+
+@dataclass(frozen=True)
+class LaneMap:
+    """Centrelines one after the other."""
+
+    points: Array
+    """(N, 2) metres."""
+    starts: Index
+    """(L + 1,): lane i has the points from starts[i] to starts[i + 1], at least two."""
+    attributes: Index
+    """(L, 3), as `scenes.LANE_ATTRIBUTES`."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, lane: int) -> Array:
+        return self.points[self.starts[lane] : self.starts[lane + 1]]
+
+    @cached_property
+    def boxes(self) -> Array:
+        """(L, 4): least x and y, greatest x and y of each lane."""
+        if not len(self):
+            return np.zeros((0, 4))
+        low, high = (np.asarray(f.reduceat(self.points, self.starts[:-1])) for f in (np.minimum, np.maximum))
+        return np.concatenate([low, high], 1)
+
+    @classmethod
+    def of(cls, lanes: list[Array], attributes: list[tuple[int, int, int]]) -> LaneMap:
+        """From one (n, 2) array and three attributes a lane; lanes of fewer than two points are left out."""
+        kept = [i for i, lane in enumerate(lanes) if len(lane) > 1]
+        starts = np.cumsum([0, *(len(lanes[i]) for i in kept)], dtype=np.int64)
+        points = np.concatenate([lanes[i] for i in kept]) if kept else np.zeros((0, 2))
+        return cls(points, starts, np.array([attributes[i] for i in kept], np.int64).reshape(-1, 3))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """A scene: A tracks over `seen` steps that a model may see and those to come, at 10 Hz."""
+
+    ids: tuple[str, ...]
+    """Of the tracks."""
+    types: Index
+    """(A,), as `scenes.AGENT_TYPES`."""
+    positions: Array
+    """(A, steps, 2) metres; whatever where not valid."""
+    valid: Mask
+    """(A, steps)."""
+    seen: int
+    """Steps that a model may see; the last of them is the present."""
+    targets: tuple[int, ...]
+    """Rows of the tracks whose future is asked for."""
+    lanes: LaneMap
+    group: str
+    """What the scene shares with others that are not independent of it: the drive, the minute of a simulation."""
+    headings: Array | None = None
+    """(A,) radians at the present, where they were recorded; NaN where not."""
+    interacts: Mapping[int, int | None] = field(default_factory=dict)
+    """Target -> the row of the track that it interacts with, None for no one; a target without entry: not known."""
+
+    def __post_init__(self) -> None:
+        if not self.targets:
+            raise UnreadableSceneError("no track is a target")
+        if not np.isfinite(self.positions[self.valid]).all():
+            bad = int((~np.isfinite(self.positions).all(-1) & self.valid).any(1).argmax())
+            raise UnreadableSceneError(f"positions of track {self.ids[bad]} are not finite")
+        if not len(self.lanes):
+            raise UnreadableSceneError("its map has no lanes")
+        if not np.isfinite(self.lanes.points).all():
+            raise UnreadableSceneError("its map has lanes that are not finite")
+
+
+def check_times(seconds: Array) -> None:
+    """Refuse steps that are not a tenth of a second apart; recorders jitter by up to half of that.
+
+    Args:
+        seconds: When the steps were, in order.
+
+    Raises:
+        UnreadableSceneError: If they are not.
+    """
+    gaps = np.diff(seconds) * RATE
+    if len(gaps) and (not np.isfinite(gaps).all() or gaps.min() < 0.5 or gaps.max() > 1.5):
+        raise UnreadableSceneError(f"steps are {gaps.min() / RATE:.3f} to {gaps.max() / RATE:.3f} s apart, not 0.1 s")

@@ -266,6 +266,7 @@ SUITES = Registry(
         "corruptions": "lmgraft.studies.robustness.suites.corruptions:Corruptions",
         "caption-grounding": "lmgraft.studies.robustness.suites.grounding:CaptionGrounding",
         "grounding": "lmgraft.studies.robustness.suites.grounding:Grounding",
+        "motion": "lmgraft.studies.robustness.suites.motion:Motion",
         "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -12,21 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgraft.checkpoint.digest import json_digest
-from lmgraft.contracts import Metric
-from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import uniforms
-from lmgraft.data.loader import Draw, Reported
+from lmgraft.data.loader import Draw
 from lmgraft.data.vision_language.captions import CaptionData, CaptionSet
 from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet
 from lmgraft.data.vision_language.parts import Index
 from lmgraft.data.vision_language.questions import QuestionData, QuestionSet
 from lmgraft.errors import DataError
-from lmgraft.studies.robustness.cells import Cell
-from lmgraft.studies.robustness.suite import Condition, Row, Suite
-
-Change = Callable[[Any, list[Draw], Any, int], Any]
-"""(items, draws, their batch, seed) -> the batch as the condition shows it."""
+from lmgraft.studies.robustness.suites.changed import Change, TakenAway
 
 
 def question_only(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
@@ -101,58 +94,15 @@ def _partner(sample: int, groups: Index, kinds: Index, order: Index, place: Inde
     return any_other
 
 
-@dataclass(frozen=True, kw_only=True)
-class _TakenAway(Suite):
-    """Test items as they are, and with something taken away; a subclass says what."""
-
-    whole = "conditions"
-    changes: ClassVar[Mapping[str, tuple[str, Change]]]
-    """Condition -> its title, and what it does."""
-
-    seed: int = 0
-    """Of what is shown instead and the order of words; the same for all models."""
-
-    def conditions(self, data: ImageTextData) -> list[Condition]:
-        data.prepare_data()
-        data.setup("test")
-        known: dict[str, Any] = {"data": json_digest(data.fingerprint())}
-        items: Any = data.still("test")
-        made = [Condition(key="clean", items=items, identity=known)]
-        return made + [
-            Condition(
-                key=f"{self.name}/{name}", items=Changed(items, change, self.seed),
-                identity=known | {"seed": self.seed}, title=title, part=name,
-            )
-            for name, (title, change) in self.all_changes(data).items()
-        ]  # fmt: skip
-
-    def all_changes(self, data: Any) -> Mapping[str, tuple[str, Change]]:
-        """What is done to items of these data."""
-        return self.changes
+class _OfImagesAndTexts(TakenAway):
+    """Test items as they are, and without their image or their text."""
 
     def notes(self, data: ImageTextData) -> list[str]:
         return ["a model that looks at the image and reads the text loses much in each of these conditions"]
 
-    def summary(self, cells: Mapping[str, Cell], metric: Metric) -> list[Row]:
-        """The value under each condition, how much it lies below the clean one, and the clean one."""
-        rows = [
-            Row(kind="part", name=cell.part, title=cell.title, value=cell.metrics[metric.name], metric=metric)
-            for cell in cells.values()
-            if cell.part is not None
-        ]
-        if self.clean not in cells:
-            return rows
-        clean = cells[self.clean].metrics[metric.name]
-        lost = replace(metric, unit=metric.difference_unit, low=None, high=None)
-        for row in tuple(rows):
-            loss = metric.direction * (clean - row.value)
-            rows.append(Row(kind="whole", name=f"lost_{row.name}", title=f"lost: {row.title}", value=loss, metric=lost))
-        title = f"clean {metric.title.removeprefix('test ')}"
-        return [*rows, Row(kind="clean", name="clean", title=title, value=clean, metric=metric)]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Grounding(_TakenAway):
+class Grounding(_OfImagesAndTexts):
     """Questions without their image, images without their question, another image, words out of order."""
 
     name = "grounding"
@@ -166,7 +116,7 @@ class Grounding(_TakenAway):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionGrounding(_TakenAway):
+class CaptionGrounding(_OfImagesAndTexts):
     """Captions of other images, the mean colour in place of every image, words out of order."""
 
     name = "caption-grounding"
@@ -197,24 +147,3 @@ class MeanColour:
     def into(self, image: Any, out: Tensor) -> None:
         """Write it to `out`, (C, H, W) float."""
         out.zero_()
-
-
-class Changed(ItemSet):
-    """Test items with something taken away.
-
-    Args:
-        items: As evaluation shows them.
-        change: What is done to a batch.
-        seed: Of what it draws.
-    """
-
-    def __init__(self, items: ImageTextSet, change: Change, seed: int) -> None:
-        self.items, self.change, self.seed = items, change, seed
-        self.indices, self.groups = items.indices, items.groups
-
-    def __getitems__(self, draws: list[Draw]) -> Reported:
-        loaded: Any = self.items.__getitems__(draws)
-        return Reported(self.change(self.items, draws, loaded.batch, self.seed), loaded.faults)
-
-    def place(self, index: int) -> str:
-        return self.items.place(index)

@@ -222,6 +222,7 @@ FILE_KINDS = Registry(
         "images-with-masks": "lmgraft.data.image.mask_folders:MaskFolders",
         "points": "lmgraft.data.points.cloud_files:CloudFiles",
         "questions": "lmgraft.data.vision_language.question_files:QuestionFiles",
+        "scenes": "lmgraft.data.motion.scene_files:SceneFiles",
         "videos": "lmgraft.data.video.video_files:VideoFiles",
         "voc": "lmgraft.data.image.voc:PascalVOC",
     },

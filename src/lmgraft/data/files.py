@@ -5,6 +5,7 @@ Knows no kind of item.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import unicodedata
@@ -108,6 +109,18 @@ def find_loose(sources: Sequence[str], inside: Callable[[Path], Sequence[Path] |
             raise DataError(f"{source} holds no {what}", "check the path")
         paths += [source] if below is None else below
     return paths
+
+
+def identity_of(files: Sequence[Path], root: Path) -> str:
+    """A digest of names and sizes of files, wherever they lie; contents are not read."""
+    rows = (f"{file.relative_to(root)}\0{file.stat().st_size if file.exists() else -1}\n" for file in files)
+    return hashlib.sha256("".join(rows).encode()).hexdigest()
+
+
+def stamp_of(files: Sequence[Path]) -> str:
+    """A digest of the times at which files were last changed."""
+    times = (f"{file.stat().st_mtime_ns if file.exists() else 0}\n" for file in files)
+    return hashlib.sha256("".join(times).encode()).hexdigest()
 
 
 def prepared_place(name: str) -> Path:

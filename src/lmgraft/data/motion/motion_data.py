@@ -20,7 +20,7 @@ from lmgraft.data.loader import Fault
 from lmgraft.data.motion.framing import Framing
 from lmgraft.data.motion.scene_set import Changes, SceneSet
 from lmgraft.data.motion.scenes import AGENT_TYPES, LANE_ATTRIBUTES, Scenes
-from lmgraft.data.motion.table import SceneTable, Source, prepared_table
+from lmgraft.data.motion.table import SceneTable, Source, Table, prepared_table
 from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8
@@ -46,6 +46,8 @@ class MotionData(Data):
     things: ClassVar[str] = "scenes"
     packages: ClassVar[tuple[str, ...]] = ("pyarrow",)
     leaves_out: ClassVar[bool] = True
+    test_size: int | float = 0
+    """As `val_size`, for the test items of a set that has none of its own."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class MotionData(Data):
 
     @abstractmethod
     def find(self) -> dict[str, Source]:
-        """What there is of "train", "val" and "test"; train and test at least.
+        """What there is of "train", "val" and "test"; train at least.
 
         Raises:
             DataError: If something is missing or does not agree.
@@ -110,10 +112,14 @@ class MotionData(Data):
         for split, source in sources.items():
             self._tables[split] = prepared_table(source, self.framing, workers)
             self._chosen[split] = torch.arange(len(self._tables[split]))
-        if "val" not in sources and self.val_size:
-            self._tables["val"] = self._tables["train"]
-            held = held_out([item.group for item in self._tables["train"].items], self.val_size)
-            self._chosen |= {"train": torch.nonzero(~held)[:, 0], "val": torch.nonzero(held)[:, 0]}
+        for part, size in {"test": self.test_size, "val": self.val_size}.items():
+            if part not in sources and size:
+                table, index = self._tables["train"], self._chosen["train"]
+                held = held_out([table.items[i].group for i in index.tolist()], size)
+                self._tables[part] = table
+                self._chosen |= {"train": index[~held], part: index[held]}
+        if "test" not in self._tables:
+            raise DataError(f"{self.name} has no test {self.things}", "make data.test_size more than 0")
         self.selection: Literal["val", "test", "last"] = "val" if "val" in self._tables else "test"
         if self.selection == "test":
             self._tables["val"], self._chosen["val"] = self._tables["test"], self._chosen["test"]
@@ -127,6 +133,10 @@ class MotionData(Data):
         table, index = self._tables[split], self._chosen[split]
         shown = torch.tensor([not table.items[i].fault for i in index.tolist()], dtype=torch.bool)
         return SceneSet(table, index[shown], group_numbers(table), self.framing, changes)
+
+    def of_table(self, table: Table) -> SceneSet:
+        """All items of a table, as evaluation shows them."""
+        return SceneSet(table, torch.arange(len(table.items)), group_numbers(table), self.framing)
 
     def still(self, name: SplitName) -> SceneSet:
         items = self._sets[name]
@@ -204,19 +214,22 @@ class MotionData(Data):
         )
 
 
-def group_numbers(table: SceneTable) -> Tensor:
+def group_numbers(table: Table) -> Tensor:
     """(N,) int64: a number for each group of a table's items."""
     names = np.array([item.group for item in table.items], np.str_)
     return torch.from_numpy(np.unique(names, return_inverse=True)[1].astype(np.int64).reshape(-1))
 
 
 def held_out(groups: Sequence[str], size: int | float) -> Tensor:
-    """(N,) bool: whole groups, those with the smallest hashes, until they have so many items (below 1: that share)."""
+    """(N,) bool: whole groups, those with the smallest hashes, until they have so many items (below 1: that share).
+
+    One group is always left.
+    """
     counts = Counter(groups)
     names = list(counts)
     order = np.argsort(name_hashes(as_names(names)), kind="stable")
     wanted, taken, held = size * len(groups) if size < 1 else size, 0, set()
-    for i in order:
+    for i in order[:-1]:
         if taken >= wanted:
             break
         held.add(names[i])

@@ -14,7 +14,7 @@ from lmgraft.data.draws import uniforms
 from lmgraft.data.loader import Draw
 from lmgraft.data.motion.framing import Framed, Framing
 from lmgraft.data.motion.scenes import LANE_ATTRIBUTES, Scenes
-from lmgraft.data.motion.table import SceneTable
+from lmgraft.data.motion.table import Table
 
 _TURN = list(LANE_ATTRIBUTES).index("turn")
 _MIRRORED = torch.tensor([0, 1, 3, 2])  # of the values of "turn"
@@ -43,7 +43,7 @@ class SceneSet(ItemSet):
     """
 
     def __init__(
-        self, table: SceneTable, index: Tensor, groups: Tensor, framing: Framing, changes: Changes | None = None
+        self, table: Table, index: Tensor, groups: Tensor, framing: Framing, changes: Changes | None = None
     ) -> None:
         self.table, self.framing, self.changes = table, framing, changes
         self.indices, self._all_groups = index, groups

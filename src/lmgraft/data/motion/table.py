@@ -16,7 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -63,8 +63,30 @@ class Source:
     """What changes with the files' times: then they are read again."""
 
 
+class Table(Protocol):
+    """Items and their arrays, in the order of their scenes."""
+
+    @property
+    def items(self) -> Sequence[Item]:
+        """All of them, those with a fault too."""
+
+    def __getitem__(self, index: int) -> Framed:
+        """The arrays of an item that has no fault."""
+
+
+@dataclass(frozen=True)
+class LoadedTable:
+    """A `Table` in memory, of items without a fault."""
+
+    items: Sequence[Item]
+    framed: Sequence[Framed]
+
+    def __getitem__(self, index: int) -> Framed:
+        return self.framed[index]
+
+
 class SceneTable:
-    """All items of a source, in the order of their scenes.
+    """A `Table` of all items of a source, in the order of their scenes.
 
     Args:
         files: The prepared shards.
@@ -185,6 +207,21 @@ def items_of(
             yield Item(of, scene.group, "", int(scene.types[target])), frame(scene, target, framing)
         except UnreadableSceneError as error:
             yield Item(of, scene.group, str(error), -1), None
+
+
+def loaded_table(
+    read: Callable[[Any], Scenario], keys: Sequence[Any], names: Sequence[str], framing: Framing
+) -> LoadedTable:
+    """All items of scenes, in memory.
+
+    Raises:
+        DataError: If one cannot be shown; it names the first.
+    """
+    made = [one for key, name in zip(keys, names, strict=True) for one in items_of(read, key, name, framing)]
+    bad = [f"{item.name} cannot be read ({item.fault})" for item, _ in made if item.fault]
+    if bad:
+        raise DataError(bad[0] + (f", and {len(bad) - 1} more" if len(bad) > 1 else ""), "leave it out, or mend it")
+    return LoadedTable([item for item, _ in made], [framed for _, framed in made if framed is not None])
 
 
 def _stacked(framed: list[Framed], framing: Framing) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.files import as_names, is_system_folder
+from lmgraft.data.files import as_names, identity_of, is_system_folder, stamp_of
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.points.files import ENDINGS, read_cloud
 from lmgraft.data.points.point_data import PointData, Source
@@ -115,15 +114,3 @@ def _clouds_in(folder: Path) -> list[Path]:
     if not files:
         raise DataError(f"{folder} holds no clouds ({', '.join(ENDINGS)}) in class folders", "check data.root")
     return files
-
-
-def identity_of(files: Sequence[Path], root: Path) -> str:
-    """A digest of names and sizes of files, wherever they lie; contents are not read."""
-    rows = (f"{file.relative_to(root)}\0{file.stat().st_size if file.exists() else -1}\n" for file in files)
-    return hashlib.sha256("".join(rows).encode()).hexdigest()
-
-
-def stamp_of(files: Sequence[Path]) -> str:
-    """A digest of the times at which files were last changed."""
-    times = (f"{file.stat().st_mtime_ns if file.exists() else 0}\n" for file in files)
-    return hashlib.sha256("".join(times).encode()).hexdigest()

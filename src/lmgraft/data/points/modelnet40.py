@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmgraft.data.points.cloud_files import identity_of, stamp_of
+from lmgraft.data.files import identity_of, stamp_of
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.points.point_data import PointData, Source
 from lmgraft.errors import DataError

@@ -1,0 +1,247 @@
+"""Traffic on a road network, simulated by SUMO inside this process, and recorded at 10 Hz. Nothing else knows SUMO.
+
+Trips are drawn from a seed, so that one version of SUMO gives the same traffic everywhere. Drivers follow SUMO's
+models (Krauss' car following, LC2013's lane changes, which take 3 s).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmgraft import records
+from lmgraft.checkpoint.cache import scratch_dir
+from lmgraft.data.motion.scenario import RATE
+from lmgraft.data.motion.sumo_scenes import SEEN, WINDOW, Lane, Recording
+from lmgraft.versions import optional
+
+KINDS = {
+    "passenger": "vehicle", "delivery": "vehicle", "truck": "vehicle", "bus": "bus", "motorcycle": "motorcyclist",
+    "bicycle": "cyclist",
+}  # fmt: skip
+"""SUMO's class of vehicles -> Argoverse 2's object_type."""
+ROAD = {"passenger": 0.74, "delivery": 0.08, "truck": 0.08, "bus": 0.06, "motorcycle": 0.04}
+STREET = {"passenger": 0.64, "delivery": 0.06, "truck": 0.05, "bus": 0.07, "motorcycle": 0.05, "bicycle": 0.13}
+_LANE_CHANGE = 3.0  # seconds
+_WARM = 120  # seconds before the recording
+_ROUTES = 60  # of each class
+_TRIES = 40  # for each route
+_SHORTEST = 150.0  # metres of a route
+_THROUGH = 0.7  # share of trips that begin and end where the network does
+_LEAST_GAP, _HEADWAY = 5.0, 3.0  # metres, seconds: a leader so near is whom one interacts with
+_FOE = 50.0  # metres to a junction within which one yields to a foe
+_TURNS = {"s": "NONE", "l": "LEFT", "L": "LEFT", "r": "RIGHT", "R": "RIGHT"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Demand:
+    """What drives on a network."""
+
+    rate: float
+    """Vehicles that begin their trip in a second."""
+    mix: Mapping[str, float]
+    """Class of vehicles -> its share."""
+    walkers: float = 0.0
+    """Pedestrians that begin to walk in a second."""
+
+
+def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> Recording:
+    """Simulate traffic and record so many windows of 5 s, after two minutes.
+
+    Args:
+        net: SUMO's file of the network.
+        demand: Who drives.
+        name: Of network and run.
+        windows: How many.
+        seed: Of trips and drivers.
+    """
+    rng = np.random.default_rng(seed)
+    with _running(net, seed) as sumo:
+        traffic = _Traffic(sumo, demand, rng)
+        for _ in range(_WARM * RATE):
+            traffic.step()
+        seen: dict[str, list[tuple[float, ...]]] = {}
+        interacts = {}
+        for step in range(windows * WINDOW):
+            traffic.step()
+            for agent, *row in traffic.agents():
+                seen.setdefault(agent, []).append((step, *row))
+            if step % WINDOW == SEEN - 1:
+                interacts[step] = {agent: _partner(sumo, agent) for agent in sumo.vehicle.getIDList()}
+        lanes = _lanes(sumo)
+    ids = sorted(seen)
+    positions = np.full((len(ids), windows * WINDOW, 2), np.nan)
+    headings = np.full((len(ids), windows * WINDOW), np.nan)
+    for number, agent in enumerate(ids):
+        rows = np.array(seen[agent])
+        steps = rows[:, 0].astype(int)
+        positions[number, steps], headings[number, steps] = rows[:, 1:3], rows[:, 3]
+    kinds = [traffic.kinds[agent] for agent in ids]
+    return Recording(
+        name=name, ids=ids, kinds=kinds, positions=positions, headings=headings, interacts=interacts, lanes=lanes
+    )  # fmt: skip
+
+
+@contextmanager
+def _running(net: Path, seed: int) -> Iterator[Any]:
+    """libsumo with a network loaded."""
+    sumo = optional("libsumo", "traffic", "simulating traffic")
+    types = "".join(
+        f'<vType id="{kind}" vClass="{kind}" speedFactor="normc(1,0.1,0.6,1.4)"/>' for kind in KINDS
+    )  # fmt: skip
+    with scratch_dir("sumo") as folder:
+        records.write_text(folder / "types.add.xml", f"<additional>{types}</additional>")
+        options = {
+            "net-file": net, "additional-files": folder / "types.add.xml", "step-length": 1 / RATE, "seed": seed,
+            "lanechange.duration": _LANE_CHANGE, "time-to-teleport": 60, "max-depart-delay": 10,
+            "xml-validation": "never",
+        }  # fmt: skip
+        words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
+        sumo.start(["sumo", "--no-step-log", "--no-warnings", "--ignore-route-errors", *words])
+        try:
+            yield sumo
+        finally:
+            sumo.close()
+
+
+class _Traffic:
+    """Trips that begin at random, and where everyone is."""
+
+    def __init__(self, sumo: Any, demand: Demand, rng: np.random.Generator) -> None:
+        self.sumo, self.demand, self.rng = sumo, demand, rng
+        self.kinds: dict[str, str] = {}
+        self._lengths: dict[str, float] = {}
+        self._routes = {kind: _routes(sumo, kind, rng) for kind in demand.mix}
+        self._walks = _walks(sumo, rng) if demand.walkers else []
+
+    def step(self) -> None:
+        """A tenth of a second."""
+        shares = {kind: share for kind, share in self.demand.mix.items() if self._routes[kind]}
+        for _ in range(self.rng.poisson(self.demand.rate / RATE)):
+            weights = np.array(list(shares.values()))
+            kind = str(self.rng.choice(list(shares), p=weights / weights.sum()))
+            route = self._routes[kind][self.rng.integers(len(self._routes[kind]))]
+            agent = f"{len(self.kinds)}"
+            self.kinds[agent] = KINDS[kind]
+            self.sumo.vehicle.add(agent, route, kind, departLane="best", departPos="last", departSpeed="max")
+        if self._walks:
+            for _ in range(self.rng.poisson(self.demand.walkers / RATE)):
+                walk = self._walks[self.rng.integers(len(self._walks))]
+                agent = f"{len(self.kinds)}"
+                self.kinds[agent] = "pedestrian"
+                self.sumo.person.add(agent, walk.edges[0], 0.0)
+                self.sumo.person.appendStage(agent, walk)
+        self.sumo.simulationStep()
+
+    def agents(self) -> Iterator[tuple[str, float, float, float]]:
+        """Id, x and y of the centre, heading in radians."""
+        for agents, length_of in ((self.sumo.vehicle, self._length), (self.sumo.person, lambda _: 0.0)):
+            for agent in agents.getIDList():
+                x, y = agents.getPosition(agent)  # of the front
+                heading = np.deg2rad(90 - agents.getAngle(agent))
+                back = length_of(agent) / 2
+                if np.isfinite(x) and abs(x) < 1e8:  # on its way from one place to another it is nowhere
+                    yield agent, x - back * np.cos(heading), y - back * np.sin(heading), heading
+
+    def _length(self, agent: str) -> float:
+        if agent not in self._lengths:
+            self._lengths[agent] = self.sumo.vehicle.getLength(agent)
+        return self._lengths[agent]
+
+
+def _open_to(sumo: Any, kind: str) -> list[str]:
+    """Edges on which a class may travel."""
+    kept = []
+    for edge in sumo.edge.getIDList():
+        lanes = [f"{edge}_{n}" for n in range(sumo.edge.getLaneNumber(edge))]
+        if edge[0] != ":" and any(_may(sumo, lane, kind) for lane in lanes):
+            kept.append(edge)
+    return kept
+
+
+def _may(sumo: Any, lane: str, kind: str) -> bool:
+    allowed = sumo.lane.getAllowed(lane)
+    return kind in allowed if allowed else kind not in sumo.lane.getDisallowed(lane)
+
+
+def _routes(sumo: Any, kind: str, rng: np.random.Generator) -> list[str]:
+    """Routes for a class, most of them through the whole network; none where it may not travel."""
+    edges = _open_to(sumo, kind)
+    inner = set(edges)
+    starts, ends = (
+        [edge for edge in edges if not _goes_on(sumo, edge, way, inner)] or edges
+        for way in ("getFromJunction", "getToJunction")
+    )
+    names: list[str] = []
+    for number in range(_ROUTES if edges else 0):
+        for _ in range(_TRIES):
+            through = rng.random() < _THROUGH
+            one, other = (str(rng.choice(among if through else edges)) for among in (starts, ends))
+            route = sumo.simulation.findRoute(one, other, kind) if one != other else None
+            if route is not None and len(route.edges) > 1 and route.length >= _SHORTEST:
+                names.append(f"{kind}{number}")
+                sumo.route.add(names[-1], route.edges)
+                break
+    return names
+
+
+def _goes_on(sumo: Any, edge: str, way: str, inner: set[str]) -> bool:
+    """Whether one can come to an edge, or leave it, by another than the one back."""
+    junction = getattr(sumo.edge, way)(edge)
+    other_end = getattr(sumo.edge, "getToJunction" if way == "getFromJunction" else "getFromJunction")(edge)
+    beyond = sumo.junction.getIncomingEdges if way == "getFromJunction" else sumo.junction.getOutgoingEdges
+    far = sumo.edge.getFromJunction if way == "getFromJunction" else sumo.edge.getToJunction
+    return any(next_one in inner and far(next_one) != other_end for next_one in beyond(junction))
+
+
+def _walks(sumo: Any, rng: np.random.Generator) -> list[Any]:
+    """Walks from street to street, as stages of SUMO."""
+    edges = _open_to(sumo, "pedestrian")
+    walks = []
+    for _ in range(_ROUTES * 4 if edges else 0):
+        one, other = (str(edge) for edge in rng.choice(edges, 2))
+        stages = sumo.simulation.findIntermodalRoute(one, other)
+        if len(stages) == 1 and len(stages[0].edges) > 1 and stages[0].length < 600:
+            walks.append(stages[0])
+    return walks
+
+
+def _partner(sumo: Any, agent: str) -> str:
+    """Whom a driver interacts with: the leader within 3 s and 5 m, else the nearest foe at a junction that it yields to."""
+    near = _LEAST_GAP + _HEADWAY * sumo.vehicle.getSpeed(agent)
+    leader = sumo.vehicle.getLeader(agent, near)
+    if leader is not None and leader[0] and leader[1] <= near:
+        return str(leader[0])
+    # Each a foe, metres to the conflict of both, metres behind it of both, lanes of both, and whether each gives way.
+    foes = [(ego, other, foe) for foe, ego, other, *_, yields, _ in sumo.vehicle.getJunctionFoes(agent, _FOE) if yields]
+    return str(min(foes)[2]) if foes else ""
+
+
+def _lanes(sumo: Any) -> list[Lane]:
+    """All lanes on which something but pedestrians and trains may travel."""
+    controlled = {
+        lane for light in sumo.trafficlight.getIDList() for lane in sumo.trafficlight.getControlledLanes(light)
+    }
+    turns: dict[str, str | None] = {}
+    names = sorted(sumo.lane.getIDList())
+    for name in names:
+        for _, _, _, _, via, _, direction, _ in sumo.lane.getLinks(name):
+            if name[0] != ":" and via:
+                turns[via] = _TURNS.get(direction)
+                controlled |= {via} & {via if name in controlled else ""}
+    lanes = []
+    for name in names:
+        kinds = [kind for kind in KINDS if _may(sumo, name, kind)]
+        if kinds:
+            kind = (
+                "BIKE" if kinds == ["bicycle"] else "BUS" if "passenger" not in kinds and "bus" in kinds else "VEHICLE"
+            )
+            inside = name[0] == ":"
+            turn = turns.get(name) if inside else "NONE"
+            lanes.append(Lane(np.array(sumo.lane.getShape(name))[:, :2], kind, inside, turn, name in controlled))
+    return lanes

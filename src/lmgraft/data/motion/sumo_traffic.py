@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -72,7 +72,7 @@ def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> R
             for agent, *row in traffic.agents():
                 seen.setdefault(agent, []).append((step, *row))
             if step % WINDOW == SEEN - 1:
-                interacts[step] = {agent: _partner(sumo, agent) for agent in sumo.vehicle.getIDList()}
+                interacts[step] = _partners(sumo)
         lanes = _lanes(sumo)
     ids = sorted(seen)
     positions = np.full((len(ids), windows * WINDOW, 2), np.nan)
@@ -211,15 +211,53 @@ def _walks(sumo: Any, rng: np.random.Generator) -> list[Any]:
     return walks
 
 
-def _partner(sumo: Any, agent: str) -> str:
-    """Whom a driver interacts with: the leader within 3 s and 5 m, else the nearest foe at a junction that it yields to."""
-    near = _LEAST_GAP + _HEADWAY * sumo.vehicle.getSpeed(agent)
-    leader = sumo.vehicle.getLeader(agent, near)
-    if leader is not None and leader[0] and leader[1] <= near:
-        return str(leader[0])
-    # Each a foe, metres to the conflict of both, metres behind it of both, lanes of both, and whether each gives way.
-    foes = [(ego, other, foe) for foe, ego, other, *_, yields, _ in sumo.vehicle.getJunctionFoes(agent, _FOE) if yields]
-    return str(min(foes)[2]) if foes else ""
+class _Approach(NamedTuple):
+    """A vehicle and the junction that it comes to."""
+
+    agent: str
+    inside: str
+    """The lane inside the junction that it is on or comes to."""
+    metres: float
+    """To the junction; 0 inside."""
+    must_yield: bool
+    stopped: bool
+    """Whether a red light stops it."""
+
+
+def _partners(sumo: Any) -> dict[str, str]:
+    """Whom each driver interacts with: the leader within 3 s and 5 m, else the nearest at a junction that comes first.
+
+    That is one who is inside the junction or comes to it within 50 m, on a way that crosses one's own, when one has to
+    give way. (SUMO's own getJunctionFoes ends the process on some networks.)
+    """
+    agents = sumo.vehicle.getIDList()
+    approaches = [one for one in (_approach(sumo, agent) for agent in agents) if one is not None]
+    at: dict[str, list[_Approach]] = {}
+    for one in approaches:
+        at.setdefault(one.inside, []).append(one)
+    yields = {one.agent: one.inside for one in approaches if one.must_yield and not one.stopped}
+    partners = {}
+    for agent in agents:
+        near = _LEAST_GAP + _HEADWAY * sumo.vehicle.getSpeed(agent)
+        leader = sumo.vehicle.getLeader(agent, near)
+        partners[agent] = str(leader[0]) if leader is not None and leader[0] and leader[1] <= near else ""
+        if not partners[agent] and agent in yields:
+            ways = sumo.lane.getInternalFoes(yields[agent])
+            foes = [(foe.metres, foe.agent) for way in ways for foe in at.get(way, ()) if not foe.stopped]
+            partners[agent] = min(foes, default=(0.0, ""))[1]
+    return partners
+
+
+def _approach(sumo: Any, agent: str) -> _Approach | None:
+    lane = sumo.vehicle.getLaneID(agent)
+    if lane[:1] == ":":
+        return _Approach(agent, lane, 0.0, False, False)
+    links = sumo.vehicle.getNextLinks(agent) if lane else ()
+    if not links or not links[0][4]:
+        return None
+    _, priority, _, has_foe, inside, state, _, _ = links[0]
+    metres = sumo.lane.getLength(lane) - sumo.vehicle.getLanePosition(agent)
+    return _Approach(agent, inside, metres, has_foe and not priority, state in "rRu") if metres <= _FOE else None
 
 
 def _lanes(sumo: Any) -> list[Lane]:

@@ -1,0 +1,206 @@
+"""Simulated traffic on real road networks: scenes that anyone can make, with SUMO. The drivers are simulated.
+
+<set>/{train,val,test}/<scene>/scenario_<scene>.parquet, log_map_archive_<scene>.json   Argoverse 2's layout
+<set>/set.json                                             source, licence, versions and counts; written last
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from importlib import metadata
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from lmgraft import records
+from lmgraft.data.base import SPLITS
+from lmgraft.data.files import check_prepared, prepared_place
+from lmgraft.data.motion.read_argoverse2 import Targets
+from lmgraft.data.motion.scene_files import SceneFiles
+from lmgraft.data.motion.sumo_scenes import Recording, write_scenes
+from lmgraft.data.motion.sumo_traffic import ROAD, STREET, Demand, simulate
+from lmgraft.data.motion.table import Source
+from lmgraft.errors import DataError
+from lmgraft.versions import optional
+
+Roads = Literal["all", "motorway", "city", "junction"]
+NOTE = "simulated drivers: SUMO's models on real road networks, not recorded traffic"
+_PROCESSES = 2
+_WINDOWS = 24  # of 5 seconds, a run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A road network and how many targets are wanted on it."""
+
+    name: str
+    category: Literal["motorway", "city", "junction", "drawn"]
+    file: str
+    """Below SUMO's tools/game."""
+    demand: Demand
+    train: int = 0
+    val: int = 0
+    test: int = 0
+    train_runs: int = 2
+    """Simulations that are trained on; there is one more each for val and test."""
+
+
+NETWORKS = (
+    Network(
+        name="koenigs-wusterhausen", category="motorway", file="A10KW/osm.net.xml",
+        demand=Demand(rate=3.0, mix=ROAD), train=6000, val=600,
+    ),
+    Network(
+        name="berlin-adlershof", category="city", file="DRT/osm.net.xml",
+        demand=Demand(rate=2.5, mix=STREET, walkers=0.5), train=6000, val=600,
+    ),
+    Network(
+        name="ingolstadt", category="junction", file="fkk_in/ingolstadt.net.xml.gz",
+        demand=Demand(rate=1.0, mix=STREET, walkers=0.1), train=5000, val=500, train_runs=4,
+    ),
+    Network(
+        name="grid", category="drawn", file="grid6/grid6.net.xml", demand=Demand(rate=1.0, mix=STREET),
+        train=1500, val=150, train_runs=1,
+    ),
+    Network(
+        name="ramp", category="drawn", file="ramp/ramp.net.xml", demand=Demand(rate=1.0, mix=ROAD),
+        train=1500, val=150, train_runs=1,
+    ),
+    Network(
+        name="bremen", category="motorway", file="highway/highway.net.xml", demand=Demand(rate=1.6, mix=ROAD),
+        test=1300,
+    ),
+    Network(
+        name="braunschweig", category="city", file="bs3d/bs.net.xml", demand=Demand(rate=1.5, mix=STREET), test=1400,
+    ),
+    Network(
+        name="braunschweig-junction", category="junction", file="fokr_bs_demo/fokr_bs.net.xml.gz",
+        demand=Demand(rate=0.8, mix=STREET, walkers=0.1), test=1300,
+    ),
+)  # fmt: skip
+"""What is simulated. Roads of the last three are never trained on; the junction is one of Braunschweig's too."""
+ROADS = {network.name: network.category for network in NETWORKS}
+
+
+class Sumo(SceneFiles):
+    """Simulated scenes, after `lmgraft prepare sumo`: 2 s of history and 3 s of future. The drivers are simulated.
+
+    Val are other simulations of the networks that are trained on; test are three networks that are not.
+
+    Args:
+        root: The set's folder; None is lmgraft's cache.
+        test_roads: Which of the test networks test: motorway (Bremen), city and junction (Braunschweig), or all.
+        targets: All targets, or the first of each scene.
+        max_agents, max_lanes: See `Framing`.
+        options: See `SceneFiles` and `MotionData`.
+    """
+
+    name = "sumo"
+    folders: ClassVar[tuple[dict[str, str], ...]] = ({split: split for split in SPLITS},)
+
+    def __init__(
+        self,
+        root: str | None = None,
+        *,
+        test_roads: Roads = "all",
+        targets: Targets = "scored",
+        max_agents: int = 32,
+        max_lanes: int = 64,
+        **options: Any,
+    ) -> None:
+        self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
+        self.test_roads = test_roads
+        super().__init__(str(self.tree), targets=targets, max_agents=max_agents, max_lanes=max_lanes, **options)
+
+    def find(self) -> dict[str, Source]:
+        check_prepared(self.tree, self.name)
+        return super().find()
+
+    def _source(self, files: Sequence[Path]) -> Source:
+        if self.test_roads != "all" and files and files[0].parents[1].name == "test":
+            files = [file for file in files if ROADS.get(file.parent.name.rpartition("-")[0]) == self.test_roads]
+        return super()._source(files)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One simulation."""
+
+    network: Network
+    split: str
+    number: int
+    wanted: int
+    windows: int = _WINDOWS
+
+    @property
+    def name(self) -> str:
+        return f"{self.network.name}-{self.number}"
+
+
+def runs(networks: Sequence[Network] = NETWORKS, windows: int = _WINDOWS) -> list[Run]:
+    """All simulations, the networks' in turn; each has a number of its own, which is its seed."""
+    made = []
+    for network in networks:
+        parts = [("train", network.train // network.train_runs)] * network.train_runs
+        parts += [("val", network.val), ("test", network.test // 2), ("test", network.test // 2)]
+        numbered = enumerate([(split, wanted) for split, wanted in parts if wanted])
+        made += [Run(network, split, number, wanted, windows) for number, (split, wanted) in numbered]
+    return made
+
+
+def prepare(out: Path | None) -> Path:
+    """Simulate and write the set, unless it is there; some minutes."""
+    folder = prepared_place(Sumo.name) if out is None else out
+    if not (folder / "set.json").exists():
+        make_set(folder, runs())
+    return folder
+
+
+def make_set(folder: Path, todo: Sequence[Run]) -> None:
+    """Simulate runs, in processes of their own, and write their scenes; what lies half made in `folder` is replaced."""
+    optional("pyarrow.parquet", "traffic", "writing scenes")
+    home = road_networks()
+    counts: dict[str, Counter[str]] = {}
+    begun = time.monotonic()
+    # libsumo holds one simulation a process, and warns of pyarrow, so it has processes to itself.
+    with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+        for run, recording in zip(todo, pool.map(record, todo, [home] * len(todo)), strict=True):
+            made = write_scenes(recording, folder / run.split, run.wanted, run.number)
+            counts.setdefault(f"{run.split}/{run.network.name}", Counter()).update(made)
+            seconds = time.monotonic() - begun
+            sys.stderr.write(f"[sumo] {run.name}: {made['targets']:,} targets of {run.split}, {seconds:.0f} s\n")
+    about = {
+        "name": Sumo.name, "note": NOTE,
+        "source": "road networks of Eclipse SUMO's PyPI package, of OpenStreetMap's contributors (ODbL) where real",
+        "licence": "SUMO: EPL-2.0 or GPL-2.0-or-later; the scenes are its output",
+        "versions": {name: metadata.version(name) for name in ("eclipse-sumo", "libsumo")},
+        "roads": {run.network.name: run.network.category for run in todo},
+        "counts": {part: dict(sorted(some.items())) for part, some in sorted(counts.items())},
+    }  # fmt: skip
+    records.write_json(folder / "set.json", about)
+
+
+def road_networks() -> Path:
+    """The folder of the road networks in SUMO's package.
+
+    Raises:
+        VersionError: If the package is not installed.
+        DataError: If it has none.
+    """
+    package = optional("sumo", "traffic", "simulating traffic")
+    home = Path(package.__file__).parent / "tools" / "game"
+    if not home.is_dir():
+        raise DataError(
+            f"{home} is not there", 'the networks come with the PyPI package: pip install "lmgraft[traffic]"'
+        )
+    return home
+
+
+def record(run: Run, home: Path) -> Recording:
+    """Simulate a run."""
+    return simulate(home / run.network.file, run.network.demand, run.name, run.windows, run.number)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections import Counter
@@ -22,7 +23,7 @@ from lmgraft.data.base import SPLITS
 from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.motion.read_argoverse2 import Targets
 from lmgraft.data.motion.scene_files import SceneFiles
-from lmgraft.data.motion.sumo_scenes import Recording, write_scenes
+from lmgraft.data.motion.sumo_scenes import write_scenes
 from lmgraft.data.motion.sumo_traffic import ROAD, STREET, Demand, simulate
 from lmgraft.data.motion.table import Source
 from lmgraft.errors import DataError
@@ -57,7 +58,7 @@ NETWORKS = (
     ),
     Network(
         name="berlin-adlershof", category="city", file="DRT/osm.net.xml",
-        demand=Demand(rate=2.5, mix=STREET, walkers=0.5), train=6000, val=600,
+        demand=Demand(rate=2.5, mix=STREET, walkers=0.15), train=6000, val=600,
     ),
     Network(
         name="ingolstadt", category="junction", file="fkk_in/ingolstadt.net.xml.gz",
@@ -85,6 +86,7 @@ NETWORKS = (
 )  # fmt: skip
 """What is simulated. Roads of the last three are never trained on; the junction is one of Braunschweig's too."""
 ROADS = {network.name: network.category for network in NETWORKS}
+_SCENE = re.compile(r"(.+)-\d+-\d+--?\d+_-?\d+")  # network, run, window, cell
 
 
 class Sumo(SceneFiles):
@@ -123,8 +125,14 @@ class Sumo(SceneFiles):
 
     def _source(self, files: Sequence[Path]) -> Source:
         if self.test_roads != "all" and files and files[0].parents[1].name == "test":
-            files = [file for file in files if ROADS.get(file.parent.name.rpartition("-")[0]) == self.test_roads]
+            files = [file for file in files if category_of(file.parent.name) == self.test_roads]
         return super()._source(files)
+
+
+def category_of(scene: str) -> str | None:
+    """What the roads of a scene are, by its name."""
+    match = _SCENE.fullmatch(scene)
+    return ROADS.get(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -169,7 +177,10 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
     begun = time.monotonic()
     # libsumo holds one simulation a process, and warns of pyarrow, so it has processes to itself.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
-        for run, recording in zip(todo, pool.map(record, todo, [home] * len(todo)), strict=True):
+        nets, demands = [home / run.network.file for run in todo], [run.network.demand for run in todo]
+        names, windows = [run.name for run in todo], [run.windows for run in todo]
+        recordings = pool.map(simulate, nets, demands, names, windows, [run.number for run in todo])
+        for run, recording in zip(todo, recordings, strict=True):
             made = write_scenes(recording, folder / run.split, run.wanted, run.number)
             counts.setdefault(f"{run.split}/{run.network.name}", Counter()).update(made)
             seconds = time.monotonic() - begun
@@ -199,8 +210,3 @@ def road_networks() -> Path:
             f"{home} is not there", 'the networks come with the PyPI package: pip install "lmgraft[traffic]"'
         )
     return home
-
-
-def record(run: Run, home: Path) -> Recording:
-    """Simulate a run."""
-    return simulate(home / run.network.file, run.network.demand, run.name, run.windows, run.number)

@@ -25,11 +25,13 @@ from lmgraft.versions import optional
 
 SEEN, AHEAD = 20, 30
 WINDOW = SEEN + AHEAD
+EVERY = 15 * RATE
+"""Steps from the start of one window to that of the next."""
 _CELL = 200.0  # metres a side
 _AROUND = 60.0  # metres around a cell within which agents are kept
 _LANES_AROUND = 85.0  # metres around a cell within which lanes are kept
 _LONGEST = 60.0  # metres of a lane segment
-_MOST = 16  # targets of a scene
+_FEWEST, _MOST = 4, 16  # targets of a scene that move
 STANDS = 1.0
 """Metres within 5 s below which a target stands."""
 STANDING = 0.1
@@ -55,7 +57,7 @@ class Lane(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """A of agents of a simulation over all its recorded steps, at 10 Hz."""
+    """A agents of a simulation in all its windows, one behind the other, at 10 Hz."""
 
     name: str
     """Of network and run."""
@@ -63,12 +65,11 @@ class Recording:
     kinds: Sequence[str]
     """Argoverse 2's object_type of each."""
     positions: Array
-    """(A, steps, 2) metres, the centre; NaN where it is not there."""
+    """(A, windows * WINDOW, 2) metres, the centre; NaN where it is not there."""
     headings: Array
-    """(A, steps) radians."""
-    interacts: Mapping[int, Mapping[str, str]]
-    """Step of a window's present -> agent -> whom it interacts with, "" for none; agents of which that is not known
-    lack."""
+    """(A, windows * WINDOW) radians."""
+    interacts: Sequence[Mapping[str, str]]
+    """Of each window at its present: agent -> whom it interacts with, "" for none; agents without entry: not known."""
     lanes: Sequence[Lane]
 
 
@@ -121,17 +122,22 @@ def candidates(recording: Recording) -> list[Candidate]:
 
 
 def choose(found: Sequence[Candidate], wanted: int, rng: np.random.Generator) -> dict[tuple[int, int, int], list[int]]:
-    """(window, cell) -> tracks: so many targets if there are, at most a tenth of which stand."""
+    """(window, cell) -> tracks: so many targets if there are, at most a tenth of which stand; no cell has but a few."""
     order = [found[i] for i in rng.permutation(len(found))]
-    moving = [one for one in order if not one.stands]
-    standing = [one for one in order if one.stands]
-    kept = moving[: wanted - min(len(standing), int(STANDING * wanted))]
-    kept += standing[: int(len(kept) * STANDING / (1 - STANDING))]
+    cells: dict[tuple[int, int, int], list[int]] = {}
+    for one in order:
+        if not one.stands:
+            cells.setdefault((one.window, *one.cell), []).append(one.track)
+    left = round(wanted * (1 - STANDING))
     scenes: dict[tuple[int, int, int], list[int]] = {}
-    for one in kept:
-        tracks = scenes.setdefault((one.window, *one.cell), [])
-        if len(tracks) < _MOST:
-            tracks.append(one.track)
+    for cell, tracks in cells.items():
+        if len(tracks) >= _FEWEST and left > 0:
+            scenes[cell] = tracks[: min(_MOST, left)]
+            left -= len(scenes[cell])
+    moving = sum(map(len, scenes.values()))
+    standing = [one for one in order if one.stands and (one.window, *one.cell) in scenes]
+    for one in standing[: int(moving * STANDING / (1 - STANDING))]:
+        scenes[(one.window, *one.cell)].append(one.track)
     return dict(sorted(scenes.items()))
 
 
@@ -199,13 +205,13 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
     ids = np.array([recording.ids[i] for i in shown])
     kinds, category = np.array([recording.kinds[i] for i in shown]), np.zeros(len(shown), np.int64)
     category[: len(targets)], category[0] = SCORED, FOCAL
-    whom = recording.interacts.get(first + SEEN - 1, {})
+    whom = recording.interacts[window]
     velocity = _velocities(positions)[track, step]
-    start = first * 10**9 // RATE
+    start = window * EVERY * 10**9 // RATE
     same = {
         "scenario_id": name, "start_timestamp": start, "end_timestamp": start + (WINDOW - 1) * 10**9 // RATE,
         "num_timestamps": WINDOW, "focal_track_id": recording.ids[targets[0]],
-        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{first // (60 * RATE)}",
+        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{window * EVERY // (60 * RATE)}",
     }  # fmt: skip
     columns = {
         "observed": step < SEEN, "track_id": ids[at], "object_type": kinds[at], "object_category": category[at],

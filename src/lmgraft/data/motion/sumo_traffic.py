@@ -17,7 +17,7 @@ import numpy as np
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.motion.scenario import RATE
-from lmgraft.data.motion.sumo_scenes import SEEN, WINDOW, Lane, Recording
+from lmgraft.data.motion.sumo_scenes import EVERY, SEEN, WINDOW, Lane, Recording
 from lmgraft.versions import optional
 
 KINDS = {
@@ -51,7 +51,7 @@ class Demand:
 
 
 def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> Recording:
-    """Simulate traffic and record so many windows of 5 s, after two minutes.
+    """Simulate traffic and record so many windows of 5 s, one every 15 s, after two minutes.
 
     Args:
         net: SUMO's file of the network.
@@ -66,13 +66,14 @@ def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> R
         for _ in range(_WARM * RATE):
             traffic.step()
         seen: dict[str, list[tuple[float, ...]]] = {}
-        interacts = {}
-        for step in range(windows * WINDOW):
+        interacts = []
+        for step in range(windows * EVERY):
             traffic.step()
-            for agent, *row in traffic.agents():
-                seen.setdefault(agent, []).append((step, *row))
-            if step % WINDOW == SEEN - 1:
-                interacts[step] = _partners(sumo)
+            window, within = divmod(step, EVERY)
+            for agent, *row in traffic.agents() if within < WINDOW else ():
+                seen.setdefault(agent, []).append((window * WINDOW + within, *row))
+            if within == SEEN - 1:
+                interacts.append(_partners(sumo))
         lanes = _lanes(sumo)
     ids = sorted(seen)
     positions = np.full((len(ids), windows * WINDOW, 2), np.nan)

@@ -16,11 +16,11 @@ from lmgraft.data.loader import Draw
 from lmgraft.data.motion import table as tables
 from lmgraft.data.motion.argoverse1 import Argoverse1
 from lmgraft.data.motion.argoverse2 import Argoverse2
-from lmgraft.data.motion.framing import Framing, cut_lane, frame, heading_of
+from lmgraft.data.motion.framing import Framing, frame, heading_of
 from lmgraft.data.motion.motion_data import held_out
 from lmgraft.data.motion.read_argoverse1 import read_csv
 from lmgraft.data.motion.read_argoverse2 import read_map, read_parquet
-from lmgraft.data.motion.scenario import LaneMap, UnreadableSceneError
+from lmgraft.data.motion.scenario import LaneMap, UnreadableSceneError, cut_lane
 from lmgraft.data.motion.scene_files import SceneFiles
 from lmgraft.data.motion.scene_set import hide_first, mirror
 from lmgraft.data.motion.scenes import AGENT_TYPES, LANE_ATTRIBUTES, Scenes
@@ -289,7 +289,7 @@ def test_headings():
 
 
 def test_lanes_are_cut_into_equal_pieces_that_meet():
-    pieces = cut_lane(np.array([[0.0, 0], [30, 0], [30, 15]]), Framing(lane_points=4, lane_length=20))
+    pieces = cut_lane(np.array([[0.0, 0], [30, 0], [30, 15]]), 20, 4)
     assert pieces.shape == (3, 4, 2)
     np.testing.assert_array_equal(pieces[:-1, -1], pieces[1:, 0])
     np.testing.assert_allclose(pieces[0, :, 0], [0, 5, 10, 15])

@@ -80,7 +80,7 @@ def test_scenes_are_written_in_the_layout_of_argoverse2(tmp_path):
         assert np.nanmax(sideways(places, np.zeros(scene.valid.shape))) < SIDEWAYS
         window = file.parent.name.split("-")[2]
         targets |= {(window, scene.ids[row]) for row in scene.targets}
-        assert scene.lanes.boxes[:, 1].max() < 800  # the other lane is far away
+        assert scene.lanes.points[:, 1].max() < 800  # the other lane is far away
         assert np.hypot(*np.diff([scene.lanes[0][[0, -1]]], axis=1)[0, 0]) <= 60
         row = scene.ids.index("0")
         assert scene.interacts.get(row) == (scene.ids.index("1") if row in scene.targets else None)

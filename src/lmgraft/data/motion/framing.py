@@ -181,24 +181,12 @@ def _agents(scene: Scenario, target: int, framing: Framing, past: Index) -> Inde
 
 def _lanes(lanes: LaneMap, origin: Array, turn: Array, framing: Framing) -> tuple[Array, Index]:
     """Pieces (L, P, 2) of the lanes around a target in its frame, the nearest first, and their attributes (L, 3)."""
-    reach, boxes = framing.lane_radius + framing.lane_length, lanes.boxes  # however the target's frame is turned
+    pieces, attributes, boxes = lanes.cut(framing.lane_length, framing.lane_points)
+    reach = framing.lane_radius + framing.lane_length  # however the target's frame is turned
     near = ((boxes[:, :2] <= origin + reach) & (boxes[:, 2:] >= origin - reach)).all(1)
-    cut = [cut_lane((lanes[int(i)] - origin) @ turn, framing) for i in np.flatnonzero(near)]
-    pieces = np.concatenate([np.zeros((0, framing.lane_points, 2)), *cut])
-    attributes = np.repeat(lanes.attributes[near], [len(one) for one in cut], axis=0)
-    outside = np.maximum(np.maximum(pieces.min(1), -pieces.max(1)), 0) if len(pieces) else np.zeros((0, 2))
-    kept = np.flatnonzero(outside.sum(1) <= framing.lane_radius)
-    far = np.hypot(pieces[kept, :, 0], pieces[kept, :, 1]).min(1) if len(kept) else np.zeros(0)
-    kept = kept[np.argsort(far, kind="stable")][: framing.max_lanes]
+    pieces, attributes = (pieces[near] - origin) @ turn, attributes[near]
+    outside = np.maximum(np.maximum(pieces.min(1), -pieces.max(1)), 0).sum(1)
+    far = np.hypot(pieces[..., 0], pieces[..., 1]).min(1)
+    kept = np.argsort(far, kind="stable")
+    kept = kept[outside[kept] <= framing.lane_radius][: framing.max_lanes]
     return pieces[kept], attributes[kept]
-
-
-def cut_lane(lane: Array, framing: Framing) -> Array:
-    """A centreline (n, 2) as equal pieces (k, P, 2), each of points evenly along it; the next begins where one ends."""
-    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(lane, axis=0).T))])
-    count = max(1, int(np.ceil(along[-1] / framing.lane_length - 1e-6)))
-    steps = framing.lane_points - 1
-    at = np.linspace(0, along[-1], count * steps + 1)
-    points = np.stack([np.interp(at, along, lane[:, axis]) for axis in (0, 1)], 1)
-    pieces: Array = points[np.arange(count)[:, None] * steps + np.arange(steps + 1)]
-    return pieces

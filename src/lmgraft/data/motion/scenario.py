@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +30,7 @@ class LaneMap:
     """(L + 1,): lane i has the points from starts[i] to starts[i + 1], at least two."""
     attributes: Index
     """(L, 3), as `scenes.LANE_ATTRIBUTES`."""
+    _cut: dict[tuple[float, int], tuple[Array, Index, Array]] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -38,13 +38,19 @@ class LaneMap:
     def __getitem__(self, lane: int) -> Array:
         return self.points[self.starts[lane] : self.starts[lane + 1]]
 
-    @cached_property
-    def boxes(self) -> Array:
-        """(L, 4): least x and y, greatest x and y of each lane."""
-        if not len(self):
-            return np.zeros((0, 4))
-        low, high = (np.asarray(f.reduceat(self.points, self.starts[:-1])) for f in (np.minimum, np.maximum))
-        return np.concatenate([low, high], 1)
+    def cut(self, length: float, count: int) -> tuple[Array, Index, Array]:
+        """All lanes in pieces of at most `length` metres and `count` points; worked out once.
+
+        Returns:
+            Pieces (K, count, 2), their attributes (K, 3), and least x and y, greatest x and y of each (K, 4).
+        """
+        if (length, count) not in self._cut:
+            cut = [cut_lane(self[lane], length, count) for lane in range(len(self))]
+            pieces = np.concatenate([np.zeros((0, count, 2)), *cut])
+            attributes = np.repeat(self.attributes, [len(one) for one in cut], axis=0)
+            boxes = np.concatenate([pieces.min(1), pieces.max(1)], 1)
+            self._cut[length, count] = pieces, attributes, boxes
+        return self._cut[length, count]
 
     @classmethod
     def of(cls, lanes: list[Array], attributes: list[tuple[int, int, int]]) -> LaneMap:
@@ -53,6 +59,16 @@ class LaneMap:
         starts = np.cumsum([0, *(len(lanes[i]) for i in kept)], dtype=np.int64)
         points = np.concatenate([lanes[i] for i in kept]) if kept else np.zeros((0, 2))
         return cls(points, starts, np.array([attributes[i] for i in kept], np.int64).reshape(-1, 3))
+
+
+def cut_lane(lane: Array, length: float, count: int) -> Array:
+    """A centreline (n, 2) in equal pieces (k, count, 2) of points evenly along it; the next begins where one ends."""
+    along = np.concatenate([[0.0], np.cumsum(np.hypot(*np.diff(lane, axis=0).T))])
+    parts = max(1, int(np.ceil(along[-1] / length - 1e-6)))
+    at = np.linspace(0, along[-1], parts * (count - 1) + 1)
+    points = np.stack([np.interp(at, along, lane[:, axis]) for axis in (0, 1)], 1)
+    pieces: Array = points[np.arange(parts)[:, None] * (count - 1) + np.arange(count)]
+    return pieces
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmgraft.cli.main import main
 from lmgraft.data.loader import Draw
 from lmgraft.data.motion import table as tables
 from lmgraft.data.motion.argoverse1 import Argoverse1
@@ -414,6 +415,17 @@ def test_suite_of_motion():
         assert all(torch.equal(getattr(condition, n), getattr(clean, n)) for n in ("future", "index", "group", "truth"))
     with pytest.raises(DataError):
         Motion(noise=0)
+
+
+def test_check_data_takes_a_folder_of_scenes(argoverse1, capsys):
+    words = ["check-data", str(argoverse1), "--kind", "scenes", "--workers", "0"]
+    assert main([*words, "--test-size", "0.5"]) == 0
+    assert "scenes" in capsys.readouterr().out
+    write_csv(argoverse1 / "val/data/bad.csv", gap=0.2)
+    assert main([*words, "--json", str(argoverse1 / "found.json")]) == 1
+    assert "val/data/bad.csv" in capsys.readouterr().out
+    found = json.loads((argoverse1 / "found.json").read_text())
+    assert [row["file"] for row in found["splits"]["test"]["unreadable"]] == ["val/data/bad.csv"]
 
 
 def test_csv_reader_reads_a_city_once(argoverse1):

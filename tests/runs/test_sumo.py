@@ -11,7 +11,6 @@ from lmgraft.data.motion import sumo
 from lmgraft.data.motion.read_argoverse2 import read_parquet
 from lmgraft.data.motion.scenes import AGENT_TYPES
 from lmgraft.data.motion.sumo_scenes import (
-    EVERY,
     SEEN,
     SIDEWAYS,
     WINDOW,
@@ -40,7 +39,7 @@ def recording(windows=6, movers=8, standing=6):
     positions[-2, time > 2, 1] += 4.0
     positions[-1, time < 1] = np.nan
     return Recording(
-        name="ramp-0", ids=[f"{n}" for n in range(count)], kinds=[KINDS[n % len(KINDS)] for n in range(count)],
+        name="ramp-0", every=150, ids=[f"{n}" for n in range(count)], kinds=[KINDS[n % len(KINDS)] for n in range(count)],
         positions=positions, headings=np.zeros((count, steps)), interacts=[{"0": "1", "1": ""}] * windows,
         lanes=[
             Lane(np.array([[-200.0, 0], [500, 0]]), "VEHICLE", False, "NONE", True),
@@ -120,7 +119,7 @@ def test_three_categories_of_roads_are_never_trained_on():
     assert sumo.category_of("braunschweig-junction-0-003--1_2") == "junction"
     assert sumo.category_of("bremen-1-010-0_-3") == "motorway"
     assert sumo.category_of("elsewhere") is None
-    assert EVERY >= WINDOW  # windows do not overlap
+    assert min(sumo.EVERY.values()) * 10 >= WINDOW  # windows do not overlap
 
 
 def test_lines_are_split_with_their_corners():

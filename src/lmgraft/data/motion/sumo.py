@@ -22,6 +22,7 @@ from lmgraft import records
 from lmgraft.data.base import SPLITS
 from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.motion.read_argoverse2 import Targets
+from lmgraft.data.motion.scenario import RATE
 from lmgraft.data.motion.scene_files import SceneFiles
 from lmgraft.data.motion.sumo_scenes import write_scenes
 from lmgraft.data.motion.sumo_traffic import ROAD, STREET, Demand, simulate
@@ -33,6 +34,8 @@ Roads = Literal["all", "motorway", "city", "junction"]
 NOTE = "simulated drivers: SUMO's models on real road networks, not recorded traffic"
 _PROCESSES = 2
 _WINDOWS = 24  # of 5 seconds, a run
+EVERY = {"train": 5, "val": 5, "test": 15}
+"""Seconds from the start of a window to that of the next: none overlap, and those of test are spread over more time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +57,11 @@ class Network:
 NETWORKS = (
     Network(
         name="koenigs-wusterhausen", category="motorway", file="A10KW/osm.net.xml",
-        demand=Demand(rate=3.0, mix=ROAD), train=6000, val=600,
+        demand=Demand(rate=2.0, mix=ROAD), train=6000, val=600,
     ),
     Network(
         name="berlin-adlershof", category="city", file="DRT/osm.net.xml",
-        demand=Demand(rate=2.5, mix=STREET, walkers=0.15), train=6000, val=600,
+        demand=Demand(rate=2.0, mix=STREET, walkers=0.1), train=6000, val=600,
     ),
     Network(
         name="ingolstadt", category="junction", file="fkk_in/ingolstadt.net.xml.gz",
@@ -179,7 +182,8 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
         nets, demands = [home / run.network.file for run in todo], [run.network.demand for run in todo]
         names, windows = [run.name for run in todo], [run.windows for run in todo]
-        recordings = pool.map(simulate, nets, demands, names, windows, [run.number for run in todo])
+        every, numbers = [RATE * EVERY[run.split] for run in todo], [run.number for run in todo]
+        recordings = pool.map(simulate, nets, demands, names, windows, every, numbers)
         for run, recording in zip(todo, recordings, strict=True):
             made = write_scenes(recording, folder / run.split, run.wanted, run.number)
             counts.setdefault(f"{run.split}/{run.network.name}", Counter()).update(made)

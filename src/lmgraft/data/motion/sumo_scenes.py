@@ -25,8 +25,6 @@ from lmgraft.versions import optional
 
 SEEN, AHEAD = 20, 30
 WINDOW = SEEN + AHEAD
-EVERY = 15 * RATE
-"""Steps from the start of one window to that of the next."""
 _CELL = 200.0  # metres a side
 _AROUND = 60.0  # metres around a cell within which agents are kept
 _LANES_AROUND = 85.0  # metres around a cell within which lanes are kept
@@ -61,6 +59,8 @@ class Recording:
 
     name: str
     """Of network and run."""
+    every: int
+    """Steps from the start of one window to that of the next."""
     ids: Sequence[str]
     kinds: Sequence[str]
     """Argoverse 2's object_type of each."""
@@ -207,11 +207,11 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
     category[: len(targets)], category[0] = SCORED, FOCAL
     whom = recording.interacts[window]
     velocity = _velocities(positions)[track, step]
-    start = window * EVERY * 10**9 // RATE
+    start = window * recording.every * 10**9 // RATE
     same = {
         "scenario_id": name, "start_timestamp": start, "end_timestamp": start + (WINDOW - 1) * 10**9 // RATE,
         "num_timestamps": WINDOW, "focal_track_id": recording.ids[targets[0]],
-        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{window * EVERY // (60 * RATE)}",
+        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{window * recording.every // (60 * RATE)}",
     }  # fmt: skip
     columns = {
         "observed": step < SEEN, "track_id": ids[at], "object_type": kinds[at], "object_category": category[at],

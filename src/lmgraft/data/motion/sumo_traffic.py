@@ -17,7 +17,7 @@ import numpy as np
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.motion.scenario import RATE
-from lmgraft.data.motion.sumo_scenes import EVERY, SEEN, WINDOW, Lane, Recording
+from lmgraft.data.motion.sumo_scenes import SEEN, WINDOW, Lane, Recording
 from lmgraft.versions import optional
 
 KINDS = {
@@ -28,7 +28,7 @@ KINDS = {
 ROAD = {"passenger": 0.74, "delivery": 0.08, "truck": 0.08, "bus": 0.06, "motorcycle": 0.04}
 STREET = {"passenger": 0.64, "delivery": 0.06, "truck": 0.05, "bus": 0.07, "motorcycle": 0.05, "bicycle": 0.13}
 _LANE_CHANGE = 3.0  # seconds
-_WARM = 120  # seconds before the recording
+_WARM = 90  # seconds before the recording
 _ROUTES = 60  # of each class
 _TRIES = 40  # for each route
 _SHORTEST = 150.0  # metres of a route
@@ -50,14 +50,15 @@ class Demand:
     """Pedestrians that begin to walk in a second."""
 
 
-def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> Recording:
-    """Simulate traffic and record so many windows of 5 s, one every 15 s, after two minutes.
+def simulate(net: Path, demand: Demand, name: str, windows: int, every: int, seed: int) -> Recording:
+    """Simulate traffic and record so many windows of 5 s, after a minute and a half.
 
     Args:
         net: SUMO's file of the network.
         demand: Who drives.
         name: Of network and run.
         windows: How many.
+        every: Steps from the start of one to that of the next.
         seed: Of trips and drivers.
     """
     rng = np.random.default_rng(seed)
@@ -67,9 +68,9 @@ def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> R
             traffic.step()
         seen: dict[str, list[tuple[float, ...]]] = {}
         interacts = []
-        for step in range(windows * EVERY):
+        for step in range(windows * every):
             traffic.step()
-            window, within = divmod(step, EVERY)
+            window, within = divmod(step, every)
             for agent, *row in traffic.agents() if within < WINDOW else ():
                 seen.setdefault(agent, []).append((window * WINDOW + within, *row))
             if within == SEEN - 1:
@@ -82,9 +83,9 @@ def simulate(net: Path, demand: Demand, name: str, windows: int, seed: int) -> R
         rows = np.array(seen[agent])
         steps = rows[:, 0].astype(int)
         positions[number, steps], headings[number, steps] = rows[:, 1:3], rows[:, 3]
-    kinds = [traffic.kinds[agent] for agent in ids]
     return Recording(
-        name=name, ids=ids, kinds=kinds, positions=positions, headings=headings, interacts=interacts, lanes=lanes
+        name=name, every=every, ids=ids, kinds=[traffic.kinds[agent] for agent in ids], positions=positions,
+        headings=headings, interacts=interacts, lanes=lanes,
     )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def recording(windows=6, movers=8, standing=6):
     positions[-2, time > 2, 1] += 4.0
     positions[-1, time < 1] = np.nan
     return Recording(
-        name="ramp-0", every=150, ids=[f"{n}" for n in range(count)], kinds=[KINDS[n % len(KINDS)] for n in range(count)],
+        name="ramp-0", every=150, ids=[f"{n}" for n in range(count)], kinds=[KINDS[n % 4] for n in range(count)],
         positions=positions, headings=np.zeros((count, steps)), interacts=[{"0": "1", "1": ""}] * windows,
         lanes=[
             Lane(np.array([[-200.0, 0], [500, 0]]), "VEHICLE", False, "NONE", True),
@@ -141,8 +141,8 @@ def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch):
 @pytest.mark.long
 def test_simulated_drivers_change_lanes_slowly(tmp_path):
     pytest.importorskip("libsumo")
-    ramp = next(run for run in sumo.runs(windows=1) if run.network.name == "ramp")
-    sumo.make_set(tmp_path, [ramp])
+    ramp = next(run for run in sumo.runs() if run.network.name == "ramp")
+    sumo.make_set(tmp_path, [replace(ramp, windows=1)])
     about = records.read_json(tmp_path / "set.json")
     assert "simulated" in about["note"]
     assert about["counts"]["train/ramp"]["targets"] > 10

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from lmgraft import records
-from lmgraft.data.base import SPLITS
+from lmgraft.data.base import SPLITS, SplitName
 from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.motion.read_argoverse2 import Targets
 from lmgraft.data.motion.scenario import RATE
@@ -33,7 +33,7 @@ from lmgraft.versions import optional
 Roads = Literal["all", "motorway", "city", "junction"]
 NOTE = "simulated drivers: SUMO's models on real road networks, not recorded traffic"
 _PROCESSES = 2
-_WINDOWS = 24  # of 5 seconds, a run
+_WINDOWS = {"val": 10, "test": 36}  # of 5 seconds, of a simulation; of one to train on a network says
 EVERY = {"train": 5, "val": 5, "test": 15}
 """Seconds from the start of a window to that of the next: none overlap, and those of test are spread over more time."""
 
@@ -50,14 +50,14 @@ class Network:
     train: int = 0
     val: int = 0
     test: int = 0
-    train_runs: int = 2
-    """Simulations that are trained on; there is one more each for val and test."""
+    windows: int = 40
+    """Of the simulation that is trained on; there are others for val and test."""
 
 
 NETWORKS = (
     Network(
         name="koenigs-wusterhausen", category="motorway", file="A10KW/osm.net.xml",
-        demand=Demand(rate=2.0, mix=ROAD), train=6000, val=600,
+        demand=Demand(rate=2.5, mix=ROAD), train=6000, val=600,
     ),
     Network(
         name="berlin-adlershof", category="city", file="DRT/osm.net.xml",
@@ -65,15 +65,15 @@ NETWORKS = (
     ),
     Network(
         name="ingolstadt", category="junction", file="fkk_in/ingolstadt.net.xml.gz",
-        demand=Demand(rate=1.0, mix=STREET, walkers=0.1), train=5000, val=500, train_runs=4,
+        demand=Demand(rate=1.0, mix=STREET, walkers=0.1), train=5000, val=500, windows=80,
     ),
     Network(
         name="grid", category="drawn", file="grid6/grid6.net.xml", demand=Demand(rate=1.0, mix=STREET),
-        train=1500, val=150, train_runs=1,
+        train=1500, val=150,
     ),
     Network(
         name="ramp", category="drawn", file="ramp/ramp.net.xml", demand=Demand(rate=1.0, mix=ROAD),
-        train=1500, val=150, train_runs=1,
+        train=1500, val=150,
     ),
     Network(
         name="bremen", category="motorway", file="highway/highway.net.xml", demand=Demand(rate=1.6, mix=ROAD),
@@ -143,25 +143,33 @@ class Run:
     """One simulation."""
 
     network: Network
-    split: str
-    number: int
-    wanted: int
-    windows: int = _WINDOWS
+    split: SplitName
+    windows: int
+
+    @property
+    def seed(self) -> int:
+        """Of trips and drivers; no two simulations of a network have the same."""
+        return SPLITS.index(self.split)
 
     @property
     def name(self) -> str:
-        return f"{self.network.name}-{self.number}"
+        return f"{self.network.name}-{self.seed}"
+
+    @property
+    def wanted(self) -> int:
+        """Targets."""
+        count: int = getattr(self.network, self.split)
+        return count
 
 
-def runs(networks: Sequence[Network] = NETWORKS, windows: int = _WINDOWS) -> list[Run]:
-    """All simulations, the networks' in turn; each has a number of its own, which is its seed."""
-    made = []
-    for network in networks:
-        parts = [("train", network.train // network.train_runs)] * network.train_runs
-        parts += [("val", network.val), ("test", network.test // 2), ("test", network.test // 2)]
-        numbered = enumerate([(split, wanted) for split, wanted in parts if wanted])
-        made += [Run(network, split, number, wanted, windows) for number, (split, wanted) in numbered]
-    return made
+def runs() -> list[Run]:
+    """All simulations, network by network."""
+    return [
+        Run(network, split, network.windows if split == "train" else _WINDOWS[split])
+        for network in NETWORKS
+        for split in SPLITS
+        if getattr(network, split)
+    ]
 
 
 def prepare(out: Path | None) -> Path:
@@ -182,10 +190,10 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
         nets, demands = [home / run.network.file for run in todo], [run.network.demand for run in todo]
         names, windows = [run.name for run in todo], [run.windows for run in todo]
-        every, numbers = [RATE * EVERY[run.split] for run in todo], [run.number for run in todo]
-        recordings = pool.map(simulate, nets, demands, names, windows, every, numbers)
+        every, seeds = [RATE * EVERY[run.split] for run in todo], [run.seed for run in todo]
+        recordings = pool.map(simulate, nets, demands, names, windows, every, seeds)
         for run, recording in zip(todo, recordings, strict=True):
-            made = write_scenes(recording, folder / run.split, run.wanted, run.number)
+            made = write_scenes(recording, folder / run.split, run.wanted, run.seed)
             counts.setdefault(f"{run.split}/{run.network.name}", Counter()).update(made)
             seconds = time.monotonic() - begun
             sys.stderr.write(f"[sumo] {run.name}: {made['targets']:,} targets of {run.split}, {seconds:.0f} s\n")

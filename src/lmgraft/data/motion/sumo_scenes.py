@@ -208,10 +208,11 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
     whom = recording.interacts[window]
     velocity = _velocities(positions)[track, step]
     start = window * recording.every * 10**9 // RATE
+    minute = window * recording.every // (60 * RATE)
     same = {
         "scenario_id": name, "start_timestamp": start, "end_timestamp": start + (WINDOW - 1) * 10**9 // RATE,
         "num_timestamps": WINDOW, "focal_track_id": recording.ids[targets[0]],
-        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{window * recording.every // (60 * RATE)}",
+        "city": recording.name.rpartition("-")[0], "slice_id": f"{recording.name}-{minute}",
     }  # fmt: skip
     columns = {
         "observed": step < SEEN, "track_id": ids[at], "object_type": kinds[at], "object_category": category[at],

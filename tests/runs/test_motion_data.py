@@ -200,6 +200,7 @@ def test_argoverse2(tmp_path):
         ({"change": {"30": {"position_x": float("nan")}}}, "track 30"),
         ({"change": {"10": {"focal_track_id": "99", "object_category": 1}}}, "no track is a target"),
         ({"steps": 60}, "10 to come"),
+        ({"steps": 50}, "without a future"),
     ],
 )
 def test_argoverse2_bad_scenes(tmp_path, written, reason):

@@ -46,6 +46,8 @@ class MotionData(Data):
     things: ClassVar[str] = "scenes"
     packages: ClassVar[tuple[str, ...]] = ("pyarrow",)
     leaves_out: ClassVar[bool] = True
+    note: ClassVar[str] = ""
+    """What whoever reads a number of these data must know."""
     test_size: int | float = 0
     """As `val_size`, for the test items of a set that has none of its own."""
 
@@ -109,9 +111,8 @@ class MotionData(Data):
         if self._tables:
             return
         sources = self.find()
-        for split, source in sources.items():
-            self._tables[split] = prepared_table(source, self.framing, workers)
-            self._chosen[split] = torch.arange(len(self._tables[split]))
+        self._tables = {split: prepared_table(source, self.framing, workers) for split, source in sources.items()}
+        self._chosen = {split: torch.arange(len(table)) for split, table in self._tables.items()}
         for part, size in {"test": self.test_size, "val": self.val_size}.items():
             if part not in sources and size:
                 table, index = self._tables["train"], self._chosen["train"]
@@ -159,7 +160,7 @@ class MotionData(Data):
         """Every scene read and prepared; what cannot be shown is named, and targets are counted by their type."""
         self.prepare_data()
         self._prepare(workers)
-        findings = Findings(self.things)
+        findings = Findings(self.things, remarks=[self.note] if self.note else [])
         splits = [split for split in SPLITS if not (split == "val" and self._is_test_again(split))]
         rows, kinds = [], {}
         for split in splits:

@@ -110,7 +110,7 @@ def _interacts(
         return {}
     numbers = {name: number for number, name in enumerate(names)}
     with_whom = dict(zip(row[present].tolist(), columns["interacts"][present].tolist(), strict=True))
-    return {target: numbers.get(with_whom[target]) for target in targets if with_whom.get(target) is not None}
+    return {target: numbers.get(with_whom[target]) for target in targets if isinstance(with_whom.get(target), str)}
 
 
 def read_map(folder: Path) -> LaneMap:

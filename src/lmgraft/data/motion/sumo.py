@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from lmgraft import records
 from lmgraft.data.base import SPLITS, SplitName
-from lmgraft.data.files import check_prepared, prepared_place
+from lmgraft.data.files import check_prepared, prepared_place, say_once
 from lmgraft.data.motion.read_argoverse2 import Targets
 from lmgraft.data.motion.scenario import RATE
 from lmgraft.data.motion.scene_files import SceneFiles
@@ -31,7 +31,6 @@ from lmgraft.errors import DataError
 from lmgraft.versions import optional
 
 Roads = Literal["all", "motorway", "city", "junction"]
-NOTE = "simulated drivers: SUMO's models on real road networks, not recorded traffic"
 _PROCESSES = 2
 _WINDOWS = {"val": 10, "test": 36}  # of 5 seconds, of a simulation; of one to train on a network says
 EVERY = {"train": 5, "val": 5, "test": 15}
@@ -106,6 +105,7 @@ class Sumo(SceneFiles):
     """
 
     name = "sumo"
+    note = "simulated drivers: SUMO's models on road networks, not recorded traffic"
     folders: ClassVar[tuple[dict[str, str], ...]] = ({split: split for split in SPLITS},)
 
     def __init__(
@@ -124,7 +124,11 @@ class Sumo(SceneFiles):
 
     def find(self) -> dict[str, Source]:
         check_prepared(self.tree, self.name)
+        say_once(f"note: {self.note}\n")
         return super().find()
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {**super().fingerprint(), "note": self.note}
 
     def _source(self, files: Sequence[Path]) -> Source:
         if self.test_roads != "all" and files and files[0].parents[1].name == "test":
@@ -198,7 +202,7 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
             seconds = time.monotonic() - begun
             sys.stderr.write(f"[sumo] {run.name}: {made['targets']:,} targets of {run.split}, {seconds:.0f} s\n")
     about = {
-        "name": Sumo.name, "note": NOTE,
+        "name": Sumo.name, "note": Sumo.note,
         "source": "road networks of Eclipse SUMO's PyPI package, of OpenStreetMap's contributors (ODbL) where real",
         "licence": "SUMO: EPL-2.0 or GPL-2.0-or-later; the scenes are its output",
         "versions": {name: metadata.version(name) for name in ("eclipse-sumo", "libsumo")},

@@ -219,7 +219,7 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
         "timestep": step, "position_x": positions[track, step, 0].round(2),
         "position_y": positions[track, step, 1].round(2), "heading": headings[track, step].round(4),
         "velocity_x": velocity[:, 0].round(2), "velocity_y": velocity[:, 1].round(2),
-        "interacts": [whom.get(one) for one in ids[at].tolist()],
+        "interacts": pa.array([whom.get(one) for one in ids[at].tolist()], pa.string()),
     }  # fmt: skip
     return pa.table({**{key: [value] * len(at) for key, value in same.items()}, **columns})
 

@@ -14,13 +14,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from lmgraft import records
@@ -171,7 +172,7 @@ def _made(tasks: list[Any], files: list[Path], framing: Framing, workers: int) -
         yield from map(make_shard, *everything)
         return
     try:
-        with ProcessPoolExecutor(min(workers, len(tasks)), mp_context=get_context("spawn")) as pool:
+        with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
             yield from pool.map(make_shard, *everything)
     except BrokenProcessPool:
         raise DataError("a process died while it prepared scenes", "out of memory? Start again: it goes on") from None
@@ -185,11 +186,13 @@ def make_shard(
     framed: list[Framed] = []
     for key, name in zip(keys, names, strict=True):
         for item, one in items_of(read, key, name, framing):
+            if one is not None and np.isnan(one.future).any():
+                item, one = item._replace(fault="it ends with the present, without a future", type=-1), None
             items.append(item)
             framed += [] if one is None else [one]
     header = {"items": json.dumps(items)}
     with records.atomic_path(file) as temporary:
-        save_file(_stacked(framed, framing), temporary, metadata=header)
+        save_file(_stacked(framed), temporary, metadata=header)
 
 
 def items_of(
@@ -224,15 +227,14 @@ def loaded_table(
     return LoadedTable([item for item, _ in made], [framed for _, framed in made if framed is not None])
 
 
-def _stacked(framed: list[Framed], framing: Framing) -> dict[str, Tensor]:
-    future = torch.empty(0, framing.future, 2)
-    arrays = {"known": torch.tensor([one.known for one in framed], dtype=torch.bool)}
-    arrays["future"] = torch.stack([torch.from_numpy(one.future) for one in framed]) if framed else future
+def _stacked(framed: list[Framed]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of all items one behind the other; of no item, none but their offsets."""
+    arrays: dict[str, npt.NDArray[Any]] = {"known": np.array([one.known for one in framed], bool)}
+    if framed:
+        arrays["future"] = np.stack([one.future for one in framed])
     for kind, names in _RAGGED.items():
-        sizes = [len(getattr(one, kind)) for one in framed]
-        arrays[f"{kind}_starts"] = torch.tensor([0, *sizes]).cumsum(0)
-        for name in names if framed else ():
-            arrays[name] = torch.cat([torch.from_numpy(getattr(one, name)) for one in framed])
+        arrays[f"{kind}_starts"] = np.cumsum([0, *(len(getattr(one, kind)) for one in framed)], dtype=np.int64)
+        arrays |= {name: np.concatenate([getattr(one, name) for one in framed]) for name in names if framed}
     return arrays
 
 

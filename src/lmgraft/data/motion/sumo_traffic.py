@@ -120,25 +120,28 @@ class _Traffic:
         self._lengths: dict[str, float] = {}
         self._routes = {kind: _routes(sumo, kind, rng) for kind in demand.mix}
         self._walks = _walks(sumo, rng) if demand.walkers else []
+        self._open = [kind for kind in demand.mix if self._routes[kind]]
+        shares = np.array([demand.mix[kind] for kind in self._open])
+        self._shares = shares / shares.sum()
 
     def step(self) -> None:
         """A tenth of a second."""
-        shares = {kind: share for kind, share in self.demand.mix.items() if self._routes[kind]}
         for _ in range(self.rng.poisson(self.demand.rate / RATE)):
-            weights = np.array(list(shares.values()))
-            kind = str(self.rng.choice(list(shares), p=weights / weights.sum()))
-            route = self._routes[kind][self.rng.integers(len(self._routes[kind]))]
-            agent = f"{len(self.kinds)}"
-            self.kinds[agent] = KINDS[kind]
+            kind = str(self.rng.choice(self._open, p=self._shares))
+            agent = self._new(KINDS[kind])
+            route = _one_of(self._routes[kind], self.rng)
             self.sumo.vehicle.add(agent, route, kind, departLane="best", departPos="last", departSpeed="max")
-        if self._walks:
-            for _ in range(self.rng.poisson(self.demand.walkers / RATE)):
-                walk = self._walks[self.rng.integers(len(self._walks))]
-                agent = f"{len(self.kinds)}"
-                self.kinds[agent] = "pedestrian"
-                self.sumo.person.add(agent, walk.edges[0], 0.0)
-                self.sumo.person.appendStage(agent, walk)
+        for _ in range(self.rng.poisson(self.demand.walkers / RATE) if self._walks else 0):
+            agent, walk = self._new("pedestrian"), _one_of(self._walks, self.rng)
+            self.sumo.person.add(agent, walk.edges[0], 0.0)
+            self.sumo.person.appendStage(agent, walk)
         self.sumo.simulationStep()
+
+    def _new(self, kind: str) -> str:
+        """The id of someone who sets out."""
+        agent = f"{len(self.kinds)}"
+        self.kinds[agent] = kind
+        return agent
 
     def agents(self) -> Iterator[tuple[str, float, float, float]]:
         """Id, x and y of the centre, heading in radians."""
@@ -174,16 +177,12 @@ def _may(sumo: Any, lane: str, kind: str) -> bool:
 def _routes(sumo: Any, kind: str, rng: np.random.Generator) -> list[str]:
     """Routes for a class, most of them through the whole network; none where it may not travel."""
     edges = _open_to(sumo, kind)
-    inner = set(edges)
-    starts, ends = (
-        [edge for edge in edges if not _goes_on(sumo, edge, way, inner)] or edges
-        for way in ("getFromJunction", "getToJunction")
-    )
+    starts, ends = (among or edges for among in _outer(sumo, edges))
     names: list[str] = []
     for number in range(_ROUTES if edges else 0):
         for _ in range(_TRIES):
             through = rng.random() < _THROUGH
-            one, other = (str(rng.choice(among if through else edges)) for among in (starts, ends))
+            one, other = (_one_of(among if through else edges, rng) for among in (starts, ends))
             route = sumo.simulation.findRoute(one, other, kind) if one != other else None
             if route is not None and len(route.edges) > 1 and route.length >= _SHORTEST:
                 names.append(f"{kind}{number}")
@@ -192,13 +191,21 @@ def _routes(sumo: Any, kind: str, rng: np.random.Generator) -> list[str]:
     return names
 
 
-def _goes_on(sumo: Any, edge: str, way: str, inner: set[str]) -> bool:
-    """Whether one can come to an edge, or leave it, by another than the one back."""
-    junction = getattr(sumo.edge, way)(edge)
-    other_end = getattr(sumo.edge, "getToJunction" if way == "getFromJunction" else "getFromJunction")(edge)
-    beyond = sumo.junction.getIncomingEdges if way == "getFromJunction" else sumo.junction.getOutgoingEdges
-    far = sumo.edge.getFromJunction if way == "getFromJunction" else sumo.edge.getToJunction
-    return any(next_one in inner and far(next_one) != other_end for next_one in beyond(junction))
+def _one_of(among: list[Any], rng: np.random.Generator) -> Any:
+    return among[int(rng.integers(len(among)))]
+
+
+def _outer(sumo: Any, edges: list[str]) -> tuple[list[str], list[str]]:
+    """Edges to which, and from which, no other leads but the one back."""
+    ways = {edge: (sumo.edge.getFromJunction(edge), sumo.edge.getToJunction(edge)) for edge in edges}
+    before: dict[str, set[str]] = {}
+    behind: dict[str, set[str]] = {}
+    for start, end in ways.values():
+        before.setdefault(end, set()).add(start)
+        behind.setdefault(start, set()).add(end)
+    starts = [edge for edge, (start, end) in ways.items() if not before.get(start, set()) - {end}]
+    ends = [edge for edge, (start, end) in ways.items() if not behind.get(end, set()) - {start}]
+    return starts, ends
 
 
 def _walks(sumo: Any, rng: np.random.Generator) -> list[Any]:
@@ -206,7 +213,7 @@ def _walks(sumo: Any, rng: np.random.Generator) -> list[Any]:
     edges = _open_to(sumo, "pedestrian")
     walks = []
     for _ in range(_ROUTES * 4 if edges else 0):
-        one, other = (str(edge) for edge in rng.choice(edges, 2))
+        one, other = _one_of(edges, rng), _one_of(edges, rng)
         stages = sumo.simulation.findIntermodalRoute(one, other)
         if len(stages) == 1 and len(stages[0].edges) > 1 and stages[0].length < 600:
             walks.append(stages[0])

@@ -200,6 +200,8 @@ def test_argoverse2(tmp_path):
         ({"change": {"30": {"position_x": float("nan")}}}, "track 30"),
         ({"change": {"10": {"focal_track_id": "99", "object_category": 1}}}, "no track is a target"),
         ({"steps": 60}, "10 to come"),
+        ({"change": {"30": {"timestep": -1}}}, "timesteps"),
+        ({"change": {"30": {"position_x": None}}}, "track 30"),
         ({"steps": 50}, "without a future"),
     ],
 )

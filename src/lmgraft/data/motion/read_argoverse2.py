@@ -22,6 +22,7 @@ from lmgraft.versions import optional
 Targets = Literal["focal", "scored"]
 SCORED, FOCAL = 2, 3
 """Values of `object_category`."""
+_MOST_STEPS = 10_000
 _NEEDED = ("observed", "track_id", "object_type", "object_category", "timestep", "position_x", "position_y")
 _TIMES = ("start_timestamp", "end_timestamp", "num_timestamps")
 _MORE = ("heading", "focal_track_id", "slice_id", "interacts", *_TIMES)
@@ -41,8 +42,10 @@ def read_parquet(path: Path, targets: Targets = "focal") -> Scenario:
     columns = _columns(path)
     step = columns["timestep"].astype(np.int64)
     steps = int(step.max()) + 1
-    if step.min() < 0 or not columns["observed"].any():
-        raise UnreadableSceneError("no step is observed" if step.min() >= 0 else "it has negative timesteps")
+    if step.min() < 0 or steps > _MOST_STEPS:
+        raise UnreadableSceneError(f"its timesteps go from {step.min()} to {step.max()}")
+    if not columns["observed"].any():
+        raise UnreadableSceneError("no step is observed")
     _check_rate(columns, steps)
     seen = int(step[columns["observed"].astype(bool)].max()) + 1
     ids, first, row = np.unique(columns["track_id"].astype(str), return_index=True, return_inverse=True)

@@ -11,10 +11,10 @@ from lmgraft.data.files import find_loose, identity_of, stamp_of
 from lmgraft.data.motion.motion_data import MotionData
 from lmgraft.data.motion.read_argoverse1 import MAPS, read_csv
 from lmgraft.data.motion.read_argoverse2 import Targets, read_parquet
-from lmgraft.data.motion.scenario import Scenario
+from lmgraft.data.motion.scenario import Scenario, UnreadableSceneError
 from lmgraft.data.motion.scene_set import SceneSet
 from lmgraft.data.motion.table import Source, loaded_table
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, LmgraftError
 
 ENDINGS = (".parquet", ".csv")
 
@@ -88,7 +88,12 @@ def read_scene(path: Path, targets: Targets, maps: Path) -> Scenario:
     Raises:
         UnreadableSceneError: If it cannot be read.
     """
-    return read_csv(path, maps) if path.suffix.lower() == ".csv" else read_parquet(path, targets)
+    try:
+        return read_csv(path, maps) if path.suffix.lower() == ".csv" else read_parquet(path, targets)
+    except LmgraftError:  # a package that is not there
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+        raise UnreadableSceneError(f"{type(error).__name__}: {error}") from None
 
 
 def scenes_below(folder: Path) -> list[Path]:

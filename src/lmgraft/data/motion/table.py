@@ -156,12 +156,12 @@ def make_shards(source: Source, framing: Framing, folder: Path, workers: int = 0
     if missing:
         records.sweep_temporaries(folder)
     begun = last = time.monotonic()
-    for done, _ in enumerate(_made(tasks, [files[n] for n in missing], framing, workers), 1):
+    done, total = 0, sum(len(keys) for _, keys, _ in tasks)
+    for (_, keys, _), _ in zip(tasks, _made(tasks, [files[n] for n in missing], framing, workers), strict=True):
+        done += len(keys)
         if time.monotonic() - last > _SILENT:
             last = time.monotonic()
-            rate = done * _SHARD / (last - begun)
-            count = min(done * _SHARD, len(source.keys))
-            sys.stderr.write(f"[motion] {count:,} of {len(missing) * _SHARD:,} scenes, {rate:.0f} a second, once\n")
+            sys.stderr.write(f"[motion] {done:,} of {total:,} scenes, {done / (last - begun):.0f} a second, once\n")
     return SceneTable(files)
 
 

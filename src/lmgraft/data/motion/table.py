@@ -235,7 +235,7 @@ def _stacked(framed: list[Framed]) -> dict[str, npt.NDArray[Any]]:
     for kind, names in _RAGGED.items():
         arrays[f"{kind}_starts"] = np.cumsum([0, *(len(getattr(one, kind)) for one in framed)], dtype=np.int64)
         arrays |= {name: np.concatenate([getattr(one, name) for one in framed]) for name in names if framed}
-    return arrays
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}  # safetensors writes memory as it lies
 
 
 def _is_whole(file: Path) -> bool:

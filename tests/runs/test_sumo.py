@@ -138,6 +138,15 @@ def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_simulation_whose_scenes_are_there_is_not_made_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sumo, "road_networks", lambda: tmp_path)
+    monkeypatch.setattr(sumo.metadata, "version", lambda _: "1")
+    run = next(run for run in sumo.runs() if run.network.name == "ramp")
+    records.write_json(tmp_path / "runs" / "ramp-0.json", {"targets": 7})
+    sumo.make_set(tmp_path, [run])
+    assert records.read_json(tmp_path / "set.json")["counts"] == {"train/ramp": {"targets": 7}}
+
+
 @pytest.mark.long
 def test_simulated_drivers_change_lanes_slowly(tmp_path):
     pytest.importorskip("libsumo")

@@ -1,6 +1,7 @@
 """Simulated traffic on real road networks: scenes that anyone can make, with SUMO. The drivers are simulated.
 
 <set>/{train,val,test}/<scene>/scenario_<scene>.parquet, log_map_archive_<scene>.json   Argoverse 2's layout
+<set>/runs/<network>-<number>.json                         counts of a simulation whose scenes are all there
 <set>/set.json                                             source, licence, versions and counts; written last
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -185,20 +185,20 @@ def prepare(out: Path | None) -> Path:
 
 
 def make_set(folder: Path, todo: Sequence[Run]) -> None:
-    """Simulate runs, in processes of their own, and write their scenes; what lies half made in `folder` is replaced."""
+    """Simulate runs, in processes of their own, and write their scenes; what is there already is not made again."""
     optional("pyarrow.parquet", "traffic", "writing scenes")
-    home = road_networks()
-    counts: dict[str, Counter[str]] = {}
-    begun = time.monotonic()
+    home, begun = road_networks(), time.monotonic()
+    done = {run.name: folder / "runs" / f"{run.name}.json" for run in todo}
+    left = [run for run in todo if not done[run.name].is_file()]
     # libsumo holds one simulation a process, and warns of pyarrow, so it has processes to itself.
     with ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
-        nets, demands = [home / run.network.file for run in todo], [run.network.demand for run in todo]
-        names, windows = [run.name for run in todo], [run.windows for run in todo]
-        every, seeds = [RATE * EVERY[run.split] for run in todo], [run.seed for run in todo]
+        nets, demands = [home / run.network.file for run in left], [run.network.demand for run in left]
+        names, windows = [run.name for run in left], [run.windows for run in left]
+        every, seeds = [RATE * EVERY[run.split] for run in left], [run.seed for run in left]
         recordings = pool.map(simulate, nets, demands, names, windows, every, seeds)
-        for run, recording in zip(todo, recordings, strict=True):
+        for run, recording in zip(left, recordings, strict=True):
             made = write_scenes(recording, folder / run.split, run.wanted, run.seed)
-            counts.setdefault(f"{run.split}/{run.network.name}", Counter()).update(made)
+            records.write_json(done[run.name], dict(sorted(made.items())))
             seconds = time.monotonic() - begun
             sys.stderr.write(f"[sumo] {run.name}: {made['targets']:,} targets of {run.split}, {seconds:.0f} s\n")
     about = {
@@ -207,7 +207,7 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
         "licence": "SUMO: EPL-2.0 or GPL-2.0-or-later; the scenes are its output",
         "versions": {name: metadata.version(name) for name in ("eclipse-sumo", "libsumo")},
         "roads": {run.network.name: run.network.category for run in todo},
-        "counts": {part: dict(sorted(some.items())) for part, some in sorted(counts.items())},
+        "counts": {f"{run.split}/{run.network.name}": records.read_json(done[run.name]) for run in todo},
     }  # fmt: skip
     records.write_json(folder / "set.json", about)
 

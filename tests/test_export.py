@@ -317,9 +317,9 @@ class TestRefusals:
     def test_a_program_that_was_tampered_with(self) -> None:
         model = make()
         with pytest.raises(ExportError, match=r"differs from the model's by 5\.0e-04"):
-            compare.compare(lambda inputs: [model(*inputs) * 1.0005], model, (X,), True)
+            compare.compare(lambda inputs: [model(*inputs) * 1.0005], model, (X,), ({0: "batch"},))
         with pytest.raises(ExportError, match="outputs of shape"):
-            compare.compare(lambda inputs: [model(*inputs)[:, :3]], model, (X,), True)
+            compare.compare(lambda inputs: [model(*inputs)[:, :3]], model, (X,), ({0: "batch"},))
 
     def test_no_place_to_write(self, tmp_path: Path) -> None:
         (tmp_path / "file").touch()

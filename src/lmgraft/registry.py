@@ -143,6 +143,8 @@ HOSTS = Registry(
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
         "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
         "lmgraft.backbones.meter.Meter": "lmgraft.backbones.meter:describe",
+        "lmgraft.backbones.vectornet.VectorNet": "lmgraft.backbones.vectornet:describe",
+        "lmgraft.backbones.mmtransformer.MMTransformer": "lmgraft.backbones.mmtransformer:describe",
     },
 )
 """Class path of a backbone -> the function that describes an instance of it as a `Host`.
@@ -176,11 +178,13 @@ FACTORIES = Registry(
     "model factory",
     {
         "meter": "lmgraft.backbones.meter:create",
+        "mmtransformer": "lmgraft.backbones.mmtransformer:create",
         "point_bert": "lmgraft.backbones.point_bert:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "timm_frames": "lmgraft.backbones.timm_frames:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
         "transformers": "lmgraft.backbones.transformers_create:create",
+        "vectornet": "lmgraft.backbones.vectornet:create",
         "videomae": "lmgraft.backbones.video_mae:create",
     },
 )

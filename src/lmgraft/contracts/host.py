@@ -5,7 +5,7 @@ This room knows no backbone and no graft; neither imports the other, both speak 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -148,6 +148,9 @@ class Host:
     head_from_tokens: Callable[[Any, Tensor], Any] | None = None
     """From the tokens behind the tail point, all (B, T, V) or the read ones (B, R, V), to the model's
     output; None where that is not known. Called with the model."""
+    varying: tuple[Mapping[int, str], ...] = ()
+    """For each input of a call: axes beside the batch whose size differs from call to call -> a name, the same for axes
+    that go together ({1: "agents"}). Exported programs take any size there. Empty where the batch alone differs."""
 
     def point(self, at: str | int) -> GraftPoint | None:
         """The point that `at` names, or None when `at` is no name or index of a point."""

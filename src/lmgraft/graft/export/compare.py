@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ TOLERANCE = 1e-4
 """A program whose output differs more from the model's, ||a - b|| / ||b||, is not written."""
 
 Inputs = tuple[Tensor, ...]
+Axes = Sequence[Mapping[int, str]]
+"""Of each input, the axes that take any size, and their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +33,18 @@ class Check:
 
 
 def compare(
-    run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, example: Inputs, dynamic_batch: bool
+    run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, example: Inputs, axes: Axes
 ) -> tuple[Check, ...]:
-    """`run` beside the eager `model`, on the example and on random inputs, of other batch sizes too.
+    """`run` beside the eager `model`, on the example and on random inputs, of other sizes too where `axes` allow it.
 
     Raises:
         ExportError: If an output differs by more than `TOLERANCE`, or by shape.
     """
     given = len(example[0])
     tried = [("example", example)]
-    for batch in sorted({1, 3, given} - {given}) if dynamic_batch else [given]:
-        tried.append(("random", tuple(_random_like(x, batch) for x in example)))
+    for batch in sorted({1, 3, given} - {given}) if any(axes) else [given]:
+        pairs = zip(example, axes, strict=True)
+        tried.append(("random", tuple(_random_like(_resized(x, named, batch), batch) for x, named in pairs)))
     checks = tuple(_check(run, model, name, inputs) for name, inputs in tried)
     # Written so that a NaN fails too.
     failed = next((check for check in checks if not check.relative_error <= TOLERANCE), None)
@@ -63,7 +66,7 @@ def _check(run: Callable[[Inputs], Sequence[Tensor]], model: nn.Module, name: st
     if shapes != wanted:
         raise ExportError(
             f"the program gives outputs of shape {shapes}, the model {wanted} ({name} input, batch {len(inputs[0])})",
-            "export with a fixed batch (dynamic_batch=False)",
+            "export with fixed sizes (dynamic_batch=False)",
         )
     pairs = [(a.detach().cpu().double(), b.cpu().double()) for a, b in zip(outputs, expected, strict=True)]
     return Check(
@@ -81,6 +84,13 @@ def tensors_in(output: Any) -> list[Tensor]:
 
 def _relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm()) if not torch.equal(a, b) else 0.0
+
+
+def _resized(x: Tensor, named: Mapping[int, str], more: int) -> Tensor:
+    """With axes other than the batch longer by so much, what is there repeated."""
+    for axis in (axis for axis in named if axis):
+        x = x.index_select(axis, torch.arange(x.shape[axis] + more, device=x.device) % x.shape[axis])
+    return x
 
 
 def _random_like(x: Tensor, batch: int) -> Tensor:

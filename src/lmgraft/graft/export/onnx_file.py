@@ -31,7 +31,7 @@ def require(check: bool) -> None:
         optional(name, "export", "writing ONNX")
 
 
-def write(trace: Trace, path: Path, dynamic_batch: bool) -> int:
+def write(trace: Trace, path: Path) -> int:
     """Write `path`, and `<path>.data` beside it if the tensors are too large for one file.
 
     Returns:
@@ -39,10 +39,19 @@ def write(trace: Trace, path: Path, dynamic_batch: bool) -> int:
     """
     names = _numbered("input", len(trace.example))
     # Of axes that are one size, one gets a name; the exporter warns of a second.
-    batch: Any = ({0: "batch"}, *({} for _ in names[1:])) if dynamic_batch else None
+    known: set[str] = set()
+    shapes: list[dict[int, str]] = []
+    for named in trace.axes:
+        shapes.append({axis: name for axis, name in named.items() if name not in known})
+        known |= set(named.values())
     try:
         written = torch.onnx.export(
-            trace.program, input_names=names, dynamo=True, verbose=False, optimize=True, dynamic_shapes=batch
+            trace.program,
+            input_names=names,
+            dynamo=True,
+            verbose=False,
+            optimize=True,
+            dynamic_shapes=tuple(shapes) if known else None,
         )
     except Exception as error:
         raise ExportError(

@@ -14,7 +14,7 @@ taken out, as are stack traces, which name folders of this machine.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ from torch.export import ExportedProgram
 
 from lmgraft.block.lora import merge_lora
 from lmgraft.errors import ExportError, LmgraftError
+from lmgraft.graft.hosts import find_host
 from lmgraft.graft.layer import baked, find_grafts, require_grafts
 from lmgraft.graft.reads import reading
 from lmgraft.graft.wrappers import unwrapped
@@ -38,6 +39,8 @@ class Trace:
     model: nn.Module
     """The copy that was traced: what the program is to equal."""
     example: tuple[Tensor, ...]
+    axes: tuple[dict[int, str], ...]
+    """Of each input, the axes that take any size, and their names."""
     left_out: dict[str, int]
     """Tensors that the program does not use, by name in the model, and their bytes."""
 
@@ -60,7 +63,8 @@ def export_program(
     Args:
         model: Grafted; it stays as it is, whatever mode it is in.
         example: Inputs of the model, with the batch on the first axis of each.
-        dynamic_batch: Whether the program takes batches of any size, or only of the example's.
+        dynamic_batch: Whether the program takes batches of any size, or only of the example's; so of other axes whose
+            size differs from call to call, as the model's `Host` names them.
 
     Raises:
         HostError: If `model` is not grafted.
@@ -76,9 +80,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     model = unwrapped(model)
     grafts = require_grafts(model)
     given = example if isinstance(example, tuple) else (example,)
-    # A traced size of one is a constant: with two, any number of samples will do, one as well.
-    inputs = tuple(torch.cat([x, x]) if dynamic_batch and len(x) == 1 else x for x in given)
-    shapes = tuple({0: torch.export.Dim("batch")} for _ in inputs) if dynamic_batch else None
+    axes = _axes(model, given) if dynamic_batch else ({},) * len(given)
+    inputs = tuple(_two_at_least(x, named) for x, named in zip(given, axes, strict=True))
+    names = {name for named in axes for name in named.values()}
+    dims = {name: torch.export.Dim(name) for name in names}
+    shapes = tuple({axis: dims[name] for axis, name in named.items()} for named in axes)
     twin = _frozen_copy(model)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -87,10 +93,24 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
                 stack.enter_context(reading(twin.get_submodule(at), pinned[-1]))
         stack.enter_context(baked(twin))
         stack.enter_context(_named_errors(model))
-        program = torch.export.export(twin, inputs, dynamic_shapes=shapes, strict=False)
+        program = torch.export.export(twin, inputs, dynamic_shapes=shapes if dims else None, strict=False)
     left_out = _drop_unused(program)
     _forget_where(program)
-    return Trace(program=program, model=twin, example=given, left_out=left_out)
+    return Trace(program=program, model=twin, example=given, axes=axes, left_out=left_out)
+
+
+def _axes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:
+    """The batch axis of each input, and those that the model's host says vary."""
+    host = find_host(model)
+    varying = host.varying if host is not None and len(host.varying) == len(inputs) else ({},) * len(inputs)
+    return tuple({0: "batch", **named} for named in varying)
+
+
+def _two_at_least(x: Tensor, axes: Iterable[int]) -> Tensor:
+    """With axes of size one doubled: a traced size of one is a constant, with two any will do, one as well."""
+    for axis in axes:
+        x = torch.cat([x, x], axis) if x.shape[axis] == 1 else x
+    return x
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:

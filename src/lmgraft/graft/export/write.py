@@ -28,7 +28,7 @@ class ExportReport:
     files: dict[str, int]
     """Bytes by name."""
     inputs: tuple[tuple[int | str, ...], ...]
-    """Shape of each input; "batch" stands for any size."""
+    """Shape of each input; a name, such as "batch", stands for any size."""
     opset: int | None
     contents: dict[str, int]
     """Bytes of tensors, by what they belong to."""
@@ -55,7 +55,7 @@ def export_onnx(
         model: Grafted; it stays as it is.
         example: Inputs of the model, with the batch on the first axis of each.
         path: The file to write, usually .onnx.
-        dynamic_batch: Whether the file takes batches of any size, or only of the example's.
+        dynamic_batch: Whether the file takes batches of any size, or only of the example's; so of other axes that vary.
         check: Compare with the eager model before the file gets its name.
 
     Raises:
@@ -67,9 +67,9 @@ def export_onnx(
     with _whole_or_absent(Path(path)) as (temporary, files):
         traced = trace(model, example, dynamic_batch)
         with _writing(Path(path)):
-            opset = onnx_file.write(traced, temporary, dynamic_batch)
-        checks = compare(onnx_file.runner(temporary), traced.model, traced.example, dynamic_batch) if check else ()
-    return _report("onnx", traced, files, dynamic_batch, checks, opset)
+            opset = onnx_file.write(traced, temporary)
+        checks = compare(onnx_file.runner(temporary), traced.model, traced.example, traced.axes) if check else ()
+    return _report("onnx", traced, files, checks, opset)
 
 
 def export_torch(
@@ -95,8 +95,8 @@ def export_torch(
         checks: tuple[Check, ...] = ()
         if check:
             loaded = torch.export.load(temporary).module()
-            checks = compare(lambda inputs: tensors_in(loaded(*inputs)), traced.model, traced.example, dynamic_batch)
-    return _report("torch", traced, files, dynamic_batch, checks, None)
+            checks = compare(lambda inputs: tensors_in(loaded(*inputs)), traced.model, traced.example, traced.axes)
+    return _report("torch", traced, files, checks, None)
 
 
 @contextmanager
@@ -138,14 +138,16 @@ def _report(
     format_: Literal["onnx", "torch"],
     traced: Trace,
     files: dict[str, int],
-    dynamic_batch: bool,
     checks: tuple[Check, ...],
     opset: int | None,
 ) -> ExportReport:
     return ExportReport(
         format=format_,
         files=files,
-        inputs=tuple(("batch" if dynamic_batch else len(x), *x.shape[1:]) for x in traced.example),
+        inputs=tuple(
+            tuple(named.get(axis, size) for axis, size in enumerate(x.shape))
+            for x, named in zip(traced.example, traced.axes, strict=True)
+        ),
         opset=opset,
         contents=traced.contents(),
         left_out=traced.left_out,

@@ -1,0 +1,185 @@
+"""What encoders of traffic scenes share: what they return, a scene as vectors, polylines as tokens, where tokens lie.
+
+A scene comes as its agents' places, which of these are valid, the agents' types, and the same of lanes: what
+`lmgraft.data.motion.scenes.Scenes.seen` holds. The target is the first agent, at the origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmgraft.errors import HostError
+
+AGENT_TYPES, LANE_ATTRIBUTES = 6, (3, 4, 3)
+"""How many types of agents there are, and how many values each attribute of a lane has."""
+AGENT_WIDTH, LANE_WIDTH = 5 + AGENT_TYPES, 4 + sum(LANE_ATTRIBUTES)
+"""Widths of the vectors that `agent_vectors` and `lane_vectors` make."""
+VARYING: tuple[Mapping[int, str], ...] = ({1: "agents"},) * 3 + ({1: "lanes"},) * 3
+"""Axes of a scene's six tensors, beside the batch, whose size differs from scene to scene."""
+
+Seen = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""agents (B, A, S, 2), agent_valid (B, A, S), agent_types (B, A), lanes (B, L, P, 2), lane_valid (B, L, P),
+lane_attributes (B, L, 3)."""
+
+
+class Nodes(NamedTuple):
+    """What node completion says of each token, and what it was to say."""
+
+    completed: Tensor
+    """(B, N, V)"""
+    wanted: Tensor
+    """(B, N, V)"""
+    hidden: Tensor
+    """(B, N) bool, the tokens that were hidden from the model: these count."""
+
+
+class Forecast(NamedTuple):
+    """Where a target may go: K trajectories of T steps, and how probable each is."""
+
+    trajectories: Tensor
+    """(B, K, T, 2), in metres in the target's frame."""
+    logits: Tensor
+    """(B, K)"""
+
+
+class ForecastWithNodes(NamedTuple):
+    """A `Forecast` in training with node completion."""
+
+    trajectories: Tensor
+    logits: Tensor
+    nodes: Nodes
+
+
+def check_scene(seen: Seen, history: int) -> None:
+    """Refuse what is no scene, or one of another number of steps than a model was made for.
+
+    Raises:
+        HostError: Naming the shapes.
+    """
+    agents, lanes = seen[0], seen[3]
+    if agents.dim() != 4 or lanes.dim() != 4 or agents.shape[2] != history or lanes.shape[2] < 2:
+        raise HostError(
+            f"agents {tuple(agents.shape)} and lanes {tuple(lanes.shape)}",
+            f"this model takes agents (B, A, {history}, 2) and lanes (B, L, P, 2) of two points or more",
+        )
+
+
+def agent_vectors(agents: Tensor, valid: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
+    """Each agent's ways from step to step: (B, A, S - 1, `AGENT_WIDTH`), and which are seen from end to end.
+
+    Of a way: where it starts and ends, when it ends (-1 at the first step, 0 at the last), the agent's type as 0 and 1.
+    """
+    ends = torch.cat([agents[:, :, :-1], agents[:, :, 1:]], -1)
+    steps = agents.shape[2] - 1
+    time = torch.arange(1 - steps, 1, device=agents.device, dtype=agents.dtype) / steps
+    kind = _one_hot(types, AGENT_TYPES, agents)[:, :, None].expand(-1, -1, steps, -1)
+    time = time[:, None].expand(*ends.shape[:3], 1)
+    return torch.cat([ends, time, kind], -1), valid[:, :, :-1] & valid[:, :, 1:]
+
+
+def lane_vectors(lanes: Tensor, valid: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
+    """Each lane's pieces: (B, L, P - 1, `LANE_WIDTH`), where they start and end, and the attributes as 0 and 1."""
+    ends = torch.cat([lanes[:, :, :-1], lanes[:, :, 1:]], -1)
+    known = [_one_hot(attributes[..., i], count, lanes) for i, count in enumerate(LANE_ATTRIBUTES)]
+    of_lane = torch.cat(known, -1)[:, :, None].expand(-1, -1, lanes.shape[2] - 1, -1)
+    return torch.cat([ends, of_lane], -1), valid[:, :, :-1] & valid[:, :, 1:]
+
+
+def _one_hot(numbers: Tensor, count: int, like: Tensor) -> Tensor:
+    return (numbers[..., None] == torch.arange(count, device=numbers.device)).to(like.dtype)
+
+
+class Subgraph(nn.Module):
+    """Polylines to one token each: at each layer a vector meets the maximum over its polyline (VectorNet, Eq. 2 and 3).
+
+    Args:
+        width: Of a vector.
+        hidden: Of a layer; a token has twice as much.
+        layers: How many.
+    """
+
+    def __init__(self, width: int, hidden: int, layers: int) -> None:
+        super().__init__()
+        widths = [width] + [2 * hidden] * (layers - 1)
+        self.layers = nn.ModuleList(unit(before, hidden) for before in widths)
+
+    def forward(self, vectors: Tensor, seen: Tensor) -> Tensor:
+        """(B, N, M, width) and (B, N, M) bool to (B, N, 2 hidden); 0 for a polyline of which nothing is seen."""
+        for layer in self.layers:
+            vectors = layer(vectors)
+            vectors = torch.cat([vectors, _maximum(vectors, seen)[:, :, None].expand_as(vectors)], -1)
+        return _maximum(vectors, seen)
+
+
+def _maximum(vectors: Tensor, seen: Tensor) -> Tensor:
+    # Behind a ReLU nothing is below 0, so what is not seen never is the maximum.
+    return vectors.masked_fill(~seen[..., None], 0.0).amax(2)
+
+
+def unit(width: int, out: int) -> nn.Sequential:
+    """A linear map, a layer norm and a ReLU."""
+    return nn.Sequential(nn.Linear(width, out), nn.LayerNorm(out), nn.ReLU())
+
+
+def last_places(agents: Tensor, valid: Tensor) -> Tensor:
+    """Where each agent is seen last: (B, A, 2); 0 where it never is."""
+    steps = torch.arange(1, agents.shape[2] + 1, device=agents.device)
+    last = (valid * steps).argmax(-1)
+    places = agents.gather(2, last[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
+    return places.masked_fill(~valid.any(-1, keepdim=True), 0.0)
+
+
+def padding(agents_seen: Tensor, lanes_seen: Tensor) -> Tensor:
+    """(B, A + L) bool, True for agents and lanes of which no vector is seen; the target is there in any case."""
+    seen = torch.cat([agents_seen.any(-1), lanes_seen.any(-1)], 1)
+    target = torch.arange(seen.shape[1], device=seen.device) == 0
+    return ~(seen | target)
+
+
+def places(seen: Seen) -> Tensor:
+    """Where agents (at their last step) and lanes (the mean of their points) lie: (B, A + L, 2), NaN for padding."""
+    agents, agent_valid, _, lanes, lane_valid, _ = seen
+    count = lane_valid.sum(-1, keepdim=True)
+    centres = (lanes * lane_valid[..., None]).sum(2) / count  # 0 / 0 is NaN
+    last = last_places(agents, agent_valid).masked_fill(~agent_valid.any(-1, keepdim=True), torch.nan)
+    return torch.cat([last, centres], 1)
+
+
+def shares(seen: Seen, truth: Tensor) -> Tensor:
+    """Whether each agent is one of those that are meant: (B, A + L), 0 for lanes, NaN for the target and padding.
+
+    Args:
+        truth: (B, A) bool.
+    """
+    _, agent_valid, _, _, lane_valid, _ = seen
+    of_agents = truth.float().masked_fill(~agent_valid.any(-1), torch.nan)
+    of_agents[:, 0] = torch.nan
+    of_lanes = truth.new_zeros(lane_valid.shape[:2], dtype=torch.float32)
+    return torch.cat([of_agents, of_lanes.masked_fill(~lane_valid.any(-1), torch.nan)], 1)
+
+
+def made(cls: type[Any], name: str, expected: str, kwargs: Mapping[str, Any]) -> Any:
+    """A model of a class, for its factory.
+
+    Args:
+        cls: The class.
+        name: As the recipe has it; only `expected` is known.
+        expected: The name.
+        kwargs: The class's arguments; there are no weights of others, so `pretrained` may only be false.
+
+    Raises:
+        HostError: If the name or an argument is unknown.
+    """
+    if name != expected:
+        raise HostError(f"there is no encoder of scenes {name!r} here", f"backbone.name is {expected}")
+    arguments = dict(kwargs)
+    if arguments.pop("pretrained", None):
+        raise HostError("backbone.kwargs.pretrained: there are no released weights", "leave it out")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise HostError(f"{cls.__name__} refused its arguments: {error}", "check backbone.kwargs") from None

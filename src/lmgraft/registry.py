@@ -195,6 +195,7 @@ SPECS = Registry("library", {"timm": "lmgraft.backbones.timm_spec:find_spec"})
 
 _CLASSIFICATION = "lmgraft.tasks.classification"
 _ANSWERING = "lmgraft.tasks.question_answering"
+_FORECASTING = "lmgraft.tasks.forecasting"
 _RETRIEVAL = "lmgraft.tasks.retrieval"
 
 METRICS = Registry(
@@ -210,6 +211,14 @@ METRICS = Registry(
         "tr1": f"{_RETRIEVAL}:TR1",
         "tr5": f"{_RETRIEVAL}:TR5",
         "tr10": f"{_RETRIEVAL}:TR10",
+        "minfde6": f"{_FORECASTING}:MINFDE6",
+        "minade6": f"{_FORECASTING}:MINADE6",
+        "mr6": f"{_FORECASTING}:MR6",
+        "brier_minfde6": f"{_FORECASTING}:BRIER_MINFDE6",
+        "minfde1": f"{_FORECASTING}:MINFDE1",
+        "minade1": f"{_FORECASTING}:MINADE1",
+        "mr1": f"{_FORECASTING}:MR1",
+        "brier_minfde1": f"{_FORECASTING}:BRIER_MINFDE1",
         "vqa": f"{_ANSWERING}:VQA",
         "vqa_loss": f"{_ANSWERING}:VQA_LOSS",
     },
@@ -260,9 +269,11 @@ PICTURES = Registry(
         "questions": "lmgraft.report.pictures.images:draw_image",
         "clouds": "lmgraft.report.pictures.clouds:draw_clouds",
         "clips": "lmgraft.report.pictures.frames:draw_clip",
+        "scenes": "lmgraft.report.pictures.scenes:draw_scene",
     },
 )
-"""`Data.things` -> what draws one item with maps over its tokens: (inputs, maps, grid, places, truth) -> a figure."""
+"""`Data.things` -> what draws one item with maps over its tokens: (what its task shows, maps, grid, places, truth,
+predictions) -> a figure."""
 
 _CLASSIFIER = f"{_CLASSIFICATION}.Classification"
 
@@ -273,6 +284,7 @@ SUITES = Registry(
         "caption-grounding": "lmgraft.studies.robustness.suites.grounding:CaptionGrounding",
         "grounding": "lmgraft.studies.robustness.suites.grounding:Grounding",
         "motion": "lmgraft.studies.robustness.suites.motion:Motion",
+        "motion-baselines": "lmgraft.studies.robustness.suites.motion_baselines:MotionBaselines",
         "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },

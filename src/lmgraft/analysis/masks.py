@@ -37,7 +37,9 @@ def covered(shares: Tensor, share: float = 0.5) -> Tensor:
     """Which tokens belong to the object, from how much of each does: (B, T) -> (B, T) bool.
 
     Those of which at least `share` does; of an object that fills no token that far, the token that it fills most.
+    Tokens that lie nowhere (NaN) do not.
     """
+    shares = shares.nan_to_num(0.0)
     most = shares.amax(1, keepdim=True)
     return shares >= most.clamp(max=share).where(most > 0, torch.inf)
 
@@ -99,8 +101,12 @@ def centred_blob(truth: Tensor, grid: tuple[int, ...]) -> Tensor:
 
 
 def central_tokens(truth: Tensor, places: Tensor) -> Tensor:
-    """As `centred_blob` where tokens lie in no grid: those nearest the mean of all places (B, T, k)."""
-    return nearest(truth, (places - places.mean(1, keepdim=True)).norm(dim=-1))
+    """As `centred_blob` where tokens lie in no grid: those nearest the mean of all places (B, T, k).
+
+    Tokens that lie nowhere (NaN: padding) are the farthest.
+    """
+    distance = (places - places.nanmean(1, keepdim=True)).norm(dim=-1)
+    return nearest(truth, distance.nan_to_num(torch.inf))
 
 
 def nearest(truth: Tensor, distance: Tensor) -> Tensor:

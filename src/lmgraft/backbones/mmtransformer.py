@@ -266,12 +266,12 @@ def padding_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 def places(model: Any, args: tuple[Any, ...]) -> Tensor:
     """Return where agents and lanes lie, (B, T, 2) in metres; NaN for padding, and for proposals before them."""
-    return _behind_proposals(model, parts.places(args))  # type: ignore[arg-type]
+    return _behind_proposals(model, parts.places(args))
 
 
 def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
     """Return which tokens are of agents that a truth (B, A) means: (B, T)."""
-    return _behind_proposals(model, parts.shares(args, truth)[..., None])[..., 0]  # type: ignore[arg-type]
+    return _behind_proposals(model, parts.shares(args, truth)[..., None])[..., 0]
 
 
 def _behind_proposals(model: Any, values: Tensor) -> Tensor:

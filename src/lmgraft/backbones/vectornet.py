@@ -199,9 +199,9 @@ def padding_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, 
 
 def places(model: Any, args: tuple[Any, ...]) -> Tensor:
     """Return where agents and lanes lie, (B, A + L, 2) in metres, NaN for padding."""
-    return parts.places(args)  # type: ignore[arg-type]
+    return parts.places(args)
 
 
 def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
     """Return which tokens are of agents that a truth (B, A) means: (B, A + L)."""
-    return parts.shares(args, truth)  # type: ignore[arg-type]
+    return parts.shares(args, truth)

@@ -20,7 +20,7 @@ from lmgraft.analysis.masks import best_iou, iou
 from lmgraft.data.base import Data, ItemSet, on_device
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
-from lmgraft.studies.analyze.look import Opened, first_views, look, predictions
+from lmgraft.studies.analyze.look import Opened, first_views, look, predictions, shown
 from lmgraft.studies.analyze.run import open_runs
 
 LAST = "last"
@@ -59,8 +59,8 @@ class Choice:
 class Sight:
     """One item under one run, on the CPU."""
 
-    inputs: Tensor
-    """What the model was called with."""
+    inputs: Any
+    """What its task shows of it: a tensor, or a NamedTuple of them."""
     truth: Tensor | None
     """As the data have it."""
     object_tokens: Tensor | None
@@ -279,7 +279,7 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
         if name.removeprefix("by_") in categories and name.startswith("by_")
     }
     sight = Sight(
-        inputs=run.task.inputs(batch)[0][0].cpu(),
+        inputs=shown(run, batch, 0),
         truth=first(truth),
         object_tokens=first(looked.truth),
         places=first(looked.places),

@@ -87,6 +87,13 @@ class Task(LightningModule, ABC):
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         """What the model is called with, in order."""
 
+    def shown(self, batch: Any) -> Any:
+        """What pictures of its items are drawn from: a tensor (B, ...), or a NamedTuple of them.
+
+        By default the model's first input.
+        """
+        return self.inputs(batch)[0]
+
     @abstractmethod
     def loss(self, out: Any, batch: Any) -> Tensor:
         """The loss of what the model returned, a number."""

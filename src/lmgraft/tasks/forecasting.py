@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lmgraft.backbones.scene_parts import Forecast, ForecastWithNodes
+from lmgraft.backbones.scene_parts import Forecast, ForecastWithNodes, Nodes
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data
 from lmgraft.data.motion.motion_data import MotionData
@@ -117,11 +117,12 @@ class Forecasting(Task):
         else:
             beliefs = F.cross_entropy(logits, nearest)
         loss = loss + self.confidence_weight * beliefs
-        nodes = getattr(out, "nodes", None)
+        nodes: Nodes | None = getattr(out, "nodes", None)
         if nodes is None:
             return loss
         missed = F.huber_loss(nodes.completed.float(), nodes.wanted.float(), reduction="none").mean(-1)
-        return loss + self.node_weight * (missed * nodes.hidden).sum() / nodes.hidden.sum().clamp_min(1)
+        of_nodes: Tensor = (missed * nodes.hidden).sum() / nodes.hidden.sum().clamp_min(1)
+        return loss + self.node_weight * of_nodes
 
     def score(self, out: Forecast, batch: Scenes) -> dict[str, Tensor]:
         """The metrics of each target, and the number of its type."""
@@ -137,7 +138,7 @@ class Forecasting(Task):
 
     def predict(self, out: Forecast, batch: Scenes) -> list[dict[str, Any]]:
         """Each trajectory with its belief, the most probable first, in metres in the target's frame."""
-        beliefs, order = out.logits.float().softmax(1).sort(1, descending=True, stable=True)
+        beliefs, order = out.logits.float().softmax(1).sort(dim=1, descending=True, stable=True)
         ordered = out.trajectories.float().gather(1, order[..., None, None].expand_as(out.trajectories))
         rounded = [[[[round(x, 3) for x in p] for p in t] for t in of] for of in ordered.tolist()]
         return [
@@ -148,7 +149,8 @@ class Forecasting(Task):
 
 def distances(trajectories: Tensor, future: Tensor) -> Tensor:
     """(B, K, T): how far each trajectory (B, K, T, 2) is from the truth (B, T, 2) at each step, in metres."""
-    return (trajectories - future[:, None]).norm(dim=-1)
+    off: Tensor = torch.linalg.vector_norm(trajectories - future[:, None], dim=-1)
+    return off
 
 
 def errors(trajectories: Tensor, logits: Tensor, future: Tensor, k: int) -> dict[str, Tensor]:
@@ -160,7 +162,7 @@ def errors(trajectories: Tensor, logits: Tensor, future: Tensor, k: int) -> dict
         future: (B, T, 2)
         k: Above 0; all count where there are fewer.
     """
-    beliefs, order = logits.softmax(1).sort(1, descending=True, stable=True)
+    beliefs, order = logits.softmax(1).sort(dim=1, descending=True, stable=True)
     off = distances(trajectories, future)
     off = off.gather(1, order[:, :k, None].expand(-1, -1, off.shape[2]))
     minfde, best = off[..., -1].min(1)

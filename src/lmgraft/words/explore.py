@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from lmgraft.words import numbers as write
 
+_LONGEST = 120  # letters of a value
+
 ABSENT = {
     "no such stage": "has no such stage: only a run with a block has W1, the block's halves and W2",
     "no such head": "has no head of this number",
@@ -58,4 +60,5 @@ def predicted(name: str, value: object) -> str:
     """One row of what a task predicts, such as a class and its probability."""
     if isinstance(value, float):
         return f"{name} {value:.3f}"
-    return f"{name} {write.setting(value)}"
+    text = write.setting(value)
+    return f"{name} {text if len(text) <= _LONGEST else f'{text[:_LONGEST]} ...'}"

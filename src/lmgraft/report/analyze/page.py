@@ -161,7 +161,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
     for one in exhibits:
         counts[one.rule] += 1
         file = f"gallery/{one.rule}_{counts[one.rule]}.png"
-        figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth)
+        figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth, one.predictions)
         write_png(figure, out / file, dpi=110)
         pictures[file] = data_address((out / file).read_bytes())
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"

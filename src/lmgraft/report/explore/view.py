@@ -73,5 +73,6 @@ def picture(view: View, things: str) -> Figure | None:
     first = view.first
     title, above = measured(view), f"above {view.choice.threshold:.2f}"
     maps = {run: {title: one.values, above: one.above.float()} for run, one in view.marked.items()}
-    figure: Figure = PICTURES.load(things)(first.inputs, maps, view.grid, first.places, first.truth)
+    draw = PICTURES.load(things)
+    figure: Figure = draw(first.inputs, maps, view.grid, first.places, first.truth, view.predictions)
     return figure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -62,6 +63,7 @@ def draw_clouds(
     grid: tuple[int, ...] | None = None,
     places: Tensor | None = None,
     truth: Tensor | None = None,
+    predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
     """A cloud from the front in the colours of each map, a row for each model.
 
@@ -71,6 +73,7 @@ def draw_clouds(
         grid: Not used: a cloud's tokens lie in no grid.
         places: (T, 3), where they lie instead.
         truth: (N,) bool.
+        predictions: Not used: these are in words.
 
     Raises:
         ValueError: If it is not said where the tokens lie.

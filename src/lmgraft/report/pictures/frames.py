@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -64,6 +65,7 @@ def draw_clip(
     grid: tuple[int, ...] | None,
     places: Tensor | None = None,
     truth: Tensor | None = None,
+    predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
     """Frames with the object and, of each model, what stands out last laid over them.
 
@@ -73,6 +75,7 @@ def draw_clip(
         grid: (times, rows, columns) of the tubelets.
         places: Not used: tubelets lie in a grid.
         truth: (T, H, W) bool.
+        predictions: Not used: these are in words.
 
     Raises:
         ValueError: If the tokens lie in no such grid.

@@ -20,6 +20,7 @@ def draw_image(
     grid: tuple[int, ...] | None,
     places: Tensor | None = None,
     truth: Tensor | None = None,
+    predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
     """A row of maps for each model behind the image, and where it is known its object.
 
@@ -29,6 +30,7 @@ def draw_image(
         grid: (rows, columns) of the tokens.
         places: Not used: an image's tokens lie in a grid.
         truth: (H, W) bool.
+        predictions: Not used: these are in words.
 
     Raises:
         ValueError: If the tokens lie in no grid.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmgraft.contracts import Metric
 from lmgraft.errors import HostError
-from lmgraft.studies.analyze.look import Opened, look, predictions
+from lmgraft.studies.analyze.look import Opened, look, predictions, shown
 from lmgraft.studies.analyze.masking import carried
 
 ChosenBy = Literal["best", "median", "worst", "random"]
@@ -27,8 +27,8 @@ class Exhibit:
     index: int
     place: str
     score: float | None
-    inputs: Tensor
-    """What the model was called with, of one item."""
+    inputs: Any
+    """What its task shows of it: a tensor, or a NamedTuple of them."""
     truth: Tensor | None
     """As the data have it."""
     grid: tuple[int, ...] | None
@@ -99,7 +99,7 @@ def exhibits(
         say: Is told how many items are done, over all runs.
     """
     samples = [sample for _, sample, _, _ in chosen]
-    shown: list[dict[str, Any]] = []
+    items: list[dict[str, Any]] = []
     maps: list[dict[str, dict[str, Tensor]]] = [{} for _ in chosen]
     predicted: list[dict[str, dict[str, Any]]] = [{} for _ in chosen]
     for number, run in enumerate(runs):
@@ -123,9 +123,9 @@ def exhibits(
                 say(number * len(chosen) + at + place + 1)
                 if run is runs[0]:
                     truth = getattr(batch, "truth", None)
-                    shown.append(
+                    items.append(
                         {
-                            "inputs": run.task.inputs(batch)[0][place].cpu(),
+                            "inputs": shown(run, batch, place),
                             "truth": None if truth is None else truth[place].cpu(),
                             "grid": last.grid,
                             "places": None if seen.places is None else seen.places[place].cpu(),
@@ -136,7 +136,7 @@ def exhibits(
         Exhibit(
             rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, predictions=of, **item
         )
-        for (rule, _, index, score), of_item, of, item in zip(chosen, maps, predicted, shown, strict=True)
+        for (rule, _, index, score), of_item, of, item in zip(chosen, maps, predicted, items, strict=True)
     ]
 
 

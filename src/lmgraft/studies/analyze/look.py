@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from lmgraft import records
 from lmgraft.analysis.activations import frequency, magnitude, scaled_to_one
@@ -180,6 +181,11 @@ def look(run: Opened, batch: Any, layers: bool) -> Looked:
         ignored = _shares(run, noted, inputs, batch.ignored) >= _MOST
         unknown = ignored if unknown is None else unknown | ignored
     return Looked(noted, maps, truth, unknown, floor, places)
+
+
+def shown(run: Opened, batch: Any, place: int) -> Any:
+    """What a picture of one item of a batch is drawn from, on the CPU."""
+    return tree_map_only(Tensor, lambda values: values[place].cpu(), run.task.shown(batch))
 
 
 def predictions(run: Opened, output: Any, batch: Any) -> list[dict[str, Any]]:

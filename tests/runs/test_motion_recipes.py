@@ -1,0 +1,113 @@
+"""The recipes of traffic scenes: the paper's settings, what the models count, steps of them, and short runs of both."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import lmgraft
+from lmgraft.cli.main import main
+from lmgraft.recipes import list_recipes, load_recipe, read_result
+from lmgraft.recipes.recipe import Recipe
+from lmgraft.registry import FACTORIES
+from lmgraft.training.optim import make_optimizer, parameter_groups
+from lmgraft.training.schedule import make_schedule
+from tiny import random_block
+
+PAPER = [name for name in list_recipes() if name.startswith("motion/") and "argoverse" in name]
+COMPLETION = 2 * 128 + 128 + (128 * 128 + 128 + 2 * 128) + (128 * 128 + 128)  # identity, and what it reads
+
+
+@cache
+def loaded(name: str) -> Recipe:
+    """Read only."""
+    return load_recipe(name, ["--data.root", "nowhere"])
+
+
+def model_of(recipe: Recipe) -> Any:
+    arguments = recipe.data.model_arguments() | recipe.backbone.kwargs
+    return FACTORIES.find(recipe.backbone.factory)(recipe.backbone.name, arguments)
+
+
+def count_of(recipe: Recipe) -> int:
+    """By hand for 30 steps (tests/test_vectornet.py, tests/test_mmtransformer.py), and what more of them add."""
+    further = recipe.data.framing.future - 30
+    by_hand = {"vectornet": 100_014 + COMPLETION, "mmtransformer": 1_868_157}[recipe.backbone.name]
+    return by_hand + further * {"vectornet": 6 * 2 * 65, "mmtransformer": 2 * 129}[recipe.backbone.name]
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_s_settings(name: str) -> None:
+    recipe = loaded(name)
+    optim, vectornet = recipe.optim, recipe.backbone.name == "vectornet"
+    assert (optim.optimizer, optim.lr, recipe.data.batch_size, optim.warmup) == ("adamw", 5e-4, 32, 0)
+    assert (recipe.train.epochs, optim.schedule) == ((60, "step") if vectornet else (32, "drops"))
+    first = "argoverse1" in name
+    assert (recipe.data.framing.history, recipe.data.framing.future) == ((20, 30) if first else (50, 60))
+    assert (recipe.arm == "llm") == name.endswith("_llama")
+    factor = make_schedule(
+        torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))]), 10 * recipe.train.epochs, optim,
+        epochs=recipe.train.epochs,
+    ).lr_lambdas[0]  # fmt: skip
+    if vectornet:
+        assert [factor(0), factor(300), factor(600)] == pytest.approx([1, 0.5, 0])
+    else:
+        rates = [factor(10 * epoch) for epoch in (0, 19, 20, 24, 28, 31)]
+        assert rates == pytest.approx([1, 1, 0.25, 0.25**2, 0.25**3, 0.25**3])
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_sizes_on_the_meta_device(name: str) -> None:
+    recipe = loaded(name)
+    block = random_block(dim=4096, head_dim=8, mlp_dim=8)
+    with torch.device("meta"):
+        model = model_of(recipe)
+        assert sum(p.numel() for p in model.parameters()) == count_of(recipe)
+        lmgraft.graft(model, block)
+    trained = sum(p.numel() for group in parameter_groups(model, recipe.optim) for p in group["params"])
+    assert trained == count_of(recipe) + 2 * 4096 * 128
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PAPER)
+def test_paper_sizes_make_a_step(name: str) -> None:
+    """Two scenes at full size, the paper's optimiser; a small block in the place of LLaMA's."""
+    recipe = loaded(name)
+    model = lmgraft.graft(model_of(recipe), random_block(dim=64, head_dim=16, mlp_dim=64)).train()
+    optimizer = make_optimizer(model, recipe.optim)
+    before = {name: p.clone() for name, p in model.named_parameters() if p.requires_grad}
+    task, batch = recipe.task(model), recipe.data.example(2)
+    torch.manual_seed(0)
+    task.loss(model(*task.inputs(batch)), batch).backward()
+    optimizer.step()
+    unmoved = [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])]
+    assert unmoved == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vectornet_argoverse1_llama", "mmtransformer_argoverse1_llama"])
+def test_a_debug_variant_trains_and_is_held_against_baselines(
+    name: str, tmp_path: Path, llama_folder: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    run = tmp_path / "run"
+    given = ["--llm", str(llama_folder), "--train.accelerator", "cpu"]
+    assert main(["train", f"motion/{name}_debug", "--out", str(run), *given]) == 0
+    result = read_result(run)
+    assert (result.items, len(result.metrics)) == (16, 8)
+    assert set(result.by["agent_type"]) <= {"vehicle", "bus"}
+    suite = ["--suite", "motion-baselines", "--out", str(tmp_path / "floor"), "--train.accelerator", "cpu"]
+    assert main(["evaluate", str(run), *suite]) == 0
+    assert "constant velocity" in capsys.readouterr().out
+    cells = json.loads((run / "robustness.json").read_text())["cells"]
+    reached = {key.rpartition("/")[2]: cell["metrics"] for key, cell in cells.items()}
+    assert reached["clean"]["minfde6"] == pytest.approx(result.metrics["minfde6"])
+    still = reached["constant_velocity"]
+    assert still["minfde6"] == pytest.approx(still["minfde1"])
+    assert still["brier_minfde6"] == pytest.approx(still["minfde6"])
+    assert reached["nearest_neighbours"]["minfde6"] < reached["nearest_neighbours"]["minfde1"]

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.errors import HostError
@@ -109,10 +110,14 @@ class Subgraph(nn.Module):
 
     def forward(self, vectors: Tensor, seen: Tensor) -> Tensor:
         """(B, N, M, width) and (B, N, M) bool to (B, N, 2 hidden); 0 for a polyline of which nothing is seen."""
-        for layer in self.layers:
-            vectors = layer(vectors)
-            vectors = torch.cat([vectors, _maximum(vectors, seen)[:, :, None].expand_as(vectors)], -1)
-        return _maximum(vectors, seen)
+        first, *others = self.layers
+        x = first(vectors)
+        for linear, norm, relu in others:  # type: ignore[misc]
+            of_vector, of_maximum = linear.weight.chunk(2, 1)
+            whole = F.linear(_maximum(x, seen), of_maximum)  # one vector a polyline is multiplied once, not M times
+            x = relu(norm(F.linear(x, of_vector, linear.bias) + whole[:, :, None]))
+        # The maximum of vectors that the maximum is joined to is that twice.
+        return _maximum(x, seen).repeat(1, 1, 2)
 
 
 def _maximum(vectors: Tensor, seen: Tensor) -> Tensor:

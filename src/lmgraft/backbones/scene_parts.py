@@ -110,9 +110,9 @@ class Subgraph(nn.Module):
 
     def forward(self, vectors: Tensor, seen: Tensor) -> Tensor:
         """(B, N, M, width) and (B, N, M) bool to (B, N, 2 hidden); 0 for a polyline of which nothing is seen."""
-        first, *others = self.layers
-        x = first(vectors)
-        for linear, norm, relu in others:  # type: ignore[misc]
+        layers: Any = self.layers
+        x: Tensor = layers[0](vectors)
+        for linear, norm, relu in layers[1:]:
             of_vector, of_maximum = linear.weight.chunk(2, 1)
             whole = F.linear(_maximum(x, seen), of_maximum)  # one vector a polyline is multiplied once, not M times
             x = relu(norm(F.linear(x, of_vector, linear.bias) + whole[:, :, None]))

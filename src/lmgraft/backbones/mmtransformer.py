@@ -157,7 +157,7 @@ class MMTransformer(nn.Module):
         batch, count = seen.shape[:2]
         unseen = ~seen.flatten(0, 1)
         memory = self.history_encoder(self.history_embed(moves.flatten(0, 1)) + self.times, unseen)
-        queries = self.queries.expand(batch * count, -1, -1)
+        queries = self.queries.repeat(batch * count, 1, 1)
         of_history = self.history_decoder(queries, unseen, memory).unflatten(0, (batch, count))
         last = parts.last_places(agents, valid)
         place = self.place(last)[:, :, None].expand(-1, -1, self.num_modes, -1)

@@ -148,8 +148,7 @@ class VectorNet(nn.Module):
         forecast = self.decode(tokens)
         if completed is None or hidden is None:
             return forecast
-        # A target that could move towards its prediction would be met by tokens that are all alike.
-        return ForecastWithNodes(*forecast, Nodes(completed, whole.detach(), hidden))
+        return ForecastWithNodes(*forecast, Nodes(completed, whole, hidden))
 
 
 def create(name: str, kwargs: dict[str, Any]) -> VectorNet:

@@ -11,12 +11,10 @@ from torch import nn
 
 from lmgraft.backbones.motion_baselines import ConstantVelocity, NearestNeighbours
 from lmgraft.checkpoint.digest import json_digest
-from lmgraft.contracts import Metric
 from lmgraft.data.base import spread_over
 from lmgraft.data.motion.motion_data import MotionData
 from lmgraft.errors import DataError
-from lmgraft.studies.robustness.cells import Cell
-from lmgraft.studies.robustness.suite import Condition, Row, Suite
+from lmgraft.studies.robustness.suite import Condition, Suite
 
 _AT_A_TIME = 256
 
@@ -70,14 +68,3 @@ class MotionBaselines(Suite):
             "a baseline sees the target's own history alone and was not trained; constant velocity offers one "
             "trajectory also where six count"
         ]
-
-    def summary(self, cells: Any, metric: Metric) -> list[Row]:
-        """The value of the model and of each baseline."""
-        of_cells: list[Cell] = list(cells.values())
-        return [
-            Row(
-                kind="clean" if cell.part is None else "part", name=cell.part or "model",
-                title=cell.title if cell.part else "the model", value=cell.metrics[metric.name], metric=metric,
-            )
-            for cell in of_cells
-        ]  # fmt: skip

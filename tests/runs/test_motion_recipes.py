@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import cache
 from pathlib import Path
@@ -13,13 +14,18 @@ import torch
 import lmgraft
 from lmgraft.cli.main import main
 from lmgraft.recipes import list_recipes, load_recipe, read_result
+from lmgraft.recipes.build import build_model, build_task
+from lmgraft.recipes.flops import flops_of
 from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
+from lmgraft.report.pictures.scenes import draw_scene
+from lmgraft.studies.analyze.look import Opened, _scores, look, predictions, shown
 from lmgraft.training.optim import make_optimizer, parameter_groups
 from lmgraft.training.schedule import make_schedule
 from tiny import random_block
 
 PAPER = [name for name in list_recipes() if name.startswith("motion/") and "argoverse" in name]
+FORMS = ("auto", "dense")
 COMPLETION = 2 * 128 + 128 + (128 * 128 + 128 + 2 * 128) + (128 * 128 + 128)  # identity, and what it reads
 
 
@@ -89,8 +95,51 @@ def test_paper_sizes_make_a_step(name: str) -> None:
     assert unmoved == []
 
 
+SMALL = ["vectornet_argoverse1_llama", "mmtransformer_argoverse1_llama"]
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_stands_out_of_agents_and_lanes(name: str, llama_folder: Path) -> None:
+    """Every second scene of the example is padded; each target interacts with the second agent."""
+    recipe = load_recipe(f"motion/{name}_debug", ["--llm", str(llama_folder)])
+    run = Opened("llm", recipe, build_task(recipe), Path())
+    batch = recipe.data.example(4)
+    seen = look(run, batch, layers=True)
+    agents, lanes = batch.agents.shape[1], batch.lanes.shape[1]
+    gone = torch.cat([~batch.agent_valid[:, 1:].any(-1), ~batch.lane_valid.any(-1)], 1)
+    assert seen.truth is not None
+    assert seen.truth.shape == (4, agents - 1 + lanes)
+    assert torch.equal(seen.truth, (torch.arange(agents - 1 + lanes) == 0) & batch.truth[:, 1:2])
+    assert seen.unknown is not None
+    assert torch.equal(seen.unknown, gone)
+    assert seen.floor is not None
+    assert not (seen.floor[gone] == 1).any()
+    scores = _scores(run, seen)
+    assert scores["score/mapper_out/magnitude/pointing"].isfinite().all()
+    assert all(maps.isfinite().all() for maps in seen.maps.values())
+    assert ("block", "attention") in seen.maps
+    picture = shown(run, batch, 1)
+    assert torch.equal(picture.future, batch.future[1])
+    said = {"llm": predictions(run, seen.noted.output, batch)[1]}
+    figure = draw_scene(
+        picture, {"llm": {"W2": seen.maps["mapper_out", "magnitude"][1]}}, None, None, batch.truth[1], said
+    )
+    assert len(figure.axes) == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", SMALL)
+def test_operations_are_counted(name: str) -> None:
+    recipe = load_recipe(f"motion/{name}_debug", ["--arm", "plain"])
+    model = build_model(recipe)
+    plain = flops_of(model, recipe)
+    counts = {form: flops_of(lmgraft.graft(copy.deepcopy(model), random_block(), form=form), recipe) for form in FORMS}
+    assert plain.train < counts["auto"].train < counts["dense"].train
+    assert plain.evaluation < counts["auto"].evaluation < counts["dense"].evaluation
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vectornet_argoverse1_llama", "mmtransformer_argoverse1_llama"])
+@pytest.mark.parametrize("name", SMALL)
 def test_a_debug_variant_trains_and_is_held_against_baselines(
     name: str, tmp_path: Path, llama_folder: Path, monkeypatch: Any, capsys: Any
 ) -> None:

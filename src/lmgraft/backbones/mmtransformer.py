@@ -142,7 +142,6 @@ class MMTransformer(nn.Module):
         wide = v if read == "proposals" else 2 * v
         self.regression = nn.Sequential(unit(wide, 2 * v), nn.Linear(2 * v, v), nn.ReLU(), nn.Linear(v, future * 2))
         self.confidence = nn.Sequential(nn.Linear(wide, v), nn.ReLU(), nn.Linear(v, 1))
-        self.register_buffer("times", sinusoids(history - 1, v), persistent=False)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
@@ -156,7 +155,8 @@ class MMTransformer(nn.Module):
         moves = torch.cat([moves, seen[..., None].to(moves.dtype)], -1)
         batch, count = seen.shape[:2]
         unseen = ~seen.flatten(0, 1)
-        memory = self.history_encoder(self.history_embed(moves.flatten(0, 1)) + self.times, unseen)
+        x = self.history_embed(moves.flatten(0, 1)) + sinusoids(seen.shape[2], self.embed_dim, moves)
+        memory = self.history_encoder(x, unseen)
         queries = self.queries.repeat(batch * count, 1, 1)
         of_history = self.history_decoder(queries, unseen, memory).unflatten(0, (batch, count))
         last = parts.last_places(agents, valid)
@@ -209,11 +209,11 @@ class MMTransformer(nn.Module):
         return self.decode(self._beside(tokens[:, :1], with_lanes))
 
 
-def sinusoids(steps: int, dim: int) -> Tensor:
-    """Sines and cosines of each step in turn: (steps, dim)."""
-    rates = torch.exp(torch.arange(0, dim, 2, device="cpu") * (-math.log(_BASE) / dim))
-    angles = torch.arange(steps, device="cpu")[:, None] * rates
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
+def sinusoids(steps: int, dim: int, like: Tensor) -> Tensor:
+    """Sines and cosines of each step in turn: (steps, dim), of the type and on the device of another tensor."""
+    rates = torch.exp(torch.arange(0, dim, 2, device=like.device) * (-math.log(_BASE) / dim))
+    angles = torch.arange(steps, device=like.device)[:, None] * rates
+    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1).to(like.dtype)
 
 
 def create(name: str, kwargs: dict[str, Any]) -> MMTransformer:
@@ -240,7 +240,7 @@ def describe(model: MMTransformer) -> Host:
         first="social",
         layout=TokenLayout(num_prefix_tokens=model.num_modes if proposals else 1, places=places, shares=token_shares),
         reads=reads_of_head,
-        padding_mask=padding_of_call,
+        padding_mask=parts.padding_of_call,
         head_from_tokens=head_from_tokens if known else None,
         varying=parts.VARYING,
     )
@@ -258,20 +258,14 @@ def reads_of_head(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return slice(0, model.num_modes) if model.read == "proposals" else 0
 
 
-def padding_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return which tokens are padded, the second argument of the joint sequence and of the transformer before it."""
-    padded: Tensor = args[1]
-    return padded
-
-
 def places(model: Any, args: tuple[Any, ...]) -> Tensor:
     """Return where agents and lanes lie, (B, T, 2) in metres; NaN for padding, and for proposals before them."""
-    return _behind_proposals(model, parts.places(args))
+    return _behind_proposals(model, parts.places(model, args))
 
 
 def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
     """Return which tokens are of agents that a truth (B, A) means: (B, T)."""
-    return _behind_proposals(model, parts.shares(args, truth)[..., None])[..., 0]
+    return _behind_proposals(model, parts.token_shares(model, args, truth)[..., None])[..., 0]
 
 
 def _behind_proposals(model: Any, values: Tensor) -> Tensor:

@@ -145,26 +145,39 @@ def padding(agents_seen: Tensor, lanes_seen: Tensor) -> Tensor:
     return ~(seen | target)
 
 
-def places(seen: Seen) -> Tensor:
-    """Where agents (at their last step) and lanes (the mean of their points) lie: (B, A + L, 2), NaN for padding."""
-    agents, agent_valid, _, lanes, lane_valid, _ = seen
+def places(model: Any, args: tuple[Any, ...]) -> Tensor:
+    """Where agents (at their last step) and lanes (the mean of their points) lie: (B, A + L, 2), NaN for padding.
+
+    Args:
+        model: Not used: all encoders of scenes have these tokens.
+        args: Of the model's call.
+    """
+    agents, agent_valid, _, lanes, lane_valid, _ = args
     count = lane_valid.sum(-1, keepdim=True)
     centres = (lanes * lane_valid[..., None]).sum(2) / count  # 0 / 0 is NaN
     last = last_places(agents, agent_valid).masked_fill(~agent_valid.any(-1, keepdim=True), torch.nan)
     return torch.cat([last, centres], 1)
 
 
-def shares(seen: Seen, truth: Tensor) -> Tensor:
+def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
     """Whether each agent is one of those that are meant: (B, A + L), 0 for lanes, NaN for the target and padding.
 
     Args:
+        model: Not used.
+        args: Of the model's call.
         truth: (B, A) bool.
     """
-    _, agent_valid, _, _, lane_valid, _ = seen
+    _, agent_valid, _, _, lane_valid, _ = args
     of_agents = truth.float().masked_fill(~agent_valid.any(-1), torch.nan)
     of_agents[:, 0] = torch.nan
     of_lanes = truth.new_zeros(lane_valid.shape[:2], dtype=torch.float32)
     return torch.cat([of_agents, of_lanes.masked_fill(~lane_valid.any(-1), torch.nan)], 1)
+
+
+def padding_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Which tokens are padded: the second argument of each layer that a graft can lie at."""
+    padded: Tensor = args[1]
+    return padded
 
 
 def made(cls: type[Any], name: str, expected: str, kwargs: Mapping[str, Any]) -> Any:

@@ -172,9 +172,9 @@ def describe(model: VectorNet) -> Host:
         embed_dim=model.embed_dim,
         layers=(*inner, "global_graph"),
         embedding_paths=("subgraph", "identity"),
-        layout=TokenLayout(num_prefix_tokens=1, places=places, shares=token_shares),
+        layout=TokenLayout(num_prefix_tokens=1, places=parts.places, shares=parts.token_shares),
         reads=reads_of_target,
-        padding_mask=padding_of_call,
+        padding_mask=parts.padding_of_call,
         head_from_tokens=head_from_tokens if is_own(model, VectorNet, ("forward", "decode")) else None,
         varying=parts.VARYING,
     )
@@ -188,19 +188,3 @@ def head_from_tokens(model: VectorNet, tokens: Tensor) -> Forecast:
 def reads_of_target(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reads:
     """Return the target's token."""
     return 0 if is_own(model, VectorNet, ("forward", "decode")) else None
-
-
-def padding_of_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """Return which tokens are padded, the second argument of a layer."""
-    padded: Tensor = args[1]
-    return padded
-
-
-def places(model: Any, args: tuple[Any, ...]) -> Tensor:
-    """Return where agents and lanes lie, (B, A + L, 2) in metres, NaN for padding."""
-    return parts.places(args)
-
-
-def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
-    """Return which tokens are of agents that a truth (B, A) means: (B, A + L)."""
-    return parts.shares(args, truth)

@@ -18,8 +18,10 @@ from lmgraft.recipes.build import build_model, build_task
 from lmgraft.recipes.flops import flops_of
 from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
+from lmgraft.report.explore.view import view_html
 from lmgraft.report.pictures.scenes import draw_scene
 from lmgraft.studies.analyze.look import Opened, _scores, look, predictions, shown
+from lmgraft.studies.explore import Choice, open_explorer
 from lmgraft.training.optim import make_optimizer, parameter_groups
 from lmgraft.training.schedule import make_schedule
 from tiny import random_block
@@ -160,3 +162,10 @@ def test_a_debug_variant_trains_and_is_held_against_baselines(
     assert still["minfde6"] == pytest.approx(still["minfde1"])
     assert still["brier_minfde6"] == pytest.approx(still["minfde6"])
     assert reached["nearest_neighbours"]["minfde6"] < reached["nearest_neighbours"]["minfde1"]
+    explorer = open_explorer([run], ["--train.accelerator", "cpu"])
+    assert explorer.things == "scenes"
+    view = explorer.view(explorer.item(1), explorer.labels, Choice(stage="block attention"))
+    page = view_html(view, explorer.things, explorer.stages)
+    assert "data:image/png" in page
+    assert "trajectories [[[" in page
+    assert len(page) < 400_000

@@ -110,9 +110,9 @@ class Reference:
         vehicles = [self.through(p.flatten(), "vehicle") + self.through(last, "vehicle_place") for p, last in each]
         lanes = [self.lane(n) for n in range(len(self.lanes)) if self.lane_valid[n].any()]
         memory = self.stack(torch.stack(lanes), "lane_encoder") if lanes else torch.zeros(0, V)
-        own = self.stack(each[0][0], "lane_decoder", memory)
+        of_target = self.stack(each[0][0], "lane_decoder", memory)
         social = self.stack(torch.stack(vehicles), "social")
-        read = torch.cat([social[:1].expand(K, -1), own], -1)
+        read = torch.cat([social[:1].expand(K, -1), of_target], -1)
         if self.read == "proposals":
             read = self.through(read, "join")
         h = self.normed(self.through(read, "regression.0.0"), "regression.0.1").relu()

@@ -137,11 +137,11 @@ def test_metrics_are_rows_and_columns() -> None:
 
 def test_predictions_begin_with_the_most_probable() -> None:
     out, scenes = drawn(2, 6)
-    said = task().predict(out, scenes)
+    predicted = task().predict(out, scenes)
     first = int(out.logits[1].argmax())
-    assert said[1]["probabilities"] == sorted(said[1]["probabilities"], reverse=True)
-    assert np.allclose(said[1]["trajectories"][0], out.trajectories[1, first].numpy(), atol=1e-3)
-    assert said[1]["ends"][0] == said[1]["trajectories"][0][-1]
+    assert predicted[1]["probabilities"] == sorted(predicted[1]["probabilities"], reverse=True)
+    assert np.allclose(predicted[1]["trajectories"][0], out.trajectories[1, first].numpy(), atol=1e-3)
+    assert predicted[1]["ends"][0] == predicted[1]["trajectories"][0][-1]
 
 
 @pytest.mark.parametrize("options", [{"confidence": "nll"}, {"confidence_weight": -1}, {"node_weight": -0.1}])
@@ -157,13 +157,13 @@ def test_a_scene_is_drawn_from_above(target_is_a_token: bool) -> None:
     shown = type(task().shown(scenes))(*(x[1] for x in task().shown(scenes)))
     agents, lanes = len(shown.agents), len(shown.lanes)
     tokens = torch.linspace(0, 1, agents + lanes - (not target_is_a_token))
-    said = {"llm": task().predict(out, scenes)[1]}
+    predicted = {"llm": task().predict(out, scenes)[1]}
     truth = torch.zeros(agents, dtype=torch.bool)
     truth[1] = True
     maps = {"llm": {"W2": tokens, "block's attention": tokens}, "plain": {"W2": tokens}}
-    figure = PICTURES.load(DATA.things)(shown, maps, None, None, truth, said)
+    figure = PICTURES.load(DATA.things)(shown, maps, None, None, truth, predicted)
     assert [ax.get_title(loc="left") for ax in figure.axes[:3]] == ["forecast", "W2", "block's\nattention"]
-    assert [text.get_text() for text in figure.axes[0].texts] == [f"{p:.0%}" for p in said["llm"]["probabilities"]]
+    assert [text.get_text() for text in figure.axes[0].texts] == [f"{p:.0%}" for p in predicted["llm"]["probabilities"]]
     (drawn_lanes,) = figure.axes[1].collections
     there = [n for n in range(lanes) if shown.lane_valid[n].any()]
     assert len(drawn_lanes.get_segments()) == len(there)

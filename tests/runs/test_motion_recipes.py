@@ -122,9 +122,9 @@ def test_what_stands_out_of_agents_and_lanes(name: str, llama_folder: Path) -> N
     assert ("block", "attention") in seen.maps
     picture = shown(run, batch, 1)
     assert torch.equal(picture.future, batch.future[1])
-    said = {"llm": predictions(run, seen.noted.output, batch)[1]}
+    predicted = {"llm": predictions(run, seen.noted.output, batch)[1]}
     figure = draw_scene(
-        picture, {"llm": {"W2": seen.maps["mapper_out", "magnitude"][1]}}, None, None, batch.truth[1], said
+        picture, {"llm": {"W2": seen.maps["mapper_out", "magnitude"][1]}}, None, None, batch.truth[1], predicted
     )
     assert len(figure.axes) == 2
 

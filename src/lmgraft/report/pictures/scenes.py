@@ -47,12 +47,12 @@ def draw_scene(
     """
     paths = [path[valid].numpy() for path, valid in zip(scene.agents, scene.agent_valid, strict=True)]
     lanes = [lane[valid].numpy() for lane, valid in zip(scene.lanes, scene.lane_valid, strict=True)]
-    future, said = scene.future.numpy(), predictions or {}
+    future, forecasts = scene.future.numpy(), predictions or {}
     rows = {
-        model: ({_FORECAST: said[model]} if "trajectories" in said.get(model, {}) else {}) | dict(of)
+        model: ({_FORECAST: forecasts[model]} if "trajectories" in forecasts.get(model, {}) else {}) | dict(of)
         for model, of in maps.items()
     }
-    ends = [np.asarray(of["trajectories"]).reshape(-1, 2) for of in said.values() if "trajectories" in of]
+    ends = [np.asarray(of["trajectories"]).reshape(-1, 2) for of in forecasts.values() if "trajectories" in of]
     low, high = _box([*paths, future, *ends])
     ringed = (
         [] if truth is None else [path[-1] for path, is_it in zip(paths, truth, strict=True) if is_it and len(path)]

@@ -387,7 +387,8 @@ class TestCommand:
         ("arguments", "said"),
         [
             (["{empty}", "--out", "{out}.onnx"], "holds no saved model"),
-            (["{plain}", "--out", "{out}.onnx"], "holds no grafted model"),
+            (["{begun}", "--out", "{out}.onnx"], "holds no grafted model"),
+            (["{plain}", "--out", "{out}.onnx"], "is a finished run without a block"),
             (["{saved}", "--out", "{out}.bin"], "says no format"),
             (["{saved}", "--out", "{out}.bin", "--format", "torch"], "does not end in .pt2"),
             (["{saved}", "--out", "{out}.pt2", "--input-shape", "2,32,32"], "cannot trace"),
@@ -396,14 +397,15 @@ class TestCommand:
     def test_mistakes(
         self, saved: Path, tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        empty, plain = tmp_path / "empty", tmp_path / "plain"
-        empty.mkdir()
-        plain.mkdir()
-        (plain / "config.yaml").touch()
-        places = {"empty": empty, "plain": plain, "saved": saved, "out": tmp_path / "model"}
+        begun, empty, plain = (tmp_path / name for name in ("begun", "empty", "plain"))
+        for folder in (begun, empty, plain):
+            folder.mkdir()
+        (begun / "config.yaml").touch()
+        (plain / "result.json").touch()
+        places = {"begun": begun, "empty": empty, "plain": plain, "saved": saved, "out": tmp_path / "model"}
         assert main(["export", *(a.format(**places) for a in arguments)]) == 2
         assert said in capsys.readouterr().err
-        assert names_in(tmp_path) == ["empty", "plain"]
+        assert names_in(tmp_path) == ["begun", "empty", "plain"]
 
     @pytest.mark.parametrize("option", [["--batch", "0"], ["--batch", "x"], ["--input-shape", "3,x"]])
     def test_options_that_are_no_numbers(self, option: list[str]) -> None:

@@ -91,6 +91,11 @@ def _model_folder(folder: Path) -> Path:
     for candidate in (folder, folder / "model"):
         if (candidate / "lmgraft.json").is_file():
             return candidate
+    if (folder / "result.json").is_file():
+        raise RunError(
+            f"{folder} is a finished run without a block",
+            "lmgraft.load_run(RUN).model is its model, which torch.onnx.export writes as it is",
+        )
     if (folder / "config.yaml").is_file():
         raise RunError(f"{folder} holds no grafted model", "finish the run with lmgraft train")
     raise RunError(f"{folder} holds no saved model", "give a run folder, or one that lmgraft.save_pretrained wrote")

@@ -33,8 +33,8 @@ from lmgraft.versions import optional
 Roads = Literal["all", "motorway", "city", "junction"]
 _PROCESSES = 2
 _WINDOWS = {"val": 10, "test": 36}  # of 5 seconds, of a simulation; of one to train on a network says
-EVERY = {"train": 5, "val": 5, "test": 15}
-"""Seconds from the start of a window to that of the next: none overlap, and those of test are spread over more time."""
+EVERY = {"train": 5, "val": 30, "test": 15}
+"""Seconds from the start of a window to that of the next: none overlap, those of val and test cover more minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Network:
 NETWORKS = (
     Network(
         name="koenigs-wusterhausen", category="motorway", file="A10KW/osm.net.xml",
-        demand=Demand(rate=2.5, mix=ROAD), train=6000, val=600,
+        demand=Demand(rate=2.5, mix=ROAD), train=6000, val=600, windows=60,
     ),
     Network(
         name="berlin-adlershof", category="city", file="DRT/osm.net.xml",
@@ -64,7 +64,7 @@ NETWORKS = (
     ),
     Network(
         name="ingolstadt", category="junction", file="fkk_in/ingolstadt.net.xml.gz",
-        demand=Demand(rate=1.0, mix=STREET, walkers=0.1), train=5000, val=500, windows=80,
+        demand=Demand(rate=1.0, mix=STREET, walkers=0.1), train=5000, val=500, windows=140,
     ),
     Network(
         name="grid", category="drawn", file="grid6/grid6.net.xml", demand=Demand(rate=1.0, mix=STREET),
@@ -75,11 +75,11 @@ NETWORKS = (
         train=1500, val=150,
     ),
     Network(
-        name="bremen", category="motorway", file="highway/highway.net.xml", demand=Demand(rate=1.6, mix=ROAD),
+        name="bremen", category="motorway", file="highway/highway.net.xml", demand=Demand(rate=0.8, mix=ROAD),
         test=1300,
     ),
     Network(
-        name="braunschweig", category="city", file="bs3d/bs.net.xml", demand=Demand(rate=1.5, mix=STREET), test=1400,
+        name="braunschweig", category="city", file="bs3d/bs.net.xml", demand=Demand(rate=0.8, mix=STREET), test=1400,
     ),
     Network(
         name="braunschweig-junction", category="junction", file="fokr_bs_demo/fokr_bs.net.xml.gz",

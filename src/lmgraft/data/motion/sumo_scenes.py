@@ -30,7 +30,7 @@ _AROUND = 60.0  # metres around a cell within which agents are kept
 _LANES_AROUND = 85.0  # metres around a cell within which lanes are kept
 _LONGEST = 60.0  # metres of a lane segment
 _FEWEST, _MOST = 4, 16  # targets of a scene that move
-STANDS = 1.0
+STANDS = 3.0
 """Metres within 5 s below which a target stands."""
 STANDING = 0.1
 """Share of targets that stand, at most."""

@@ -103,6 +103,7 @@ def test_gradients_of_a_baked_model(frozen: bool) -> None:
         assert_same(results(model, torch.compile(model, backend="aot_eager", fullgraph=True)), expected)
 
 
+@pytest.mark.long
 def test_what_was_baked_is_not_used_outside() -> None:
     """A compiled model follows its mapper after `baked` has ended."""
     model = make("token")

@@ -257,7 +257,7 @@ def padded_run(llama_folder: Path, tmp_path: Path) -> Path:
 
 
 class TestSeveralInputs:
-    @pytest.mark.parametrize("ending", long_but(["onnx", "pt2"], "onnx"))
+    @pytest.mark.parametrize("ending", long_but(["onnx", "pt2"]))
     def test_a_run_says_its_inputs(self, padded_run: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
         out = padded_run.parent / f"model.{ending}"
         assert main(["export", str(padded_run), "--out", str(out)]) == 0

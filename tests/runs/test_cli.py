@@ -146,6 +146,7 @@ def test_help_of_every_command(capsys, command):
     assert "example" in printed
 
 
+@pytest.mark.long
 def test_help_in_a_process_of_its_own():
     done = subprocess.run(
         [sys.executable, "-m", "lmgraft", "train", "--help"], capture_output=True, text=True, check=False

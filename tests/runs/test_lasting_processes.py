@@ -157,6 +157,7 @@ def read_in_late_workers(ready, late):
     next(iter(loader))
 
 
+@pytest.mark.long
 def test_workers_end_with_a_main_process_that_was_killed_before_they_began():
     """torch's watchdog takes its parent of that moment, which is then another, for the main process."""
     ready, late = forkserver().Event(), forkserver().Event()

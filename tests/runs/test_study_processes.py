@@ -95,7 +95,13 @@ def test_a_driver_that_is_stopped(recipe_file, tiny_study, tmp_path, signum, sta
     assert_same_as(tiny_study, out)
 
 
-@pytest.mark.parametrize(("signum", "end"), [(signal.SIGTERM, InterruptedRunError), (signal.SIGINT, KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("signum", "end"),
+    [
+        pytest.param(signal.SIGTERM, InterruptedRunError, marks=pytest.mark.long),
+        (signal.SIGINT, KeyboardInterrupt),
+    ],
+)
 def test_a_signal_to_the_driver_alone_lets_the_runs_save(recipe_file, tmp_path, signum, end):
     folder = tmp_path / "runs" / "long"
     job = Run(arm="long", seed=3, recipe=str(recipe_file), options=("--train.epochs=2000",), folder=folder)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from lmgraft.errors import RunError
 from lmgraft.recipes import read_result
@@ -19,6 +20,7 @@ from lmgraft.training.items import read_items
 ROOT = Path(__file__).parents[2]
 VERSION_1 = ROOT / "tests" / "fixtures" / "run_version1"
 EVIDENCE = ROOT / "evidence"
+THINGS = {"image": "images", "motion": "scenes", "points": "clouds", "video": "clips"}
 
 
 @pytest.fixture
@@ -70,7 +72,8 @@ def test_every_study_under_evidence_is_read(file):
     result = read_study(file)
     assert result.arms
     assert result.metric == METRICS.find(result.metric.name)
-    assert result.things == ("clouds" if file.parent.name.startswith("kicad") else "images")
+    family = yaml.safe_load((file.parent / "study.yaml").read_text())["recipe"].split("/")[0]
+    assert result.things == THINGS[family]
 
 
 def test_scans_under_evidence_are_read():

@@ -313,7 +313,7 @@ class TestTask:
         task, batch = task_of(toy), toy.split("test").batch([0, 1, 2])
         model: Any = task.model
         before = model.encoded
-        alone = task.score_alone(batch)
+        alone = task.score_alone(batch)[task.alone.column]
         assert model.encoded - before == 3
         torch.testing.assert_close(alone, task.score(task.outputs(batch), batch)[task.alone.column])
 

@@ -335,7 +335,8 @@ def _argument(option: Option, classes: dict[str, str | None], given: dict[str, A
         return f"--{group}={value}"
     rest = rest.removeprefix("init_args.") if group in classes else rest
     key = f"{group}.{rest}" if rest else group
-    value = one_word(option, type_of(key, _schema(classes)))
+    schema = _schema(classes)
+    value = one_word(option, type_of(key, schema))
     within: Any = value
     for part in reversed(rest.split(".") if rest else []):
         within = {part: within}
@@ -344,7 +345,7 @@ def _argument(option: Option, classes: dict[str, str | None], given: dict[str, A
         # jsonargparse would read a value below a class twice, and the second time null as the text None.
         return f"--{group}={json.dumps({'init_args': within})}"
     first, _, deeper = rest.partition(".")
-    if "." in deeper and keys_below(type_of(f"{group}.{first}", _schema(classes))) is None:
+    if "." in deeper and keys_below(type_of(f"{group}.{first}", schema)) is None:
         # jsonargparse would put a value two keys below a free mapping in the place of all that lies beside it, as text.
         whole = _laid_over(content.get(group) or {}, _loaded(given[group]), ())[first]
         return f"--{group}.{first}={json.dumps(whole)}"

@@ -174,9 +174,9 @@ class Task(LightningModule, ABC):
         """What an item reaches by itself, for who masks parts of it; by default the metric that chooses the epoch."""
         return self.primary
 
-    def score_alone(self, batch: Any) -> Tensor:
-        """(B,) the column of `alone`, from calls of the model with the items of `batch` and no others."""
-        return self.score(self.outputs(batch), batch)[self.alone.column]
+    def score_alone(self, batch: Any) -> dict[str, Tensor]:
+        """The columns (B, ...), that of `alone` among them, that calls with the items of `batch` and no others give."""
+        return self.score(self.outputs(batch), batch)
 
     def forward(self, *inputs: Any) -> Any:
         return self.model(*inputs)

@@ -131,8 +131,8 @@ class Retrieval(Task):
     def alone(self) -> Metric:
         return MATCH
 
-    def score_alone(self, batch: CaptionBatch) -> Tensor:
-        return _belief(self._scored(*self.inputs(batch))[:, 1:])
+    def score_alone(self, batch: CaptionBatch) -> dict[str, Tensor]:
+        return {MATCH.column: _belief(self._scored(*self.inputs(batch))[:, 1:])}
 
     def inputs(self, batch: CaptionBatch) -> tuple[Tensor, Tensor, Tensor]:
         """Each image with its own caption."""
@@ -149,18 +149,21 @@ class Retrieval(Task):
         if is_matched:
             # In one call: each image with its partner's caption is as likely as each caption with its partner's image.
             ids, mask = (torch.cat([part, part[batch.partner, :1]], 1) for part in (ids, mask))
-        out = self._scored(batch.images, ids, mask)
+        model: Any = self.model
+        aligns = self.training and bool(self.align_weight)
+        images = model.encode_image(batch.images) if aligns else batch.images
+        out = self._scored(images, ids, mask)
         count = batch.input_ids.shape[1]
-        aligned = self._aligned(batch) if self.training and self.align_weight else None
+        aligned = self._aligned(images, batch) if aligns else None
         return Matched(out[:, :count, 0], out[:, -1 if is_matched else 0, 1:], aligned)
 
-    def _aligned(self, batch: CaptionBatch) -> Tensor:
+    def _aligned(self, image_tokens: Tensor, batch: CaptionBatch) -> Tensor:
+        """(B, B) cosines of mean tokens: of the images, encoded (B, T, V), and of their own captions."""
         model: Any = self.model
-        images, ids, mask = self.inputs(batch)
-        words = mask[..., None].to(images.dtype)
-        image = model.encode_image(images).mean(1)
+        _, ids, mask = self.inputs(batch)
+        words = mask[..., None].to(image_tokens.dtype)
         text = (model.encode_text(ids, mask) * words).sum(1) / words.sum(1).clamp_min(1)
-        return F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).mT
+        return F.normalize(image_tokens.mean(1), dim=-1) @ F.normalize(text, dim=-1).mT
 
     def _scored(self, *inputs: Tensor) -> Tensor:
         out: Tensor = self.model(*inputs)

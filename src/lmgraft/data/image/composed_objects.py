@@ -22,13 +22,12 @@ from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.image.composing import Composing, Objects, Thing, tight, write_composed
 from lmgraft.data.image.emoji import (
-    LICENCES,
+    ORIGIN,
     SIDE,
-    STYLES,
     UNSEEN,
     Emoji,
+    fetch_named,
     fetch_styles,
-    named_pictures,
     read_emoji,
     split_emoji,
 )
@@ -37,6 +36,7 @@ from lmgraft.data.image.mask_folders import MaskFolders
 from lmgraft.data.image.masks import MaskedSet
 from lmgraft.data.image.tables import Found
 
+_CHANGES = "emoji were cut to what is opaque, scaled, turned and laid on drawn backgrounds"
 COUNTS = {"train": 12_000, "val": 1_500, "test": 2_000, "unseen": 2_000}
 
 
@@ -63,9 +63,8 @@ def make_set(
     objects["unseen"] = _objects(parts["test"], [UNSEEN])
     about = {
         "name": ComposedObjects.name,
-        "source": {style: str(package) for style, package in STYLES.items()},
-        "licence": LICENCES,
-        "changes": "emoji were cut to what is opaque, scaled, turned and laid on drawn backgrounds",
+        **ORIGIN,
+        "changes": _CHANGES,
         "split": "by a hash of each concept's code points without joiners, genders and directions: a fifth for test, a "
         f"tenth for val; {' and '.join(seen)} are in train, val and test, {UNSEEN} of test's concepts in unseen",
         "concepts": {split: len({one.concept for one in part}) for split, part in parts.items()},
@@ -150,9 +149,7 @@ def prepare_named(out: Path | None) -> Path:
     folder = prepared_place(ComposedEmoji.name) if out is None else out
     if (folder / "set.json").exists():
         return folder
-    with scratch_dir(ComposedEmoji.name) as scratch:
-        emoji, _ = read_emoji(fetch_styles(scratch))
-    return write_named(folder, {style: named_pictures(emoji, style) for style in STYLES}, _NAMED_COUNTS)
+    return write_named(folder, fetch_named(ComposedEmoji.name), _NAMED_COUNTS)
 
 
 def write_named(folder: Path, styles: Mapping[str, Mapping[str, Image.Image]], counts: Mapping[str, int]) -> Path:
@@ -169,9 +166,8 @@ def write_named(folder: Path, styles: Mapping[str, Mapping[str, Image.Image]], c
     unseen = {name: [Thing(f"{name}-{UNSEEN}", styles[UNSEEN][name])] for name in names}
     about = {
         "name": ComposedEmoji.name,
-        "source": {style: str(package) for style, package in STYLES.items()},
-        "licence": LICENCES,
-        "changes": "emoji were cut to what is opaque, scaled, turned and laid on drawn backgrounds",
+        **ORIGIN,
+        "changes": _CHANGES,
         "split": f"every split shows the same things in other pictures; {UNSEEN} is in unseen alone",
     }
     splits = {split: (unseen if split == "unseen" else objects, count) for split, count in counts.items()}

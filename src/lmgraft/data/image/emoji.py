@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import as_names
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.image.composing import opaque, scaled, tight
@@ -38,6 +39,8 @@ LICENCES = {
     "twitter": "Twemoji, CC-BY-4.0, copyright Twitter and contributors",
     "fluent": "Fluent Emoji, MIT, copyright Microsoft",
 }
+ORIGIN = {"source": {style: str(package) for style, package in STYLES.items()}, "licence": LICENCES}
+"""Of the emoji, for a set's `set.json`."""
 NAMED = {
     "animals": {
         "dog": "1f436", "cat": "1f431", "pig": "1f437", "frog": "1f438", "panda": "1f43c", "chick": "1f424",
@@ -145,3 +148,17 @@ def fetch_styles(scratch: Path) -> dict[str, Path]:
         LmgraftError: If one cannot be fetched.
     """
     return {style: fetch_package(package, scratch) for style, package in STYLES.items()}
+
+
+def fetch_named(name: str) -> dict[str, dict[str, Image.Image]]:
+    """Art style -> name -> picture of `NAMED`; the packages are fetched and not kept.
+
+    Args:
+        name: Of the set that they are for.
+
+    Raises:
+        LmgraftError: If a package cannot be fetched, or lacks one of them.
+    """
+    with scratch_dir(name) as scratch:
+        emoji, _ = read_emoji(fetch_styles(scratch))
+    return {style: named_pictures(emoji, style) for style in STYLES}

@@ -21,10 +21,9 @@ from PIL import Image
 from torch import Tensor
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.image.composing import background, opaque, scaled
-from lmgraft.data.image.emoji import LICENCES, NAMED, STYLES, UNSEEN, fetch_styles, named_pictures, read_emoji
+from lmgraft.data.image.emoji import NAMED, ORIGIN, UNSEEN, fetch_named
 from lmgraft.data.image.masks import MaskTransform
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.data.vision_language.question_files import QuestionFiles
@@ -306,12 +305,10 @@ def prepare(out: Path | None) -> Path:
     folder = prepared_place(ComposedQuestions.name) if out is None else out
     if (folder / "set.json").exists():
         return folder
-    with scratch_dir(ComposedQuestions.name) as scratch:
-        emoji, _ = read_emoji(fetch_styles(scratch))
+    pictures = fetch_named(ComposedQuestions.name)
     about = {
         "name": ComposedQuestions.name,
-        "source": {style: str(package) for style, package in STYLES.items()},
-        "licence": LICENCES,
+        **ORIGIN,
         "changes": "24 emoji were cut to what is opaque, scaled, turned upside down or not, and laid on backgrounds",
     }
-    return write_questions(folder, {style: named_pictures(emoji, style) for style in STYLES}, about, SCENES)
+    return write_questions(folder, pictures, about, SCENES)

@@ -57,7 +57,7 @@ def losses(
 
     def score(batch: Any) -> Tensor:
         with torch.no_grad():
-            return run.task.score_alone(batch)
+            return run.task.score_alone(batch)[metric.column]
 
     for batch in run.batches(samples, size):
         noted = observe(run.model, *run.task.inputs(batch), call=lambda batch=batch: run.task.outputs(batch))  # type: ignore[misc]
@@ -80,7 +80,7 @@ def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
     Args:
         run: Any run whose encoder keeps its tokens.
         batch: Of one item.
-        metric: One with a column.
+        metric: One whose column the task's `score_alone` has.
         size: Items a pass.
 
     Raises:
@@ -88,9 +88,7 @@ def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
     """
 
     def score(of: Any) -> Tensor:
-        if metric == run.task.alone:
-            return run.task.score_alone(of).double()
-        return run.task.score(run.task.outputs(of), of)[metric.column].double()
+        return run.task.score_alone(of)[metric.column].double()
 
     with torch.no_grad():
         whole = score(batch)

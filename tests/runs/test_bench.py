@@ -219,6 +219,30 @@ def test_a_row_of_the_table_is_all_that_a_host_needs(monkeypatch, row, reads):
 # --- what is refused, kept and written
 
 
+def test_a_recipe_is_measured_on_its_own_items_with_its_own_loss():
+    host = hosts.build("motion/vectornet_sumo_debug")
+    inputs, loss_of = host.draw(3, "cpu")
+    assert len(inputs[0]) == 3
+    shapes = hosts.facts("motion/vectornet_sumo_debug")
+    assert (shapes.reads, shapes.embed_dim, shapes.depth) == (1, host.model.embed_dim, 1)
+    cell = Cell(host="motion/vectornet_sumo_debug", block="tiny", batch=3, phase="train")
+    arm = make_arm(cell, "auto", make_block("tiny"))
+    before = {name: p.clone() for name, p in arm.model.named_parameters()}
+    arm.step()
+    assert find_graft(arm.model) is not None
+    assert any(not torch.equal(before[name], p) for name, p in arm.model.named_parameters())
+    assert loss_of(host.model(*inputs)) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("motion/none", "no recipe"), ("vision_language/emoji_retrieval_debug", "calls its model several times")],
+)
+def test_a_recipe_that_cannot_be_measured_says_why(name, message):
+    with pytest.raises(LmgraftError, match=message):
+        hosts.build(name)
+
+
 def test_a_cell_that_is_too_large_is_refused_and_not_tried(tmp_path):
     apart = Apart()
     (result,) = run_bench([CELL], tmp_path, QUICK, apart=apart, total=GIB // 8)

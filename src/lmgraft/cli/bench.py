@@ -31,7 +31,7 @@ class Bench(Command):
   full     ViT-T, S and B with three blocks, batch 1 to 128, the dense form for ViT-S, video, points, large, tokens
 
 encoders:  vit-t, vit-s, vit-b, any timm VisionTransformer, with @448 for another image size; videomae-like,
-           point-bert-like
+           point-bert-like; any recipe, fed its own training items, with its own loss
 blocks:    smollm2-135m, qwen2.5-1.5b, llama-7b, llama-70b, llama-405b: random weights in that shape;
            anything else is a source as for lmgraft inspect
 
@@ -39,6 +39,7 @@ examples:
   lmgraft bench
   lmgraft bench --grid full --out runs/full       # interrupted, the same command goes on
   lmgraft bench --hosts vit-s --blocks llama-7b --batch 8 32 --phase eval --forms auto dense
+  lmgraft bench --hosts motion/vectornet_sumo my_recipe.yaml --blocks qwen2.5-1.5b --batch 64 --phase train
   lmgraft bench --explain --host vit-s --block llama-7b --batch 8 --phase train
   lmgraft bench --explain runs/quickstart/llm --batch 64"""
     grid: Literal["quick", "goals", "tokens", "large", "full"] = "quick"

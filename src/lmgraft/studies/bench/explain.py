@@ -19,7 +19,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lmgraft.contracts import MeanOf
-from lmgraft.data.base import on_device
 from lmgraft.errors import HostError, LmgraftError
 from lmgraft.graft import GraftLayer, find_graft, load_pretrained, ungraft
 from lmgraft.graft.budget import exceeds
@@ -126,15 +125,11 @@ def load_folder(folder: Path) -> tuple[nn.Module, nn.Module, Draw]:
         model = load_pretrained(folder)
         return model, model, image_draw(model)
     from lmgraft.recipes import load_trained
+    from lmgraft.studies.bench.recipe_hosts import draw_items
 
     recipe, model = load_trained(folder)
     task = recipe.task(model)
-
-    def draw(batch: int, device: str) -> tuple[tuple[Any, ...], Callable[[Any], Tensor]]:
-        items = on_device(recipe.data.example(batch), device)
-        return task.inputs(items), lambda out: task.loss(out, items)
-
-    return model, task, draw
+    return model, task, draw_items(task, recipe.data.example)
 
 
 def _explain(arm: Arm, cell: Cell, rounds: int, seconds: float) -> Explanation:

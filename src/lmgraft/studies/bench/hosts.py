@@ -1,6 +1,6 @@
 """Encoders to graft, as a table: name -> what makes the encoder and feeds a step of it.
 
-A row is all that a new encoder needs; other names are timm's, optionally @image size.
+A row is all that a new encoder needs; other names are recipes', which hold a slash, or timm's, optionally @image size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lmgraft.contracts import count_tokens
 from lmgraft.errors import HostError
 from lmgraft.graft.config import parse_reads
 from lmgraft.graft.hosts import find_host, locate
-from lmgraft.registry import FACTORIES, Registry
+from lmgraft.registry import FACTORIES, Registry, load_object
 from lmgraft.studies.tokens import tokens_at
 
 Draw = Callable[[int, str], tuple[tuple[Any, ...], Callable[[Any], Tensor]]]
@@ -72,11 +72,20 @@ def build(name: str, *, device: str = "cpu", seed: int = 0) -> BenchHost:
 
     Raises:
         HostError: If timm knows no such model, or the image size behind "@" is no number.
+        LmgraftError: If a recipe's encoder or data cannot be had.
     """
+    if _is_recipe(name):
+        of_recipe: BenchHost = load_object("lmgraft.studies.bench.recipe_hosts:recipe_host")(name)
+        of_recipe.model.to(device)
+        return of_recipe
     with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.manual_seed(seed)
         host: BenchHost = HOSTS.load(name)() if name in HOSTS else _timm(full_name(name))
         return host
+
+
+def _is_recipe(name: str) -> bool:
+    return "/" in name or name.endswith(".yaml")
 
 
 def _timm(name: str) -> BenchHost:
@@ -113,15 +122,16 @@ def classified(shape: tuple[int, ...], num_classes: int) -> Draw:
 
 
 def facts(name: str) -> HostFacts:
-    """Shapes of the encoder, from a call of a copy without weights.
+    """Shapes of the encoder, from a call of a copy without weights; a recipe's is called with weights, on its items.
 
     Raises:
         HostError: As `build`.
     """
-    host = build(name, device="meta")
+    device = "cpu" if _is_recipe(name) else "meta"
+    host = build(name, device=device)
     at = host.graft.get("at", "tail")
     place = locate(host.model, at, host.graft.get("host_spec"))
-    inputs, _ = host.draw(1, "meta")
+    inputs, _ = host.draw(1, device)
     tokens = tokens_at(host.model.eval(), {at: place}, inputs)[at]
     asked = parse_reads(host.graft.get("reads"))
     return HostFacts(

@@ -245,6 +245,7 @@ FILE_KINDS = Registry(
 PREPARERS = Registry(
     "preparation",
     {
+        "captioned-stamps": "lmgraft.data.vision_language.stamps:prepare",
         "composed-emoji": "lmgraft.data.image.composed_objects:prepare_named",
         "composed-objects": "lmgraft.data.image.composed_objects:prepare",
         "composed-questions": "lmgraft.data.vision_language.composed_questions:prepare",

@@ -15,14 +15,17 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_trees import emoji_packages, picture, tar_of
+from PIL import Image
 from torch import Tensor, nn
 
 from lmgraft.data.loader import Draw
+from lmgraft.data.vision_language import stamps as stamps_module
 from lmgraft.data.vision_language.caption_files import CaptionFiles
 from lmgraft.data.vision_language.caption_table import Fits
 from lmgraft.data.vision_language.captions import NONE, TEST, VAL, CaptionSet
 from lmgraft.data.vision_language.emoji_captions import EmojiCaptions, wordings, write_set
 from lmgraft.data.vision_language.karpathy import CocoCaptions, Flickr30k
+from lmgraft.data.vision_language.stamps import CaptionedStamps
 from lmgraft.data.vision_language.toy_captions import ToyCaptions
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.robustness.suites.grounding import CaptionGrounding
@@ -62,6 +65,30 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> ToyCaptions:
     data = ToyCaptions(str(tmp_path_factory.mktemp("toy")), batch_size=4, eval_batch_size=3, num_workers=0)
     data.setup()
     return data
+
+
+def test_stamps_of_one_caption_lie_in_one_part_and_are_one_concept(tmp_path: Path) -> None:
+    stamps, out = tmp_path / "usr/share/tuxpaint/stamps", tmp_path / "set"
+    (stamps / "birds/owls").mkdir(parents=True)
+    for number in range(40):
+        file = stamps / ("birds" if number % 2 else "birds/owls") / f"{number:02}.png"
+        Image.new("RGBA", (200, 50 + number), (number, 0, 0, 255)).save(file)
+        file.with_suffix(".txt").write_text(f"{'An Owl' if number < 4 else f'bird {number}'}.\nde.utf8=Vogel\n")
+    Image.new("RGBA", (9, 9)).save(stamps / "birds/mirror.png")
+    stamps_module.write_set(tmp_path, out)
+    about = json.loads((out / "set.json").read_text())
+    assert about["left_out"] == {"without a text": 1}
+    assert sum(table["pictures"] for table in about["tables"].values()) == 40
+    rows = {name: (out / f"{name}.jsonl").read_text().splitlines() for name in ("train", "val", "test")}
+    assert all(rows.values())
+    assert [sum("An Owl" in line for line in lines) for lines in rows.values()].count(4) == 1
+    first = json.loads(rows["train"][0])
+    assert "Vogel" not in first["caption"]
+    with Image.open(out / first["image"]) as image:
+        assert (image.size, image.mode, image.getpixel((0, 0))) == ((96, 96), "RGB", (255, 255, 255))
+    data = CaptionedStamps(str(out), batch_size=4, num_workers=0, tokenizer="words", negatives=2)
+    data.setup()
+    assert len(data.split("test")) == len(rows["test"])
 
 
 def task_of(data: Any, **options: Any) -> Retrieval:

@@ -6,11 +6,12 @@ import os
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmgraft.checkpoint.cache import announce
+from lmgraft.checkpoint.cache import announce, scratch_dir
+from lmgraft.data.files import prepared_place
 from lmgraft.data.packages import PinnedPackage, call, reason
 from lmgraft.errors import DataError
 
@@ -86,3 +87,28 @@ def unpack(deb: Path, folder: Path, wanted: Callable[[str], bool]) -> None:
         raise DataError(f"{deb} could not be unpacked ({error})", "dpkg-deb comes with Debian's package dpkg") from None
     if unpacking.returncode:
         raise DataError(f"{deb} could not be unpacked", "fetch it again")
+
+
+def prepare_out_of(
+    package: Pinned,
+    ending: str | tuple[str, ...],
+    about: Mapping[str, str],
+    make: Callable[[Path, Path], Path],
+    out: Path | None,
+) -> Path:
+    """Fetch a package and make a set of its files, unless the set is there.
+
+    Args:
+        package: The package.
+        ending: Of the paths of the files that are wanted.
+        about: What the set says of itself, its `name` above all.
+        make: From the folder of these files and that of the set.
+        out: The set's folder; None for its place in the cache.
+    """
+    name = about["name"]
+    folder = prepared_place(name) if out is None else out
+    if (folder / "set.json").exists():
+        return folder
+    with scratch_dir(name) as scratch:
+        unpack(fetch_pinned(package, scratch), scratch / "files", lambda path: path.endswith(ending))
+        return make(scratch / "files", folder)

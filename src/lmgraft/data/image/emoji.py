@@ -162,3 +162,10 @@ def fetch_named(name: str) -> dict[str, dict[str, Image.Image]]:
     with scratch_dir(name) as scratch:
         emoji, _ = read_emoji(fetch_styles(scratch))
     return {style: named_pictures(emoji, style) for style in STYLES}
+
+
+def on_white(picture: Image.Image, side: int) -> Image.Image:
+    """A picture with alpha in the middle of a white square of so many pixels."""
+    canvas = Image.new("RGB", (side, side), "white")
+    canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2), picture)
+    return canvas

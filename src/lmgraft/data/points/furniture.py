@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.debian import Pinned
+from lmgraft.data.debian import Pinned, prepare_out_of
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, read_mesh
-from lmgraft.data.points.prepared import PreparedClouds, prepare_out_of, sample_shapes, write_set
+from lmgraft.data.points.prepared import PreparedClouds, sample_shapes, write_set
 
 _PACKAGE = Pinned(
     "sweethome3d-furniture", "1.8-1", "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", 119_782_356

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lmgraft.data.debian import Pinned
+from lmgraft.data.debian import Pinned, prepare_out_of
 from lmgraft.data.points.meshes import Array, Faces, read_mesh
-from lmgraft.data.points.prepared import PreparedClouds, prepare_out_of, sample_shapes, write_set
+from lmgraft.data.points.prepared import PreparedClouds, sample_shapes, write_set
 
 _PACKAGE = Pinned(
     "kicad-packages3d", "6.0.10-1", "e4ee3179c3935885a262e41543a675208ad5b3077d348728cac46f534d01109a", 379_092_288

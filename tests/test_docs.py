@@ -82,9 +82,11 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     assert named <= {*list_recipes(), *list_studies()}
 
 
-@pytest.mark.parametrize(
-    "name", ["fashion_controls", "fashion_scale", "fashion_depth", "fashion_rates", "fashion_language"]
-)
+QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
+QUOTED += ["kicad_controls", "motion_controls"]
+
+
+@pytest.mark.parametrize("name", QUOTED)
 def test_the_evidence_page_quotes_the_evidence(name: str) -> None:
     from lmgraft.studies.study.read import read_study
 

@@ -256,6 +256,7 @@ PREPARERS = Registry(
         "garments-on-textures": "lmgraft.data.image.composed_objects:prepare_garments",
         "kicad-models": "lmgraft.data.points.kicad:prepare",
         "motion-clips": "lmgraft.data.video.motion_clips:prepare",
+        "physics-clips": "lmgraft.data.video.physics_clips:prepare",
         "sumo": "lmgraft.data.motion.sumo:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },

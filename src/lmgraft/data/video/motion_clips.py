@@ -9,68 +9,32 @@ again and again. Synthetic clips: real photographs, drawn motion.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from fractions import Fraction
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
-from torch import Tensor
 
 from lmgraft import records
 from lmgraft.data.files import prepared_place
 from lmgraft.data.image.fashion_mnist import FashionMNIST
-from lmgraft.data.image.tables import ImageTable
-from lmgraft.data.video.clip_set import ClipSet, Manner
 from lmgraft.data.video.decoding import require_library
-from lmgraft.data.video.transforms import ViewTransform
-from lmgraft.data.video.video_files import VideoFiles
+from lmgraft.data.video.filmed_clips import FilmedClips
+from lmgraft.data.video.films import DONE, NOTHING, Film, Filming, Frames, Masks, write_film
 from lmgraft.errors import DataError
 
 PAIRS = (
     ("left", "right"), ("dropped", "lifted"), ("closer", "farther"), ("covered", "uncovered"),
     ("turned clockwise", "turned counter-clockwise"),
 )  # fmt: skip
-NOTHING = "nothing"
 CLASSES = (*(name for pair in PAIRS for name in pair), NOTHING)
 _ROUND = len(PAIRS) + 1
 """Films after which every class has one item more."""
-_DONE = "complete.json"
-_TRUTH = "truth"
 _SOURCE = "Fashion-MNIST (Xiao, Rasul, Vollgraf; MIT licence), moved by lmgraft"
-_RATE = 12
 _FILM = r"(\d+)\.mp4$"
 """What the two items of one film share."""
-
-Grey = npt.NDArray[np.uint8]
-Masks = npt.NDArray[np.bool_]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Filming:
-    """What is filmed."""
-
-    train: int = 1800
-    """Films of training; a film of a pair makes two items, one of "nothing" one."""
-    val: int = 240
-    test: int = 720
-    size: int = 64
-    """Pixels a side."""
-    frames: int = 8
-    """Frames of a film. Clips of as many show all of them, so that both actions of a pair show equal sets."""
-    seed: int = 0
-
-
-class Film(NamedTuple):
-    """The frames of a film, forwards, and where the garment is to be seen in each."""
-
-    frames: Grey
-    """(T, H, W) grey."""
-    masks: Masks
-    """(T, H, W)."""
 
 
 class _Pose(NamedTuple):
@@ -82,7 +46,7 @@ class _Pose(NamedTuple):
     degrees: float = 0.0
 
 
-def film(picture: Grey, pair: int, size: int, frames: int, rng: np.random.Generator) -> Film:
+def film(picture: Frames, pair: int, size: int, frames: int, rng: np.random.Generator) -> Film:
     """A film of a garment (28, 28) whose action is the first of a pair; backwards it is the second.
 
     Args:
@@ -110,13 +74,13 @@ def film(picture: Grey, pair: int, size: int, frames: int, rng: np.random.Genera
     return Film(images, masks)
 
 
-def _background(size: int, rng: np.random.Generator) -> Grey:
+def _background(size: int, rng: np.random.Generator) -> Frames:
     """A smooth random field, dark, the same in all frames."""
     coarse = Image.fromarray(rng.integers(10, 90, (6, 6), np.uint8))
     return np.asarray(coarse.resize((size, size), Image.Resampling.BICUBIC)).copy()
 
 
-def _draw(picture: Grey, pose: _Pose, background: Grey) -> tuple[Grey, Masks]:
+def _draw(picture: Frames, pose: _Pose, background: Frames) -> tuple[Frames, Masks]:
     size = len(background)
     side = max(2, round(pose.side * size))
     image = Image.fromarray(picture)
@@ -147,7 +111,7 @@ def write_motion_clips(root: Path, filming: Filming | None = None, pictures: str
     """
     filming = Filming() if filming is None else filming
     record = {"settings": asdict(filming), "source": _SOURCE, "classes": list(CLASSES)}
-    if (root / _DONE).exists() and records.read_json(root / _DONE) == record:
+    if (root / DONE).exists() and records.read_json(root / DONE) == record:
         return root
     require_library()
     source = FashionMNIST(root=pictures)
@@ -162,88 +126,24 @@ def write_motion_clips(root: Path, filming: Filming | None = None, pictures: str
         rng = np.random.default_rng([filming.seed, number])
         for index in range(count):
             for name, shown in _items(halves[split][index], index, filming, rng):
-                _write(root, f"{split}/{name}/{index:05}", shown)
-    records.write_json(root / _DONE, record)
+                write_film(root, f"{split}/{name}/{index:05}", shown)
+    records.write_json(root / DONE, record)
     return root
 
 
-def _items(picture: Grey, index: int, filming: Filming, rng: np.random.Generator) -> Iterator[tuple[str, Film]]:
+def _items(picture: Frames, index: int, filming: Filming, rng: np.random.Generator) -> Iterator[tuple[str, Film]]:
     """A film forwards and backwards, or one frame of it again and again."""
     kind = index % _ROUND
     pair = kind if kind < len(PAIRS) else int(rng.integers(len(PAIRS)))
     whole = film(picture, pair, filming.size, filming.frames, rng)
     if kind < len(PAIRS):
         yield PAIRS[pair][0], whole
-        yield PAIRS[pair][1], Film(whole.frames[::-1], whole.masks[::-1])
+        yield PAIRS[pair][1], whole.backwards()
     else:
-        at = np.full(filming.frames, rng.integers(filming.frames))
-        yield NOTHING, Film(whole.frames[at], whole.masks[at])
+        yield NOTHING, whole.still(int(rng.integers(filming.frames)))
 
 
-def _write(root: Path, name: str, shown: Film) -> None:
-    video, truth = root / f"{name}.mp4", root / _TRUTH / f"{name}.npy"
-    with records.atomic_path(truth) as temporary, temporary.open("wb") as file:
-        np.save(file, np.packbits(shown.masks, axis=-1))
-    with records.atomic_path(video) as temporary:
-        encode(temporary, shown.frames)
-
-
-def encode(file: Path, frames: Grey) -> None:
-    """Write grey frames (T, H, W) as H.264 in mp4, each compressed by itself at one quality: none shows its neighbours.
-
-    Where PyAV was built without x264, MPEG-4 is written.
-    """
-    av = require_library()
-    codec, options = "libx264", {"qp": "12", "g": "1", "bf": "0", "preset": "fast"}
-    if codec not in av.codecs_available:
-        codec, options = "mpeg4", {"qmin": "2", "qmax": "2", "g": "1", "bf": "0"}
-    with av.open(str(file), "w", format="mp4") as container:
-        stream = container.add_stream(codec, rate=_RATE, options=options)
-        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:], "yuv420p"
-        stream.codec_context.thread_count = 1
-        for number, pixels in enumerate(frames):
-            shown = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="gray")
-            shown.pts, shown.time_base = number, Fraction(1, _RATE)
-            container.mux(stream.encode(shown))
-        container.mux(stream.encode(None))
-
-
-class ClipsWithTruth(NamedTuple):
-    """Clips, their classes, and where the garment is to be seen."""
-
-    inputs: Tensor
-    """(B, C, T, H, W) float."""
-    labels: Tensor
-    """(B,) int64."""
-    index: Tensor  # type: ignore[assignment] # of tuples it is a method
-    """(B,) int64."""
-    group: Tensor
-    """(B,) int64, the film that a clip shows forwards or backwards."""
-    truth: Tensor
-    """(B, T, H, W) bool, of the clip's own frames and pixels."""
-
-
-class MotionSet(ClipSet):
-    """Motion clips as evaluation sees them, with their masks."""
-
-    def _batch(self, clips: Tensor, samples: Tensor) -> Any:
-        if self.manner.train is not None or self.manner.rows > 1:
-            return super()._batch(clips, samples)
-        truth = torch.stack([self._truth(int(self.indices[sample])) for sample in samples])
-        return ClipsWithTruth(*self.labelled(clips, samples), truth)
-
-    def _truth(self, index: int) -> Tensor:
-        """(T, H, W) bool: the mask of each frame of the clip."""
-        path = Path(self.files.path(index))
-        root = path.parents[2]
-        packed = np.load(root / _TRUTH / path.relative_to(root).with_suffix(".npy"), allow_pickle=False)
-        view, masks = ViewTransform(self.manner.size), np.unpackbits(packed, axis=-1)
-        shown = [masks[n] for n in self.chosen(index, np.arange(len(masks)) / _RATE)]
-        crops = [view.crop(Image.fromarray(mask * np.uint8(255)), Image.Resampling.NEAREST) for mask in shown]
-        return torch.from_numpy(np.stack([np.asarray(crop) > 0 for crop in crops]))
-
-
-def _default_root(filming: Filming = Filming()) -> Path:
+def _default_root(filming: Filming = Filming()) -> Path:  # noqa: B008  (frozen)
     """Other films than the usual ones lie elsewhere."""
     words = [] if filming == Filming() else [str(value) for value in asdict(filming).values()]
     return prepared_place("-".join(["motion-clips", *words]))
@@ -254,7 +154,7 @@ def prepare(out: Path | None) -> Path:
     return write_motion_clips(_default_root() if out is None else out)
 
 
-class MotionClips(VideoFiles):
+class MotionClips(FilmedClips):
     """Motion clips, written when they are first used; see `write_motion_clips`.
 
     Args:
@@ -270,7 +170,7 @@ class MotionClips(VideoFiles):
         self,
         root: str | None = None,
         pictures: str | None = None,
-        films: Filming = Filming(),
+        films: Filming = Filming(),  # noqa: B008  (frozen)
         **options: Any,
     ) -> None:
         self.tree = _default_root(films) if root is None else Path(root).expanduser()
@@ -280,6 +180,3 @@ class MotionClips(VideoFiles):
     def prepare_data(self) -> None:
         write_motion_clips(self.tree, self.films, self.pictures)
         super().prepare_data()
-
-    def make_set(self, table: ImageTable, index: Any, manner: Manner, groups: Tensor, **options: Any) -> ClipSet:
-        return MotionSet(table, index, manner, groups, **options)

@@ -12,7 +12,6 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from lmgraft.data.image.fashion_mnist import FashionMNIST
@@ -98,15 +97,6 @@ def _pictures(folder: Path) -> Path:
             with gzip.open(folder / f"{half}-{kind}-ubyte.gz", "wb") as file:
                 file.write(head + body)
     return folder
-
-
-def hits_of_a_rule(
-    seen: torch.Tensor, second: torch.Tensor, shown: torch.Tensor, truly_second: torch.Tensor
-) -> tuple[int, int]:
-    """Kernel regression from items (N, D) of two classes: of how many others it tells the class, and their number."""
-    seen, shown = torch.nn.functional.normalize(seen), torch.nn.functional.normalize(shown)
-    rule = torch.linalg.solve(seen @ seen.T + 1e-2 * torch.eye(len(seen)), second.float() * 2 - 1)
-    return int((((shown @ seen.T) @ rule > 0) == truly_second).sum()), len(shown)
 
 
 def pictures_of(folder: Path, patch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ class _Stage:
         self.engine = optional("pybullet", "physics", _FILMING)
         self.client = {"physicsClientId": self.engine.connect(self.engine.DIRECT)}
         self.call("setGravity", 0, 0, -9.81)
-        self.floor = self._floor(rng)
+        self._lay_floor(rng)
         self.extent = rng.uniform(0.22, 0.32)
         self.thing = (self._mesh if thing.startswith("mesh") else self._shape)(int(thing[-3:]), rng)
         self.place([0, 0, 0.5], rng)
@@ -153,7 +153,7 @@ class _Stage:
     def put(self, body: int, where: Any) -> None:
         self.call("resetBasePositionAndOrientation", body, list(where), [0, 0, 0, 1])
 
-    def _floor(self, rng: Generator) -> int:
+    def _lay_floor(self, rng: Generator) -> None:
         """A plane with a texture of a few colours, blurred or in squares."""
         coarse = rng.integers(0, 200, (*rng.integers(3, 9, 2), 3), np.uint8)
         how = (Image.Resampling.BICUBIC, Image.Resampling.NEAREST)[rng.integers(2)]
@@ -163,12 +163,11 @@ class _Stage:
         seen = self.call("createVisualShape", self.engine.GEOM_MESH, fileName=plane, meshScale=[scale, scale, 1])
         turned = self.engine.getQuaternionFromEuler([0, 0, rng.uniform(-np.pi, np.pi)])
         felt = self.call("createCollisionShape", self.engine.GEOM_PLANE)
-        floor = int(self.call("createMultiBody", 0, felt, seen, [0, 0, 0], turned))
+        floor = self.call("createMultiBody", 0, felt, seen, [0, 0, 0], turned)
         with TemporaryDirectory() as scratch:
             Image.fromarray(coarse).resize((128, 128), how).save(f"{scratch}/floor.png")
             texture = self.call("loadTexture", f"{scratch}/floor.png")
         self.call("changeVisualShape", floor, -1, textureUniqueId=texture, rgbaColor=[1, 1, 1, 1])
-        return floor
 
     def _mesh(self, number: int, rng: Generator) -> int:
         file = models() / "random_urdfs" / f"{number:03}" / f"{number:03}.obj"

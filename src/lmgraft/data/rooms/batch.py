@@ -30,6 +30,9 @@ class RoomQuestions(NamedTuple):
     """(B, N) int64, the box that a point belongs to; -1 for none."""
     kind: Tensor
     """(B,) int64, the question's type."""
+    pose: Tensor
+    """(B, 7) float, where the asker is, x, y, z in metres, and the quaternion x, y, z, w that turns -x to where they
+    look, which is how SQA3D has it; NaN where it is not known."""
     index: Tensor  # type: ignore[assignment] # of tuples it is a method
     """(B,) int64, the question's place in its source."""
     group: Tensor
@@ -47,6 +50,7 @@ class RoomQuestionsWithTruth(NamedTuple):
     box_classes: Tensor
     point_box: Tensor
     kind: Tensor
+    pose: Tensor
     index: Tensor  # type: ignore[assignment] # of tuples it is a method
     group: Tensor
     truth: Tensor

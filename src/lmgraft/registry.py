@@ -257,6 +257,7 @@ PREPARERS = Registry(
         "kicad-models": "lmgraft.data.points.kicad:prepare",
         "motion-clips": "lmgraft.data.video.motion_clips:prepare",
         "physics-clips": "lmgraft.data.video.physics_clips:prepare",
+        "rooms": "lmgraft.data.rooms.prepare:prepare",
         "sumo": "lmgraft.data.motion.sumo:prepare",
         "toy-imagenet": "lmgraft.data.image.toy:prepare",
     },

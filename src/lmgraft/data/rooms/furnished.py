@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -102,8 +103,8 @@ class FurnishedRooms(RoomData):
             poses=np.stack([pose_of(row["place"], row["heading"]) for row in rows]),
             objects=[tuple(row["objects"]) for row in rows],
             identity=self.about["digests"][split],
-            load=_reader(folder, rooms),
-            problem=lambda _: None,
+            load=(of := _Rooms(folder, rooms)).load,
+            problem=of.problem,
         )
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
@@ -124,33 +125,55 @@ def first_of_each(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[
     return kept
 
 
-def _reader(folder: Path, rooms: Sequence[Sequence[Mapping[str, Any]]]) -> Callable[[str], Room]:
-    """Gives a room of a split by its name; arrays are mapped into memory and read as far as they are asked for."""
-    labels, mapped = list(LABELS), {}
-    try:
-        for name in _ARRAYS:
-            mapped[name] = np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False)
-        if any(len(array) != len(rooms) for array in mapped.values()):
-            raise ValueError(f"not {len(rooms):,} rooms")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder} cannot be read ({error})", "remove the set, then lmgraft prepare rooms") from None
+@dataclass(frozen=True, eq=False)
+class _Rooms:
+    """The rooms of a split by name; arrays are mapped into memory and read as far as they are asked for."""
 
-    def load(name: str) -> Room:
+    folder: Path
+    objects: Sequence[Sequence[Mapping[str, Any]]]
+    """Of each room."""
+
+    def __reduce__(self) -> tuple[type[_Rooms], tuple[Any, ...]]:
+        return _Rooms, (self.folder, self.objects)  # loader processes map the files themselves
+
+    @cached_property
+    def _arrays(self) -> list[npt.NDArray[Any]]:
+        try:
+            arrays = [np.load(self.folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in _ARRAYS]
+        except (OSError, ValueError) as error:
+            raise UnreadableCloudError(f"{self.folder}: {error}") from None
+        if any(len(array) != len(self.objects) for array in arrays):
+            raise UnreadableCloudError(f"{self.folder} has not {len(self.objects):,} rooms")
+        return arrays
+
+    def problem(self, name: str) -> str | None:
+        """Why a room cannot be read; None where it can."""
+        try:
+            self.load(name)
+        except UnreadableCloudError as error:
+            return str(error)
+        return None
+
+    def load(self, name: str) -> Room:
+        """A room.
+
+        Raises:
+            UnreadableCloudError: If files are damaged or do not agree.
+        """
         number = int(name.rpartition("/")[2])
-        points, colours, of = (np.asarray(mapped[array][number]) for array in _ARRAYS)
-        if int(of.max()) >= len(rooms[number]):
-            raise UnreadableCloudError(f"points belong to object {int(of.max())} of {len(rooms[number])}")
+        points, colours, of = (np.asarray(array[number]) for array in self._arrays)
+        objects = self.objects[number]
+        if int(of.max()) >= len(objects):
+            raise UnreadableCloudError(f"points belong to object {int(of.max())} of {len(objects)}")
         return Room(
-            points=points.astype(np.float32) / 1000,
+            points=points.astype(np.float32) / np.float32(1000),
             colours=colours,
-            boxes=np.array([one["box"] for one in rooms[number]], np.float32).reshape(-1, 6),
-            classes=np.array([labels.index(one["label"]) for one in rooms[number]], np.int64),
-            ids=np.arange(len(rooms[number])),
+            boxes=np.array([one["box"] for one in objects], np.float32).reshape(-1, 6),
+            classes=np.array([list(LABELS).index(one["label"]) for one in objects], np.int64),
+            ids=np.arange(len(objects)),
             point_box=of.astype(np.int64),
             frame=np.eye(3, 4),
         )
-
-    return load
 
 
 def write_split(

@@ -159,7 +159,8 @@ def _painted(one: Placed) -> npt.NDArray[np.float64]:
         return colours
     light = colours.mean(1, keepdims=True)
     shade = 1 + 0.25 * np.clip((light - light.mean()) / 128, -1, 1)
-    return np.array(PAINTS[one.paint]) * shade
+    painted: npt.NDArray[np.float64] = np.array(PAINTS[one.paint]) * shade
+    return painted
 
 
 def _on_floor(sides: tuple[float, float], count: int, rng: np.random.Generator) -> Array:

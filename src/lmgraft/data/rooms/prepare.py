@@ -91,7 +91,7 @@ def make_set(
                 last_line = time.monotonic()
                 sys.stderr.write(f"[rooms] {index + 1:,} of {rooms[split]:,} rooms of {split}\n")
         asked[split] = [row for index, one in enumerate(drawn) for row in _rows(index, one.questions)]
-        arrays = {
+        arrays: dict[str, npt.NDArray[Any]] = {
             "points": np.stack([one.points for one in drawn]),
             "colours": np.stack([one.colours for one in drawn]),
             "objects": np.stack([one.of for one in drawn]),

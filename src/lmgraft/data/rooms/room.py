@@ -21,6 +21,7 @@ _FLOOR = 0.99  # percentile of heights, in percent, that is the floor, as VoteNe
 _UNITS = {"metres": 1.0, "centimetres": 0.01, "millimetres": 0.001}
 _LONGEST, _RANGE = 5.0, (0.5, 100.0)  # metres of the longer side of a room: as it mostly is, and as it can be
 _LEVELS = 20  # along an axis
+_ENOUGH = 5000  # points to measure extents by
 _CENTRAL = (0.5, 99.5)  # percentiles between which extents are measured
 _UPRIGHT = {1: ((0, 2, 1), (1.0, -1.0, 1.0)), 0: ((2, 1, 0), (-1.0, 1.0, 1.0))}
 """Axis that points upwards in a file -> order and signs of its axes that turn it to z."""
@@ -69,6 +70,7 @@ def recognise(points: Array) -> Brought:
     """
     if len(points) == 0 or not np.isfinite(points).all():
         raise UnreadableCloudError("it has no points" if len(points) == 0 else "its points are not finite")
+    points = points[:: max(1, len(points) // _ENOUGH)]
     low, high = np.percentile(points.astype(np.float64), _CENTRAL, axis=0)
     extents = high - low
     longest = float(extents.max())
@@ -168,9 +170,12 @@ class RoomView:
 
     def features(self, points: Array, colours: npt.NDArray[np.uint8], floor: float) -> Array:
         """(n, F) colours and heights, of points that are not changed yet."""
-        parts = [(colours.astype(np.float32) - MEAN_COLOUR) / 256] if self.colour else []
-        parts += [points[:, 2:] - floor] if self.height else []
-        return np.concatenate([np.empty((len(points), 0)), *parts], 1).astype(np.float32)
+        parts = [np.empty((len(points), 0), np.float64)]
+        if self.colour:
+            parts.append((colours - np.array(MEAN_COLOUR)) / 256)
+        if self.height:
+            parts.append(points[:, 2:].astype(np.float64) - floor)
+        return np.concatenate(parts, 1).astype(np.float32)
 
 
 def floor_of(points: Array) -> float:
@@ -234,5 +239,5 @@ def degrees_of(pose: Numbers) -> float:
 
 def without_flat(boxes: Array) -> tuple[npt.NDArray[np.bool_], int]:
     """(k,) which boxes (k, 6) have an extent along each axis, and how many have not."""
-    whole = np.isfinite(boxes).all(1) & (boxes[:, 3:6] > 0).all(1)
+    whole = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 3:6] > 0).all(1))
     return whole, int((~whole).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from lmgraft.data.base import SPLITS, Data, SplitName
+from lmgraft.data.base import SPLITS, Data, SplitName, UnreadableItemWarning
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.files import listed, plural, say_once
 from lmgraft.data.loader import Fault
@@ -205,8 +206,8 @@ class RoomData(Data):
     def _asked(self, part: RoomPart) -> Asked:
         names = self.answer_names
         return Asked(
-            situations=self._tokens(part.situations, part.where),
-            questions=self._tokens(part.texts, part.where),
+            situations=self._tokens(part.situations, f"{part.where}, situations"),
+            questions=self._tokens(part.texts, f"{part.where}, questions"),
             worths=Worths.of(part.answers, names, self._counted[1]),
             num_answers=len(names),
             kinds=kind_numbers(part, self.categories(), np.arange(len(part.texts)))[:, 0],
@@ -216,9 +217,9 @@ class RoomData(Data):
         encoded = self.tokenizer.encode(texts, self.view.max_text_len)
         if encoded.cut:
             most = f"data.max_text_len={self.view.max_text_len}"
-            self.remark(f"{where}: {plural(encoded.cut, 'text')} of {len(texts):,} cut behind {most}")
+            self.remark(f"{where}: {encoded.cut:,} of {len(texts):,} cut behind {most}")
         if encoded.unknown:
-            self.remark(f"{where}: {plural(encoded.unknown, 'word')} in {len(texts):,} texts not among training's")
+            self.remark(f"{where}: {plural(encoded.unknown, 'word')} not among training's")
         return encoded.ids
 
     def still(self, name: SplitName) -> RoomSet:
@@ -252,8 +253,12 @@ class RoomData(Data):
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         """Every room read; what cannot be, what is odd with it, and how many questions of each type there are."""
         self.batch_size = 1
-        self.max_corrupt = self.max_corrupt_test = int(1e9)
-        self.setup()
+        self.max_corrupt = self.max_corrupt_test = len(self.parts) * max(
+            len(part.names) for part in self.parts.values()
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreadableItemWarning)
+            self.setup()
         findings = Findings(self.things, remarks=list(self._remarks))
         rows, kinds = [], {}
         for split in (name for name in SPLITS if not (name == "val" and self._is_test_again(name))):

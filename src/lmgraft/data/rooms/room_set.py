@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import seeds, uniforms
 from lmgraft.data.loader import Draw, Fault, Reported, in_turn
-from lmgraft.data.points.meshes import UnreadableCloudError
+from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.rooms.batch import RoomQuestions, RoomQuestionsWithTruth
 from lmgraft.data.rooms.part import RoomPart, Worths
 from lmgraft.data.rooms.room import (
-    Array,
     Change,
     Index,
     Numbers,
@@ -53,8 +54,8 @@ class _Shown:
     classes: Index
     point_box: Index
     pose: Numbers
-    truth: Index
-    """(N,) bool"""
+    truth: npt.NDArray[np.bool_]
+    """(N,)"""
 
 
 class RoomSet(ItemSet):
@@ -167,5 +168,5 @@ class RoomSet(ItemSet):
         return RoomQuestionsWithTruth(**batch._asdict(), truth=_stack([one.truth for one in shown]))
 
 
-def _stack(rows: Sequence[np.ndarray]) -> Tensor:
+def _stack(rows: Sequence[npt.NDArray[Any]]) -> Tensor:
     return torch.from_numpy(np.stack(rows))

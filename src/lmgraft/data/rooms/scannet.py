@@ -138,9 +138,7 @@ class ScanFolder:
                 boxes.append(np.concatenate([(low + high) / 2, high - low])[None])
                 classes.append(kind)
                 ids.append(number)
-        kept = slice(None)
-        if len(aligned) > _MOST_POINTS:
-            kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
+        kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
         points = np.concatenate([aligned, colours], 1)[kept]
         frame = _frame(places, aligned)
         return _Scan(points, instances[kept], np.concatenate(boxes), np.array(classes, int), np.array(ids, int), frame)
@@ -181,7 +179,6 @@ def _room(scan: _Scan) -> Room:
         notes.append(f"{plural(flat, 'box').replace('boxs', 'boxes')} without an extent left out")
     places, boxes = brought(points, scan.boxes[wanted], by)
     ids = scan.ids[wanted]
-    rows = {number: row for row, number in enumerate(ids.tolist())}
     frame = scan.frame
     if frame is not None and by.note:
         frame = by.matrix @ frame
@@ -191,10 +188,18 @@ def _room(scan: _Scan) -> Room:
         boxes=boxes.astype(np.float32),
         classes=class_numbers(scan.classes[wanted]),
         ids=ids,
-        point_box=np.array([rows.get(number, -1) for number in scan.instances.tolist()], np.int64),
+        point_box=_rows_of(scan.instances, ids),
         frame=frame,
         notes=tuple(notes),
     )
+
+
+def _rows_of(instances: Index, ids: Index) -> Index:
+    """(n,) the row of `ids` (k,) that has the object of each point; -1 where none has."""
+    rows = np.full(max(instances.max(initial=-1), ids.max(initial=-1)) + 2, -1)  # the last one is for no object
+    rows[ids] = np.arange(len(ids))
+    of: Index = rows[instances]
+    return of
 
 
 def _frame(raw: Array | None, points: Array) -> Numbers | None:
@@ -208,8 +213,9 @@ def _frame(raw: Array | None, points: Array) -> Numbers | None:
         return None
     places = raw[:, :3].astype(np.float64)
     middle = (places.min(0) + places.max(0)) / 2
+    some = slice(None, None, max(1, len(places) // 1000))
     known = np.concatenate([places - middle, np.ones((len(places), 1))], 1)
-    moved, *_ = np.linalg.lstsq(known, points[:, :3].astype(np.float64), rcond=None)
+    moved, *_ = np.linalg.lstsq(known[some], points[some, :3].astype(np.float64), rcond=None)
     frame: Numbers = moved.T
     return frame
 

@@ -60,7 +60,7 @@ class Sqa3d(ScanData):
         return [self.root / part for part in ("balanced", "sqa_task/balanced", ".", "sqa_task")]
 
     def find(self) -> dict[str, RoomPart]:
-        parts = {}
+        parts: dict[str, RoomPart] = {}
         for split in SPLITS:
             names = [f"v1_balanced_{kind}_{split}_scannetv2.json" for kind in ("questions", "sqa_annotations")]
             questions, annotations = (first_of(self._folders, [name]) for name in names)
@@ -99,7 +99,7 @@ class ScanQa(ScanData):
     def find(self) -> dict[str, RoomPart]:
         folders = [self.root, self.root / "qa"]
         files = {split: first_of(folders, [name.format(split) for name in self._names]) for split in SPLITS}
-        parts = {
+        parts: dict[str, RoomPart] = {
             split: part_of(read_rows(file), file, self.scans) for split, file in files.items() if file is not None
         }  # fmt: skip
         if "test" not in parts and "val" in parts:

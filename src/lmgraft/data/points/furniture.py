@@ -17,15 +17,19 @@ from lmgraft.data.debian import Pinned, prepare_out_of
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, read_mesh
 from lmgraft.data.points.prepared import PreparedClouds, sample_shapes, write_set
 
-_PACKAGE = Pinned(
+PACKAGE = Pinned(
     "sweethome3d-furniture", "1.8-1", "3ccb90c63f9525e887a767b9cd5c8b6933b8b6b2973a615a5359ee68a2118668", 119_782_356
 )
 _LEAST = 10  # groups of a class
-ABOUT = {
-    "name": "furniture",
-    "source": f"{_PACKAGE}; https://www.sweethome3d.com",
+ORIGIN = {
+    "source": f"{PACKAGE}; https://www.sweethome3d.com",
     "licence": "BlendSwap-CC-0: CC0; BlendSwap-CC-BY, KatorLegaz, Reallusion, Scopia: CC-BY-3.0",
     "attribution": "the BlendSwap contributors; Andrew Kator and Jennifer Legaz; Reallusion; Scopia; eTeks",
+}
+"""Whose furniture it is, for the record of a set."""
+ABOUT = {
+    "name": "furniture",
+    **ORIGIN,
     "changes": "2,048 points were drawn evenly on each surface, centred and scaled into the unit sphere, z upwards",
 }
 
@@ -67,7 +71,7 @@ def class_of(name: str) -> str | None:
 
 def prepare(out: Path | None) -> Path:
     """Fetch the models and make the set, unless it is there; a minute or two."""
-    return prepare_out_of(_PACKAGE, ".sh3f", ABOUT, make_set, out)
+    return prepare_out_of(PACKAGE, ".sh3f", ABOUT, make_set, out)
 
 
 def make_set(files: Path, folder: Path) -> Path:
@@ -90,25 +94,56 @@ def make_set(files: Path, folder: Path) -> Path:
 
 def _catalogue(archive: Path) -> list[tuple[str, str]]:
     """English name and model of each piece."""
+    return [(piece.get("name", ""), piece["model"]) for piece in catalogue(archive)]
+
+
+def catalogue(archive: Path) -> list[dict[str, str]]:
+    """What a catalogue says of each piece that has a model: name, model, width, depth and height in centimetres ..."""
     with zipfile.ZipFile(archive) as content:
         text = content.read("PluginFurnitureCatalog.properties").decode("latin-1")
-    fields = dict(re.findall(r"^((?:name|model)#\d+)=(.*?)\s*$", text, re.MULTILINE))
-    pieces = sorted({key.partition("#")[2] for key in fields}, key=int)
-    return [(fields.get(f"name#{p}", ""), fields[f"model#{p}"]) for p in pieces if f"model#{p}" in fields]
+    pieces: dict[int, dict[str, str]] = {}
+    for key, number, value in re.findall(r"^(\w+)#(\d+)=(.*?)\s*$", text, re.MULTILINE):
+        pieces.setdefault(int(number), {})[key] = value
+    return [pieces[number] for number in sorted(pieces) if "model" in pieces[number]]
 
 
 def _mesh(archive: Path, model: str, scratch: Path) -> tuple[Array, Faces]:
     """Vertices, z upwards, and triangles of a model, which may lie in an archive of its own."""
+    vertices, faces = read_mesh(extract(archive, model, scratch))
+    return upright(vertices), faces
+
+
+def upright(vertices: Array) -> Array:
+    """Vertices with z upwards of those with y upwards, the front still to the viewer."""
+    return vertices[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32)
+
+
+def extract(archive: Path, model: str, scratch: Path) -> Path:
+    """Write a model, which may lie in an archive of its own, and what lies beside it, such as its materials.
+
+    Returns:
+        Its OBJ file.
+
+    Raises:
+        UnreadableCloudError: If it is not in the archive.
+    """
     with zipfile.ZipFile(archive) as outer:
         try:
-            content = outer.read(model.lstrip("/"))
             if model.endswith(".zip"):
-                with zipfile.ZipFile(io.BytesIO(content)) as inner:
+                with zipfile.ZipFile(io.BytesIO(outer.read(model.lstrip("/")))) as inner:
                     (name, *_) = [name for name in inner.namelist() if name.lower().endswith(".obj")]
-                    content = inner.read(name)
+                    return _written(inner, name, scratch)
+            return _written(outer, model.lstrip("/"), scratch)
         except (KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UnreadableCloudError(str(error)) from None
-    file = scratch / "model.obj"
-    file.write_bytes(content)
-    vertices, faces = read_mesh(file)
-    return vertices[:, [0, 2, 1]] * np.array([1, -1, 1], np.float32), faces
+
+
+def _written(archive: zipfile.ZipFile, model: str, scratch: Path) -> Path:
+    """Only the last part of a name inside the archive is used."""
+    folder, _, name = model.rpartition("/")
+    for other in archive.namelist():
+        if other == model or (other.rpartition("/")[0] == folder and not other.endswith("/")):
+            (scratch / Path(other).name).write_bytes(archive.read(other))
+    if not (scratch / name).is_file():
+        raise KeyError(f"{model} is not in the archive")
+    return scratch / name

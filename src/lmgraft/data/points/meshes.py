@@ -104,6 +104,11 @@ def sample_surface(vertices: Array, faces: Faces, count: int, seed: int = 0) -> 
     Raises:
         UnreadableCloudError: If vertices are not finite, or the surface has no area.
     """
+    return surface_points(vertices, faces, count, seed)[0]
+
+
+def surface_points(vertices: Array, faces: Faces, count: int, seed: int = 0) -> tuple[Array, Faces, float]:
+    """As `sample_surface`; also the triangle of each point (count,), and the whole area."""
     corners = vertices[faces].astype(np.float64)
     if not np.isfinite(corners).all():
         raise UnreadableCloudError("vertices are not finite")
@@ -116,4 +121,4 @@ def sample_surface(vertices: Array, faces: Faces, count: int, seed: int = 0) -> 
     uv = draw.random((count, 2))
     uv = np.where(uv.sum(1, keepdims=True) > 1, 1 - uv, uv)
     points: Array = (corners[chosen, 0] + (edges[chosen] * uv[..., None]).sum(1)).astype(np.float32)
-    return points
+    return points, chosen, float(area.sum())

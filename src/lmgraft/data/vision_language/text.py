@@ -20,6 +20,7 @@ from lmgraft.versions import optional
 
 Ids = npt.NDArray[np.int32]
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+_UNKNOWN = 1
 _WORD = re.compile(r"\w+|[^\w\s]")
 WORDS = "words"
 """The name of the tokenizer that is made of the training texts."""
@@ -63,32 +64,40 @@ class WordTokenizer:
     """Words and punctuation marks in small letters; others than the known ones share one number."""
 
     words: tuple[str, ...]
+    ends: bool = True
+    """Whether a text has a token at each end; without them words are numbered from 2."""
 
     pad_token_id = 0
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> WordTokenizer:
+    def of(cls, texts: Iterable[str], ends: bool = True) -> WordTokenizer:
         """All words of these texts, in alphabetical order."""
-        return cls(tuple(sorted({word for text in texts for word in _split(text)})))
+        return cls(tuple(sorted({word for text in texts for word in _split(text)})), ends)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What each number stands for."""
+        return (*(_SPECIAL if self.ends else _SPECIAL[: _UNKNOWN + 1]), *self.words)
 
     @property
     def vocab_size(self) -> int:
-        return len(_SPECIAL) + len(self.words)
+        return len(self.names)
 
     def encode(self, texts: Sequence[str], most: int) -> Encoded:
-        numbers = {word: number for number, word in enumerate(self.words, len(_SPECIAL))}
-        _, unknown, first, last = range(len(_SPECIAL))
+        numbers = {word: number for number, word in enumerate(self.names)}
+        first, last = ([2], [3]) if self.ends else ([], [])
+        most -= len(first + last)
         words = [_split(text) for text in texts]
-        rows = [[first, *(numbers.get(word, unknown) for word in of[: most - 2]), last] for of in words]
+        rows = [[*first, *(numbers.get(word, _UNKNOWN) for word in of[:most]), *last] for of in words]
         return Encoded(
             _padded(rows, self.pad_token_id),
-            cut=sum(len(of) > most - 2 for of in words),
-            unknown=sum(row.count(unknown) for row in rows),
+            cut=sum(len(of) > most for of in words),
+            unknown=sum(row.count(_UNKNOWN) for row in rows),
         )
 
     def decode(self, ids: Sequence[int]) -> str:
-        names = (*_SPECIAL, *self.words)
-        return " ".join(names[number] for number in ids if number not in (0, 2, 3))
+        left_out = (0, 2, 3) if self.ends else (0,)
+        return " ".join(self.names[number] for number in ids if number not in left_out)
 
     def record(self) -> dict[str, Any]:
         digest = hashlib.sha256("\n".join(self.words).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Rooms as point clouds, and questions that someone in them asks: scanned ones and furnished ones."""

@@ -1,0 +1,183 @@
+"""`lmgraft prepare rooms`: fetch the furniture, draw the rooms, ask, and measure what needs no model to answer."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft import records
+from lmgraft.checkpoint.cache import scratch_dir
+from lmgraft.data.base import SPLITS
+from lmgraft.data.debian import fetch_pinned, unpack
+from lmgraft.data.files import prepared_place
+from lmgraft.data.points.furniture import ORIGIN, PACKAGE
+from lmgraft.data.rooms.asking import Asked, Thing, ask
+from lmgraft.data.rooms.furnished import FORMAT, FurnishedRooms, say_baselines, write_split
+from lmgraft.data.rooms.furnishing import Layout, draw_layout, scan
+from lmgraft.data.rooms.part import best_in_hindsight, best_of_training
+from lmgraft.data.rooms.pieces import Piece, pieces_of, read_pieces
+
+ROOMS = {"train": 1500, "val": 200, "test": 300}
+PAIRS = {"train": 8, "val": 4, "test": 4}
+"""Pairs of questions of a room."""
+POINTS = 4096
+PROCEDURE = (
+    "Rooms of 4 to 6.5 m a side with 3 to 8 pieces of furniture that do not overlap, turned by about a quarter turn, "
+    "most of them painted, each in another of eight colours. Situations name two pieces that are the only ones of "
+    "their label: one stands beside one and has the other ahead, behind, left or right. Sides are quarters of the "
+    "circle. Nothing is asked that lies within 10 degrees of a border between them, or where others are not 1.3 times "
+    "as far as the nearest, from where one stands or from the middle of what one stands beside. Each question is asked "
+    "of a room in pairs of situations with different answers."
+)
+_SECONDS = 5.0  # between lines about progress
+
+
+class Drawn(NamedTuple):
+    """A room and its questions."""
+
+    layout: Layout
+    points: npt.NDArray[np.int16]
+    """(4096, 3) millimetres."""
+    colours: npt.NDArray[np.uint8]
+    of: npt.NDArray[np.int8]
+    questions: Sequence[Asked]
+
+
+def draw_room(
+    pieces: Mapping[str, Sequence[Piece]], pairs: int, seed: Sequence[int], points: int = POINTS
+) -> Drawn:  # fmt: skip
+    """A room of which so many pairs of questions can be asked: the same for the same pieces and numbers.
+
+    Args:
+        pieces: Label -> what there is of it.
+        pairs: Of questions.
+        seed: Numbers that decide every draw.
+        points: Of the room.
+    """
+    rng = np.random.default_rng(list(seed))
+    while True:
+        layout = draw_layout(pieces, rng)
+        things = [Thing(one.label, one.paint, tuple(one.box.tolist())) for one in layout.objects]
+        questions = ask(things, pairs, rng)
+        if len(questions) == 2 * pairs:
+            places, colours, of = scan(layout, points, rng)
+            return Drawn(layout, np.rint(places * 1000).astype(np.int16), colours, of, questions)
+
+
+def make_set(
+    pieces: Sequence[Piece], folder: Path, about: Mapping[str, Any], rooms: Mapping[str, int], points: int = POINTS
+) -> Path:  # fmt: skip
+    """The set in `folder`.
+
+    Args:
+        pieces: The furniture.
+        about: Name, source and licence, for set.json.
+        rooms: Split -> how many.
+        points: Of a room.
+    """
+    digests, counts, asked = {}, {}, {}
+    for number, split in enumerate(SPLITS):
+        shown, drawn, last_line = pieces_of(pieces, split), [], time.monotonic()
+        for index in range(rooms[split]):
+            drawn.append(draw_room(shown, PAIRS[split], (0, number, index), points))
+            if time.monotonic() - last_line > _SECONDS:
+                last_line = time.monotonic()
+                sys.stderr.write(f"[rooms] {index + 1:,} of {rooms[split]:,} rooms of {split}\n")
+        asked[split] = [row for index, one in enumerate(drawn) for row in _rows(index, one.questions)]
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "points": np.stack([one.points for one in drawn]),
+            "colours": np.stack([one.colours for one in drawn]),
+            "objects": np.stack([one.of for one in drawn]),
+        }
+        digests[split] = write_split(folder / split, arrays, [_objects(one.layout) for one in drawn], asked[split])
+        counts[split] = {
+            "rooms": len(drawn), "questions": len(asked[split]),
+            "kinds": dict(sorted(Counter(row["kind"] for row in asked[split]).items())),
+            "answers": dict(Counter(row["answer"] for row in asked[split]).most_common()),
+        }  # fmt: skip
+    baselines = measure(asked["train"], asked["test"])
+    say_baselines(baselines)
+    record = {
+        "format": FORMAT, **about, "procedure": PROCEDURE, "counts": counts, "baselines": baselines, "digests": digests,
+        "pieces": {
+            side: dict(sorted(Counter(piece.label for piece in of).items()))
+            for side, of in {
+                "train and val": [p for p in pieces if not (p.test or p.shared)],
+                "test": [p for p in pieces if p.test],
+                "all splits": [p for p in pieces if p.shared],
+            }.items()
+        },
+    }  # fmt: skip
+    records.write_json(folder / "set.json", record)
+    return folder
+
+
+def measure(train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The share of test questions that are answered rightly without seeing the room, or without the situation.
+
+    Whoever sees the room and not the situation is taken to know the best single answer to each question in each room.
+    """
+    right, keys = [row["answer"] for row in test], {
+        "the most frequent answer": (),
+        "the most frequent answer of the kind": ("kind",),
+        "the question's words": ("question", "kind"),
+        "the words of situation and question": ("words", "question", "kind"),
+    }  # fmt: skip
+
+    def of(row: Mapping[str, Any], names: Sequence[str]) -> list[object]:
+        known = {**row, "words": (row["situation"], row["question"])}
+        return [known[name] for name in names]
+
+    answers = [row["answer"] for row in train]
+    found = {
+        name: best_of_training([of(row, by) for row in train], answers, [of(row, by) for row in test], right)
+        for name, by in keys.items()
+    }
+    found["room and question, not the situation"] = best_in_hindsight([(r["room"], r["question"]) for r in test], right)
+    return {name: round(share, 4) for name, share in found.items()}
+
+
+def _rows(room: int, questions: Sequence[Asked]) -> list[dict[str, Any]]:
+    return [
+        {
+            "room": room, "situation": one.situation.text, "question": one.question, "answer": one.answer,
+            "kind": one.kind, "objects": list(one.objects), "place": [round(x, 3) for x in one.situation.place],
+            "heading": round(one.situation.heading, 2),
+        }
+        for one in questions
+    ]  # fmt: skip
+
+
+def _objects(layout: Layout) -> list[dict[str, Any]]:
+    return [
+        {
+            "label": one.label, "box": [round(x, 3) for x in one.box.tolist()], "paint": one.paint,
+            "model": one.piece.name,
+        }
+        for one in layout.objects
+    ]  # fmt: skip
+
+
+def prepare(out: Path | None) -> Path:
+    """Fetch the furniture and draw the set, unless it is there; some minutes."""
+    folder = prepared_place(FurnishedRooms.name) if out is None else out
+    if (folder / "set.json").exists():
+        return folder
+    with scratch_dir(FurnishedRooms.name) as scratch:
+        unpack(fetch_pinned(PACKAGE, scratch), scratch / "files", lambda path: path.endswith(".sh3f"))
+        pieces, left_out = read_pieces(scratch / "files")
+    about = {
+        "name": FurnishedRooms.name,
+        **ORIGIN,
+        "changes": "2,048 points were drawn evenly on each surface with its materials' colours, scaled to the size in "
+        "the catalogue, painted or not, and placed in drawn rooms",
+        "left_out": left_out,
+    }
+    return make_set(pieces, folder, about, ROOMS)

@@ -1,0 +1,130 @@
+"""Questions about scans as SQA3D and ScanQA distribute them.
+
+SQA3D   balanced/v1_balanced_questions_{split}_scannetv2.json, v1_balanced_sqa_annotations_{split}_scannetv2.json,
+        answer_dict.json
+ScanQA  SQA_{split}.json, ScanQA_v1.0_{split}.json: a list of questions with their answers; answer_counter.json
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmgraft.data.files import identity_of, listed, plural
+from lmgraft.data.rooms.batch import QUESTION_TYPE
+from lmgraft.data.rooms.part import RoomPart, question_type
+from lmgraft.data.rooms.room import Numbers
+from lmgraft.data.rooms.scannet import ScanFolder
+from lmgraft.errors import DataError
+
+_PLACE, _TURN = ("x", "y", "z"), ("_x", "_y", "_z", "_w")
+
+
+def first_of(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
+    """The first of these files that is there."""
+    return next((file for folder in folders for name in names if (file := folder / name).is_file()), None)
+
+
+def read_rows(file: Path, key: str | None = None) -> list[dict[str, Any]]:
+    """The rows of a JSON file: a list, or what lies under a key.
+
+    Raises:
+        DataError: If it cannot be read or is no such list.
+    """
+    content = read_file(file)
+    rows = content if key is None else content.get(key) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        what = "a list of objects" if key is None else f'an object with a list of objects under "{key}"'
+        raise DataError(f"{file} is not {what}", "it is not the file that its name says")
+    return rows
+
+
+def read_file(file: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} cannot be read ({type(error).__name__}: {error})", "fetch it again") from None
+
+
+def read_sqa3d(questions: Path, annotations: Path) -> list[dict[str, Any]]:
+    """Questions with their answers and poses, in the order of the questions' file.
+
+    Raises:
+        DataError: If a file is not what its name says, or questions have no annotation.
+    """
+    by_id = {row.get("question_id"): row for row in read_rows(annotations, "annotations")}
+    rows = read_rows(questions, "questions")
+    alone = [str(row.get("question_id")) for row in rows if row.get("question_id") not in by_id]
+    if alone:
+        raise DataError(
+            f"{annotations} has nothing about {plural(len(alone), 'question')} of {questions.name}: {listed(alone)}",
+            "the two files are of one version",
+        )
+    return [_joined(row, by_id[row.get("question_id")], annotations) for row in rows]
+
+
+def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    try:
+        answers = [answer["answer"] for answer in annotation["answers"]]
+        pose = [float(annotation["position"][key]) for key in _PLACE]
+        pose += [float(annotation["rotation"][key]) for key in _TURN]
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{where}: question {question.get('question_id')} has no {error} as SQA3D's annotations have it",
+            "they have answers, position and rotation",
+        ) from None
+    return {**question, "answers": answers, "position": pose}
+
+
+def part_of(rows: Sequence[Mapping[str, Any]], file: Path, scans: ScanFolder) -> RoomPart:
+    """A split of rows: scene_id, question, and as far as there are any situation, answers, position, object_ids.
+
+    Raises:
+        DataError: If a row is not so.
+    """
+    for number, row in enumerate(rows, 1):
+        texts = [row.get("scene_id"), row.get("question"), row.get("situation", "")]
+        answers = row.get("answers", [])
+        if not all(isinstance(text, str) for text in [*texts, *answers]) or not isinstance(answers, list):
+            raise DataError(
+                f"{file}, question {number}: no texts under scene_id, question, situation and answers",
+                "it is not the file that its name says",
+            )
+    names = sorted({row["scene_id"] for row in rows})
+    numbers = {name: number for number, name in enumerate(names)}
+    questions = [row["question"] for row in rows]
+    objects = [tuple(row.get("object_ids") or ()) for row in rows]
+    return RoomPart(
+        where=str(file),
+        root=scans.root,
+        names=names,
+        image=[numbers[row["scene_id"]] for row in rows],
+        texts=questions,
+        kinds={QUESTION_TYPE: [question_type(question) for question in questions]},
+        situations=[row.get("situation", "") for row in rows],
+        answers=[tuple(row.get("answers", ())) for row in rows],
+        poses=np.array([_pose(row.get("position")) for row in rows], np.float64).reshape(-1, 7),
+        objects=objects if any(objects) else None,
+        identity=identity_of([f for name in names for f in scans.files(name)], scans.root),
+        load=scans.load,
+        problem=scans.problem,
+    )
+
+
+def _pose(position: object) -> Numbers:
+    """(7,); NaN where a row has none, or its quaternion is none."""
+    try:
+        pose = np.array(position, np.float64)
+    except (TypeError, ValueError):
+        return np.full(7, np.nan)
+    length = np.linalg.norm(pose[3:]) if pose.shape == (7,) else 0.0
+    return np.concatenate([pose[:3], pose[3:] / length]) if length > 0 else np.full(7, np.nan)

@@ -1,0 +1,324 @@
+"""What all data of questions about rooms share: parts become splits; words and answers are those of training."""
+
+from __future__ import annotations
+
+import warnings
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from lmgraft.data.base import SPLITS, Data, SplitName, UnreadableItemWarning
+from lmgraft.data.check import Findings, Grid, ShowProgress
+from lmgraft.data.files import listed, plural, say_once
+from lmgraft.data.loader import Fault
+from lmgraft.data.points.meshes import UnreadableCloudError
+from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
+from lmgraft.data.rooms.part import QUESTION_TYPES, RoomPart, Worths, answer_names, count_answers
+from lmgraft.data.rooms.room import Index, Room, RoomView
+from lmgraft.data.rooms.room_set import Asked, RoomSet
+from lmgraft.data.vision_language.parts import held_out_images, kind_numbers
+from lmgraft.data.vision_language.text import Ids, WordTokenizer
+from lmgraft.errors import DataError
+
+
+class RoomData(Data):
+    """Questions about rooms: class_path names the data set, a subclass of this.
+
+    Args:
+        batch_size: Training questions a step (and a process).
+        eval_batch_size: Questions a step in validation and test.
+        val_size: Training rooms whose questions are held out to choose the epoch by, a share (below 1) or a count,
+            where the set has none of its own. 0: the test questions choose it.
+        max_corrupt: Rooms of training and validation that cannot be read, above which a run stops.
+        max_corrupt_test: The same of test.
+        num_workers: Loader processes.
+        options: See `RoomView`.
+    """
+
+    things: ClassVar[str] = "room questions"
+    leaves_out: ClassVar[bool] = True
+    types: ClassVar[tuple[str, ...]] = QUESTION_TYPES
+    """What `kind` numbers."""
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 32,
+        eval_batch_size: int = 64,
+        val_size: int | float = 0.1,
+        max_corrupt: int = 0,
+        max_corrupt_test: int = 0,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers)
+        if val_size < 0:
+            raise DataError(f"data.val_size={val_size} must not be negative")
+        self.view, self.val_size = RoomView(**options), val_size
+        self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
+        self._known: dict[str, Any] = {}
+        """Words, answers and sizes of boxes as a run remembers them."""
+        self._remarks: dict[str, None] = {}
+
+    @abstractmethod
+    def find(self) -> dict[str, RoomPart]:
+        """What there is of "train", "val" and "test"; train and test at least.
+
+        Raises:
+            DataError: If something is missing or does not agree.
+        """
+
+    @property
+    @abstractmethod
+    def class_names(self) -> tuple[str, ...]:
+        """Of the boxes."""
+
+    def candidates(self, parts: Mapping[str, RoomPart]) -> tuple[Sequence[str], Counter[str]]:
+        """All answers that a model can give, and how often each is given in the whole data set."""
+        train = [answer for given in parts["train"].answers for answer in given]
+        return train, count_answers(parts.values())
+
+    @cached_property
+    def parts(self) -> dict[str, RoomPart]:
+        """The splits that the data set itself has; its files are read once."""
+        found = self.find()
+        for split, part in found.items():
+            if not part.texts:
+                raise DataError(f"{part.where} has no questions for {split}", "check data.root")
+        return found
+
+    @cached_property
+    def _counted(self) -> tuple[tuple[str, ...], Counter[str]]:
+        candidates, counts = self.candidates(self.parts)
+        return answer_names(candidates), counts
+
+    @property
+    def answer_names(self) -> tuple[str, ...]:
+        """The vocabulary of answers, in alphabetical order."""
+        names: tuple[str, ...] = tuple(self._known["answers"]) if "answers" in self._known else self._counted[0]
+        if len(names) < 2:
+            raise DataError(f"{self.name} has {plural(len(names), 'answer')} to choose from", "there must be two")
+        return names
+
+    @cached_property
+    def tokenizer(self) -> WordTokenizer:
+        """Of the training texts: 0 is padding, 1 an unknown word."""
+        if "words" in self._known:
+            return WordTokenizer(tuple(self._known["words"]), ends=False)
+        train = self.parts["train"]
+        return WordTokenizer.of([*train.situations, *train.texts], ends=False)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What each word number stands for."""
+        return self.tokenizer.names
+
+    @cached_property
+    def mean_sizes(self) -> list[list[float]]:
+        """(C, 3) of each class's boxes in training, metres; of a class without any, of all boxes."""
+        if "mean_sizes" in self._known:
+            sizes: list[list[float]] = self._known["mean_sizes"]
+            return sizes
+        part, rooms = self.parts["train"], []
+        for name in part.names:
+            try:
+                rooms.append(part.load(name))
+                for note in rooms[-1].notes:
+                    self.remark(f"{name}: {note}")
+            except UnreadableCloudError:
+                continue  # it is reported when it is drawn
+        boxes = np.concatenate([np.empty((0, 3)), *(room.boxes[:, 3:] for room in rooms)])
+        classes = np.concatenate([np.empty(0, np.int64), *(room.classes for room in rooms)])
+        whole = boxes.mean(0) if len(boxes) else np.ones(3)
+        of = [boxes[classes == n] for n in range(len(self.class_names))]
+        return [[round(float(x), 4) for x in (some.mean(0) if len(some) else whole)] for some in of]
+
+    def model_arguments(self) -> dict[str, Any]:
+        return {
+            "num_words": len(self.words), "num_answers": len(self.answer_names), "num_features": self.view.num_features,
+            "mean_sizes": self.mean_sizes, "words": list(self.words),
+        }  # fmt: skip
+
+    def categories(self) -> dict[str, tuple[str, ...]]:
+        return {QUESTION_TYPE: self.types}
+
+    def remark(self, sentence: str) -> None:
+        """Say once what is odd with the data but stops nothing; `check` says it too."""
+        self._remarks[sentence] = None
+        say_once(f"note: {sentence}\n")
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._sets:
+            return
+        found = dict(self.parts)
+        if "test" not in found:
+            raise DataError(f"{self.name} has no test questions", "check data.root")
+        index = {split: np.arange(len(part.texts)) for split, part in found.items()}
+        if "val" not in found and self.val_size:
+            index |= held_out_images(found["train"], self.val_size)
+            found["val"] = found["train"]
+        self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
+        asked = {id(part): self._asked(part) for part in found.values()}
+        for split in SPLITS:
+            if split in found:
+                part, kept = found[split], self._readable(split, found[split], index[split])
+                kept = self._answerable(split, part, asked[id(part)].worths, kept)
+                training = split == "train"
+                self._sets[split] = RoomSet(
+                    part, asked[id(part)], kept, self.view, training=training, seed=self.seed
+                )  # fmt: skip
+                if not len(kept):
+                    raise DataError(f"{part.where}: no question of {split} can be shown", "see the notes above")
+        self._sets.setdefault("val", self._sets["test"])
+        self.fill_a_batch(len(self._sets["train"]))
+
+    def _readable(self, split: SplitName, part: RoomPart, index: Index) -> Index:
+        """Those questions whose room is there; other rooms are reported."""
+        of = np.asarray(part.image, np.int64)
+        counts = Counter(of[index].tolist())
+        reasons = {room: reason for room in sorted(counts) if (reason := part.problem(part.names[room])) is not None}
+        asked = {room: plural(counts[room], "question") for room in reasons}
+        self.report(
+            split, [Fault(part.names[room], f"{why}; {asked[room]} about it") for room, why in reasons.items()]
+        )  # fmt: skip
+        kept: Index = index[~np.isin(of[index], list(reasons))]
+        return kept
+
+    def _answerable(self, split: SplitName, part: RoomPart, worths: Worths, index: Index) -> Index:
+        """What training shows: questions with a right answer in the vocabulary; others count as wrong in evaluation."""
+        lost = index[~worths.is_known[index]]
+        if not len(lost):
+            return index
+        ends = "are left out" if split == "train" else "count as wrong"
+        outside = listed(sorted({repr(answer) for i in lost.tolist() for answer in part.answers[i]}))
+        self.remark(
+            f"{part.where}, {split}: {plural(len(lost), 'question')} without a right answer in the vocabulary {ends}"
+            + (f" ({outside})" if outside else "")
+        )
+        kept: Index = np.setdiff1d(index, lost) if split == "train" else index
+        return kept
+
+    def _asked(self, part: RoomPart) -> Asked:
+        names = self.answer_names
+        return Asked(
+            situations=self._tokens(part.situations, f"{part.where}, situations"),
+            questions=self._tokens(part.texts, f"{part.where}, questions"),
+            worths=Worths.of(part.answers, names, self._counted[1]),
+            num_answers=len(names),
+            kinds=kind_numbers(part, self.categories(), np.arange(len(part.texts)))[:, 0],
+        )
+
+    def _tokens(self, texts: Sequence[str], where: str) -> Ids:
+        encoded = self.tokenizer.encode(texts, self.view.max_text_len)
+        if encoded.cut:
+            most = f"data.max_text_len={self.view.max_text_len}"
+            self.remark(f"{where}: {encoded.cut:,} of {len(texts):,} cut behind {most}")
+        if encoded.unknown:
+            self.remark(f"{where}: {plural(encoded.unknown, 'word')} not among training's")
+        return encoded.ids
+
+    def still(self, name: SplitName) -> RoomSet:
+        items = self._sets[name]
+        assert isinstance(items, RoomSet)
+        return items.still()
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Digests of all questions, how many there are, and what identifies rooms, words, answers and boxes."""
+        self.setup()
+        return {
+            "name": self.name,
+            "sha256": {split: part.digest() for split, part in self.parts.items()},
+            "rooms": {split: part.identity for split, part in self.parts.items()},
+            "sizes": {split: len(items) for split, items in self._sets.items()},
+            "selection": self.selection,
+            "words": list(self.tokenizer.words),
+            "answers": list(self.answer_names),
+            "classes": list(self.class_names),
+            "mean_sizes": self.mean_sizes,
+        }
+
+    def recall(self, record: Mapping[str, Any]) -> None:
+        self._known = {key: record["data"][key] for key in ("words", "answers", "mean_sizes") if key in record["data"]}
+
+    def transform_record(self) -> dict[str, Any]:
+        view = dict(vars(self.view))
+        training = {key: view.pop(key) for key in ("redraw", "flip", "turn", "shift")}
+        return {"preprocess": view, **training}
+
+    def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
+        """Every room read; what cannot be, what is odd with it, and how many questions of each type there are."""
+        self.batch_size = 1
+        self.max_corrupt = self.max_corrupt_test = len(self.parts) * max(
+            len(part.names) for part in self.parts.values()
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnreadableItemWarning)
+            self.setup()
+        findings = Findings(self.things, remarks=list(self._remarks))
+        rows, kinds = [], {}
+        for split in (name for name in SPLITS if not (name == "val" and self._is_test_again(name))):
+            items = self.still(split)
+            part, names = items.part, sorted({items.part.names[n] for n in items.groups.tolist()})
+            absent = [Fault(*fault) for fault in self._unreadable["test" if split == "test" else "train"].items()]
+            faults, rooms = [fault for fault in absent if fault.file in part.names], {}
+            with progress(split, len(names)) as tell:
+                for name in names:
+                    before = len(faults)
+                    try:
+                        rooms[name] = part.load(name)
+                    except UnreadableCloudError as error:
+                        faults.append(Fault(name, str(error)))
+                    tell(1, len(faults) - before)
+            findings.faults[split] = faults
+            findings.remarks += _notes(split, rooms, self.view.points)
+            kinds[split] = Counter(items.asked.kinds[items.indices.numpy()].tolist())
+            rows.append((split, f"{len(items):,}", f"{len(names):,}", f"{len(faults):,}"))
+        findings.grids.append(Grid(("split", self.things, "rooms", "unreadable"), rows))
+        by_type = [(name, *(f"{kinds[split][n]:,}" for split in kinds)) for n, name in enumerate(self.types)]
+        findings.grids.append(Grid(("question", *kinds), by_type))
+        findings.details["splits"] = {
+            split: {self.things: sum(of.values()), "unreadable": [f._asdict() for f in findings.faults[split]]}
+            for split, of in kinds.items()
+        }
+        return findings
+
+    def example(self, size: int, seed: int = 0) -> RoomQuestions:
+        """Random points around random boxes; every second room has one box only."""
+        draw = torch.Generator().manual_seed(seed)
+        index, most = torch.arange(size), 3
+        centres, sizes = torch.rand(2, size, most, 3, generator=draw)
+        boxes = torch.cat([4 * centres, 0.5 + sizes], -1)
+        classes = torch.randint(len(self.class_names), (size, most), generator=draw)
+        classes[1::2, 1:] = -1
+        boxes = boxes * (classes >= 0)[..., None]
+        of = torch.randint(-1, most, (size, self.view.points), generator=draw)
+        of = torch.where((classes >= 0).gather(1, of.clamp_min(0)) & (of >= 0), of, -1)
+        around = boxes.gather(1, of.clamp_min(0)[..., None].expand(-1, -1, 6))
+        spread = torch.where((of >= 0)[..., None], around[..., 3:], 5.0)
+        places = around[..., :3] * (of >= 0)[..., None] + spread * (torch.rand(*of.shape, 3, generator=draw) - 0.5)
+        features = torch.randn(*of.shape, self.view.num_features, generator=draw)
+        texts = torch.randint(1, len(self.words), (2, size, min(12, self.view.max_text_len)), generator=draw)
+        count = len(self.answer_names)
+        return RoomQuestions(
+            points=torch.cat([places, features], -1), situation=texts[0], question=texts[1],
+            targets=torch.nn.functional.one_hot(index % count, count).float(), boxes=boxes, box_classes=classes,
+            point_box=of, kind=index % len(self.types), pose=torch.randn(size, 7, generator=draw), index=index,
+            group=index,
+        )  # fmt: skip
+
+
+def _notes(split: str, rooms: Mapping[str, Room], points: int) -> list[str]:
+    """What is odd with the rooms of a split."""
+    notes = [f"{split}, {name}: {note}" for name, room in rooms.items() for note in room.notes]
+    kinds = {
+        "without any object": [name for name, room in rooms.items() if not len(room.boxes)],
+        f"of fewer than data.points={points} points; some come again": [
+            name for name, room in rooms.items() if len(room.points) < points
+        ],
+    }
+    return notes + [f"{split}: {plural(len(of), 'room')} {what} ({listed(of)})" for what, of in kinds.items() if of]

@@ -1,0 +1,172 @@
+"""The questions of one split, as training or as evaluation shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lmgraft.data.base import ItemSet
+from lmgraft.data.draws import seeds, uniforms
+from lmgraft.data.loader import Draw, Fault, Reported, in_turn
+from lmgraft.data.points.meshes import Array, UnreadableCloudError
+from lmgraft.data.rooms.batch import RoomQuestions, RoomQuestionsWithTruth
+from lmgraft.data.rooms.part import RoomPart, Worths
+from lmgraft.data.rooms.room import (
+    Change,
+    Index,
+    Numbers,
+    Room,
+    RoomView,
+    changed_boxes,
+    changed_pose,
+    floor_of,
+    framed_pose,
+)
+from lmgraft.data.vision_language.text import Ids
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Asked:
+    """What is known of all questions of a part, as numbers."""
+
+    situations: Ids
+    """(N, L) word numbers, 0 is padding."""
+    questions: Ids
+    """(N, M)"""
+    worths: Worths
+    num_answers: int
+    kinds: Index
+    """(N,)"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Shown:
+    """One item."""
+
+    points: Array
+    boxes: Array
+    classes: Index
+    point_box: Index
+    pose: Numbers
+    truth: npt.NDArray[np.bool_]
+    """(N,)"""
+
+
+class RoomSet(ItemSet):
+    """Some questions of a part.
+
+    Args:
+        part: All questions of the source.
+        asked: The same as numbers.
+        index: Which of them, in order.
+        view: How rooms are shown.
+        training: Whether they are changed at random, and the next readable item stands for an unreadable one.
+        seed: Of the changes.
+    """
+
+    def __init__(
+        self, part: RoomPart, asked: Asked, index: Index, view: RoomView, *, training: bool = False, seed: int = 0
+    ) -> None:
+        self.part, self.asked, self.view, self.training, self.seed = part, asked, view, training, seed
+        self.indices = torch.from_numpy(np.asarray(index, np.int64))
+        self._rooms = np.asarray(part.image, np.int64)
+        self.groups = torch.from_numpy(self._rooms[index])
+
+    def place(self, index: int) -> str:
+        room = self.part.names[self._rooms[index]]
+        return f"{room}: {self.part.situations[index]} {self.part.texts[index]}".strip()
+
+    def still(self) -> RoomSet:
+        """The same items as evaluation shows them."""
+        return RoomSet(self.part, self.asked, self.indices.numpy(), self.view)
+
+    def __getitems__(self, draws: list[Draw]) -> Reported:
+        faults: list[Fault] = []
+        rooms: dict[int, Room | None] = {}
+        samples = [self._readable(draw.sample, rooms, faults) for draw in draws]
+        index = self.indices[samples].numpy()
+        epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
+        changes: Sequence[Change | None] = [None] * len(draws)
+        redrawn = self.training and self.view.redraw
+        words = seeds(self.seed if redrawn else 0, epochs, index, repeats, 1)[:, 0].tolist()
+        if self.training:
+            changes = list(map(self.view.change, uniforms(self.seed, epochs, index, 8)))
+        shown = []
+        for question, change, word in zip(index.tolist(), changes, words, strict=True):
+            room = rooms[int(self._rooms[question])]
+            shown.append(self._blank() if room is None else self._show(question, room, change, word if redrawn else 0))
+        return Reported(self._collate(shown, index), tuple(faults))
+
+    def _readable(self, sample: int, rooms: dict[int, Room | None], faults: list[Fault]) -> int:
+        """The sample, or in training the next one whose room can be read; its room is in `rooms` then."""
+        for candidate in in_turn(sample, len(self), len(self) if self.training else 1):
+            number = int(self.groups[candidate])
+            if number not in rooms:
+                try:
+                    rooms[number] = self.part.load(self.part.names[number])
+                except UnreadableCloudError as error:
+                    rooms[number] = None
+                    faults.append(Fault(self.part.names[number], str(error)))
+            if rooms[number] is not None:
+                return candidate
+        return sample
+
+    def _blank(self) -> _Shown:
+        nothing = np.empty(0, np.int64)
+        points = np.zeros((self.view.points, 3 + self.view.num_features), np.float32)
+        of = np.full(len(points), -1)
+        return _Shown(
+            points=points, boxes=np.empty((0, 6), np.float32), classes=nothing, point_box=of,
+            pose=np.full(7, np.nan), truth=of >= 0,
+        )  # fmt: skip
+
+    def _show(self, question: int, room: Room, change: Change | None, word: int) -> _Shown:
+        draw = np.random.Generator(np.random.Philox(word))
+        chosen = draw.permutation(len(room.points))[: self.view.points]
+        if len(chosen) < self.view.points:
+            chosen = np.concatenate([chosen, draw.integers(len(room.points), size=self.view.points - len(chosen))])
+        places, of = room.points[chosen], room.point_box[chosen]
+        features = self.view.features(places, room.colours[chosen], floor_of(room.points))
+        boxes, pose = room.boxes, framed_pose(self.part.poses[question], room.frame)
+        if change is not None:
+            places = (places @ change.matrix.T + change.shift).astype(np.float32)
+            boxes, pose = changed_boxes(boxes, change), changed_pose(pose, change)
+        about = () if self.part.objects is None else self.part.objects[question]
+        return _Shown(
+            points=np.concatenate([places, features], 1), boxes=boxes, classes=room.classes, point_box=of, pose=pose,
+            truth=np.isin(of, np.flatnonzero(np.isin(room.ids, about))),
+        )  # fmt: skip
+
+    def _collate(self, shown: Sequence[_Shown], index: Index) -> RoomQuestions | RoomQuestionsWithTruth:
+        most = max(1, *(len(one.boxes) for one in shown))
+        boxes, classes = torch.zeros(len(shown), most, 6), torch.full((len(shown), most), -1)
+        for row, one in enumerate(shown):
+            boxes[row, : len(one.boxes)] = torch.from_numpy(one.boxes)
+            classes[row, : len(one.boxes)] = torch.from_numpy(one.classes)
+        asked, which = self.asked, index.tolist()
+        batch = RoomQuestions(
+            points=_stack([one.points for one in shown]),
+            situation=torch.from_numpy(asked.situations[index]).long(),
+            question=torch.from_numpy(asked.questions[index]).long(),
+            targets=asked.worths.dense(which, asked.num_answers),
+            boxes=boxes,
+            box_classes=classes,
+            point_box=_stack([one.point_box for one in shown]),
+            kind=torch.from_numpy(asked.kinds[index]),
+            pose=_stack([one.pose for one in shown]).float(),
+            index=torch.from_numpy(index),
+            group=torch.from_numpy(self._rooms[index]),
+        )
+        if self.part.objects is None or self.training:
+            return batch
+        return RoomQuestionsWithTruth(**batch._asdict(), truth=_stack([one.truth for one in shown]))
+
+
+def _stack(rows: Sequence[npt.NDArray[Any]]) -> Tensor:
+    return torch.from_numpy(np.stack(rows))

@@ -1,0 +1,238 @@
+"""ScanNet's rooms: as ScanQA and SQA3D export them to npy files, or as ScanNet has them.
+
+<root>/<scene>_aligned_vert.npy, _vert.npy   (n, 9) place, red, green, blue, normal; both have the same points in order
+<root>/<scene>_ins_label.npy                 (n,) the object of each point, from 1; 0 for none
+<root>/<scene>_aligned_bbox.npy, _bbox.npy   (k, 8) centre, size, number of NYU's 40 classes, object from 0
+
+<root>/<scene>/<scene>_vh_clean_2.ply, .aggregation.json, _vh_clean_2.0.010000.segs.json, <scene>.txt (axisAlignment)
+<root>/scannetv2-labels.combined.tsv         or above: raw_category, nyu40id
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lmgraft.data.files import plural
+from lmgraft.data.points.meshes import DAMAGE, Array, UnreadableCloudError
+from lmgraft.data.rooms.room import Index, Numbers, Room, brought, recognise, without_flat
+from lmgraft.errors import DataError
+from lmgraft.versions import optional
+
+CLASSES: dict[str, int | None] = {
+    "cabinet": 3, "bed": 4, "chair": 5, "sofa": 6, "table": 7, "door": 8, "window": 9, "bookshelf": 10, "picture": 11,
+    "counter": 12, "desk": 14, "curtain": 16, "refrigerator": 24, "shower curtain": 28, "toilet": 33, "sink": 34,
+    "bathtub": 36, "others": None,
+}  # fmt: skip
+"""ScanRefer's 18 classes -> the number of each among NYU's 40; all other numbers are others'."""
+_NO_OBJECTS = (1, 2, 22)  # wall, floor, ceiling
+_MOST_POINTS = 50_000  # that exports keep of a scan
+_TABLE = "scannetv2-labels.combined.tsv"
+_PLY, _SEGMENTS, _GROUPS = "{}_vh_clean_2.ply", "{}_vh_clean_2.0.010000.segs.json", "{}.aggregation.json"
+
+
+class _Scan(NamedTuple):
+    """A scan before it is brought to metres and cleaned."""
+
+    points: Array
+    """(n, 6 or more) place, colour, whatever."""
+    instances: Index
+    """(n,) the object of each point from 0; -1 for none."""
+    boxes: Array
+    """(k, 6)"""
+    classes: Index
+    """(k,) numbers among NYU's 40."""
+    ids: Index
+    """(k,) objects from 0."""
+    frame: Numbers | None
+
+
+@dataclass(frozen=True)
+class ScanFolder:
+    """Scans below a folder, by name."""
+
+    root: Path
+
+    def files(self, scene: str) -> list[Path]:
+        """The files that the scene is read from; none where there is no such scene."""
+        for vert, box in (("aligned_vert", "aligned_bbox"), ("vert", "bbox")):
+            wanted = [self.root / f"{scene}_{part}.npy" for part in (vert, "ins_label", box)]
+            if wanted[0].is_file():
+                raw = self.root / f"{scene}_vert.npy"
+                return [*wanted, *([raw] if raw.is_file() and raw not in wanted else [])]
+        folder = self.root / scene
+        wanted = [folder / name.format(scene) for name in (_PLY, _SEGMENTS, _GROUPS, "{}.txt")]
+        return wanted if wanted[0].is_file() else []
+
+    def problem(self, scene: str) -> str | None:
+        """Why a scene cannot be read, as far as one sees without reading its points; None where it can."""
+        files = self.files(scene)
+        if not files:
+            return f"neither {scene}_aligned_vert.npy nor {scene}/{_PLY.format(scene)} is in {self.root}"
+        lacking = [file.name for file in files if not file.is_file() and file.suffix != ".txt"]
+        return f"{', '.join(lacking)} of it is not there" if lacking else None
+
+    def load(self, scene: str) -> Room:
+        """A scene as it is shown.
+
+        Raises:
+            UnreadableCloudError: If it is not there or damaged.
+            VersionError: If a package is missing that reads such files.
+        """
+        reason = self.problem(scene)
+        if reason is not None:
+            raise UnreadableCloudError(reason)
+        try:
+            scan = self._exported(scene) if self.files(scene)[0].suffix == ".npy" else self._raw(scene)
+        except UnreadableCloudError:
+            raise
+        except DAMAGE as error:
+            if hasattr(error, "remedy"):
+                raise  # a package is missing
+            raise UnreadableCloudError(f"{type(error).__name__}: {error}") from None
+        return _room(scan)
+
+    def boxes(self, scene: str) -> tuple[Array, Index]:
+        """Boxes (k, 6) and classes (k,) of a scene."""
+        room = self.load(scene)
+        return room.boxes, room.classes
+
+    def _exported(self, scene: str) -> _Scan:
+        vert, instance, box, *raw = self.files(scene)
+        points, instances, boxes = (_numbers(vert, 2, 6), _numbers(instance, 1), _numbers(box, 2, 7))
+        if len(points) != len(instances):
+            raise UnreadableCloudError(f"{vert.name} has {len(points):,} points, {instance.name} {len(instances):,}")
+        unaligned = _numbers(raw[0], 2, 3) if raw else points if vert.name == f"{scene}_vert.npy" else None
+        ids = boxes[:, 7] if boxes.shape[1] > 7 else np.arange(len(boxes))
+        return _Scan(
+            points, instances.astype(np.int64) - 1, boxes[:, :6].astype(np.float32), boxes[:, 6].astype(np.int64),
+            np.asarray(ids, np.int64), _frame(unaligned, points),
+        )  # fmt: skip
+
+    def _raw(self, scene: str) -> _Scan:
+        ply, segments, groups, text = self.files(scene)
+        mesh = optional("trimesh", "points", "reading PLY").load(ply, process=False)
+        places = np.asarray(mesh.vertices, np.float32)
+        colours = np.asarray(mesh.visual.vertex_colors)[:, :3]
+        aligned = places @ (matrix := _alignment(text))[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)
+        of = np.array(_json(segments)["segIndices"], np.int64)
+        if len(of) != len(places):
+            raise UnreadableCloudError(f"{ply.name} has {len(places):,} vertices, {segments.name} {len(of):,}")
+        instances = np.full(len(of), -1, np.int64)
+        boxes, classes, ids = [np.empty((0, 6), np.float32)], [], []
+        for group in _json(groups)["segGroups"]:
+            number, inside = int(group["objectId"]), np.isin(of, group["segments"])
+            instances[inside] = number
+            kind = self._nyu40.get(str(group["label"]), 0)
+            if inside.any() and kind not in _NO_OBJECTS:
+                low, high = aligned[inside].min(0), aligned[inside].max(0)
+                boxes.append(np.concatenate([(low + high) / 2, high - low])[None])
+                classes.append(kind)
+                ids.append(number)
+        kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
+        points = np.concatenate([aligned, colours], 1)[kept]
+        frame = _frame(places, aligned)
+        return _Scan(points, instances[kept], np.concatenate(boxes), np.array(classes, int), np.array(ids, int), frame)
+
+    @cached_property
+    def _nyu40(self) -> Mapping[str, int]:
+        """Raw category -> number among NYU's 40.
+
+        Raises:
+            DataError: If there is no such table.
+        """
+        file = next((f for f in (folder / _TABLE for folder in (self.root, *self.root.parents)) if f.is_file()), None)
+        if file is None:
+            raise DataError(f"{_TABLE} is neither in {self.root} nor above", "it comes with ScanNet's meshes")
+        with open(file, encoding="utf-8", newline="") as lines:
+            try:
+                return {row["raw_category"]: int(row["nyu40id"]) for row in csv.DictReader(lines, delimiter="\t")}
+            except (KeyError, ValueError, TypeError) as error:
+                raise DataError(
+                    f"{file} is no table of labels ({type(error).__name__}: {error})",
+                    "it has the columns raw_category and nyu40id, separated by tabs",
+                ) from None
+
+
+def class_numbers(nyu40: Index) -> Index:
+    """Classes (k,) of numbers among NYU's 40."""
+    numbers = {number: place for place, number in enumerate(CLASSES.values()) if number is not None}
+    return np.array([numbers.get(number, len(CLASSES) - 1) for number in nyu40.tolist()], np.int64)
+
+
+def _room(scan: _Scan) -> Room:
+    points = scan.points[:, :3].astype(np.float32)
+    by = recognise(points)
+    notes = [by.note] if by.note else []
+    whole, flat = without_flat(scan.boxes)
+    wanted = whole & ~np.isin(scan.classes, _NO_OBJECTS)
+    if flat:
+        notes.append(f"{plural(flat, 'box').replace('boxs', 'boxes')} without an extent left out")
+    places, boxes = brought(points, scan.boxes[wanted], by)
+    ids = scan.ids[wanted]
+    frame = scan.frame
+    if frame is not None and by.note:
+        frame = by.matrix @ frame
+    return Room(
+        points=places,
+        colours=np.rint(scan.points[:, 3:6]).clip(0, 255).astype(np.uint8),
+        boxes=boxes.astype(np.float32),
+        classes=class_numbers(scan.classes[wanted]),
+        ids=ids,
+        point_box=_rows_of(scan.instances, ids),
+        frame=frame,
+        notes=tuple(notes),
+    )
+
+
+def _rows_of(instances: Index, ids: Index) -> Index:
+    """(n,) the row of `ids` (k,) that has the object of each point; -1 where none has."""
+    rows = np.full(max(instances.max(initial=-1), ids.max(initial=-1)) + 2, -1)  # the last one is for no object
+    rows[ids] = np.arange(len(ids))
+    of: Index = rows[instances]
+    return of
+
+
+def _frame(raw: Array | None, points: Array) -> Numbers | None:
+    """(3, 4) from SQA3D's places, which are relative to the middle of the scan as it is, to these points.
+
+    Args:
+        raw: (n, 3 or more) the points of the scan as it is; None where they are not there.
+        points: (n, 3 or more) the same points, aligned.
+    """
+    if raw is None or len(raw) != len(points):
+        return None
+    places = raw[:, :3].astype(np.float64)
+    middle = (places.min(0) + places.max(0)) / 2
+    some = slice(None, None, max(1, len(places) // 1000))
+    known = np.concatenate([places - middle, np.ones((len(places), 1))], 1)
+    moved, *_ = np.linalg.lstsq(known[some], points[some, :3].astype(np.float64), rcond=None)
+    frame: Numbers = moved.T
+    return frame
+
+
+def _numbers(file: Path, dimensions: int, columns: int = 0) -> npt.NDArray[Any]:
+    """The array of an npy file, which is not unpickled."""
+    values: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+    if values.dtype.kind not in "fiu" or values.ndim != dimensions or (columns and values.shape[1] < columns):
+        raise UnreadableCloudError(f"{file.name} holds {values.dtype} {values.shape}")
+    return values
+
+
+def _json(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _alignment(text: Path) -> Numbers:
+    """(4, 4) of a scene's text file; none where it has none."""
+    found = re.search(r"^axisAlignment\s*=\s*(.+)$", text.read_text(), re.MULTILINE) if text.is_file() else None
+    return np.eye(4) if found is None else np.array(found[1].split(), float).reshape(4, 4)

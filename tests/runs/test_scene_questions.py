@@ -14,8 +14,8 @@ from torch.utils._pytree import tree_map_only
 from lmgraft.backbones.scene_qa.model import SceneAnswers
 from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.contracts.metric import by_name
-from lmgraft.data.base import Data
 from lmgraft.data.rooms.batch import RoomQuestions
+from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import RecipeError
 from lmgraft.graft.hosts import find_host
 from lmgraft.registry import METRICS, PICTURES
@@ -27,17 +27,14 @@ from tiny_rooms import ANSWERS, MEAN_SIZES, make_scene_qa, rooms
 SIZES = torch.tensor(MEAN_SIZES)
 
 
-class Rooms(Data):
-    name, things = "rooms", "room questions"
+class Rooms(RoomData):
+    name = "rooms"
     answer_names = tuple(f"answer {n}" for n in range(ANSWERS))
     words = ("", "", *"abcdefg")
-    fingerprint = transform_record = setup = still = example = None  # type: ignore[assignment]
-
-    def model_arguments(self) -> dict[str, Any]:
-        return {"mean_sizes": MEAN_SIZES}
-
-    def categories(self) -> dict[str, tuple[str, ...]]:
-        return {"question_type": ("what", "is")}
+    types = ("what", "is")
+    mean_sizes = MEAN_SIZES  # type: ignore[assignment]
+    class_names = ("chair", "table", "lamp")
+    find = None  # type: ignore[assignment]
 
 
 def task(**options: Any) -> SceneQuestions:
@@ -80,49 +77,49 @@ def cross_entropy(logits: Tensor, wanted: int) -> float:
     return math.log(sum(math.exp(float(x)) for x in logits)) - float(logits[wanted])
 
 
-def losses_by_hand(said: Proposals, fields: dict[str, Tensor]) -> dict[str, float]:
+def losses_by_hand(proposed: Proposals, fields: dict[str, Tensor]) -> dict[str, float]:
     """VoteNet's losses, one proposal after the other."""
     kept: dict[str, list[float]] = {name: [] for name in WEIGHTS}
     back: list[float] = []
     for b in range(3):
         objects = [k for k in range(4) if fields["box_classes"][b, k] >= 0]
         boxes = fields["boxes"][b].tolist()
-        for s, point in enumerate(said.seed_index[b].tolist()):
+        for s, point in enumerate(proposed.seed_index[b].tolist()):
             box = int(fields["point_box"][b, point])
             if box >= 0:
                 kept["vote"].append(
-                    sum(abs(v - c) for v, c in zip(said.votes[b, s].tolist(), boxes[box][:3], strict=True))
+                    sum(abs(v - c) for v, c in zip(proposed.votes[b, s].tolist(), boxes[box][:3], strict=True))
                 )
-        for p in range(said.bases.shape[1]):
-            gaps = [math.dist(said.bases[b, p], boxes[k][:3]) for k in objects]
+        for p in range(proposed.bases.shape[1]):
+            gaps = [math.dist(proposed.bases[b, p], boxes[k][:3]) for k in objects]
             gap = math.sqrt(min(gaps) ** 2 + 1e-6) if gaps else math.inf
             is_object = gap < 0.3
             if is_object or gap > 0.6:
                 weight = 0.8 if is_object else 0.2
-                kept["objectness"].append(weight * cross_entropy(said.objectness[b, p], int(is_object)))
+                kept["objectness"].append(weight * cross_entropy(proposed.objectness[b, p], int(is_object)))
             if not is_object:
                 continue
             k = objects[gaps.index(min(gaps))]
             known = int(fields["box_classes"][b, k])
-            kept["centre"].append(min(math.dist(said.centres[b, p], boxes[o][:3]) ** 2 for o in objects))
-            kept["heading"].append(huber(float(said.heading_residuals[b, p, 0])))
-            kept["size_class"].append(cross_entropy(said.size_scores[b, p], known))
-            kept["class"].append(cross_entropy(said.classes[b, p], known))
+            kept["centre"].append(min(math.dist(proposed.centres[b, p], boxes[o][:3]) ** 2 for o in objects))
+            kept["heading"].append(huber(float(proposed.heading_residuals[b, p, 0])))
+            kept["size_class"].append(cross_entropy(proposed.size_scores[b, p], known))
+            kept["class"].append(cross_entropy(proposed.classes[b, p], known))
             off = [
-                float(said.size_residuals[b, p, known, i]) - (boxes[k][3 + i] / MEAN_SIZES[known][i] - 1)
+                float(proposed.size_residuals[b, p, known, i]) - (boxes[k][3 + i] / MEAN_SIZES[known][i] - 1)
                 for i in range(3)
             ]
             kept["size"].append(sum(map(huber, off)) / 3)
-        back += [min(math.dist(c, boxes[k][:3]) ** 2 for c in said.centres[b]) for k in objects]
+        back += [min(math.dist(c, boxes[k][:3]) ** 2 for c in proposed.centres[b]) for k in objects]
     return {name: mean(values) for name, values in kept.items()} | {"centre": mean(kept["centre"]) + mean(back)}
 
 
 def test_detection_losses_by_hand() -> None:
     for seed in range(3):
         fields = rooms(seed=seed)
-        said = proposals(seed, truth=fields)
-        losses = detection_losses(said, Truth(fields["boxes"], fields["box_classes"], fields["point_box"]), SIZES)
-        expected = losses_by_hand(said, fields)
+        proposed = proposals(seed, truth=fields)
+        losses = detection_losses(proposed, Truth(fields["boxes"], fields["box_classes"], fields["point_box"]), SIZES)
+        expected = losses_by_hand(proposed, fields)
         assert expected["class"] > 0
         assert {name: float(loss) for name, loss in losses.items()} == pytest.approx(
             {name: expected[name] for name in losses}, rel=1e-4, abs=1e-6
@@ -185,18 +182,18 @@ class TestAveragePrecision:
         flat = torch.tensor([[0.0, 0, 0, 1, 0, 1]])
         assert (float(box_iou(flat, flat)), float(box_iou(a[None], a[None]))) == (0, 1)
 
-    def reference(self, said: Proposals, fields: dict[str, Tensor], threshold: float) -> float:
+    def reference(self, proposed: Proposals, fields: dict[str, Tensor], threshold: float) -> float:
         """Greedy suppression and VOC's loop over detections, class by class."""
         detections: list[tuple[float, int, int, Tensor]] = []
-        boxes = said.boxes(SIZES)
+        boxes = proposed.boxes(SIZES)
         for b in range(3):
-            belief = said.objectness[b].softmax(-1)[:, 1] * said.classes[b].softmax(-1).amax(-1)
+            belief = proposed.objectness[b].softmax(-1)[:, 1] * proposed.classes[b].softmax(-1).amax(-1)
             kept: list[int] = []
             for p in sorted(range(len(belief)), key=lambda p: -float(belief[p])):
-                same = [q for q in kept if said.classes[b, q].argmax() == said.classes[b, p].argmax()]
-                if said.is_object[b, p] and all(box_iou(boxes[b, [p]], boxes[b, [q]]) <= 0.25 for q in same):
+                same = [q for q in kept if proposed.classes[b, q].argmax() == proposed.classes[b, p].argmax()]
+                if proposed.is_object[b, p] and all(box_iou(boxes[b, [p]], boxes[b, [q]]) <= 0.25 for q in same):
                     kept.append(p)
-                    detections.append((float(belief[p]), b, int(said.classes[b, p].argmax()), boxes[b, p]))
+                    detections.append((float(belief[p]), b, int(proposed.classes[b, p].argmax()), boxes[b, p]))
         means = []
         for number in range(3):
             truth = [(b, k) for b in range(3) for k in range(4) if fields["box_classes"][b, k] == number]
@@ -220,19 +217,19 @@ class TestAveragePrecision:
         reached = []
         for seed in range(6):
             fields = rooms(seed=seed)
-            said = proposals(seed, count=12, truth=fields)
+            proposed = proposals(seed, count=12, truth=fields)
             near = fields["boxes"][:, torch.arange(12) % 3]
             known = fields["box_classes"][:, torch.arange(12) % 3].clamp_min(0)
             residual = (near[..., 3:] / SIZES[known] - 1)[:, :, None].expand(-1, -1, 3, -1)
-            said = said._replace(
-                size_residuals=residual + 0.1 * said.size_residuals,
+            proposed = proposed._replace(
+                size_residuals=residual + 0.1 * proposed.size_residuals,
                 size_scores=torch.nn.functional.one_hot(known, 3).float(),
-                classes=said.classes + 2 * torch.nn.functional.one_hot(known, 3),
+                classes=proposed.classes + 2 * torch.nn.functional.one_hot(known, 3),
             )
             truth = Truth(fields["boxes"], fields["box_classes"], fields["point_box"])
             objects = (truth.classes[..., None] == torch.arange(3)).sum(1).numpy()
-            values = mean_average_precision(matched(said, truth, SIZES, IOUS).numpy(), objects)
-            assert values == pytest.approx([self.reference(said, fields, iou) for iou in IOUS])
+            values = mean_average_precision(matched(proposed, truth, SIZES, IOUS).numpy(), objects)
+            assert values == pytest.approx([self.reference(proposed, fields, iou) for iou in IOUS])
             reached += values
         assert len(set(reached)) > 8
 

@@ -14,6 +14,7 @@ from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, SplitName
 from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
+from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import RecipeError
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 from lmgraft.tasks.detection import Truth, detection_losses, matched, mean_average_precision
@@ -72,12 +73,12 @@ class SceneQuestions(Task):
         RecipeError: If a weight is unknown or negative.
     """
 
-    data_type: ClassVar[type[Data]] = Data  # type: ignore[type-abstract]
+    data_type: ClassVar[type[Data]] = RoomData  # type: ignore[type-abstract]
 
     def __init__(
         self,
         model: Any,
-        data: Any,
+        data: RoomData,
         optimizer: MakeOptimizer,
         schedule: MakeSchedule,
         *,
@@ -91,10 +92,8 @@ class SceneQuestions(Task):
         if min((total_weight, *given.values())) < 0:
             raise RecipeError(f"task.weights={given}, task.total_weight={total_weight}", "none is negative")
         self.weights, self.total_weight = {**WEIGHTS, **given}, total_weight
-        self._answers, self._words = tuple(data.answer_names), tuple(data.words)
-        self.register_buffer(
-            "_mean_sizes", torch.tensor(data.model_arguments()["mean_sizes"], dtype=torch.float32), persistent=False
-        )
+        self._answers, self._words = data.answer_names, data.words
+        self.register_buffer("_mean_sizes", torch.tensor(data.mean_sizes, dtype=torch.float32), persistent=False)
         self._precisions: dict[str, float] = {}
 
     _mean_sizes: Tensor
@@ -141,16 +140,12 @@ class SceneQuestions(Task):
         """Also what the detector says of each question's room, of which `finish` makes average precision."""
         out = self.outputs(batch)
         truth = _truth(batch)
-        return self.checked(
-            {
-                **self.score(out, batch),
-                _DETECTIONS: matched(_wide(out.proposals), truth, self._mean_sizes, IOUS),
-                _OBJECTS: (truth.classes.unsqueeze(2) == torch.arange(len(self._mean_sizes), device=self.device)).sum(
-                    1
-                ),
-            },
-            batch,
-        )
+        classes = torch.arange(len(self._mean_sizes), device=truth.classes.device)
+        rooms = {
+            _DETECTIONS: matched(_wide(out.proposals), truth, self._mean_sizes, IOUS),
+            _OBJECTS: (truth.classes.unsqueeze(2) == classes).sum(1),
+        }
+        return self.checked(self.score(out, batch) | rooms, batch)
 
     def score(self, out: SceneAnswers, batch: RoomQuestions) -> dict[str, Tensor]:
         """Whether the first answer and one of the first ten are right, the first one's number, and the type."""

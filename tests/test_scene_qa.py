@@ -305,6 +305,16 @@ class TestFrozen:
         randomise_(model, seed=9)
         assert not torch.equal(model.propose(points).features, after)
 
+    def test_what_evaluation_keeps_serves_training(self) -> None:
+        model = make_scene_qa(frozen=["detector"])
+        with torch.inference_mode():
+            seen = inputs()
+            evaluated = model(*seen).answers
+        out = model(*(x.clone() for x in seen)).answers
+        assert relative_error(out, evaluated) < 1e-6
+        out.sum().backward()
+        assert model.object_embed[0].weight.grad is not None
+
     def test_few_rooms_are_remembered(self) -> None:
         model, points = make_scene_qa(frozen=["detector"], remembered_rooms=2), inputs()[0]
         first = model.propose(points)

@@ -31,26 +31,33 @@ class Memory:
     def __reduce__(self) -> tuple[type[Memory], tuple[int]]:
         return Memory, (self.rooms,)
 
-    @torch.no_grad()
     def ask(self, detector: nn.Module, cloud: Tensor) -> Proposals:
         """What the detector says of points (B, N, C): computed for rooms that are not known yet."""
         if is_traced() or not self.rooms or type(cloud) is not Tensor:  # fake tensors have no bytes
-            out: Proposals = detector(cloud)
-            return out
+            return _asked(detector, cloud)
         # Weights that are loaded or moved are other tensors, or have another version.
         state = tuple((id(t), t.data_ptr(), t._version) for t in (*detector.parameters(), *detector.buffers()))
         if state != self._state:
             self._kept.clear()
             self._state = state
-        keys = [hashlib.blake2b(room.tobytes(), digest_size=16).digest() for room in cloud.detach().cpu().numpy()]
+        keys = [
+            hashlib.blake2b(room.tobytes(), digest_size=16).digest() for room in cloud.detach().float().cpu().numpy()
+        ]
         known: dict[bytes, tuple[Tensor, ...]] = {}
         for place, key in enumerate(keys):
             if key not in known:
                 # By itself: what is kept must not depend on the batch that it came in, or no run would repeat.
-                known[key] = self._kept[key] if key in self._kept else tuple(detector(cloud[place : place + 1]))
+                known[key] = self._kept[key] if key in self._kept else tuple(_asked(detector, cloud[place : place + 1]))
         for key in known:
             self._kept[key] = known[key]
             self._kept.move_to_end(key)
         while len(self._kept) > self.rooms:
             self._kept.popitem(last=False)
         return Proposals(*(torch.cat(parts) for parts in zip(*(known[key] for key in keys), strict=True)))
+
+
+def _asked(detector: nn.Module, cloud: Tensor) -> Proposals:
+    # Evaluation in inference mode keeps what training may read later, which must be ordinary tensors.
+    with torch.inference_mode(False), torch.no_grad():
+        out: Proposals = detector(cloud)
+    return out

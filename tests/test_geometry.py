@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from lmgraft.geometry.points import farthest_points, group_points, nearest_points, take_points
+from lmgraft.geometry.points import (
+    ball_points,
+    farthest_points,
+    group_points,
+    interpolate,
+    nearest_points,
+    take_points,
+)
 
 
 def cloud(batch=3, size=40, seed=0):
@@ -85,3 +92,45 @@ def test_groups_compile_to_one_graph():
     compiled = torch.compile(lambda x: group_points(x, 5, 4), fullgraph=True, backend="aot_eager")
     for result, expected in zip(compiled(cloud()), group_points(cloud(), 5, 4), strict=True):
         assert torch.equal(result, expected)
+
+
+def ball_by_loop(points, centre, radius, count):
+    """pointnet2's kernel written out for one centre."""
+    inside = [
+        i
+        for i, p in enumerate(points.tolist())
+        if sum((a - b) ** 2 for a, b in zip(p, centre.tolist(), strict=True)) < radius**2
+    ]
+    first = inside[0] if inside else 0
+    return [*inside[:count], *[first] * (count - len(inside))]
+
+
+@pytest.mark.parametrize("radius", [0.05, 0.7, 9.0])
+def test_balls_are_those_of_the_loop(radius, monkeypatch):
+    points = cloud()
+    centres = torch.cat([points[:, :5], points[:, :1] + 100], 1)
+    result = ball_points(points, centres, radius, 6)
+    expected = [
+        [ball_by_loop(one, centre, radius, 6) for centre in of] for one, of in zip(points, centres, strict=True)
+    ]
+    assert result.tolist() == expected
+    monkeypatch.setattr("lmgraft.geometry.points._PAIRS", 3 * 40 * 2)
+    assert torch.equal(ball_points(points, centres, radius, 6), result)
+    assert ball_points(points[:, :3], centres, radius, 6).shape == (3, 6, 6)
+
+
+def test_interpolated_values_are_those_of_the_loop():
+    known, places = cloud(size=7), cloud(size=9, seed=1)
+    values = cloud(size=7, seed=2)[..., :2].requires_grad_()
+    result = interpolate(values, known, places)
+    for b in range(3):
+        for n in range(9):
+            gaps = [float((known[b, g] - places[b, n]).norm()) for g in range(7)]
+            near = sorted(range(7), key=gaps.__getitem__)[:3]
+            shares = [1 / (gaps[g] + 1e-8) for g in near]
+            expected = sum(share / sum(shares) * values[b, g] for share, g in zip(shares, near, strict=True))
+            assert torch.allclose(result[b, n], expected, atol=1e-5)
+    assert torch.allclose(interpolate(values, known, known), values, atol=1e-5)
+    assert torch.allclose(interpolate(values[:, :1], known[:, :1], places), values[:, :1].expand(-1, 9, -1))
+    result.sum().backward()
+    assert values.grad.sum() == pytest.approx(54, rel=1e-4)

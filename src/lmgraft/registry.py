@@ -143,6 +143,7 @@ HOSTS = Registry(
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
         "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
         "lmgraft.backbones.meter.Meter": "lmgraft.backbones.meter:describe",
+        "lmgraft.backbones.scene_qa.model.SceneQA": "lmgraft.backbones.scene_qa.model:describe",
         "lmgraft.backbones.vectornet.VectorNet": "lmgraft.backbones.vectornet:describe",
         "lmgraft.backbones.mmtransformer.MMTransformer": "lmgraft.backbones.mmtransformer:describe",
     },
@@ -180,6 +181,7 @@ FACTORIES = Registry(
         "meter": "lmgraft.backbones.meter:create",
         "mmtransformer": "lmgraft.backbones.mmtransformer:create",
         "point_bert": "lmgraft.backbones.point_bert:create",
+        "scene_qa": "lmgraft.backbones.scene_qa.model:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "timm_frames": "lmgraft.backbones.timm_frames:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",
@@ -197,6 +199,7 @@ _CLASSIFICATION = "lmgraft.tasks.classification"
 _ANSWERING = "lmgraft.tasks.question_answering"
 _FORECASTING = "lmgraft.tasks.forecasting"
 _RETRIEVAL = "lmgraft.tasks.retrieval"
+_ROOMS = "lmgraft.tasks.scene_questions"
 
 METRICS = Registry(
     "metric",
@@ -219,6 +222,10 @@ METRICS = Registry(
         "minade1": f"{_FORECASTING}:MINADE1",
         "mr1": f"{_FORECASTING}:MR1",
         "brier_minfde1": f"{_FORECASTING}:BRIER_MINFDE1",
+        "em1": f"{_ROOMS}:EM1",
+        "em10": f"{_ROOMS}:EM10",
+        "map25": f"{_ROOMS}:MAP25",
+        "map50": f"{_ROOMS}:MAP50",
         "vqa": f"{_ANSWERING}:VQA",
         "vqa_loss": f"{_ANSWERING}:VQA_LOSS",
     },
@@ -274,6 +281,7 @@ PICTURES = Registry(
         "questions": "lmgraft.report.pictures.images:draw_image",
         "clouds": "lmgraft.report.pictures.clouds:draw_clouds",
         "clips": "lmgraft.report.pictures.frames:draw_clip",
+        "room questions": "lmgraft.report.pictures.rooms:draw_room",
         "scenes": "lmgraft.report.pictures.scenes:draw_scene",
     },
 )

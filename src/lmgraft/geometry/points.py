@@ -91,3 +91,57 @@ def group_points(
 def _groups(points: Tensor, num_groups: int, group_size: int, skip_near_origin: bool) -> tuple[Tensor, Tensor]:
     centres = take_points(points, farthest_points(points, num_groups, skip_near_origin=skip_near_origin))
     return centres, nearest_points(points, centres, group_size)
+
+
+_PAIRS = 1 << 26
+"""Pairs of centre and point whose distances are held at a time."""
+
+
+@torch.no_grad()
+def ball_points(points: Tensor, centres: Tensor, radius: float, count: int) -> Tensor:
+    """The first `count` points, in the cloud's order, that are nearer to each centre than `radius` (arXiv 1706.02413).
+
+    As pointnet2's CUDA kernel has it: where there are fewer, the first one comes again; where there is none, the
+    cloud's first point stands for all.
+
+    Args:
+        points: (B, N, 3).
+        centres: (B, G, 3).
+        radius: In the points' own unit.
+        count: K.
+
+    Returns:
+        (B, G, K) int64.
+    """
+    at_once = max(1, _PAIRS // max(1, points.shape[0] * points.shape[1]))
+    # The k-th point inside is where the running count of those inside first reaches k.
+    wanted = torch.arange(1, count + 1, device=points.device, dtype=torch.int32)
+    parts = []
+    for first in range(0, centres.shape[1], at_once):
+        some = centres[:, first : first + at_once].float()
+        far = torch.cdist(some, points.float(), compute_mode="donot_use_mm_for_euclid_dist")
+        inside = (far < radius).cumsum(-1, dtype=torch.int32)
+        index = torch.searchsorted(inside, wanted.expand(*inside.shape[:2], -1).contiguous())
+        index[..., 0].masked_fill_(index[..., 0] == points.shape[1], 0)
+        parts.append(torch.where(index == points.shape[1], index[..., :1], index))
+    return torch.cat(parts, 1)
+
+
+def interpolate(values: Tensor, known: Tensor, places: Tensor, neighbours: int = 3) -> Tensor:
+    """Values at places, each the mean of those of the nearest known points, weighed by 1 / distance.
+
+    Args:
+        values: (B, G, C), of the known points.
+        known: (B, G, 3), where they lie.
+        places: (B, N, 3).
+        neighbours: How many count, or all where there are fewer.
+
+    Returns:
+        (B, N, C).
+    """
+    index = nearest_points(known, places, min(neighbours, known.shape[1]))
+    apart = torch.linalg.vector_norm(take_points(known, index) - places.unsqueeze(2), dim=-1)
+    weights = 1 / (apart + 1e-8)
+    weights = (weights / weights.sum(-1, keepdim=True)).to(values.dtype)
+    out: Tensor = (take_points(values, index) * weights.unsqueeze(-1)).sum(2)
+    return out

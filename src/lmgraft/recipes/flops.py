@@ -63,7 +63,7 @@ def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None)
         if recipe.features.cached:
             inputs, trained = (encode(twin, *items),), OnTokens(freeze_encoder(twin))
         with FlopCounterMode(display=False) as train, torch.enable_grad():
-            out = [t for t in tree_leaves(trained(*inputs)) if isinstance(t, Tensor) and t.is_floating_point()]
+            out = [t for t in tree_leaves(trained(*inputs)) if isinstance(t, Tensor) and t.requires_grad]
             torch.autograd.backward([t.float().square().mean() for t in out])
         twin.eval()
         with torch.no_grad(), _folds_ready(twin), FlopCounterMode(display=False) as evaluation:

@@ -1,0 +1,278 @@
+"""The model of ScanQA and SQA3D (arXiv 2112.10482, 2210.07474) in plain PyTorch, and as a host.
+
+A detector's proposals are the tokens; they attend to a situation and then to a question, and are pooled with both. A
+graft lies behind the last of these layers, before the pooling, with what is no object as padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lmgraft.backbones.scene_parts import padding_of_call
+from lmgraft.backbones.scene_qa.fusion import AttFlat, GuidedLayer, SelfLayer
+from lmgraft.backbones.scene_qa.memory import Memory
+from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shares_of_proposals
+from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
+from lmgraft.backbones.weights import load_weights, open_weights
+from lmgraft.contracts import Host, TokenLayout
+from lmgraft.errors import HostError
+
+POSE = 7
+"""Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
+_FROZEN = ("words", "detector")
+
+SIZES: dict[str, dict[str, Any]] = {
+    "scene_qa": {},
+    "scene_qa_tiny": {
+        "hidden": 64,
+        "num_heads": 4,
+        "word_dim": 64,
+        "pool_hidden": 64,
+        "pooled": 64,
+        "detector": {
+            "levels": [
+                [256, 0.3, 16, [32, 32, 64]],
+                [128, 0.6, 16, [64, 64, 64]],
+                [64, 1.2, 16, [64, 64, 64]],
+            ],
+            "width": 64,
+            "proposals": 32,
+            "proposal_width": 64,
+        },
+    },
+}
+"""Name -> arguments of `SceneQA`. The first is SQA3D's own; the second is for rooms of about 1,024 points on CPUs."""
+
+
+class SceneAnswers(NamedTuple):
+    """What the model says of questions about rooms."""
+
+    answers: Tensor
+    """(B, A) logits."""
+    proposals: Proposals
+    """What its detector says of the rooms."""
+    pose: Tensor | None
+    """(B, 7) where the asker is and looks, in training with `situation_head`."""
+
+
+class SceneQA(nn.Module):
+    """Rooms (B, N, 3 + F), situations (B, L) and questions (B, M) to `SceneAnswers`.
+
+    Args:
+        num_words: Of the vocabulary of texts, with padding (0) and the unknown word (1).
+        num_answers: A.
+        mean_sizes: (C, 3), of each class of objects, metres.
+        num_features: F, what points have beside their places.
+        detector: What is other than in `Sizes`.
+        hidden: Width of the fusion's tokens: 256 in SQA3D, 768 in the paper.
+        num_heads, layers, drop_rate: Of each stack of the fusion.
+        word_dim, word_drop_rate: Of word vectors.
+        pool_hidden, pooled: Widths of AttFlat, inside and behind it.
+        head_drop_rate: Before the answers.
+        situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
+        frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
+        remembered_rooms: Rooms of which a frozen detector's proposals are kept in memory; 0 for none.
+
+    Raises:
+        HostError: If an argument cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_words: int,
+        num_answers: int,
+        mean_sizes: Sequence[Sequence[float]],
+        num_features: int = 4,
+        detector: dict[str, Any] | None = None,
+        hidden: int = 256,
+        num_heads: int = 8,
+        layers: int = 2,
+        drop_rate: float = 0.1,
+        word_dim: int = 300,
+        word_drop_rate: float = 0.3,
+        pool_hidden: int = 256,
+        pooled: int = 512,
+        head_drop_rate: float = 0.3,
+        situation_head: bool = False,
+        frozen: Sequence[str] = (),
+        remembered_rooms: int = 4096,
+    ) -> None:
+        super().__init__()
+        if hidden % num_heads or min(hidden, layers, num_words - 2, num_answers, pool_hidden, pooled) < 1:
+            raise HostError(
+                f"{layers} layers of {hidden} in {num_heads} heads, {num_words} words, {num_answers} answers",
+                "hidden is a multiple of num_heads, there is at least one of each, and two words are no words",
+            )
+        if unknown := sorted(set(frozen) - set(_FROZEN)):
+            raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
+        self.embed_dim, self.frozen = hidden, tuple(frozen)
+        self.detector = Detector(num_features, mean_sizes, Sizes.of(detector or {}))
+        self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
+        self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
+        sizes = hidden, num_heads, drop_rate
+        self.situation_layers, self.question_layers = (
+            nn.ModuleList(SelfLayer(*sizes) for _ in range(layers)) for _ in range(2)
+        )
+        self.by_situation, self.by_question = (
+            nn.ModuleList(GuidedLayer(*sizes) for _ in range(layers)) for _ in range(2)
+        )
+        self.pools = nn.ModuleDict(
+            {name: AttFlat(hidden, pool_hidden, pooled, drop_rate) for name in ("situation", "question", "objects")}
+        )
+        self.head = _head(3 * pooled, hidden, num_answers, head_drop_rate)
+        self.pose_head = _head(3 * pooled, hidden, POSE, head_drop_rate) if situation_head else None
+        self._memory = Memory(remembered_rooms)
+        for name in self.frozen:
+            (self.text.words if name == "words" else self.detector).requires_grad_(False)
+        self.train()
+
+    def train(self, mode: bool = True) -> SceneQA:
+        super().train(mode)
+        if "detector" in self.frozen:
+            self.detector.eval()
+        return self
+
+    def propose(self, points: Tensor) -> Proposals:
+        """What the detector says of points (B, N, 3 + F); a frozen one is asked once for each room.
+
+        Raises:
+            HostError: If they are no such points.
+        """
+        if "detector" in self.frozen and not self.detector.training:
+            self.detector.check(points)
+            return self._memory.ask(self.detector, points)
+        proposals: Proposals = self.detector(points)
+        return proposals
+
+    def forward(self, points: Tensor, situation: Tensor, question: Tensor) -> SceneAnswers:
+        proposals = self.propose(points)
+        objects, padded = self.object_embed(proposals.features), ~proposals.is_object
+        texts = []
+        for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
+            tokens, no_word = self.text(ids)
+            for layer in layers:
+                tokens = layer(tokens, no_word)
+            texts.append((tokens, no_word))
+        for layers, guide in zip((self.by_situation, self.by_question), texts, strict=True):
+            for layer in layers:
+                objects = layer(objects, padded, *guide)
+        read = zip(self.pools.values(), [*texts, (objects, padded)], strict=True)
+        pooled = torch.cat([pool(*tokens) for pool, tokens in read], -1)
+        pose = self.pose_head(pooled) if self.pose_head is not None and self.training else None
+        return SceneAnswers(self.head(pooled), proposals, pose)
+
+
+def _head(width: int, hidden: int, out: int, drop_rate: float) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(drop_rate), nn.Linear(hidden, out))
+
+
+def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
+    """Make a model of questions about rooms; the factory `scene_qa`.
+
+    Args:
+        name: One of `SIZES`.
+        kwargs: Those of `SceneQA`; `detector` is added to that of the size. `words`: the texts' vocabulary, in order.
+            `pretrained`: {words: GloVe's text file, detector: a checkpoint of such a model}, either of them.
+
+    Raises:
+        HostError: If the name or an argument is unknown, or weights do not fit.
+        LmgraftError: If weights cannot be read.
+    """
+    if name not in SIZES:
+        raise HostError(f"there is no encoder of rooms {name!r}", f"backbone.name is one of {', '.join(SIZES)}")
+    arguments = SIZES[name] | kwargs
+    arguments["detector"] = SIZES[name].get("detector", {}) | (kwargs.get("detector") or {})
+    pretrained, words = arguments.pop("pretrained", None) or {}, arguments.pop("words", None)
+    if not isinstance(pretrained, dict) or not pretrained.keys() <= set(_FROZEN):
+        raise HostError(
+            f"backbone.kwargs.pretrained={pretrained!r} names no weights",
+            "give {words: glove.6B.300d.txt, detector: runs/NAME/checkpoints/best.ckpt}, or one of the two",
+        )
+    try:
+        model = SceneQA(**arguments)
+    except TypeError as error:
+        raise HostError(f"SceneQA refused its arguments: {error}", "check backbone.kwargs") from None
+    if "words" in pretrained:
+        _load_words(model, str(pretrained["words"]), words)
+    if "detector" in pretrained:
+        load_detector(model, str(pretrained["detector"]))
+    return model
+
+
+def _load_words(model: SceneQA, source: str, words: Sequence[str] | None) -> None:
+    table = model.text.words.weight
+    if words is None or len(words) != len(table):
+        raise HostError(
+            f"backbone.kwargs.pretrained.words: vectors for {len(table)} words, and backbone.kwargs.words has "
+            f"{0 if words is None else len(words)}",
+            "give all words of the texts' vocabulary, by number",
+        )
+    vectors = read_word_vectors(Path(source).expanduser(), words)
+    if vectors.shape != table.shape:
+        raise HostError(
+            f"{source} has vectors of {vectors.shape[1]} numbers, and backbone.kwargs.word_dim is {table.shape[1]}",
+            f"set backbone.kwargs.word_dim to {vectors.shape[1]}",
+        )
+    with torch.no_grad():
+        table.copy_(vectors)
+
+
+def load_detector(model: SceneQA, source: str) -> None:
+    """Load the detector of a model like this one, from a run's checkpoint or a saved model's weights.
+
+    Raises:
+        HostError: If the file has no detector, or one of another size.
+        LmgraftError: If it cannot be read.
+    """
+    checkpoint, place = open_weights(source), "detector."
+    names = {name: name.removeprefix("model.") for name in checkpoint.names()}
+    inner = {name: short.removeprefix(place) for name, short in names.items() if short.startswith(place)}
+    if not inner:
+        raise HostError(f"{source} holds no detector", "give a checkpoint of a run with backbone.factory: scene_qa")
+    tensors = {short: checkpoint.read(name) for name, short in inner.items()}
+    load_weights(model.detector, tensors, source, _none)
+
+
+def _none(name: str) -> bool:
+    return False
+
+
+def describe(model: SceneQA) -> Host:
+    """The tail lies behind the last layer that a question guides; each token is a proposal, padded if no object."""
+    stacks = {name: len(getattr(model, name)) for name in ("by_situation", "by_question")}
+    return Host(
+        embed_dim=model.embed_dim,
+        layers=tuple(f"{name}.{i}" for name, count in stacks.items() for i in range(count)),
+        embedding_paths=("detector", "text", "object_embed", "situation_layers", "question_layers"),
+        layout=TokenLayout(places=places, shares=token_shares),
+        padding_mask=padding_of_call,
+        varying=({}, {1: "situation"}, {1: "question"}),
+    )
+
+
+def places(model: Any, args: tuple[Any, ...]) -> Tensor:
+    """Where the proposals' objects are, (B, P, 3) in metres; NaN for what is no object."""
+    proposals = _evaluated(model, args[0])
+    return proposals.centres.masked_fill(~proposals.is_object[..., None], torch.nan)
+
+
+def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
+    """Which share of each proposal's seeds a truth per point (B, N) is of: (B, P), NaN for what is no object."""
+    proposals = _evaluated(model, args[0])
+    return shares_of_proposals(proposals, truth).masked_fill(~proposals.is_object, torch.nan)
+
+
+@torch.no_grad()
+def _evaluated(model: Any, points: Tensor) -> Proposals:
+    training = model.training
+    try:
+        proposals: Proposals = model.eval().propose(points)
+    finally:
+        model.train(training)
+    return proposals

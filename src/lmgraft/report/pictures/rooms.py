@@ -1,0 +1,104 @@
+"""A room from above: its objects, where the asker stands and looks, the values of its tokens, question and answers."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from lmgraft.report.drawing import INK, SOFT
+from lmgraft.report.pictures.panels import panels
+
+_ASKER, _TRUTH = "#c2571a", "#2f7d6b"
+_MEAN_COLOUR = np.array([109.8, 97.2, 83.8])  # what is taken off red, green and blue before they are divided by 256
+_ROOM = "room"
+_SIDE = 2.4  # inches
+
+
+def draw_room(
+    room: Any,
+    maps: Mapping[str, Mapping[str, Tensor]],
+    grid: tuple[int, ...] | None = None,
+    places: Tensor | None = None,
+    truth: Tensor | None = None,
+    predictions: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Figure:
+    """A room from above for each model, and its tokens in the colours of each map; the question stands above.
+
+    The asker is an orange dot with an arrow to where they look; points of the objects that are asked about are green;
+    boxes are the data's. Below the room stands what the model answers, with its beliefs.
+
+    Args:
+        room: `points` (N, 3 + F) in metres, of which the first three features may be colours, `boxes` (K, 6),
+            `box_classes` (K,), `pose` (7,), `situation` and `question` (L,) word numbers, and `words` by number.
+        maps: Model -> title -> (T,) in [0, 1].
+        grid: Not used: tokens lie in none.
+        places: (T, 3) where they lie; NaN for those that are no objects, which are not drawn.
+        truth: (N,) bool.
+        predictions: Model -> answer -> belief.
+
+    Raises:
+        ValueError: If it is not said where the tokens lie.
+    """
+    if places is None:
+        raise ValueError("a room's maps need the places of its tokens")
+    where, cloud = places.numpy(), room.points.numpy()
+    cloud = cloud[cloud[:, 2].argsort()]  # what is high lies in front
+    colours = _colours(cloud[:, 3:])
+    asked = None if truth is None else room.points.numpy()[truth.numpy()]
+
+    def paint(ax: Axes, title: str, values: Any) -> None:
+        ax.scatter(cloud[:, 0], cloud[:, 1], c=colours, s=2, linewidths=0, alpha=1.0 if title == _ROOM else 0.25)
+        for box in room.boxes[room.box_classes >= 0].tolist():
+            ax.add_patch(
+                Rectangle((box[0] - box[3] / 2, box[1] - box[4] / 2), box[3], box[4], fill=False, ec=INK, lw=0.5)
+            )
+        if title == _ROOM:
+            if asked is not None:
+                ax.scatter(asked[:, 0], asked[:, 1], color=_TRUTH, s=3, linewidths=0)
+        else:
+            there = np.isfinite(where).all(1)
+            order = np.flatnonzero(there)[values.numpy()[there].argsort()]  # the largest in front
+            x, y, shown = where[order, 0], where[order, 1], values.numpy()[order]
+            ax.scatter(x, y, c=shown, s=16, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+        _draw_asker(ax, room.pose.numpy())
+        ax.set_aspect("equal")
+
+    figure = panels(maps, {_ROOM: None}, _SIDE, paint)
+    columns = len(figure.axes) // max(1, len(maps))
+    for row, model in enumerate(maps):
+        figure.axes[row * columns].set_xlabel(_answers((predictions or {}).get(model, {})), fontsize=6)
+    text = " ".join(filter(None, (_text(room.situation, room.words), _text(room.question, room.words))))
+    figure.suptitle(textwrap.fill(text, 32 * columns), fontsize=7)
+    return figure
+
+
+def _colours(features: npt.NDArray[np.float32]) -> Any:
+    if features.shape[1] < 3:
+        return SOFT
+    return ((features[:, :3] * 256 + _MEAN_COLOUR) / 255).clip(0, 1)
+
+
+def _draw_asker(ax: Axes, pose: npt.NDArray[np.float32]) -> None:
+    """Where they are, and where -x lies behind the quaternion's turn; nothing where that is not known."""
+    if not np.isfinite(pose).all():
+        return
+    x, y, _, a, b, c, d = pose
+    ahead = 0.6 * np.array([2 * (b * b + c * c) - 1, -2 * (a * b + c * d)])
+    ax.annotate("", (x + ahead[0], y + ahead[1]), (x, y), arrowprops={"arrowstyle": "->", "color": _ASKER, "lw": 1.2})
+    ax.plot(x, y, "o", color=_ASKER, markersize=3)
+
+
+def _answers(beliefs: Mapping[str, float]) -> str:
+    return ", ".join(f"{answer} {belief:.0%}" for answer, belief in list(beliefs.items())[:3])
+
+
+def _text(ids: Tensor, words: Sequence[str]) -> str:
+    return " ".join(words[number] or "?" for number in ids.tolist() if number)

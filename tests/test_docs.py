@@ -83,7 +83,7 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
 
 
 QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
-QUOTED += ["kicad_controls", "motion_controls"]
+QUOTED += ["kicad_controls", "motion_controls", "motion_budget"]
 
 
 @pytest.mark.parametrize("name", QUOTED)

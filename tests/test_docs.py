@@ -82,6 +82,29 @@ def test_recipes_and_studies_named_in_the_readme_exist() -> None:
     assert named <= {*list_recipes(), *list_studies()}
 
 
+def test_every_row_of_the_paper_has_its_recipe_with_its_figures() -> None:
+    from lmgraft.recipes import list_recipes
+    from lmgraft.recipes.recipe import find_recipe
+    from lmgraft.studies.study.config import list_studies
+
+    text = (ROOT / "docs" / "paper_tables.md").read_text()
+    tables, controls = text.split("## Ablations")
+    named = set(re.findall(r"`((?:image|points|video|motion|vision_language|rooms)/\w+)`", tables))
+    headers = {name: find_recipe(name) for name in list_recipes()}
+    of_tables = {
+        name
+        for name, header in headers.items()
+        if re.search(r"^# Source: .*arXiv 2310.12973, Table [1-5]\b", header, re.MULTILINE)
+        and not re.search(r"released|_224_", name)
+    }
+    assert named == of_tables
+    for name in named:
+        (expected,) = re.findall(r"^# Expected: (.*)$", headers[name], re.MULTILINE)
+        figures = set(re.findall(r"\d+\.\d+", expected))
+        assert figures & set(re.findall(r"\d+\.\d+", tables)), name
+    assert set(re.findall(r"`(?:lmgraft study )?(\w+/\w+)`", controls)) <= {*list_studies()}
+
+
 QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
 QUOTED += ["kicad_controls", "motion_controls", "motion_budget"]
 

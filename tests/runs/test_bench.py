@@ -234,6 +234,13 @@ def test_a_recipe_is_measured_on_its_own_items_with_its_own_loss():
     assert loss_of(host.model(*inputs)) > 0
 
 
+def test_names_on_the_hub_are_timm_s(monkeypatch):
+    made = []
+    monkeypatch.setattr(hosts, "_timm", lambda name: made.append(name))
+    hosts.build("hf-hub:timm/vit_tiny_patch16_224")
+    assert made == ["hf-hub:timm/vit_tiny_patch16_224"]
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("motion/none", "no recipe"), ("vision_language/emoji_retrieval_debug", "calls its model several times")],

@@ -85,7 +85,8 @@ def build(name: str, *, device: str = "cpu", seed: int = 0) -> BenchHost:
 
 
 def _is_recipe(name: str) -> bool:
-    return "/" in name or name.endswith(".yaml")
+    """Whether it is a recipe's name or path; timm's own names with a slash have a colon before it."""
+    return name.endswith((".yaml", ".yml")) or ("/" in name and ":" not in name)
 
 
 def _timm(name: str) -> BenchHost:

@@ -6,6 +6,7 @@ Knows no family; what a recipe says of arm, seed and optimiser counts for nothin
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +14,7 @@ from torch import Tensor
 from lmgraft.data.base import Data, on_device
 from lmgraft.errors import HostError
 from lmgraft.graft.hosts import find_host
-from lmgraft.recipes import build_model, load_recipe
+from lmgraft.recipes import Recipe, build_model, load_recipe
 from lmgraft.recipes.build import host_spec, set_up_data
 from lmgraft.studies.bench.hosts import BenchHost, Draw
 from lmgraft.tasks.base import Task
@@ -29,9 +30,7 @@ def recipe_host(name: str) -> BenchHost:
         LmgraftError: If there is no such recipe, its data cannot be had, its step calls the model several times, or
             its encoder is none that blocks follow.
     """
-    recipe = load_recipe(name, ["--arm", "plain"])
-    recipe.data.num_workers = 0
-    set_up_data(recipe)
+    recipe = _with_data(name)
     model = build_model(recipe)
     host, task = find_host(model), recipe.task(model)
     if host is None:
@@ -45,6 +44,15 @@ def recipe_host(name: str) -> BenchHost:
         depth=len(host.layers),
         graft=wiring | {"host_spec": host_spec(recipe)},
     )
+
+
+@cache
+def _with_data(name: str) -> Recipe:
+    """Every arm of a cell asks for it, and data may take long to be found and checked."""
+    recipe = load_recipe(name, ["--arm", "plain"])
+    recipe.data.num_workers = 0
+    set_up_data(recipe)
+    return recipe
 
 
 def draw_items(task: Task, items: Callable[[int], Any]) -> Draw:

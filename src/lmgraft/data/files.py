@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from lmgraft.errors import DataError
 Names = npt.NDArray[np.bytes_]
 
 _STATS = 2000  # files whose sizes are asked for in one task
+_SECONDS = 5.0  # between lines about progress
 
 SYSTEM_FOLDERS = frozenset((
     "@eadir", "__macosx", "#recycle", "@recycle", "@recently-snapshot", "$recycle.bin", "system volume information",
@@ -128,14 +130,31 @@ def prepared_place(name: str) -> Path:
     return cache_dir() / "data" / name
 
 
-def check_prepared(folder: Path, name: str) -> None:
+def check_prepared(folder: Path, name: str, last: str = "set.json") -> None:
     """Refuse a set that `lmgraft prepare` has not written whole.
+
+    Args:
+        folder: Where it is looked for.
+        name: Of the set.
+        last: The file that is written last.
 
     Raises:
         DataError: Naming the command.
     """
-    if not (folder / "set.json").is_file():
+    if not (folder / last).is_file():
         raise DataError(f"{folder} holds no prepared set", f"lmgraft prepare {name}")
+
+
+class SlowLines:
+    """What is called again and again by long work, and writes a line to the terminal every five seconds."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        if time.monotonic() - self._last > _SECONDS:
+            self._last = time.monotonic()
+            sys.stderr.write(f"{line}\n")
 
 
 @cache

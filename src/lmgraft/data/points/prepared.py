@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
-import time
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft import records
-from lmgraft.data.files import prepared_place
+from lmgraft.data.files import SlowLines, prepared_place
 from lmgraft.data.points.files import checked
 from lmgraft.data.points.meshes import Array, Faces, UnreadableCloudError, sample_surface
 from lmgraft.data.points.near import Index, between, near_groups, noise, signatures, split_groups
@@ -30,7 +28,6 @@ from lmgraft.errors import DataError
 
 _POINTS, _FULL = 2048, 32767
 _SHARES = {"test": 0.2, "val": 0.1}
-_SECONDS = 5.0  # between lines about progress
 
 
 @dataclass(frozen=True)
@@ -61,7 +58,7 @@ def sample_shapes(
     clouds: list[tuple[Array, Array]] = []
     kept: list[int] = []
     unreadable: dict[str, str] = {}
-    last_line = time.monotonic()
+    progress = SlowLines()
     for i, name in enumerate(names):
         try:
             mesh = read(i)
@@ -71,9 +68,7 @@ def sample_shapes(
             kept.append(i)
         except UnreadableCloudError as error:
             unreadable[name] = str(error)
-        if time.monotonic() - last_line > _SECONDS:
-            last_line = time.monotonic()
-            sys.stderr.write(f"[prepare] {i + 1:,} of {len(names):,} shapes\n")
+        progress(f"[prepare] {i + 1:,} of {len(names):,} shapes")
     return Shapes(
         np.stack([cloud[0] for cloud in clouds]),
         np.stack([cloud[1] for cloud in clouds]),

@@ -165,15 +165,32 @@ class _Rooms:
         objects = self.objects[number]
         if int(of.max()) >= len(objects):
             raise UnreadableCloudError(f"points belong to object {int(of.max())} of {len(objects)}")
-        return Room(
-            points=points.astype(np.float32) / np.float32(1000),
-            colours=colours,
-            boxes=np.array([one["box"] for one in objects], np.float32).reshape(-1, 6),
-            classes=np.array([list(LABELS).index(one["label"]) for one in objects], np.int64),
-            ids=np.arange(len(objects)),
-            point_box=of.astype(np.int64),
-            frame=np.eye(3, 4),
-        )
+        return room_of(points, colours, of, [(one["label"], one["box"]) for one in objects])
+
+
+def room_of(
+    points: npt.NDArray[Any],
+    colours: npt.NDArray[np.uint8],
+    of: npt.NDArray[Any],
+    objects: Sequence[tuple[str, Sequence[float]]],
+) -> Room:
+    """A drawn room.
+
+    Args:
+        points: (n, 3) millimetres.
+        colours: (n, 3).
+        of: (n,) the object that each point belongs to, -1 for none.
+        objects: Label and box (6,) of each, metres.
+    """
+    return Room(
+        points=points.astype(np.float32) / np.float32(1000),
+        colours=colours,
+        boxes=np.array([box for _, box in objects], np.float32).reshape(-1, 6),
+        classes=np.array([list(LABELS).index(label) for label, _ in objects], np.int64),
+        ids=np.arange(len(objects)),
+        point_box=of.astype(np.int64),
+        frame=np.eye(3, 4),
+    )
 
 
 def write_split(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft.checkpoint.cache import scratch_dir
+from lmgraft.data.files import SlowLines
 from lmgraft.data.points.furniture import catalogue, extract, upright
 from lmgraft.data.points.meshes import DAMAGE, Array, Faces, UnreadableCloudError, surface_points
 from lmgraft.data.points.near import near_groups, noise, signatures, split_groups
@@ -51,7 +50,6 @@ _SMALLEST, _LARGEST = (0.2, 0.2, 0.35), (2.4, 2.4, 2.2)
 _POINTS = 2048
 _FEWEST = 6  # groups of equal shapes of a label, so that some are kept for the test
 _UNSEEN = 0.25
-_SECONDS = 5.0  # between lines about progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +84,7 @@ def read_pieces(files: Path) -> tuple[list[Piece], dict[str, str]]:
     """
     pieces: list[tuple[Piece, Array]] = []
     left_out: dict[str, str] = {}
-    last_line = time.monotonic()
+    progress = SlowLines()
     for archive in sorted(files.rglob("*.sh3f")):
         for row in catalogue(archive):
             label = label_of(row.get("name", ""))
@@ -99,9 +97,7 @@ def read_pieces(files: Path) -> tuple[list[Piece], dict[str, str]]:
                 pieces.append(_piece(name, label, _standing(vertices, row), faces, colours))
             except UnreadableCloudError as error:
                 left_out[name] = str(error)
-            if time.monotonic() - last_line > _SECONDS:
-                last_line = time.monotonic()
-                sys.stderr.write(f"[rooms] {len(pieces):,} pieces of furniture\n")
+            progress(f"[rooms] {len(pieces):,} pieces of furniture")
     return _split([piece for piece, _ in pieces], [again for _, again in pieces]), left_out
 
 

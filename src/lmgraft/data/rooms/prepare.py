@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft import records
-from lmgraft.checkpoint.cache import scratch_dir
 from lmgraft.data.base import SPLITS
-from lmgraft.data.debian import fetch_pinned, unpack
-from lmgraft.data.files import prepared_place
+from lmgraft.data.debian import prepare_out_of
+from lmgraft.data.files import SlowLines
 from lmgraft.data.points.furniture import ORIGIN, PACKAGE
 from lmgraft.data.rooms.asking import Asked, Thing, ask
 from lmgraft.data.rooms.furnished import FORMAT, FurnishedRooms, say_baselines, write_split
@@ -36,7 +33,12 @@ PROCEDURE = (
     "as far as the nearest, from where one stands or from the middle of what one stands beside. Each question is asked "
     "of a room in pairs of situations with different answers."
 )
-_SECONDS = 5.0  # between lines about progress
+ABOUT = {
+    "name": FurnishedRooms.name,
+    **ORIGIN,
+    "changes": "2,048 points were drawn evenly on each surface with its materials' colours, scaled to the size in the "
+    "catalogue, painted or not, and placed in drawn rooms",
+}
 
 
 class Drawn(NamedTuple):
@@ -84,12 +86,10 @@ def make_set(
     """
     digests, counts, asked = {}, {}, {}
     for number, split in enumerate(SPLITS):
-        shown, drawn, last_line = pieces_of(pieces, split), [], time.monotonic()
+        shown, drawn, progress = pieces_of(pieces, split), [], SlowLines()
         for index in range(rooms[split]):
             drawn.append(draw_room(shown, PAIRS[split], (0, number, index), points))
-            if time.monotonic() - last_line > _SECONDS:
-                last_line = time.monotonic()
-                sys.stderr.write(f"[rooms] {index + 1:,} of {rooms[split]:,} rooms of {split}\n")
+            progress(f"[rooms] {index + 1:,} of {rooms[split]:,} rooms of {split}")
         asked[split] = [row for index, one in enumerate(drawn) for row in _rows(index, one.questions)]
         arrays: dict[str, npt.NDArray[Any]] = {
             "points": np.stack([one.points for one in drawn]),
@@ -167,17 +167,9 @@ def _objects(layout: Layout) -> list[dict[str, Any]]:
 
 def prepare(out: Path | None) -> Path:
     """Fetch the furniture and draw the set, unless it is there; some minutes."""
-    folder = prepared_place(FurnishedRooms.name) if out is None else out
-    if (folder / "set.json").exists():
-        return folder
-    with scratch_dir(FurnishedRooms.name) as scratch:
-        unpack(fetch_pinned(PACKAGE, scratch), scratch / "files", lambda path: path.endswith(".sh3f"))
-        pieces, left_out = read_pieces(scratch / "files")
-    about = {
-        "name": FurnishedRooms.name,
-        **ORIGIN,
-        "changes": "2,048 points were drawn evenly on each surface with its materials' colours, scaled to the size in "
-        "the catalogue, painted or not, and placed in drawn rooms",
-        "left_out": left_out,
-    }
-    return make_set(pieces, folder, about, ROOMS)
+    return prepare_out_of(PACKAGE, ".sh3f", ABOUT, _make_set, out)
+
+
+def _make_set(files: Path, folder: Path) -> Path:
+    pieces, left_out = read_pieces(files)
+    return make_set(pieces, folder, {**ABOUT, "left_out": left_out}, ROOMS)

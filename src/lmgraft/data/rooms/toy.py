@@ -11,6 +11,7 @@ import numpy as np
 from lmgraft.data.base import SPLITS
 from lmgraft.data.rooms.asking import KINDS
 from lmgraft.data.rooms.batch import QUESTION_TYPE
+from lmgraft.data.rooms.furnished import room_of
 from lmgraft.data.rooms.part import RoomPart
 from lmgraft.data.rooms.pieces import LABELS, Piece
 from lmgraft.data.rooms.prepare import Drawn, draw_room
@@ -80,13 +81,5 @@ def _pieces() -> dict[str, list[Piece]]:
 
 def _room(drawn: dict[str, Drawn], name: str) -> Room:
     room = drawn[name]
-    objects = room.layout.objects
-    return Room(
-        points=(room.points / 1000).astype(np.float32),
-        colours=room.colours,
-        boxes=np.stack([one.box for one in objects]).astype(np.float32),
-        classes=np.array([list(LABELS).index(one.label) for one in objects], np.int64),
-        ids=np.arange(len(objects)),
-        point_box=room.of.astype(np.int64),
-        frame=np.eye(3, 4),
-    )
+    objects = [(one.label, one.box.tolist()) for one in room.layout.objects]
+    return room_of(room.points, room.colours, room.of, objects)

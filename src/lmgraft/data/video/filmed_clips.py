@@ -46,10 +46,8 @@ class FilmedSet(ClipSet):
         path = Path(self.files.path(index))
         root = path.parents[2]
         packed = np.load(root / TRUTH / path.relative_to(root).with_suffix(".npy"), allow_pickle=False)
-        view, masks = (
-            ViewTransform(self.manner.size),
-            np.unpackbits(packed, axis=-1, count=packed.shape[1]),
-        )  # of squares
+        masks = np.unpackbits(packed, axis=-1, count=packed.shape[1])  # of squares
+        view = ViewTransform(self.manner.size)
         shown = [masks[n] for n in self.chosen(index, np.arange(len(masks)) / RATE)]
         crops = [view.crop(Image.fromarray(mask * np.uint8(255)), Image.Resampling.NEAREST) for mask in shown]
         return torch.from_numpy(np.stack([np.asarray(crop) > 0 for crop in crops]))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from lmgraft.data.files import prepared_place
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.image.splits import Splits
 from lmgraft.data.video.filmed_clips import FilmedClips
 from lmgraft.data.video.films import DONE
 from lmgraft.data.video.physics_films import NAME, write_physics_clips
-from lmgraft.errors import DataError
 
 _OBJECT = r"-(\w+)\.mp4$"
 
@@ -35,6 +34,5 @@ class PhysicsClips(FilmedClips):
         super().__init__(root=str(self.tree), group=_OBJECT, **options)
 
     def splits(self) -> Splits:
-        if not (self.tree / DONE).is_file():
-            raise DataError(f"{self.tree} holds no prepared set", f"lmgraft prepare {NAME}")
+        check_prepared(self.tree, NAME, DONE)
         return super().splits()

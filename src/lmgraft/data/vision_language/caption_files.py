@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.vision_language.caption_table import Captions, find_captions
 from lmgraft.data.vision_language.captions import CaptionData
 from lmgraft.data.vision_language.rows import splits_of_tables
@@ -35,3 +36,22 @@ class CaptionFiles(CaptionData):
     def find(self) -> dict[str, Captions]:
         root = None if self.root is None else Path(self.root).expanduser()
         return splits_of_tables(self.tables, lambda file: find_captions(file, root), self.things)
+
+
+class PreparedCaptions(CaptionFiles):
+    """Captions that `lmgraft prepare` made, with a table for each split.
+
+    Args:
+        root: The set's folder; None is lmgraft's cache.
+        test: The table of the test captions.
+        options: See `CaptionData`.
+    """
+
+    def __init__(self, root: str | None, *, test: str = "test", **options: Any) -> None:
+        self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
+        train, val, test = (str(self.tree / f"{table}.jsonl") for table in ("train", "val", test))
+        super().__init__(train=train, val=val, test=test, root=None, **options)
+
+    def find(self) -> dict[str, Captions]:
+        check_prepared(self.tree, self.name)
+        return super().find()

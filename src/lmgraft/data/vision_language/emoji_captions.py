@@ -19,10 +19,10 @@ from typing import Any, Literal, NamedTuple
 
 from lmgraft import records
 from lmgraft.checkpoint.cache import scratch_dir
-from lmgraft.data.files import check_prepared, prepared_place
+from lmgraft.data.files import prepared_place
 from lmgraft.data.image.emoji import LICENCES, STYLES, UNSEEN, Emoji, fetch_styles, on_white, read_emoji, split_emoji
 from lmgraft.data.npm import Package, fetch_package, read_members
-from lmgraft.data.vision_language.caption_files import CaptionFiles
+from lmgraft.data.vision_language.caption_files import PreparedCaptions
 from lmgraft.data.vision_language.caption_table import count_captions, plain
 
 WORDS = Package("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303", 53_353)
@@ -38,7 +38,7 @@ _SPLIT = (
 )
 
 
-class EmojiCaptions(CaptionFiles):
+class EmojiCaptions(PreparedCaptions):
     """Emoji with their names and keywords, after `lmgraft prepare emoji-captions`.
 
     Args:
@@ -53,14 +53,7 @@ class EmojiCaptions(CaptionFiles):
     def __init__(
         self, root: str | None = None, *, unseen: Literal["style", "concepts", "both"] = "style", **options: Any
     ) -> None:
-        self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
-        options = {"img_size": _SIDE, "max_text_len": 24, **options}
-        train, val, test = (str(self.tree / f"{table}.jsonl") for table in ("train", "val", unseen))
-        super().__init__(train=train, val=val, test=test, root=None, **options)
-
-    def find(self) -> Any:
-        check_prepared(self.tree, self.name)
-        return super().find()
+        super().__init__(root, test=unseen, **{"img_size": _SIDE, "max_text_len": 24, **options})
 
 
 def prepare(out: Path | None) -> Path:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from lmgraft import records
 from lmgraft.data.debian import Pinned, prepare_out_of
-from lmgraft.data.files import as_names, check_prepared, prepared_place
+from lmgraft.data.files import as_names
 from lmgraft.data.holdout import name_hashes
 from lmgraft.data.image.emoji import on_white
-from lmgraft.data.vision_language.caption_files import CaptionFiles
+from lmgraft.data.vision_language.caption_files import PreparedCaptions
 from lmgraft.data.vision_language.caption_table import count_captions
 from lmgraft.errors import DataError
 
@@ -44,7 +44,7 @@ ABOUT = {
 }
 
 
-class CaptionedStamps(CaptionFiles):
+class CaptionedStamps(PreparedCaptions):
     """Stamps with their sentences, after `lmgraft prepare captioned-stamps`; the test shows other things than training.
 
     Args:
@@ -55,15 +55,7 @@ class CaptionedStamps(CaptionFiles):
     name = ABOUT["name"]
 
     def __init__(self, root: str | None = None, **options: Any) -> None:
-        self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
-        train, val, test = (str(self.tree / f"{table}.jsonl") for table in ("train", "val", "test"))
-        super().__init__(
-            train=train, val=val, test=test, root=None, **{"img_size": _SIDE, "max_text_len": 40, **options}
-        )
-
-    def find(self) -> Any:
-        check_prepared(self.tree, self.name)
-        return super().find()
+        super().__init__(root, **{"img_size": _SIDE, "max_text_len": 40, **options})
 
 
 def prepare(out: Path | None) -> Path:

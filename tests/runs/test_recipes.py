@@ -1,10 +1,16 @@
 """Recipes: the ones that come along are valid, and a mistake in one names the key."""
 
+import importlib
+import pkgutil
+
 import pytest
 import yaml
 
+import lmgraft.data
+from lmgraft.data.base import Data
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
+from lmgraft.recipes.options import taken_by
 from lmgraft.recipes.recipe import _CLASS, _laid_over, find_recipe, parse_recipe
 from tiny import long_but
 
@@ -29,6 +35,16 @@ def test_every_recipe_has_a_debug_variant(name):
     assert "debug" not in yaml.safe_load(recipe.yaml)
     assert recipe.graft.at == whole.graft.at
     assert recipe.task_options == whole.task_options
+
+
+def test_no_data_class_hides_what_it_hands_on_to_its_base():
+    """What is handed on by ** in a form that the parser cannot follow would be an unknown key in every recipe."""
+    names = [module.name for module in pkgutil.walk_packages(lmgraft.data.__path__, "lmgraft.data.")]
+    found = {one for name in names for one in vars(importlib.import_module(name)).values() if isinstance(one, type)}
+    classes = [one for one in found if issubclass(one, Data)]
+    assert len(classes) > 50
+    for one in classes:
+        assert {"batch_size", "num_workers"} <= taken_by(one).keys(), one
 
 
 def test_a_recipe_without_a_debug_variant_says_so(tmp_path):

@@ -45,15 +45,23 @@ class EmojiCaptions(PreparedCaptions):
         root: The set's folder; None is lmgraft's cache.
         unseen: What the test shows that training has not: another art style of the concepts it has, other concepts in
             a style it has, or both.
+        img_size: See `ImageTextData`.
+        max_text_len: See `ImageTextData`.
         options: See `CaptionData`.
     """
 
     name = "emoji-captions"
 
     def __init__(
-        self, root: str | None = None, *, unseen: Literal["style", "concepts", "both"] = "style", **options: Any
+        self,
+        root: str | None = None,
+        *,
+        unseen: Literal["style", "concepts", "both"] = "style",
+        img_size: int = _SIDE,
+        max_text_len: int = 24,
+        **options: Any,
     ) -> None:
-        super().__init__(root, test=unseen, **{"img_size": _SIDE, "max_text_len": 24, **options})
+        super().__init__(root, test=unseen, img_size=img_size, max_text_len=max_text_len, **options)
 
 
 def prepare(out: Path | None) -> Path:

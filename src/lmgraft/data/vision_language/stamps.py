@@ -49,13 +49,17 @@ class CaptionedStamps(PreparedCaptions):
 
     Args:
         root: The set's folder; None is lmgraft's cache.
+        img_size: See `ImageTextData`.
+        max_text_len: See `ImageTextData`.
         options: See `CaptionData`.
     """
 
     name = ABOUT["name"]
 
-    def __init__(self, root: str | None = None, **options: Any) -> None:
-        super().__init__(root, **{"img_size": _SIDE, "max_text_len": 40, **options})
+    def __init__(
+        self, root: str | None = None, *, img_size: int = _SIDE, max_text_len: int = 40, **options: Any
+    ) -> None:
+        super().__init__(root, img_size=img_size, max_text_len=max_text_len, **options)
 
 
 def prepare(out: Path | None) -> Path:

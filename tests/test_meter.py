@@ -432,12 +432,13 @@ def test_every_trained_parameter_has_a_gradient(head: str) -> None:
     assert torch.equal(other(*pairs()), model(*pairs()))
 
 
-def test_first_weights() -> None:
+@pytest.mark.parametrize(("given", "std"), [({}, 0.02), ({"init_std": 0.1}, 0.1)])
+def test_first_weights(given: dict[str, float], std: float) -> None:
     torch.manual_seed(0)
-    model = create("meter", TINY | {"head": "matching"})
+    model = create("meter", TINY | {"head": "matching"} | given)
     assert torch.equal(model.rank_output.weight, model.itm_score["fc"].weight[1:])
     for weight in (model.cross_modal_text_layers[1].crossattention.self["key"].weight, model.rank_output.weight):
-        assert 0.8 * 0.02 < weight.std() < 1.2 * 0.02
+        assert 0.8 * std < weight.std() < 1.2 * std
     norm = model.cross_modal_image_layers[0].output
     assert (norm.LayerNorm.weight == 1).all()
     assert norm.LayerNorm.eps == 1e-12

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,14 +21,18 @@ from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError, RecipeError, RunError
 from lmgraft.recipes import build_model, evaluate_run, load_trained, read_result, train_run
+from lmgraft.recipes import run as run_module
 from lmgraft.recipes.run import alone_in, lock_of, read_run
 from lmgraft.registry import FACTORIES
 from lmgraft.tasks.classification import Classification
+from lmgraft.training import so_far
 from lmgraft.training.callbacks import PlainProgress
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.features import encoder_digest
 from lmgraft.training.fit import TrainConfig, precision_of
+from lmgraft.training.items import read_items
 from lmgraft.training.schedule import make_schedule
+from lmgraft.training.so_far import TestSoFar
 from tiny import long_but
 
 STEPS = 8  # two epochs of four
@@ -148,6 +153,73 @@ def test_evaluate_repeats_the_result(make_recipe, tmp_path):
     assert result.metrics["accuracy"] * 60 == pytest.approx(round(result.metrics["accuracy"] * 60))
     weighted = sum(result.by["class"].values()) / 10
     assert math.isclose(weighted, result.metrics["accuracy"], abs_tol=1e-6)  # the stand-in's classes are balanced
+
+
+class Batches(Callback):
+    """The items that a test scores, until it is interrupted."""
+
+    def __init__(self, stop: int = -1) -> None:
+        self.seen, self.stop = [], stop
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, *_):
+        if batch_idx == self.stop:
+            raise InterruptError
+        self.seen.append(batch.index.tolist())
+
+
+def test_a_test_that_was_interrupted_goes_on(make_recipe, tmp_path, monkeypatch, whole):
+    if not whole.exists():
+        train_run(make_recipe(), whole, progress="none")
+    run = shutil.copytree(whole, tmp_path / "run")
+    expected = read_items(run)
+
+    def tested(*overrides, stop=-1):
+        batches = Batches(stop)
+        monkeypatch.setattr(run_module, "testing", lambda *_: [batches])
+        if stop >= 0:
+            with pytest.raises(InterruptError):
+                evaluate_run(run, list(overrides))
+        else:
+            result, items = evaluate_run(run, list(overrides))
+            assert result == read_result(run)
+            assert {n: v.tolist() for n, v in items.items()} == {n: v.tolist() for n, v in expected.items()}
+        return [index for batch in batches.seen for index in batch]
+
+    assert tested(stop=2) == list(range(40))  # a test of seconds leaves nothing
+    assert tested() == list(range(60))
+
+    monkeypatch.setattr(TestSoFar.__init__, "__defaults__", (0.0,))
+    assert tested(stop=1) == list(range(20))
+    (kept,) = run.glob("test_so_far.*.npz")
+    assert tested("--data.eval_batch_size", "30") == list(range(60))  # others' batches are not taken
+    assert tested(stop=1) == list(range(20, 40))
+    assert tested() == list(range(40, 60))
+    assert not kept.exists()
+
+    tested(stop=1)
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert tested() == list(range(60))  # damaged, and made again
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(so_far, "write_arrays", refuse)
+    assert tested() == list(range(60))
+
+
+def test_a_resumed_run_goes_on_with_its_test(make_recipe, tmp_path, monkeypatch, whole):
+    if not whole.exists():
+        train_run(make_recipe(), whole, progress="none")
+    monkeypatch.setattr(TestSoFar.__init__, "__defaults__", (0.0,))
+    monkeypatch.setattr(run_module, "testing", lambda *_: [Batches(stop=2)])
+    with pytest.raises(InterruptError):
+        train_run(make_recipe(), tmp_path / "run", progress="none")
+    rest = Batches()
+    monkeypatch.setattr(run_module, "testing", lambda *_: [rest])
+    train_run(make_recipe(), tmp_path / "run", resume=True, progress="none")
+    assert rest.seen == [list(range(40, 60))]
+    assert_same_run(tmp_path / "run", whole)
+    assert not list((tmp_path / "run").glob("test_so_far*"))
 
 
 def test_it_learns(make_recipe, tmp_path):
@@ -357,7 +429,9 @@ def test_a_result_of_an_earlier_version_is_read(make_recipe, tmp_path):
 def test_lines_say_images_a_second(make_recipe, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(PlainProgress.__init__, "__defaults__", (0.0,))
     train_run(make_recipe(), tmp_path / "run", progress="plain")
-    assert re.search(r"\[llm\] step 3/8, loss \d\.\d+, \d+ images/s, about \d+ s left", capsys.readouterr().err)
+    lines = capsys.readouterr().err
+    assert re.search(r"\[llm\] step 3/8, loss \d\.\d+, \d+ images/s, about \d+ s left", lines)
+    assert re.search(r"\[llm\] test: batch 2/3 of images, about \d+ s left", lines)
 
 
 def test_the_rate_follows_the_images_of_a_step(make_recipe, tmp_path):

@@ -127,6 +127,8 @@ class Data(LightningDataModule, ABC):
         self.num_workers = num_workers
         self.seed = 0
         """Seed of order and augmentation; the run sets it."""
+        self.tested = 0
+        """Batches of the test that are scored already: its loader begins behind them."""
         self._sets: dict[str, ItemSet] = {}
         self._unreadable: dict[str, dict[str, str]] = {"train": {}, "test": {}}
 
@@ -247,7 +249,7 @@ class Data(LightningDataModule, ABC):
         return self.loader("val")
 
     def test_dataloader(self) -> EpochLoader:
-        return self.loader("test")
+        return self.loader("test", progress=lambda: (0, self.tested))
 
     def loader(self, split: SplitName, **options: Any) -> EpochLoader:
         """The loader of a split: this process's share of it, in a fixed order unless it is "train".

@@ -5,6 +5,7 @@
 <run>/retries.json  restarts at a lower learning rate, where there were any
 <run>/model         the best weights for lmgraft.load_pretrained, with names of classes and preprocessing
 <run>/test_items.npz  what best.ckpt made of each test item (lmgraft.training.items)
+<run>/test_so_far.KEY.npz  a test that was interrupted (lmgraft.training.so_far)
 <run>/result.json   test metrics of best.ckpt and what training cost (lmgraft.recipes.result); written last
 """
 
@@ -26,6 +27,7 @@ from pytorch_lightning import Callback
 from torch import nn
 
 from lmgraft import records
+from lmgraft.checkpoint.digest import file_digest, json_digest
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.graft import find_graft
 from lmgraft.graft.save import save_model
@@ -52,9 +54,10 @@ from lmgraft.tasks.items import Items, by_category
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
-from lmgraft.training.fit import Display, FitSummary, Verbosity, end_other_processes, evaluate, fit, rank
+from lmgraft.training.fit import Display, FitSummary, Verbosity, end_other_processes, evaluate, fit, rank, testing
 from lmgraft.training.items import write_items
 from lmgraft.training.schedule import check_warmup
+from lmgraft.training.so_far import TestSoFar
 from lmgraft.training.stopping import NotFiniteError
 
 
@@ -129,7 +132,8 @@ def _train(
         if recipe.train.strategy == "fsdp":
             task = build_task(recipe, initial=False)  # the trained one is in shards
         _load_best(recipe, task, run_dir)
-        result = replace(_evaluate(recipe, task, summary, digest), retries=history)
+        watch = [*testing(display, task, recipe.data), _so_far(recipe, task, run_dir)]
+        result = replace(_evaluate(recipe, task, summary, digest, watch), retries=history)
         save_model(network(task), run_dir / "model", host_spec(recipe), about_data(recipe))
         write_items(run_dir, task.items)
         write_result(run_dir, result)
@@ -241,7 +245,9 @@ def evaluate_run(
     _warn_of_other_items(recipe, run_dir)
     use_stored_tokens(recipe, task)
     cost = FitSummary(**{field.name: getattr(summary, field.name) for field in fields(FitSummary)})
-    result = _evaluate(recipe, task, cost, block_digest(network(task)), callbacks)
+    watch = callbacks or [_so_far(recipe, task, run_dir)]  # a callback may change what is scored
+    watch = [*testing(Display(recipe.arm), task, recipe.data), *watch]
+    result = _evaluate(recipe, task, cost, block_digest(network(task)), watch)
     return replace(result, faults=summary.faults, retries=summary.retries), task.items
 
 
@@ -379,8 +385,16 @@ def _load_best(recipe: Recipe, task: Task, run_dir: Path) -> None:
         load_mean(task, checkpoint)
 
 
+def _so_far(recipe: Recipe, task: Task, run_dir: Path) -> TestSoFar:
+    def key() -> str:
+        weights = file_digest(checkpoint_path(run_dir, "best"))
+        return json_digest({"weights": weights, "recipe": recipe.yaml, "data": recipe.data.fingerprint()})[:16]
+
+    return TestSoFar(run_dir, key, task, recipe.data)
+
+
 def _evaluate(
-    recipe: Recipe, task: Task, summary: FitSummary, digest: str | None, callbacks: Sequence[Callback] = ()
+    recipe: Recipe, task: Task, summary: FitSummary, digest: str | None, callbacks: Sequence[Callback]
 ) -> Result:
     data = recipe.data
     metrics = evaluate(task, data, recipe.train, callbacks)

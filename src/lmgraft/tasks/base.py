@@ -72,7 +72,8 @@ class Task(LightningModule, ABC):
         self._optimizer, self._schedule = optimizer, schedule
         self._categories = data.categories()
         self._things = data.things
-        self._parts: list[Items] = []
+        self.scored_batches: list[Items] = []
+        """The columns of the batches of a split that are scored so far."""
 
     @classmethod
     @abstractmethod
@@ -239,16 +240,16 @@ class Task(LightningModule, ABC):
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self._parts.append(self.columns(batch))
+        self.scored_batches.append(self.columns(batch))
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        self._parts.append(self.columns(batch))
+        self.scored_batches.append(self.columns(batch))
 
     def on_validation_epoch_start(self) -> None:
-        self._parts = []
+        self.scored_batches = []
 
     def on_test_epoch_start(self) -> None:
-        self._parts = []
+        self.scored_batches = []
 
     def on_validation_epoch_end(self) -> None:
         self._close("val")
@@ -258,12 +259,12 @@ class Task(LightningModule, ABC):
 
     def _close(self, split: SplitName) -> None:
         """Count what was scored, over all processes, and log it."""
-        parts: list[Items] = [joined(self._parts)]
+        parts: list[Items] = [joined(self.scored_batches)]
         if self.trainer.world_size > 1:
             gathered: list[Any] = [None] * self.trainer.world_size
             dist.all_gather_object(gathered, parts[0])
             parts = gathered
-        self._parts = []
+        self.scored_batches = []
         try:
             self.settle(parts, split)
         except NotFiniteColumnError:

@@ -161,8 +161,8 @@ def peak_memory() -> int:
 class PlainProgress(Callback):
     """A line now and then, for logs and terminals without a cursor."""
 
-    def __init__(self, label: str, things: str, monitor: Metric, every: float = 10.0) -> None:
-        self.label, self.things, self.monitor, self.every = label, things, monitor, every
+    def __init__(self, label: str, data: Data, monitor: Metric, every: float = 10.0) -> None:
+        self.label, self.data, self.monitor, self.every = label, data, monitor, every
         self._last, self._started, self._first_step, self._items = 0.0, 0.0, 0, 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,12 +181,28 @@ class PlainProgress(Callback):
         step, total = trainer.global_step, int(trainer.estimated_stepping_batches)
         left = (now - self._started) / max(1, step - self._first_step) * (total - step)
         loss = outputs["loss"].item() * trainer.accumulate_grad_batches  # Lightning divides it
-        self._say(trainer, f"step {step}/{total}, loss {loss:.3f}, {rate:.0f} {self.things}/s, about {left:.0f} s left")
+        self._say(
+            trainer, f"step {step}/{total}, loss {loss:.3f}, {rate:.0f} {self.data.things}/s, about {left:.0f} s left"
+        )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = self.monitor.name
         value = trainer.callback_metrics[f"val/{name}"]
         self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val {name} {value:.4f}")
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = self._last = time.monotonic()
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *_: Any
+    ) -> None:
+        now = time.monotonic()
+        if now - self._last < self.every:
+            return
+        self._last, before = now, self.data.tested
+        total, done = int(sum(trainer.num_test_batches)), batch_idx + 1
+        left = (now - self._started) / done * (total - before - done)
+        self._say(trainer, f"test: batch {before + done}/{total} of {self.data.things}, about {left:.0f} s left")
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if not trainer.is_global_zero:

@@ -268,7 +268,12 @@ def _progress(display: Display, task: Task, data: Data) -> list[Callback]:
         return []
     if _bar_wanted(display.verbosity):
         return [RichProgressBar()]
-    return [PlainProgress(display.label, data.things, task.primary)]
+    return [PlainProgress(display.label, data, task.primary)]
+
+
+def testing(display: Display, task: Task, data: Data) -> list[Callback]:
+    """What shows the progress of a test, which takes lines at most."""
+    return [] if display.verbosity == "none" else [PlainProgress(display.label, data, task.primary)]
 
 
 @contextmanager

@@ -192,6 +192,9 @@ FACTORIES = Registry(
 )
 """Names a saved graft may use to rebuild its backbone; nothing else is ever called."""
 
+DEPTHS: Mapping[str, str] = {"meter": "fusion_layers", "scene_qa": "layers", "vectornet": "global_layers"}
+"""Factory -> the argument that makes its encoders deeper, where it is not "depth"."""
+
 SPECS = Registry("library", {"timm": "lmgraft.backbones.timm_spec:find_spec"})
 """Library of a model -> the function that finds out how a factory makes the like of it, or None."""
 

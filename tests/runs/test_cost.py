@@ -10,9 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import build_model, load_trained, train_run
 from lmgraft.recipes import equal_flops as choosing
+from lmgraft.recipes.build import set_up_data
 from lmgraft.recipes.cost import count_flops, equal_flops
 from lmgraft.recipes.flops import flops_of
-from lmgraft.recipes.recipe import parse_recipe
+from lmgraft.recipes.recipe import load_recipe, parse_recipe
 
 TOKENS, WIDTH, HEADS, DEPTH, CLASSES, PATCH, BATCH = 5, 24, 2, 2, 10, 14 * 14, 24
 """Of the stand-in recipe: 2 x 2 patches of one channel and the class token."""
@@ -124,6 +125,22 @@ class TestEqualFlops:
         model = build_model(make_recipe("--arm", "plain_equal_flops", *said))
         assert (model.embed_dim, len(model.blocks)) == (36, 3)
         assert len(build_model(make_recipe("--arm", "llm", *said)).blocks) == DEPTH
+
+    @pytest.mark.parametrize(
+        ("name", "key", "layers"),
+        [
+            ("vision_language/easy_vqa_debug", "fusion_layers", "cross_modal_image_layers"),
+            ("motion/vectornet_sumo_debug", "global_layers", "global_graph.layers"),
+            ("rooms/furnished_rooms_debug", "layers", "situation_layers"),
+        ],
+    )
+    def test_encoders_whose_depth_has_another_name(self, name, key, layers, llama_folder):
+        recipe = load_recipe(name, ["--arm", "plain_equal_flops", "--graft.llm", str(llama_folder)])
+        set_up_data(recipe)
+        found = equal_flops(recipe)
+        assert found.kwargs.keys() == {key}
+        assert found.kwargs[key] > 1
+        assert len(build_model(recipe).get_submodule(layers)) == found.kwargs[key]
 
     def test_other_arms_are_left_alone(self, make_recipe):
         recipe = make_recipe("--arm", "llm")

@@ -16,6 +16,7 @@ from lmgraft.errors import HostError, RecipeError
 from lmgraft.recipes.arms import ARMS
 from lmgraft.recipes.flops import flops_of
 from lmgraft.recipes.recipe import Recipe
+from lmgraft.registry import DEPTHS
 
 Build = Callable[[Recipe], nn.Module]
 """`build_model`."""
@@ -57,7 +58,7 @@ def settled(recipe: Recipe, build: Build) -> Recipe:
 
 
 def nearest_encoder(recipe: Recipe, build: Build) -> EqualFlops:
-    """The `depth` at which a plain encoder's training step costs nearest to that of the arm it is compared with.
+    """The depth at which a plain encoder's training step costs nearest to that of the arm it is compared with.
 
     A function of the recipe alone: only counted operations decide, no times.
 
@@ -77,7 +78,7 @@ def nearest_encoder(recipe: Recipe, build: Build) -> EqualFlops:
         _check_it_can_grow(recipe)
         target = flops_of(build(replace(recipe, arm=other)), recipe).train
         depth, train = _nearest(lambda depth: _train_flops(recipe, depth, build), target, recipe)
-        _chosen[key] = EqualFlops(kwargs={"depth": depth}, train=train, target=target)
+        _chosen[key] = EqualFlops(kwargs=_of_depth(recipe, depth), train=train, target=target)
     return _chosen[key]
 
 
@@ -97,8 +98,12 @@ def _check_it_can_grow(recipe: Recipe) -> None:
         )
 
 
+def _of_depth(recipe: Recipe, depth: int) -> dict[str, Any]:
+    return {DEPTHS.get(recipe.backbone.factory, "depth"): depth}
+
+
 def _train_flops(recipe: Recipe, depth: int, build: Build) -> float:
-    backbone = replace(recipe.backbone, kwargs=recipe.backbone.kwargs | {"depth": depth})
+    backbone = replace(recipe.backbone, kwargs=recipe.backbone.kwargs | _of_depth(recipe, depth))
     return flops_of(build(replace(recipe, arm="plain", backbone=backbone)), recipe).train
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear
 
 import lmgraft
+from lmgraft.backbones.mmtransformer import MMTransformer
+from lmgraft.backbones.motion_baselines import ConstantVelocity
 from lmgraft.backbones.scene_parts import AGENT_TYPES, LANE_ATTRIBUTES, ForecastWithNodes
 from lmgraft.backbones.vectornet import VectorNet, create
 from lmgraft.data.motion import scenes as contract
@@ -93,6 +98,24 @@ def test_a_plain_reference() -> None:
         assert relative_error(out.logits[item], logits) < 1e-5
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        tiny,
+        lambda **options: randomise_(MMTransformer(**SIZES, embed_dim=8, **options), seed=5).eval(),
+        lambda **options: randomise_(MMTransformer(**SIZES, embed_dim=8, read="proposals", **options), seed=5).eval(),
+    ],
+    ids=["vectornet", "vehicle", "proposals"],
+)
+def test_forecasts_that_start_from_the_velocity_and_places_in_other_units(make: Callable[..., Any]) -> None:
+    agents, valid, types, lanes, lane_valid, attributes = seen = scenes()
+    plain = make()(agents / 4, valid, types, lanes / 4, lane_valid, attributes)
+    out = make(from_velocity=2, coordinate_scale=4.0)(*seen)
+    goes_on = ConstantVelocity(FUTURE, steps=2)(*seen).trajectories - agents[:, :1, -1:]
+    assert relative_error(out.trajectories, plain.trajectories + goes_on) < 1e-5
+    assert torch.equal(out.logits, plain.logits)
+
+
 def test_node_completion_hides_tokens_and_reads_them_before_the_block() -> None:
     model, seen = tiny(node_completion=0.5, global_layers=2, residual=True).train(), scenes()
     _, padded, starts = model.polylines(seen)
@@ -123,6 +146,8 @@ def test_node_completion_hides_tokens_and_reads_them_before_the_block() -> None:
         ("vectornet", {"hiden": 3}, "refused its arguments"),
         ("vectornet", {"num_modes": 0}, "at least one"),
         ("vectornet", {"node_completion": 1.0}, "node_completion"),
+        ("vectornet", {"from_velocity": SIZES["history"]}, "from_velocity"),
+        ("vectornet", {"coordinate_scale": 0.0}, "coordinate_scale"),
         ("vectornet", {"pretrained": True}, "no released weights"),
     ],
 )

@@ -99,6 +99,9 @@ class MMTransformer(nn.Module):
         depth: Layers of each transformer: two as published.
         num_heads: Two as published.
         mlp_ratio: Hidden width of MLPs over V, two as published.
+        from_velocity: Steps of the history whose mean displacement is added to each step that is forecast, so that the
+            decoder learns what differs from it; 0: none, as published.
+        coordinate_scale: Metres that are one unit of what the first layers are given; 1 as published.
         read: What of the joint sequence the head reads. "vehicle": the target's token, the first, beside each proposal;
             the paper of grafts says that its block sees tokens of agents and lanes. "proposals": the K proposals, which
             then come before agents and lanes in the sequence, so that each is seen with all.
@@ -117,6 +120,8 @@ class MMTransformer(nn.Module):
         depth: int = 2,
         num_heads: int = 2,
         mlp_ratio: float = 2.0,
+        from_velocity: int = 0,
+        coordinate_scale: float = 1.0,
         read: Literal["vehicle", "proposals"] = "vehicle",
     ) -> None:
         super().__init__()
@@ -128,6 +133,8 @@ class MMTransformer(nn.Module):
                 f"{history} steps to {future} cannot be made",
                 "at least one of everything and two steps of history; embed_dim is a multiple of 4 num_heads",
             )
+        parts.check_start(from_velocity, coordinate_scale, history)
+        self.from_velocity, self.coordinate_scale = from_velocity, coordinate_scale
         v, self.read, self.history, self.num_modes = embed_dim, read, history, num_modes
         self.embed_dim, self.shape = v, (future, 2)
         size = (v, depth, num_heads, int(v * mlp_ratio))
@@ -171,6 +178,7 @@ class MMTransformer(nn.Module):
             HostError: If it is no scene that the model was made for.
         """
         parts.check_scene(seen, self.history)
+        seen = parts.scaled(seen, self.coordinate_scale)
         proposals, last, agents_seen = self.proposals(*seen[:3])
         lanes, lanes_seen = parts.lane_vectors(*seen[3:])
         padded = parts.padding(agents_seen, lanes_seen)
@@ -187,9 +195,11 @@ class MMTransformer(nn.Module):
     def _beside(self, token: Tensor, proposals: Tensor) -> Tensor:
         return torch.cat([token.expand(-1, self.num_modes, -1), proposals], -1)
 
-    def decode(self, read: Tensor) -> Forecast:
-        """From what is read for each proposal, (B, K, 2V), or (B, K, V) of proposals in the sequence."""
+    def decode(self, read: Tensor, velocity: Tensor | None = None) -> Forecast:
+        """From what is read for each proposal, (B, K, 2V), or (B, K, V) of proposals in the sequence; and what is added
+        to each step, (B, 2) in metres."""
         steps = self.regression(read).unflatten(-1, self.shape)
+        steps = steps if velocity is None else steps + velocity[:, None, None]
         return Forecast(steps.cumsum(2), self.confidence(read).squeeze(-1))
 
     def forward(
@@ -204,9 +214,10 @@ class MMTransformer(nn.Module):
         seen = agents, agent_valid, agent_types, lanes, lane_valid, lane_attributes
         tokens, padded, with_lanes = self.sequence(seen)
         tokens = self.joint(tokens, padded)
-        if self.read == "proposals":
-            return self.decode(tokens[:, : self.num_modes])
-        return self.decode(self._beside(tokens[:, :1], with_lanes))
+        proposals = self.read == "proposals"
+        read = tokens[:, : self.num_modes] if proposals else self._beside(tokens[:, :1], with_lanes)
+        start = parts.velocity(agents, agent_valid, self.from_velocity) if self.from_velocity else None
+        return self.decode(read, start)
 
 
 def sinusoids(steps: int, dim: int, like: Tensor) -> Tensor:
@@ -233,7 +244,7 @@ def create(name: str, kwargs: dict[str, Any]) -> MMTransformer:
 def describe(model: MMTransformer) -> Host:
     """The tail lies behind the joint sequence; "head" before the transformer in which agents see each other."""
     proposals = model.read == "proposals"
-    known = proposals and is_own(model, MMTransformer, ("forward", "decode"))
+    known = proposals and is_own(model, MMTransformer, ("forward", "decode")) and not model.from_velocity
     return Host(
         embed_dim=model.embed_dim,
         layers=("joint",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lmgraft.backbones.scene_parts import Forecast
+from lmgraft.backbones.scene_parts import Forecast, velocity
 
 
 class ConstantVelocity(nn.Module):
@@ -22,11 +22,9 @@ class ConstantVelocity(nn.Module):
         self.future, self.steps = future, steps
 
     def forward(self, agents: Tensor, agent_valid: Tensor, *others: Tensor) -> Forecast:
-        path, valid = agents[:, 0, -self.steps - 1 :], agent_valid[:, 0, -self.steps - 1 :]
-        seen = (valid[:, 1:] & valid[:, :-1])[..., None]
-        velocity = ((path[:, 1:] - path[:, :-1]) * seen).sum(1) / seen.sum(1).clamp_min(1)
+        path, mean = agents[:, 0], velocity(agents, agent_valid, self.steps)
         steps = torch.arange(1, self.future + 1, device=path.device, dtype=path.dtype)
-        return Forecast((path[:, -1:] + velocity[:, None] * steps[:, None])[:, None], path.new_zeros(len(path), 1))
+        return Forecast((path[:, -1:] + mean[:, None] * steps[:, None])[:, None], path.new_zeros(len(path), 1))
 
 
 class NearestNeighbours(nn.Module):

@@ -55,6 +55,26 @@ class ForecastWithNodes(NamedTuple):
     nodes: Nodes
 
 
+def check_start(from_velocity: int, coordinate_scale: float, history: int) -> None:
+    """Refuse settings of encoders that cannot be.
+
+    Raises:
+        HostError: Naming the key.
+    """
+    if not 0 <= from_velocity < history:
+        raise HostError(
+            f"backbone.kwargs.from_velocity={from_velocity} of {history} steps of history", f"0 to {history - 1} can be"
+        )
+    if not coordinate_scale > 0:
+        raise HostError(f"backbone.kwargs.coordinate_scale={coordinate_scale}", "give metres, above 0")
+
+
+def scaled(seen: Seen, scale: float) -> Seen:
+    """A scene whose places are in units of `scale` metres."""
+    agents, agent_valid, types, lanes, lane_valid, attributes = seen
+    return agents / scale, agent_valid, types, lanes / scale, lane_valid, attributes
+
+
 def check_scene(seen: Seen, history: int) -> None:
     """Refuse what is no scene, or one of another number of steps than a model was made for.
 
@@ -136,6 +156,13 @@ def last_places(agents: Tensor, valid: Tensor) -> Tensor:
     last = (valid * steps).argmax(-1)
     places = agents.gather(2, last[..., None, None].expand(-1, -1, 1, 2))[:, :, 0]
     return places.masked_fill(~valid.any(-1, keepdim=True), 0.0)
+
+
+def velocity(agents: Tensor, valid: Tensor, steps: int) -> Tensor:
+    """The target's mean displacement over those of its last `steps` ways that are seen: (B, 2), in metres a step."""
+    path, seen = agents[:, 0, -steps - 1 :], valid[:, 0, -steps - 1 :]
+    both = (seen[:, 1:] & seen[:, :-1])[..., None]
+    return ((path[:, 1:] - path[:, :-1]) * both).sum(1) / both.sum(1).clamp_min(1)
 
 
 def padding(agents_seen: Tensor, lanes_seen: Tensor) -> Tensor:

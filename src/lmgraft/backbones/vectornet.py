@@ -72,6 +72,10 @@ class VectorNet(nn.Module):
         global_layers: One, as published.
         residual: Add each global layer's input to its output. Not published; without it the target's token has its
             own way only as far as it attends to itself, which small sets are too few to teach.
+        from_velocity: Steps of the history whose mean displacement is added to each step that is forecast, so that the
+            decoder learns what differs from it; 0: none, as published.
+        coordinate_scale: Metres that are one unit of what the first layers are given; 1 as published. Beside attributes
+            of 0 and 1, places tens of metres away drown the rest of a vector.
         node_completion: Share of the tokens that training hides, to be told from the others; 0 for none. Hidden are
             others than the target. The paper does not say how many: 0.1 hides a few of a scene.
 
@@ -89,6 +93,8 @@ class VectorNet(nn.Module):
         subgraph_layers: int = 3,
         global_layers: int = 1,
         residual: bool = False,
+        from_velocity: int = 0,
+        coordinate_scale: float = 1.0,
         node_completion: float = 0.0,
     ) -> None:
         super().__init__()
@@ -96,6 +102,8 @@ class VectorNet(nn.Module):
             raise HostError("VectorNet has at least one of everything, and two steps of history", "check its arguments")
         if not 0 <= node_completion < 1:
             raise HostError(f"backbone.kwargs.node_completion={node_completion} is a share from 0 to below 1")
+        parts.check_start(from_velocity, coordinate_scale, history)
+        self.from_velocity, self.coordinate_scale = from_velocity, coordinate_scale
         self.embed_dim, self.history, self.node_completion = 2 * hidden, history, node_completion
         self.shape = (num_modes, future, 2)
         self.subgraph = Subgraph(AGENT_WIDTH + LANE_WIDTH - 4, hidden, subgraph_layers)
@@ -113,6 +121,7 @@ class VectorNet(nn.Module):
             HostError: If it is no scene that the model was made for.
         """
         parts.check_scene(seen, self.history)
+        seen = parts.scaled(seen, self.coordinate_scale)
         agents, agents_seen = parts.agent_vectors(*seen[:3])
         lanes, lanes_seen = parts.lane_vectors(*seen[3:])
         lanes = torch.cat([lanes[..., :4], lanes.new_zeros(*lanes.shape[:3], _KINDS), lanes[..., 4:]], -1)
@@ -122,10 +131,12 @@ class VectorNet(nn.Module):
         padded = parts.padding(agents_seen, lanes_seen)
         return F.normalize(tokens, dim=-1), padded, torch.cat(starts, 1).nan_to_num(posinf=0.0)
 
-    def decode(self, tokens: Tensor) -> Forecast:
-        """From tokens (B, N, V), of which the first is read."""
+    def decode(self, tokens: Tensor, velocity: Tensor | None = None) -> Forecast:
+        """From tokens (B, N, V), of which the first is read; and what is added to each step, (B, 2) in metres."""
         target = self.decoder(tokens[:, 0])
-        return Forecast(self.steps(target).unflatten(-1, self.shape).cumsum(2), self.scores(target))
+        steps = self.steps(target).unflatten(-1, self.shape)
+        steps = steps if velocity is None else steps + velocity[:, None, None]
+        return Forecast(steps.cumsum(2), self.scores(target))
 
     def forward(
         self,
@@ -145,7 +156,8 @@ class VectorNet(nn.Module):
                 nodes = nodes.masked_fill(hidden[..., None], 0.0)
             nodes = nodes + F.normalize(self.identity(starts), dim=-1)
         tokens, completed = self.global_graph(nodes, padded)
-        forecast = self.decode(tokens)
+        start = parts.velocity(agents, agent_valid, self.from_velocity) if self.from_velocity else None
+        forecast = self.decode(tokens, start)
         if completed is None or hidden is None:
             return forecast
         return ForecastWithNodes(*forecast, Nodes(completed, whole, hidden))
@@ -167,6 +179,7 @@ def create(name: str, kwargs: dict[str, Any]) -> VectorNet:
 
 def describe(model: VectorNet) -> Host:
     """The tail lies behind the global graph; the target's token is first, and read alone."""
+    known = is_own(model, VectorNet, ("forward", "decode")) and not model.from_velocity
     inner = tuple(f"global_graph.layers.{i}" for i in range(len(model.global_graph.layers) - 1))
     return Host(
         embed_dim=model.embed_dim,
@@ -175,7 +188,7 @@ def describe(model: VectorNet) -> Host:
         layout=TokenLayout(num_prefix_tokens=1, places=parts.places, shares=parts.token_shares),
         reads=reads_of_target,
         padding_mask=parts.padding_of_call,
-        head_from_tokens=head_from_tokens if is_own(model, VectorNet, ("forward", "decode")) else None,
+        head_from_tokens=head_from_tokens if known else None,
         varying=parts.VARYING,
     )
 

@@ -91,6 +91,25 @@ def test_stored_tokens_need_no_encoder_in_training(make_recipe):
 SWIN = "{patch_size: 2, embed_dim: 8, depths: [1, 1], num_heads: [1, 2], window_size: 7}"
 
 
+def test_a_training_step_of_retrieval_has_all_its_captions(llama_folder):
+    """An image once; its caption, three others and a partner's; five pairs fused. Evaluation counts one pair."""
+    overrides = ["--arm", "plain", "--graft.llm", str(llama_folder), "--data.negatives", "3"]
+    recipe = load_recipe("vision_language/emoji_retrieval_debug", overrides)
+    set_up_data(recipe)
+    model = build_model(recipe)
+    batch = recipe.data.example(BATCH)
+    images, ids, mask = recipe.task(model).training_inputs(batch)
+    assert ids.shape[:2] == (BATCH, 5)
+    counted = count_flops(recipe, batch_size=BATCH)
+    with FlopCounterMode(display=False) as evaluation, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model.eval()(images, ids[:, 0], mask[:, 0])
+    assert counted.evaluation == evaluation.get_total_flops() / BATCH
+    with FlopCounterMode(display=False) as train, sdpa_kernel(SDPBackend.MATH):
+        model.train()(images, ids, mask)[..., 0].square().mean().backward()
+    assert counted.train == pytest.approx(train.get_total_flops() / BATCH, rel=0.01)
+    assert counted.train > 8 * counted.evaluation
+
+
 class TestEqualFlops:
     @pytest.mark.long
     def test_no_other_depth_is_nearer(self, make_recipe):

@@ -57,9 +57,12 @@ def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None)
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with _fakes() as mode, sdpa_kernel(SDPBackend.MATH):
         _fake_tensors(twin, mode)
-        items = tree_map_only(Tensor, mode.from_tensor, recipe.task(twin).inputs(example))
+        task = recipe.task(twin)
+        items, inputs = (
+            tree_map_only(Tensor, mode.from_tensor, drawn)
+            for drawn in (task.inputs(example), task.training_inputs(example))
+        )
         trained: nn.Module = twin.train()
-        inputs = items
         if recipe.features.cached:
             inputs, trained = (encode(twin, *items),), OnTokens(freeze_encoder(twin))
         with FlopCounterMode(display=False) as train, torch.enable_grad():

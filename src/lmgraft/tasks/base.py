@@ -88,6 +88,10 @@ class Task(LightningModule, ABC):
     def inputs(self, batch: Any) -> tuple[Any, ...]:
         """What the model is called with, in order."""
 
+    def training_inputs(self, batch: Any) -> tuple[Any, ...]:
+        """What the model is called with in a training step; by default as `inputs`."""
+        return self.inputs(batch)
+
     def shown(self, batch: Any) -> Any:
         """What pictures of its items are drawn from: a tensor (B, ...), or a NamedTuple of them.
 

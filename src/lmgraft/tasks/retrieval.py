@@ -144,26 +144,23 @@ class Retrieval(Task):
         if gallery != NONE:
             rank = self._ranked(batch, gallery)
             return Matched(rank, self._scored(*self.inputs(batch))[:, 1:])  # the last call: what analyses look at
+        images, texts, mask = self.training_inputs(batch)
+        model: Any = self.model
+        aligned = None
+        if self.training and self.align_weight:
+            images = model.encode_image(images)
+            texts = model.encode_text(texts.flatten(0, 1), mask.flatten(0, 1)).unflatten(0, mask.shape[:2])
+            aligned = _aligned(images, texts[:, 0], mask[:, 0])
+        out, count = self._scored(images, texts, mask), batch.input_ids.shape[1]
+        return Matched(out[:, :count, 0], out[:, -1 if mask.shape[1] > count else 0, 1:], aligned)
+
+    def training_inputs(self, batch: CaptionBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Each image with its own caption, those of others, and behind them its partner's, where matching is taught."""
         ids, mask = batch.input_ids, batch.attention_mask
-        is_matched = bool(self.match_weight) and ids.shape[1] > 1
-        if is_matched:
+        if self.match_weight and ids.shape[1] > 1:
             # In one call: each image with its partner's caption is as likely as each caption with its partner's image.
             ids, mask = (torch.cat([part, part[batch.partner, :1]], 1) for part in (ids, mask))
-        model: Any = self.model
-        aligns = self.training and bool(self.align_weight)
-        images = model.encode_image(batch.images) if aligns else batch.images
-        out = self._scored(images, ids, mask)
-        count = batch.input_ids.shape[1]
-        aligned = self._aligned(images, batch) if aligns else None
-        return Matched(out[:, :count, 0], out[:, -1 if is_matched else 0, 1:], aligned)
-
-    def _aligned(self, image_tokens: Tensor, batch: CaptionBatch) -> Tensor:
-        """(B, B) cosines of mean tokens: of the images, encoded (B, T, V), and of their own captions."""
-        model: Any = self.model
-        _, ids, mask = self.inputs(batch)
-        words = mask[..., None].to(image_tokens.dtype)
-        text = (model.encode_text(ids, mask) * words).sum(1) / words.sum(1).clamp_min(1)
-        return F.normalize(image_tokens.mean(1), dim=-1) @ F.normalize(text, dim=-1).mT
+        return batch.images, ids, mask
 
     def _scored(self, *inputs: Tensor) -> Tensor:
         out: Tensor = self.model(*inputs)
@@ -287,6 +284,13 @@ class Retrieval(Task):
             images = items.batch(first).images
             rows.append({f"found {n + 1}": _framed(images[n], fits[n]) for n in range(len(first))})
         return rows
+
+
+def _aligned(image_tokens: Tensor, text_tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, B) cosines of mean tokens: of images (B, T, V), and of texts (B, L, V) with their mask."""
+    words = mask[..., None].to(text_tokens.dtype)
+    text = (text_tokens * words).sum(1) / words.sum(1).clamp_min(1)
+    return F.normalize(image_tokens.mean(1), dim=-1) @ F.normalize(text, dim=-1).mT
 
 
 def _belief(match: Tensor) -> Tensor:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import csv
 import gc
 import re
+import shutil
 from collections import namedtuple
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from scipy.stats import ttest_1samp, ttest_rel
 from video_trees import pictures_of
 
 from lmgraft.analysis.activations import magnitude
 from lmgraft.analysis.comparison import Comparison
+from lmgraft.analysis.holm import holm
 from lmgraft.analysis.masks import average_precision, iou, mask_of_tokens
 from lmgraft.analysis.observe import observe
 from lmgraft.cli.main import main
@@ -25,14 +29,15 @@ from lmgraft.data.base import spread_over
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.run import trained_task
-from lmgraft.report.analyze.page import sections
+from lmgraft.report.analyze.page import sections, write_report
 from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
-from lmgraft.studies.analyze.compare import comparisons
+from lmgraft.studies.analyze.compare import comparisons, loss_rows
 from lmgraft.studies.analyze.gallery import choose
 from lmgraft.studies.analyze.gradients import coherences, independent, item_products
+from lmgraft.studies.analyze.look import Arrays, look, open_run
 from lmgraft.studies.analyze.look import columns as look_at_all
-from lmgraft.studies.analyze.look import look, open_run
 from lmgraft.studies.analyze.results import Subject
+from lmgraft.tasks.classification import ACCURACY
 from lmgraft.training.items import read_arrays
 from lmgraft.words import analyze as words
 
@@ -209,8 +214,19 @@ def test_what_does_not_fit_is_refused(runs: dict[str, Path], tmp_path: Path) -> 
     unfinished = tmp_path / "unfinished"
     unfinished.mkdir()
     (unfinished / "config.yaml").write_bytes((runs["plain"] / "config.yaml").read_bytes())
-    with pytest.raises(RunError, match=r"no best\.ckpt"):
+    with pytest.raises(RunError, match=r"not finished: it has no best\.ckpt or no result\.json"):
         analyze_runs([unfinished], tmp_path)
+    untested = shutil.copytree(runs["plain"], tmp_path / "untested")
+    (untested / "result.json").unlink()
+    with pytest.raises(RunError, match=r"not finished"):
+        analyze_runs([untested], tmp_path)
+    twin = shutil.copytree(runs["plain"], tmp_path / "twin")
+    with pytest.raises(RunError, match="both runs of arm plain with seed 0"):
+        analyze_runs([runs["plain"], twin], tmp_path)
+    recipe = (twin / "config.yaml").read_text().replace("seed: 0", "seed: 1", 1)
+    (twin / "config.yaml").write_text(recipe.replace("lr: 0.001", "lr: 0.002"))
+    with pytest.raises(RunError, match=r"not one more seed of .*: optim\.lr is 0\.002, was 0\.001"):
+        analyze_runs([runs["plain"], twin], tmp_path)
     with pytest.raises(RecipeError, match="--limit 0 must be at least 1"):
         AnalyzeConfig(limit=0)
     with pytest.raises(RecipeError, match="between 0 and 1"):
@@ -230,52 +246,170 @@ def test_the_gallery_is_chosen_by_rule() -> None:
     assert choose(np.array([np.nan]), 2, seed=1) == [("random", 0)]
 
 
-def test_seeds_of_an_arm_are_compared_together() -> None:
-    """Both arms' maps are constructed: 0.2 better for every item and seed, but for noise."""
-    draw = np.random.default_rng(0)
-    group = np.arange(40)
-    looked, subjects = {}, []
-    for seed in range(3):
+def seeds_of(
+    *arms: tuple[str, float, float], seeds: int = 3
+) -> tuple[list[Subject], dict[str, Arrays], dict[str, Arrays]]:
+    """Runs, what their maps find, and what masking takes, made up but for noise.
+
+    Args:
+        arms: Name, what its maps find beyond 0.2 to 0.6, and the share of items that only masking what is amplified
+            makes wrong.
+        seeds: Of each arm.
+    """
+    draw, group = np.random.default_rng(0), np.arange(40)
+    looked, masked, subjects = {}, {}, []
+    for seed in range(seeds):
         base = draw.uniform(0.2, 0.6, 40)
-        for arm, gain, stage in (("plain", 0.0, "encoder"), ("llm", 0.2, "mapper_out")):
+        for arm, gain, needed in arms:
+            label, stage = f"{arm} seed {seed}", "encoder" if arm == "plain" else "mapper_out"
             values = base + gain + 0.01 * draw.standard_normal(40)
-            label = f"{arm} seed {seed}"
-            names = (f"score/{stage}/magnitude/{score}" for score in ("best_iou", "average_precision"))
-            looked[label] = {"index": group, "group": group, **dict.fromkeys(names, values)}
+            names = [f"score/{stage}/magnitude/{score}" for score in words.SCORES]
+            names += [f"score/centre/centre/{score}" for score in words.SCORES] if arm == "plain" else []
+            looked[label] = {"index": group, "group": group, "task/accuracy": values, **dict.fromkeys(names, values)}
+            wrong = draw.uniform(size=40) < needed
+            of_rules = {"amplified": 1.0 - wrong, "random": np.ones(40), "magnitude": np.ones(40)}
+            if arm != "plain":
+                masked[label] = {"index": group, "group": group, "whole": np.ones(40)} | {
+                    f"input/{rule}/{share}": values for rule, values in of_rules.items() for share in (0.1, 0.25, 0.5)
+                }
+            fields = {"folder": "", "metric": 0, "metric_interval": None, "items": 40, "tokens": 4}
             block = None if arm == "plain" else {"source": "x"}
-            subjects.append(
-                Subject(
-                    label=label,
-                    arm=arm,
-                    seed=seed,
-                    folder="",
-                    metric=0,
-                    metric_interval=None,
-                    items=40,
-                    tokens=4,
-                    block=block,
-                )
-            )
-    (iou, precision) = comparisons(subjects, looked, {})
-    assert (iou.first, iou.second, iou.seeds, iou.items) == ("llm W2 magnitude", "plain encoder magnitude", 3, 40)
-    assert precision.difference == pytest.approx(0.2, abs=0.01)
-    assert precision.outcome == "more"
-    assert precision.interval is not None
-    assert 0.18 < precision.interval[0] < 0.2 < precision.interval[1] < 0.22
+            subjects.append(Subject(label=label, arm=arm, seed=seed, block=block, **fields))
+    return subjects, looked, masked
+
+
+def test_seeds_of_an_arm_are_compared_together() -> None:
+    subjects, looked, masked = seeds_of(("plain", 0.0, 0.0), ("llm", 0.2, 0.4), ("random_frozen", 0.2, 0.1))
+    rows = comparisons(subjects, looked, {}, masked, ACCURACY)
+    (against_plain,) = [c for c in rows if (c.second, c.score) == ("plain encoder magnitude", "average_precision")]
+    assert (against_plain.first, against_plain.seeds, against_plain.items) == ("llm W2 magnitude", 3, 40)
+    assert against_plain.difference == pytest.approx(0.2, abs=0.01)
+    assert against_plain.interval is not None
+    assert 0.18 < against_plain.interval[0] < 0.2 < against_plain.interval[1] < 0.22
+    assert (against_plain.planned, against_plain.outcome) == (True, "more")
+    means = [
+        looked[f"{arm} seed {s}"]["score/" + stage + "/magnitude/average_precision"].mean()
+        for s in range(3)
+        for arm, stage in (("llm", "mapper_out"), ("plain", "encoder"))
+    ]
+    expected = ttest_rel(means[::2], means[1::2])
+    assert against_plain.p == pytest.approx(expected.pvalue)
+    assert against_plain.interval == pytest.approx(tuple(expected.confidence_interval()))
+
+    planned = [c for c in rows if c.planned]
+    kinds = [(c.kind, c.second, c.share) for c in planned]
+    assert kinds == [
+        ("object", "plain encoder magnitude", None),
+        ("object", "random_frozen W2 magnitude", None),
+        ("causal", "random", 0.25),
+        ("effect", "random_frozen", 0.25),
+    ]
+    assert [c.p_holm for c in planned] == holm([c.p for c in planned])
+    assert [c.outcome for c in planned] == ["more", "not shown", "more", "more"]
+    assert planned[1].equivalent
+    assert {c.score for c in rows if c.kind == "object" and not c.planned} == {"best_iou", "iou", "pointing"}
+    effect = planned[3].difference
+    assert effect == pytest.approx(
+        planned[2].difference
+        - next(c.difference for c in rows if (c.arm, c.second, c.share) == ("random_frozen", "random", 0.25))
+    )
+
+
+def test_one_seed_plans_nothing_and_differences_are_no_shares() -> None:
+    subjects, looked, masked = seeds_of(("plain", 0.0, 0.0), ("llm", 0.2, 0.1), seeds=1)
+    rows = comparisons(subjects, looked, {}, masked, ACCURACY)
+    assert not any(c.planned for c in rows)
+    assert all(c.p is None for c in rows)
+    lost = masked["llm seed 0"]["whole"] - masked["llm seed 0"]["input/amplified/0.25"]
+    (causal,) = [c for c in rows if (c.second, c.share) == ("random", 0.25)]
+    expected = ttest_1samp(lost, 0).confidence_interval()
+    assert causal.interval == pytest.approx(tuple(expected))
+    (of_nothing,) = [row for row in loss_rows({("llm", "llm"): [masked["llm seed 0"]]}, ACCURACY)
+                     if (row.rule, row.share) == ("random", 0.25)]  # fmt: skip
+    assert (of_nothing.mean, of_nothing.interval) == (0, None)  # by Wilson it would be 0 to 0.09
+    sentence = words.causal_sentence(causal, ACCURACY)
+    assert "one seed" in sentence
+
+
+def test_what_cannot_be_is_not_in_an_interval() -> None:
+    subjects, looked, masked = seeds_of(("plain", -0.2, 0.0), ("llm", 0.3, 1.0), seeds=2)
+    for label, columns in masked.items():
+        columns["input/amplified/0.25"] = np.arange(40) % 2 * 1.0 if label.endswith("0") else np.zeros(40)
+    rows = comparisons(subjects, looked, {}, masked, ACCURACY)
+    ends = [end for c in rows for of in (c.interval, c.over_items) if of is not None for end in of]
+    assert max(map(abs, ends)) <= 1
+
+
+def test_each_seed_has_its_random_block_and_its_own_floor(
+    looked: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the columns alone: what is computed is replaced."""
+    seen: list[tuple[str, int]] = []
+
+    def note(run: Any, samples: Any, shares: Any, *, other: Any, **_: Any) -> tuple[Arrays, Any]:
+        seen.append((run.label, int(next(iter(other.values()), torch.tensor([-1.0]))[0])))
+        index = np.array([int(i) for i in run.items.indices[list(samples)]])
+        seed = float(run.recipe.seed)
+        made = {"index": index, "group": index, "whole": np.ones(len(index))}
+        made |= {f"keys/{rule}/0.25": np.ones(len(index)) for rule in ("amplified", "random")}
+        return made, {int(i): torch.full((4,), seed) for i in index}
+
+    monkeypatch.setattr("lmgraft.studies.analyze.run.losses", note)
+    given = []
+    for arm in ARMS[:2]:
+        for seed in (0, 1):
+            folder = shutil.copytree(runs[arm], tmp_path / f"{arm}{seed}")
+            recipe = (folder / "config.yaml").read_text()
+            (folder / "config.yaml").write_text(recipe.replace("seed: 0", f"seed: {seed}", 1))
+            given.append(folder)
+    other = tmp_path / "other"  # its block is another one, so that it is trained
+    assert (
+        main(
+            [
+                "train",
+                "--from-run",
+                str(runs["random_frozen"]),
+                "--seed",
+                "1",
+                "--allow-difference",
+                "--out",
+                str(other),
+            ]
+        )
+        == 0
+    )
+    given += [runs["random_frozen"], other]
+    config = AnalyzeConfig(**SMALL | {"gallery": 0, "coherence": 0, "layers": False})
+    analysis, _ = analyze_runs(given, tmp_path / "out", config)
+    assert [one for one in seen if one[0].startswith("llm")] == [("llm seed 0", 0), ("llm seed 1", 1)]
+    assert {one[1] for one in seen if one[0].startswith("random")} == {-1}
+    untrained = [f.label for f in analysis.found if f.label.endswith("untrained")]
+    assert {"llm seed 0 untrained", "llm seed 1 untrained", "plain seed 0 untrained"} <= set(untrained)
+    assert "plain seed 1 untrained" not in untrained
+    by_arm = {(f.label, f.stage): f.seeds for f in analysis.found_by_arm if f.measure == "magnitude"}
+    assert by_arm["llm untrained", "mapper_out"] == by_arm["llm", "mapper_out"] == 2
+    write_report(analysis, [], tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "The runs by themselves" in page
+    assert "Every stage in numbers, run by run" in page
 
 
 def test_maps_and_answers_in_words() -> None:
     common = {"kind": "object", "score": "average_precision", "seeds": 1, "items": 9}
     pairs = [("plain encoder magnitude", (0.1, 0.3)), ("centre", (-0.1, 0.3)), ("llm encoder attention", None)]
     rows = [
-        Comparison(**common, first="llm W2 magnitude", second=name, difference=0.2, interval=ends)
-        for name, ends in pairs
+        Comparison(**common, first="llm W2 magnitude", second=name, difference=0.2, interval=ends, missing=missing)
+        for (name, ends), missing in zip(pairs, (None, None, "one group"), strict=True)
     ]
-    said = [words.object_sentence(row) for row in rows]
-    assert said[0].startswith("What stands out behind W2 of llm lies on the object more than what stands out behind")
-    assert "no interval" in said[2]
-    assert "no interval" not in said[1]
-    assert "in 1 of 3 comparisons, less in 0; no difference is shown in 2" in words.object_answer(rows)
+    sentences = [words.object_sentence(row) for row in rows]
+    assert sentences[0].startswith("What stands out behind W2 of llm lies on the object more than what stands out")
+    assert "no interval: all test items belong together" in sentences[2]
+    assert "no interval" not in sentences[1]
+    assert words.object_answer(rows) == (
+        "What stands out behind W2 of llm lies on the object more than what stands out behind the encoder of plain; "
+        "not shown to differ from a blob at the centre with the object's area and what the last layer of llm's encoder "
+        "attends to."
+    )
     assert words.map_in_words("a untrained W2 magnitude") == "what stands out behind W2 of a before training"
 
 
@@ -284,3 +418,6 @@ def test_an_interval_over_zero_shows_nothing() -> None:
     assert Comparison(**common, difference=0.1, interval=(-0.1, 0.3)).outcome == "not shown"
     assert Comparison(**common, difference=0.1, interval=None).outcome == "not shown"
     assert Comparison(**common, difference=-0.1, interval=(-0.2, -0.01)).outcome == "less"
+    planned = {**common, "planned": True, "interval": (0.01, 0.2), "difference": 0.1}
+    assert Comparison(**planned, p=0.04, p_holm=0.12).outcome == "not shown"
+    assert Comparison(**planned, p=0.004, p_holm=0.012).outcome == "more"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from lmgraft.analysis.comparison import Comparison, Outcome
 from lmgraft.contracts import Metric
@@ -17,13 +17,13 @@ SCORES = {
     "average_precision": "average precision",
     "pointing": "pointing accuracy",
 }
-WHERE = {"input": "at the encoder's input", "keys": "as keys of the block alone"}
+WHERE = {"input": "at the encoder's first layer", "keys": "as keys of the block alone"}
 RULES = {
     "amplified": "what the block amplifies",
     "random": "as many random tokens, as clumped",
     "magnitude": "what the encoder itself makes large",
     "attention": "what the encoder's last layer attends to",
-    "random block": "what a random block amplifies",
+    "random block": "what the random block of another run amplifies",
 }
 EFFORTS = {
     "looked": "looked at, with every measure",
@@ -47,7 +47,13 @@ STANDING_OUT = (
 )
 MASKING = (
     "Tokens are hidden, and what the run then loses is compared with what it loses when as many random ones are "
-    "hidden. It is more, if the block picks out what is needed."
+    "hidden. It is more, if the block picks out what is needed; and more than with a random block, if what the LLM "
+    "learnt does it."
+)
+EXPLORATORY = (
+    "Planned are the comparisons of the sentences above, whose p is corrected by Holm for all of them; all others are "
+    "exploratory, with intervals that are not corrected. Of several seeds a difference's interval is a paired t over "
+    "seeds, and “seeds and items” one over both drawn anew; of one seed it is over items."
 )
 READING = (
     "Maps are scaled to their own range. IoU at each item's best threshold uses the truth to choose the threshold, "
@@ -91,42 +97,100 @@ def object_sentence(c: Comparison) -> str:
         "less": f"{one[0].upper()}{one[1:]} lies on the object less than {other}",
         "not shown": f"No difference is shown between {one} and {other}",
     }[c.outcome]
-    return f"{verdict}: {SCORES[c.score]} {signed(c.difference, c.interval)}{_no_interval(c)}."
+    return f"{verdict}: {SCORES[c.score]} {signed(c.difference, c.interval)}{_sureness(c, None)}."
 
 
 def object_answer(comparisons: Sequence[Comparison]) -> str:
-    """How often the leading arm's map finds the object better than others."""
+    """What the leading arm's map finds the object better than, and what not."""
     one = map_in_words(comparisons[0].first)
-    return _tally(comparisons, f"{one[0].upper()}{one[1:]} lies on the object more")
+    return f"{one[0].upper()}{one[1:]} lies on the object {_sorted_out(comparisons, map_in_words)}."
+
+
+def _sorted_out(comparisons: Sequence[Comparison], name: Callable[[str], str]) -> str:
+    """More than these; less than those; not shown to differ from the rest."""
+    words: dict[Outcome, str] = {"more": "more than", "less": "less than", "not shown": "not shown to differ from"}
+    parts = []
+    for outcome, verdict in words.items():
+        names = [name(c.second) for c in comparisons if c.outcome == outcome]
+        if names:
+            parts.append(f"{verdict} {' and '.join([', '.join(names[:-1])] * (len(names) > 1) + names[-1:])}")
+    return "; ".join(parts)
+
+
+_COSTS: Mapping[Outcome, str] = {
+    "more": "costs more than",
+    "less": "costs less than",
+    "not shown": "is not shown to cost more or less than",
+}
 
 
 def causal_answer(comparisons: Sequence[Comparison]) -> str:
-    """How often masking what a block amplifies costs more than masking at random."""
-    return _tally(comparisons, "Masking what a block amplifies costs more than masking at random")
+    """Whether masking what the block amplifies costs more than masking at random, and more so than in another arm.
 
-
-def _tally(comparisons: Sequence[Comparison], more: str) -> str:
-    outcomes = [c.outcome for c in comparisons]
-    counts = [outcomes.count(outcome) for outcome in get_args(Outcome)]
-    compared = write.counted(len(outcomes), "comparison")
-    return f"{more} in {counts[0]} of {compared}, less in {counts[1]}; no difference is shown in {counts[2]}."
-
-
-def _no_interval(c: Comparison) -> str:
-    return " (no interval: the items hardly differ)" if c.interval is None else ""
+    Args:
+        comparisons: Of kinds "causal" and "effect", at one share of the tokens.
+    """
+    of_rules, effects = ([c for c in comparisons if c.kind == kind] for kind in ("causal", "effect"))
+    sentences = []
+    if of_rules:
+        places = [f"{WHERE[c.score]}, {_COSTS[c.outcome]} masking {RULES[c.second]}" for c in of_rules]
+        sentences.append(f"Masking what the block of {of_rules[0].arm} amplifies, {'; and '.join(places)}.")
+    if effects:
+        more = {
+            "more": "it is more in {}",
+            "less": "it is less in {}",
+            "not shown": "no difference between both is shown",
+        }
+        places = [f"{WHERE[c.score]} {more[c.outcome].format(c.first)}" for c in effects]
+        sentences.append(f"Beside {effects[0].second}: {'; '.join(places)}.")
+    return " ".join(sentences)
 
 
 def causal_sentence(c: Comparison, metric: Metric) -> str:
-    """Whether masking what a block amplifies takes more than masking other tokens."""
-    costs = {"more": "costs more than", "less": "costs less than", "not shown": "is not shown to differ from"}
-    scaled = None if c.interval is None else [metric.scale * end for end in c.interval]
+    """Whether masking what a block amplifies takes more than masking other tokens, or more than in another arm."""
     share = "" if c.share is None else f"{100 * c.share:.0f} %"
     unit = f" {metric.difference_unit}" if metric.difference_unit else ""
+    size = f"{write.difference(c.difference, metric)}{unit} of {metric.title.removeprefix('test ')}"
+    ends = "" if c.interval is None else f" (95 % interval {write.interval(c.interval, metric, signed=True)})"
+    behind = f"{size}{ends}{_sureness(c, metric)}."
+    if c.kind == "effect":
+        verdict = {
+            "more": f"more in {c.first} than in {c.second}",
+            "less": f"less in {c.first} than in {c.second}",
+            "not shown": f"not shown to be more or less in {c.first} than in {c.second}",
+        }[c.outcome]
+        return (
+            f"What the block amplifies, masked ({share} of the tokens, {WHERE[c.score]}), costs beyond "
+            f"{RULES['random']}: {verdict}: {behind}"
+        )
     return (
-        f"{c.arm}: masking {RULES['amplified']} ({share} of the tokens, {WHERE[c.score]}) {costs[c.outcome]} "
-        f"masking {RULES[c.second]}: {signed(metric.scale * c.difference, scaled, 1)}{unit} of "
-        f"{metric.title.removeprefix('test ')}{_no_interval(c)}."
+        f"{c.arm}: masking {RULES['amplified']} ({share} of the tokens, {WHERE[c.score]}) {_COSTS[c.outcome]} "
+        f"masking {RULES[c.second]}: {behind}"
     )
+
+
+def _sureness(c: Comparison, metric: Metric | None) -> str:
+    """How sure a difference is: its corrected p, what would have been shown, whether both count as equal.
+
+    Args:
+        metric: In whose unit it is; None: a score from 0 to 1.
+    """
+
+    def sized(number: float) -> str:
+        return f"{number:.3f}" if metric is None else write.size(number, metric)
+
+    parts = []
+    if c.interval is None:
+        parts.append(f"no interval: {write.MISSING[c.missing or 'no items']}")
+    if c.p_holm is not None:
+        parts.append(f"p {write.probability(c.p_holm)} after Holm, {write.counted(c.seeds, 'seed')}")
+    else:
+        parts.append("one seed" if c.seeds == 1 else "exploratory")
+    if c.equivalent and c.margin is not None:
+        parts.append(f"equal within {sized(c.margin)}")
+    elif c.planned and c.outcome == "not shown" and c.detectable:
+        parts.append(f"a true difference of {sized(c.detectable)} would be shown in four of five such analyses")
+    return f"; {', '.join(parts)}" if parts else ""
 
 
 def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
@@ -138,14 +202,15 @@ def signed(value: float, ends: Sequence[float] | None, digits: int = 3) -> str:
 FOUND = "“Found” is what a run ranks first, second and third; what fits has a blue frame, what does not an orange one."
 
 
-def chosen_by(has_truth: bool, metric: str) -> str:
+def chosen_by(has_truth: bool, metric: str, run: str) -> str:
     """By what items of a gallery were chosen; the number beside each.
 
     Args:
         has_truth: Whether the data know the object.
         metric: What chose them otherwise.
+        run: Whose score it is.
     """
-    score = f"the {SCORES['best_iou']} of the first run's last stage" if has_truth else f"the first run's {metric}"
+    score = f"the {SCORES['best_iou']} of the last stage of {run}" if has_truth else f"the {metric} of {run}"
     return f"Best, median and worst by {score}, and some by chance."
 
 
@@ -168,19 +233,20 @@ def other_classes(things: str) -> str:
     )
 
 
-def scope(arms: Mapping[str, int], looked: str, comparisons: int) -> str:
+def scope(arms: Mapping[str, int], looked: str, comparisons: Sequence[Comparison]) -> str:
     """What the figures speak of.
 
     Args:
         arms: Arm -> runs.
         looked: Which items were looked at.
-        comparisons: How many differences have an interval.
+        comparisons: All of the analysis.
     """
     runs = "; ".join(f"{arm} ({words_of(arm).noun}, {write.counted(count, 'seed')})" for arm, count in arms.items())
     single = " Of arms with one seed the intervals speak of other items only, not of another training." * (
         1 in arms.values()
     )
-    corrected = f" {comparisons} comparisons; intervals are not corrected for their number." * (comparisons > 1)
+    planned = sum(c.planned for c in comparisons)
+    corrected = f" {write.counted(planned, 'planned comparison')} corrected together by Holm." * bool(planned)
     return f"Compared: {runs}; on {looked}.{single}{corrected}"
 
 

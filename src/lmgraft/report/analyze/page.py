@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lmgraft import records
+from lmgraft.analysis.comparison import Comparison
 from lmgraft.registry import PICTURES
-from lmgraft.report.analyze.figures import figures
+from lmgraft.report.analyze.figures import arm_colors, figures
 from lmgraft.report.analyze.tables import (
+    arms_sheet,
     coherences_sheet,
     comparisons_sheet,
     efforts_sheet,
@@ -21,8 +23,9 @@ from lmgraft.report.analyze.tables import (
     stages_sheet,
     summary_sheet,
 )
-from lmgraft.report.drawing import colors, data_address, write_figures, write_png
+from lmgraft.report.drawing import data_address, write_figures, write_png
 from lmgraft.report.html import facts_of, render
+from lmgraft.studies.analyze.compare import PLANNED_SCORE, arms_of, leading_arm, middle_share
 from lmgraft.studies.analyze.gallery import Exhibit
 from lmgraft.studies.analyze.results import FILE, Analysis, Shown
 from lmgraft.words import analyze as words
@@ -57,11 +60,14 @@ def write_report(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> 
     analysis = replace(analysis, gallery=gallery)
     records.write_json(out / FILE, asdict(analysis))
     sheets = {
+        "arms": arms_sheet(analysis),
         "runs": runs_sheet(analysis),
-        "object": stages_sheet(analysis),
+        "object": stages_sheet(analysis.found),
+        "object_by_arm": stages_sheet(analysis.found_by_arm),
         "comparisons": comparisons_sheet(analysis, "object"),
-        "masking": losses_sheet(analysis),
-        "masking_comparisons": comparisons_sheet(analysis, "causal"),
+        "masking": losses_sheet(analysis, analysis.losses),
+        "masking_by_arm": losses_sheet(analysis, analysis.losses_by_arm),
+        "masking_comparisons": comparisons_sheet(analysis, "causal", "effect"),
         "probes": probes_sheet(analysis),
         "coherence": coherences_sheet(analysis),
         "passes": efforts_sheet(analysis),
@@ -84,8 +90,8 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         pictures: The gallery's files -> their data addresses.
         files: Beside the page, relative to it.
     """
+    has_seeds = len({s.arm for s in analysis.subjects}) < len(analysis.subjects)
     looked = words.looked_at(max(s.items for s in analysis.subjects), analysis.things, analysis.shown)
-    causal = [c for c in analysis.comparisons if c.kind == "causal"]
     return render(
         "analyze.html",
         analysis=analysis,
@@ -93,15 +99,18 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         scope=words.scope(
             Counter(s.arm for s in analysis.subjects),
             looked,
-            len(analysis.comparisons),
+            analysis.comparisons,
         ),
-        colors=colors({s.label: s.arm for s in analysis.subjects}),
+        colors=arm_colors(analysis),
+        arms=arms_sheet(analysis).table() if analysis.reached else None,
         runs=runs_sheet(analysis).table(),
         summary=summary_sheet(analysis).table() if analysis.has_truth else None,
-        stages=stages_sheet(analysis).table() if analysis.has_truth else None,
+        stages=stages_sheet(analysis.found_by_arm).table() if analysis.has_truth else None,
+        stages_of_runs=stages_sheet(analysis.found).table() if analysis.has_truth and has_seeds else None,
         comparisons=comparisons_sheet(analysis, "object").table() if analysis.has_truth else None,
-        losses=losses_sheet(analysis).table() if analysis.losses else None,
-        causal=comparisons_sheet(analysis, "causal").table() if causal else None,
+        losses=losses_sheet(analysis, analysis.losses_by_arm).table() if analysis.losses else None,
+        causal=comparisons_sheet(analysis, "causal", "effect").table() if analysis.losses else None,
+        exploratory=words.EXPLORATORY,
         probes=probes_sheet(analysis).table(),
         coherences=coherences_sheet(analysis).table() if analysis.coherences else None,
         coherence=words.COHERENCE,
@@ -114,7 +123,7 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
         no_gradient=words.NO_GRADIENT,
         found=words.FOUND if any(one.has_pictures for one in analysis.gallery) else "",
         needed=analysis.gallery_metric,
-        chosen=words.chosen_by(analysis.has_truth, analysis.gallery_metric),
+        chosen=words.chosen_by(analysis.has_truth, analysis.gallery_metric, analysis.gallery_run),
         facts={
             "items": f"{looked}, evenly spread",
             "folder": "" if analysis.shown is None else analysis.shown["where"],
@@ -128,10 +137,9 @@ def page(analysis: Analysis, svgs: dict[str, str], pictures: dict[str, str], fil
 
 def sections(analysis: Analysis) -> list[Section]:
     """What was found, a section for each of the paper's questions, and what could not be measured."""
-    lie = [c for c in analysis.comparisons if c.kind == "object" and c.score == "average_precision"]
-    shares = sorted({c.share for c in analysis.comparisons if c.share is not None})
-    middle = shares[len(shares) // 2] if shares else None
-    need = [c for c in analysis.comparisons if c.kind == "causal" and c.share == middle and c.second == "random"]
+    lie = [c for c in analysis.comparisons if c.kind == "object" and c.score == PLANNED_SCORE]
+    lie = [c for c in lie if c.planned] or lie
+    need = _middle(analysis)
     parts = []
     if lie:
         listed = [words.object_sentence(c) for c in lie]
@@ -145,6 +153,20 @@ def sections(analysis: Analysis) -> list[Section]:
     if not parts:
         left_out.append("Nothing was compared: give several runs, or one with a block.")
     return [*parts, *([Section("Not measured", "", "", left_out)] if left_out else [])]
+
+
+def _middle(analysis: Analysis) -> list[Comparison]:
+    """The leading arm against random tokens, and beside a random block, at the middle share of the tokens."""
+    causal = [c for c in analysis.comparisons if c.share is not None]
+    if not causal:
+        return []
+    middle, lead = middle_share(sorted({c.share for c in causal if c.share is not None})), leading(analysis)
+    return [c for c in causal if c.share == middle and (c.kind == "effect" or (c.arm == lead and c.second == "random"))]
+
+
+def leading(analysis: Analysis) -> str:
+    """The arm that others are held against."""
+    return leading_arm(arms_of(analysis.subjects))
 
 
 def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> tuple[list[Shown], dict[str, str]]:

@@ -1,52 +1,120 @@
-"""Columns of items to what is shown: means with intervals over items, paired differences between runs and rules."""
+"""Columns of items to what is shown: means with intervals, and paired differences between arms and rules.
+
+Of several seeds a mean's interval is over seeds and items, a difference's a paired t over seeds, as in studies. Of one
+seed both are over items alone, and nothing is planned: other trainings are not spoken of.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lmgraft.analysis.bootstrap import crossed_bootstrap
-from lmgraft.analysis.comparison import Comparison, Interval
-from lmgraft.analysis.intervals import items_interval
-from lmgraft.analysis.student import mean_interval
+from lmgraft.analysis.comparison import LEVEL, Comparison, Interval
+from lmgraft.analysis.groups import group_codes
+from lmgraft.analysis.holm import holm
+from lmgraft.analysis.intervals import NoInterval, items_interval
+from lmgraft.analysis.paired import POWER, differences
+from lmgraft.analysis.student import (
+    detectable_difference,
+    difference_p,
+    equal_within,
+    equivalence_p,
+    mean_interval,
+)
 from lmgraft.contracts import Metric
 from lmgraft.studies.analyze.look import CENTRE, Arrays
-from lmgraft.studies.analyze.results import Found, Loss, Probe, Subject
+from lmgraft.studies.analyze.results import Found, Loss, Probe, Reached, Score, Subject
 
-_COMPARED = ("best_iou", "average_precision")
+Column = NDArray[np.float64]
+BySeed = Mapping[int, Arrays]
+
+PLANNED_SCORE: Score = "average_precision"
+"""The score of planned comparisons: no threshold, none chosen with the truth in hand."""
+_MARGIN = 0.02  # of a score from 0 to 1
 _AGAINST = ("random", "magnitude", "attention", "random block")
+_RANDOM = "random_frozen"
 
 _SHARE: Interval = (0.0, 1.0)
 _ANY: Interval = (-math.inf, math.inf)
 
 
-def interval_of(values: NDArray[np.float64], groups: NDArray[np.int64], possible: Interval = _ANY) -> Interval | None:
+def interval_of(values: Column, groups: NDArray[np.int64], possible: Interval = _ANY) -> Interval | None:
     """The 95 % interval over items, by group; None where there is none. It is cut at what is `possible`."""
-    ends = items_interval(values, groups, possible=possible).ends
+    return _two(items_interval(values, groups, possible=possible).ends)
+
+
+def _two(ends: Sequence[float] | None) -> Interval | None:
     return None if ends is None else (float(ends[0]), float(ends[1]))
 
 
-def _mean(columns: Arrays, name: str, possible: Interval = _ANY) -> tuple[float, Interval | None, int]:
-    """Over the items of which something can be said."""
-    values = columns[name].astype(np.float64)
-    known = np.isfinite(values)
+def _mean(runs: Sequence[Arrays], name: str, possible: Interval = _ANY) -> tuple[float, Interval | None, int]:
+    """Over the runs and those items of which something can be said in all of them; how many these are."""
+    values = np.stack([columns[name].astype(np.float64) for columns in runs])
+    known = np.isfinite(values).all(0)
     if not known.any():
         return float("nan"), None, 0
-    return float(values[known].mean()), interval_of(values[known], columns["group"][known], possible), int(known.sum())
+    values, groups = values[:, known], runs[0]["group"][known]
+    ends = interval_of(values[0], groups, possible) if len(values) == 1 else _crossed(values, groups, possible)
+    return float(values.mean()), ends, int(known.sum())
 
 
-def found(looked: Mapping[str, Arrays]) -> list[Found]:
-    """How well each run's maps find the object; the floor comes once."""
+def _crossed(values: Column, groups: NDArray[np.int64], possible: Interval) -> Interval | None:
+    """Over seeds and items, (n, N); None where groups are fewer than two, or nothing spreads."""
+    if len(np.unique(groups)) < 2:
+        return None
+    low, high = crossed_bootstrap(values[None], groups=groups)[0]
+    if high - low <= equal_within((low, high)):
+        return None
+    return float(max(low, possible[0])), float(min(high, possible[1]))
+
+
+def by_arm(subjects: Sequence[Subject], looked: Mapping[str, Arrays]) -> dict[str, list[Arrays]]:
+    """Arm -> the columns of its runs, those that were looked at before training as "ARM untrained"."""
+    arms: dict[str, list[Arrays]] = {}
+    for ending in ("", " untrained"):
+        for subject in subjects:
+            if f"{subject.label}{ending}" in looked:
+                arms.setdefault(f"{subject.arm}{ending}", []).append(looked[f"{subject.label}{ending}"])
+    return arms
+
+
+def reached(subjects: Sequence[Subject], looked: Mapping[str, Arrays], metric: Metric) -> list[Reached]:
+    """What each arm's runs reach, where they have a column of the metric."""
+    rows, name = [], f"task/{metric.column}"
+    first = {subject.arm: subject for subject in reversed(subjects)}
+    for arm, runs in by_arm(subjects, looked).items():
+        if all(name in columns for columns in runs):
+            mean, interval, items = _mean(runs, name, metric.bounds)
+            of = first[arm]
+            rows.append(
+                Reached(
+                    arm=arm,
+                    seeds=len(runs),
+                    items=items,
+                    tokens=of.tokens,
+                    block=of.block,
+                    metric=mean,
+                    interval=interval,
+                )
+            )
+    return rows
+
+
+def found(looked: Mapping[str, Sequence[Arrays]]) -> list[Found]:
+    """How well maps find the object, of runs or, with the columns of several, of arms; the floor comes once."""
     rows: list[Found] = []
-    for label, columns in looked.items():
-        for name in (name for name in columns if name.startswith("score/")):
+    for label, runs in looked.items():
+        for name in (name for name in runs[0] if name.startswith("score/") and all(name in of for of in runs)):
             _, stage, measure, score = name.split("/")
             if stage == CENTRE and any(row.stage == CENTRE and row.score == score for row in rows):
                 continue
-            mean, interval, items = _mean(columns, name, _SHARE)
+            mean, interval, items = _mean(runs, name, _SHARE)
             rows.append(
                 Found(
                     label=CENTRE if stage == CENTRE else label,
@@ -56,152 +124,303 @@ def found(looked: Mapping[str, Arrays]) -> list[Found]:
                     mean=mean,
                     interval=interval,
                     items=items,
+                    seeds=len(runs),
                 )
             )
     return rows
 
 
-def probes(looked: Mapping[str, Arrays]) -> list[Probe]:
+def probes(looked: Mapping[str, Sequence[Arrays]]) -> list[Probe]:
     """Spread of attention and dimensions in use."""
     rows = []
-    for label, columns in looked.items():
-        for name in (name for name in columns if name.startswith("probe/")):
+    for label, runs in looked.items():
+        for name in (name for name in runs[0] if name.startswith("probe/") and all(name in of for of in runs)):
             _, stage, probe = name.split("/")
-            mean, interval, _ = _mean(columns, name)
+            mean, interval, _ = _mean(runs, name)
             rows.append(Probe(label=label, stage=stage, name=probe, mean=mean, interval=interval))
     return rows
 
 
-def loss_rows(masked: Sequence[tuple[Subject, Arrays]], metric: Metric) -> list[Loss]:
-    """What each rule's masking takes from each run."""
+def loss_rows(masked: Mapping[tuple[str, str], Sequence[Arrays]], metric: Metric) -> list[Loss]:
+    """What each rule's masking takes, of runs or, with the columns of several, of arms.
+
+    Args:
+        masked: (label, arm) -> the columns of its runs.
+        metric: Of which it takes.
+    """
     rows = []
-    for subject, columns in masked:
-        for where, rule, share in _masks(columns):
-            lost = _lost(columns, f"{where}/{rule}/{share}", metric)
+    for (label, arm), runs in masked.items():
+        for where, rule, share in _masks(runs):
+            lost = np.stack([_lost(columns, f"{where}/{rule}/{share}", metric) for columns in runs])
+            tested = _tested(lost, np.zeros_like(lost), runs[0]["group"], metric.largest_difference)
+            interval = tested.interval
+            if len(runs) > 1:
+                interval = _crossed(lost, runs[0]["group"], (-metric.largest_difference, metric.largest_difference))
             rows.append(
                 Loss(
-                    label=subject.label,
-                    arm=subject.arm,
+                    label=label,
+                    arm=arm,
                     where=where,
                     rule=rule,
                     share=float(share),
                     mean=float(lost.mean()),
-                    interval=interval_of(lost, columns["group"]),
-                    items=len(lost),
+                    interval=interval,
+                    items=lost.shape[1],
+                    seeds=len(runs),
                 )
             )
     return rows
 
 
-def _masks(columns: Arrays) -> list[tuple[str, str, str]]:
-    names = (name.split("/") for name in columns if name.count("/") == 2)
+def _masks(runs: Sequence[Arrays]) -> list[tuple[str, str, str]]:
+    names = [name.split("/") for name in runs[0] if name.count("/") == 2 and all(name in of for of in runs)]
     return [(where, rule, share) for where, rule, share in names]
 
 
-def _lost(columns: Arrays, name: str, metric: Metric) -> NDArray[np.float64]:
-    lost: NDArray[np.float64] = metric.direction * (columns["whole"].astype(float) - columns[name].astype(float))
+def _lost(columns: Arrays, name: str, metric: Metric) -> Column:
+    lost: Column = metric.direction * (columns["whole"].astype(float) - columns[name].astype(float))
     return lost
 
 
-def leading_arm(subjects: Sequence[Subject]) -> str:
-    """The arm that others are held against, and that chooses the gallery: the LLM's block, or else the first graft."""
-    grafted = [subject.arm for subject in subjects if subject.block is not None]
-    return "llm" if "llm" in grafted else next(iter(grafted), subjects[0].arm)
+def leading_arm(arms: Mapping[str, bool]) -> str:
+    """The arm that others are held against, and that chooses the gallery: the LLM's block, or else the first graft.
+
+    Args:
+        arms: Arm -> whether it has a block, in the order of the runs.
+    """
+    grafted = [arm for arm, has_block in arms.items() if has_block]
+    return "llm" if "llm" in grafted else next(iter(grafted), next(iter(arms)))
+
+
+def arms_of(subjects: Sequence[Subject]) -> dict[str, bool]:
+    """Arm -> whether it has a block."""
+    return {subject.arm: subject.block is not None for subject in subjects}
+
+
+@dataclass(frozen=True)
+class _Tested:
+    """What a paired comparison of (n, N) values gives, before any correction."""
+
+    difference: float
+    interval: Interval | None
+    over_items: Interval | None
+    missing: NoInterval | None
+    seeds: int
+    items: int
+    sd: float
+    """Over seeds; 0 with one."""
+    p: float | None
+
+
+def _tested(ones: Column, others: Column, groups: NDArray[np.int64], largest: float) -> _Tested:
+    """Of n seeds and N items each; a difference is at most `largest`."""
+    apart, possible = ones - others, (-largest, largest)
+    seeds, items = apart.shape
+    if seeds == 1:
+        difference = float(apart.mean())
+        return _Tested(difference, *_over_items(apart[0], groups, possible), seeds=1, items=items, sd=0.0, p=None)
+    rows, mean, sd = differences(ones.mean(1).tolist(), others.mean(1).tolist())
+    ends = None if sd == 0 else _two(mean_interval(rows, rounding=0))
+    return _Tested(
+        difference=mean,
+        interval=None if ends is None else (max(ends[0], -largest), min(ends[1], largest)),
+        over_items=_crossed(apart, groups, possible),
+        missing="no spread" if sd == 0 else None,
+        seeds=seeds,
+        items=items,
+        sd=sd,
+        p=difference_p(mean, sd, seeds),
+    )
+
+
+def _over_items(
+    apart: Column, groups: NDArray[np.int64], possible: Interval
+) -> tuple[Interval | None, Interval | None, NoInterval | None]:
+    """An interval of one seed, none over seeds and items, and why there is no interval."""
+    if group_codes(groups, len(apart)) is None:
+        # Differences of shares may all be 0 or 1 and are no shares for all that: Student's t, not Wilson's interval.
+        ends = mean_interval(apart.tolist())
+        missing: NoInterval | None = None if ends is not None else "one value" if len(apart) == 1 else "no spread"
+        return (None if ends is None else (max(ends[0], possible[0]), min(ends[1], possible[1]))), None, missing
+    made = items_interval(apart, groups, possible=possible)
+    return _two(made.ends), None, made.missing
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two sides to be compared, by seed: columns of the same items."""
+
+    about: dict[str, Any]
+    """Fields of the `Comparison`."""
+    ones: Mapping[int, Column]
+    others: Mapping[int, Column]
+    groups: NDArray[np.int64]
+    largest: float
+    margin: float | None
+    planned: bool = field(default=False)
+
+
+def _compared(pairs: Sequence[_Pair]) -> list[Comparison]:
+    """Each pair over the seeds and items that both sides have; the planned ones are corrected together."""
+    rows: list[tuple[Comparison, float, int]] = []
+    for pair in pairs:
+        seeds = [seed for seed in pair.ones if seed in pair.others]
+        if not seeds:
+            continue
+        ones, others = (np.stack([of[seed] for seed in seeds]) for of in (pair.ones, pair.others))
+        known = np.isfinite(ones).all(0) & np.isfinite(others).all(0)
+        if not known.any():
+            continue
+        made = _tested(ones[:, known], others[:, known], pair.groups[known], pair.largest)
+        comparison = Comparison(
+            **pair.about,
+            difference=made.difference,
+            interval=made.interval,
+            over_items=made.over_items,
+            missing=made.missing,
+            seeds=made.seeds,
+            items=made.items,
+            planned=pair.planned and made.seeds > 1,
+            p=made.p,
+            margin=pair.margin,
+        )
+        rows.append((comparison, made.sd, made.seeds))
+    return _corrected(rows)
+
+
+def _corrected(rows: Sequence[tuple[Comparison, float, int]]) -> list[Comparison]:
+    """Holm's correction over the planned ones: of differences, and apart from them of equivalences.
+
+    Args:
+        rows: Each with its deviation over seeds, and their number.
+    """
+    planned = [row for row in rows if row[0].planned]
+    adjusted = iter(holm([row[0].p or 0.0 for row in planned]))
+    same = iter(
+        holm([1.0 if c.margin is None else equivalence_p(c.difference, sd, n, c.margin) for c, sd, n in planned])
+    )
+    finished = []
+    for comparison, sd, n in rows:
+        if comparison.planned:
+            comparison = replace(
+                comparison,
+                p_holm=next(adjusted),
+                detectable=detectable_difference(sd, n, alpha=LEVEL / len(planned), power=POWER) if sd else None,
+                equivalent=next(same) < LEVEL,
+            )
+        finished.append(comparison)
+    return finished
 
 
 def comparisons(
-    subjects: Sequence[Subject], looked: Mapping[str, Arrays], before: Mapping[str, Arrays]
+    subjects: Sequence[Subject],
+    looked: Mapping[str, Arrays],
+    before: Mapping[str, Arrays],
+    masked: Mapping[str, Arrays],
+    metric: Metric,
 ) -> list[Comparison]:
-    """What the leading arm's last stage finds of the object, against other arms, attention and both floors."""
+    """Everything that is compared; what is planned is corrected together.
+
+    Args:
+        subjects: The runs, one for each arm and seed.
+        looked: Label -> a run's columns.
+        before: "LABEL untrained" -> those of its model before training.
+        masked: Label -> its metric with tokens masked, for those that have it.
+        metric: Of which masking takes a part.
+    """
+    return _compared([*_of_maps(subjects, looked, before), *_of_masks(subjects, masked, metric)])
+
+
+def _of_arms(subjects: Sequence[Subject], columns: Mapping[str, Arrays], ending: str = "") -> dict[str, BySeed]:
+    """Arm -> seed -> columns."""
     arms: dict[str, dict[int, Arrays]] = {}
     for subject in subjects:
-        arms.setdefault(subject.arm, {})[subject.seed] = looked[subject.label]
-    grafted, lead = {subject.arm for subject in subjects if subject.block is not None}, leading_arm(subjects)
-    last = {arm: "mapper_out" if arm in grafted else "encoder" for arm in arms}
-    untrained = {
-        s.seed: before[f"{s.label} untrained"] for s in subjects if s.arm == lead and f"{s.label} untrained" in before
-    }
+        if f"{subject.label}{ending}" in columns:
+            arms.setdefault(subject.arm, {})[subject.seed] = columns[f"{subject.label}{ending}"]
+    return dict(arms)
+
+
+def _of_maps(
+    subjects: Sequence[Subject], looked: Mapping[str, Arrays], before: Mapping[str, Arrays]
+) -> Iterator[_Pair]:
+    """What the leading arm's last stage finds of the object, against other arms, both floors, and attention.
+
+    Planned are all but the last, by one score.
+    """
+    arms, grafted = _of_arms(subjects, looked), arms_of(subjects)
+    lead = leading_arm(grafted)
+    untrained = _of_arms(subjects, before, " untrained").get(lead, {})
+    last = {arm: "mapper_out" if grafted[arm] else "encoder" for arm in arms}
     words = {"encoder": "encoder", "mapper_out": "W2"}
-    rows = []
-    for score in _COMPARED:
-        first = (f"{lead} {words[last[lead]]} magnitude", arms[lead], f"score/{last[lead]}/magnitude/{score}")
+    group = next(iter(arms[lead].values()))["group"]
+    for score in get_args(Score):
+        name = f"score/{last[lead]}/magnitude/{score}"
         others = [
             (f"{arm} {words[last[arm]]} magnitude", of, f"score/{last[arm]}/magnitude/{score}")
             for arm, of in arms.items()
             if arm != lead
         ]
         others += [
-            (f"{lead} encoder attention", arms[lead], f"score/encoder/attention/{score}"),
             ("centre", arms[lead], f"score/{CENTRE}/{CENTRE}/{score}"),
-            (f"{lead} untrained {words[last[lead]]} magnitude", untrained, f"score/{last[lead]}/magnitude/{score}"),
+            (f"{lead} untrained {words[last[lead]]} magnitude", untrained, name),
+            (f"{lead} encoder attention", arms[lead], f"score/encoder/attention/{score}"),
         ]
-        for title, of, name in others:
-            row = _paired(first, (title, of, name), score)
-            rows += [] if row is None else [row]
-    return rows
+        for second, of, other in others:
+            about = {
+                "kind": "object",
+                "first": f"{lead} {words[last[lead]]} magnitude",
+                "second": second,
+                "score": score,
+            }
+            planned = score == PLANNED_SCORE and not second.endswith("attention")
+            yield _Pair(about, _picked(arms[lead], name), _picked(of, other), group, 1.0, _MARGIN, planned)
 
 
-def _paired(
-    first: tuple[str, Mapping[int, Arrays], str], second: tuple[str, Mapping[int, Arrays], str], score: str
-) -> Comparison | None:
-    """None where one of both was not measured, or they have no seed in common."""
-    (title, ones, name), (against, others, other) = first, second
-    seeds = [s for s in ones if s in others and name in ones[s] and other in others[s]]
-    if not seeds:
-        return None
-    differences = np.stack([ones[s][name].astype(float) - others[s][other].astype(float) for s in seeds])
-    known = np.isfinite(differences).all(0)
-    if not known.any():
-        return None
-    return Comparison(
-        kind="object",
-        first=title,
-        second=against,
-        score=score,
-        seeds=len(seeds),
-        items=int(known.sum()),
-        difference=float(differences[:, known].mean()),
-        interval=_interval(differences[:, known], ones[seeds[0]]["group"][known]),
-    )
+def _picked(runs: BySeed, name: str) -> dict[int, Column]:
+    """Seed -> a column, of those that have it."""
+    return {seed: columns[name].astype(float) for seed, columns in runs.items() if name in columns}
 
 
-def _interval(differences: NDArray[np.float64], groups: NDArray[np.int64]) -> Interval | None:
-    """Over items where there is one seed, over seeds and items where there are several."""
-    units = len(np.unique(groups))
-    if len(differences) == 1:
-        # Differences of shares may all be 0 or 1 and are no shares for all that: Student's t, not Wilson's interval.
-        return mean_interval(differences[0].tolist()) if units == len(groups) else interval_of(differences[0], groups)
-    if units < 2:
-        return None
-    low, high = crossed_bootstrap(differences[None], groups=groups)[0]
-    return float(low), float(high)
+def middle_share(shares: Sequence[float]) -> float:
+    """The share of tokens that planned comparisons mask: the middle one, the larger of two."""
+    return sorted(shares)[len(shares) // 2]
 
 
-def loss_comparisons(masked: Sequence[tuple[Subject, Arrays]], metric: Metric) -> list[Comparison]:
-    """Whether masking what a block amplifies takes more than masking other tokens, arm by arm."""
-    arms: dict[str, list[Arrays]] = {}
-    for subject, columns in masked:
-        arms.setdefault(subject.arm, []).append(columns)
-    rows = []
-    for arm, every in arms.items():
-        for where, rule, share in _masks(every[0]):
-            base = f"{where}/amplified/{share}"
-            name = f"{where}/{rule}/{share}"
-            if rule not in _AGAINST or not all(name in columns for columns in every):
-                continue
-            differences = np.stack([_lost(c, base, metric) - _lost(c, name, metric) for c in every])
-            rows.append(
-                Comparison(
-                    kind="causal",
-                    first="amplified",
-                    second=rule,
-                    score=where,
-                    share=float(share),
-                    arm=arm,
-                    difference=float(differences.mean()),
-                    interval=_interval(differences, every[0]["group"]),
-                    seeds=len(every),
-                    items=differences.shape[1],
-                )
-            )
-    return rows
+def _of_masks(subjects: Sequence[Subject], masked: Mapping[str, Arrays], metric: Metric) -> Iterator[_Pair]:
+    """Whether masking what a block amplifies takes more than masking other tokens, and more so than a random block's.
+
+    Planned are, at the middle share, the leading arm against random tokens, and what it loses by that beyond what
+    the arm of random blocks does.
+    """
+    arms = _of_arms(subjects, masked)
+    lead = leading_arm(arms_of(subjects))
+    for arm, runs in arms.items():
+        group = next(iter(runs.values()))["group"]
+        masks = _masks(list(runs.values()))
+        middle = middle_share(sorted({float(share) for _, _, share in masks}))
+        for where, rule, share in masks:
+            ones = _lost_by_seed(runs, f"{where}/amplified/{share}", metric)
+            others = _lost_by_seed(runs, f"{where}/{rule}/{share}", metric)
+            common: dict[str, Any] = {"score": where, "share": float(share)}
+            largest, margin = metric.largest_difference, metric.margin
+            planned = rule == "random" and float(share) == middle and arm == lead
+            if rule in _AGAINST:
+                about = {"kind": "causal", "first": "amplified", "second": rule, "arm": arm, **common}
+                yield _Pair(about, ones, others, group, largest, margin, planned)
+            if rule == "random" and arm == lead != _RANDOM and _RANDOM in arms:
+                effects = [
+                    {seed: a[seed] - b[seed] for seed in a}
+                    for a, b in (
+                        (ones, others),
+                        tuple(
+                            _lost_by_seed(arms[_RANDOM], f"{where}/{of}/{share}", metric)
+                            for of in ("amplified", "random")
+                        ),
+                    )
+                ]
+                about = {"kind": "effect", "first": arm, "second": _RANDOM, **common}
+                yield _Pair(about, effects[0], effects[1], group, 2 * largest, margin, planned)
+
+
+def _lost_by_seed(runs: BySeed, name: str, metric: Metric) -> dict[int, Column]:
+    return {seed: _lost(columns, name, metric) for seed, columns in runs.items()}

@@ -37,11 +37,24 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reached:
+    """The task's first metric of an arm, on the items that were looked at."""
+
+    arm: str
+    seeds: int
+    items: int
+    tokens: int
+    block: dict[str, Any] | None
+    metric: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Found:
     """How well a map finds the object."""
 
     label: str
-    """Of the run; "LABEL untrained" of its model before training, or "centre", the floor."""
+    """Of the run, or the arm; "LABEL untrained" of models before training, or "centre", the floor."""
     stage: str
     measure: str
     score: str
@@ -50,6 +63,7 @@ class Found:
     interval: Interval | None
     items: int
     """Those of which it can be said."""
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +125,7 @@ class Loss:
     mean: float
     interval: Interval | None
     items: int
+    seeds: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +159,17 @@ class Analysis:
     shown: dict[str, Any] | None = None
     """What was looked at in place of the runs' test items: "name", "where", "items", "labelled"."""
     subjects: list[Subject]
+    reached: list[Reached] = field(default_factory=list)
+    """Arm by arm; none where the items' classes are not the runs'."""
     found: list[Found]
+    """Run by run."""
+    found_by_arm: list[Found] = field(default_factory=list)
+    """Arm by arm, over its seeds."""
     probes: list[Probe]
     similarities: list[Similarity]
     losses: list[Loss]
+    """Run by run."""
+    losses_by_arm: list[Loss] = field(default_factory=list)
     coherences: list[Coherence] = field(default_factory=list)
     efforts: list[Effort] = field(default_factory=list)
     comparisons: list[Comparison]
@@ -156,6 +178,8 @@ class Analysis:
     gallery: list[Shown] = field(default_factory=list)
     gallery_metric: str = ""
     """What "needed" is read from."""
+    gallery_run: str = ""
+    """The run whose score chose the items."""
     notes: list[str] = field(default_factory=list)
     """What could not be measured, and why."""
     config: dict[str, Any]

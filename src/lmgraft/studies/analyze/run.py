@@ -24,15 +24,16 @@ from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, spread_over
 from lmgraft.errors import HostError, RunError
-from lmgraft.recipes.run import read_run
+from lmgraft.recipes.run import other_recipe, read_run
 from lmgraft.studies.analyze.compare import (
+    by_arm,
     comparisons,
     found,
     interval_of,
     leading_arm,
-    loss_comparisons,
     loss_rows,
     probes,
+    reached,
 )
 from lmgraft.studies.analyze.config import AnalyzeConfig
 from lmgraft.studies.analyze.gallery import Exhibit, choose, exhibits
@@ -53,13 +54,22 @@ _OF_THE_PAGE = ("limit", "causal", "coherence", "gallery")
 
 
 @dataclass(frozen=True)
+class RandomBlock:
+    """What the block of a run of `random_frozen` amplifies."""
+
+    weights: str
+    """Digest of the run's weights."""
+    amplified: Amplified
+
+
+@dataclass(frozen=True)
 class Ended:
     """A run that has been looked at."""
 
     subject: Subject
     columns: Arrays
     before: Arrays | None
-    """Of the model before training, for the first run of each arm."""
+    """Of the model before training, for each run of the leading arm and the first of every other."""
     masked: Arrays | None
     gradients: Arrays | None
 
@@ -87,21 +97,24 @@ def analyze_runs(
         What was found, also in `out`/analysis.json, and the items of the gallery.
 
     Raises:
-        LmgraftError: If a run is not finished, its model is no host that lmgraft knows, or the runs have other data.
+        LmgraftError: If a run is not finished, its model is no host that lmgraft knows, the runs have other data, or
+            runs of one arm are not its seeds.
     """
     config, started = config or AnalyzeConfig(), time.monotonic()
     runs = open_runs(run_dirs, overrides, others)
+    check_seeds(runs)
     ended: dict[str, Ended] = {}
-    other: dict[str, Amplified] = {}
+    random_blocks: dict[int, RandomBlock] = {}
     notes: list[str] = []
+    lead = _leading(runs).recipe.arm
     for run in sorted(runs, key=lambda run: run.recipe.arm != _RANDOM):
         samples = spread_over(len(run.items), config.limit)
-        floor = all(run.recipe.arm != one.subject.arm for one in ended.values())
+        floor = run.recipe.arm == lead or all(run.recipe.arm != one.subject.arm for one in ended.values())
         looked = _kept(out / "items", run, config, samples, lambda r, s: _columns(r, s, config, say))
         before = None
         if floor and any(name.startswith("score/") for name in looked):
             before = _kept(out / "items", untrained(run), config, samples, lambda r, s: _columns(r, s, config, say))
-        masked = _masked(run, config, samples, out, other, notes, say)
+        masked = _masked(run, config, samples, out, random_blocks, notes, say)
         gradients = _gradients(run, config, independent(samples, looked, config.coherence), out, say)
         ended[run.label] = Ended(_subject(run, looked), looked, before, masked, gradients)
     analysis = _compared([ended[run.label] for run in runs], runs, config, notes, say)
@@ -137,14 +150,40 @@ def labels_of(run_dirs: Sequence[Path], overrides: Sequence[str] = ()) -> dict[P
         raise RunError("a run is given twice", "give each once")
     recipes = {folder: read_run(folder, list(overrides)) for folder in run_dirs}
     for folder in recipes:
-        if not checkpoint_path(folder, "best").exists():
+        if not (checkpoint_path(folder, "best").exists() and (folder / "result.json").exists()):
             raise RunError(
-                f"{folder} has no best.ckpt", "it is not finished: lmgraft train --resume; or give another run"
+                f"{folder} is not finished: it has no best.ckpt or no result.json",
+                f"lmgraft train --resume --out {folder}; or give another run",
             )
     arms = [recipe.arm for recipe in recipes.values()]
     labels = {f: r.arm if arms.count(r.arm) == 1 else f"{r.arm} seed {r.seed}" for f, r in recipes.items()}
     alike = len(set(labels.values())) < len(labels)
     return {folder: f"{label} ({folder})" for folder, label in labels.items()} if alike else labels
+
+
+def check_seeds(runs: Sequence[Opened]) -> None:
+    """Refuse runs of one arm that are not its seeds.
+
+    Raises:
+        RunError: If two of them have one seed, or differ in more than that.
+    """
+    first: dict[str, Opened] = {}
+    seeds: dict[tuple[str, int], Opened] = {}
+    for run in runs:
+        arm, seed = run.recipe.arm, run.recipe.seed
+        same = seeds.setdefault((arm, seed), run)
+        if same is not run:
+            raise RunError(
+                f"{same.folder} and {run.folder} are both runs of arm {arm} with seed {seed}",
+                "give one of them: runs of one arm count as its seeds",
+            )
+        other = first.setdefault(arm, run)
+        change = next((one for one in other_recipe(other.recipe, run.recipe) if one.key != "seed"), None)
+        if change is not None:
+            raise RunError(
+                f"{run.folder} is not one more seed of {other.folder}: {change}",
+                "give runs that differ in their seed alone: those of one arm count as its seeds",
+            )
 
 
 def _kept(
@@ -212,21 +251,26 @@ def _masked(
     config: AnalyzeConfig,
     samples: Sequence[int],
     out: Path,
-    other: dict[str, Amplified],
+    random_blocks: dict[int, RandomBlock],
     notes: list[str],
     say: Say,
 ) -> Arrays | None:
-    """What masking takes; also notes in `other` what the first random block amplifies, by the digest of its run."""
+    """What masking takes; also notes by seed what a random block amplifies.
+
+    A run is masked by the random block of its own seed, or of the first one where there is none.
+    """
     if run.inserted is None or not config.causal or not run.labelled:
         return None
     chosen = [samples[i] for i in spread_over(len(samples), config.causal)]
-    rules = len(get_args(Rule)) - (not other)
+    is_random = run.recipe.arm == _RANDOM
+    beside = None if is_random else random_blocks.get(run.recipe.seed) or next(iter(random_blocks.values()), None)
+    rules = len(get_args(Rule)) - (beside is None)
     tell = _timer(
         f"{run.label}, tokens masked ({_each(passes(config.shares, rules))})", len(chosen), run.recipe.data.things, say
     )
-    beside, amplifies = next(iter(other.items()), ("", Amplified()))
 
     def make(run: Opened, chosen: Sequence[int]) -> Arrays:
+        amplifies = Amplified() if beside is None else beside.amplified
         made, amplified = losses(
             run, chosen, config.shares, size=_size(run, config), seed=config.seed, other=amplifies, say=tell
         )
@@ -235,12 +279,13 @@ def _masked(
         return made | ({"amplified": np.stack([one.numpy() for one in order])} if alike else {})
 
     try:
-        made = _kept(out / "masked", run, config, chosen, make, beside)
+        made = _kept(out / "masked", run, config, chosen, make, "" if beside is None else beside.weights)
     except HostError as error:
         notes.append(f"{run.label}: tokens could not be masked ({error.message}).")
         return None
-    if run.recipe.arm == _RANDOM and not other and "amplified" in made:
-        other[run.weights] = dict(zip(made["index"].tolist(), torch.from_numpy(made["amplified"]), strict=True))
+    if is_random and "amplified" in made:
+        amplified = dict(zip(made["index"].tolist(), torch.from_numpy(made["amplified"]), strict=True))
+        random_blocks[run.recipe.seed] = RandomBlock(run.weights, amplified)
     return made
 
 
@@ -279,8 +324,9 @@ def _compared(
         notes.append("The data have no truth: how well maps find the object was not measured.")
     looked = {one.subject.label: one.columns for one in ended}
     before = {f"{one.subject.label} untrained": one.before for one in ended if one.before is not None}
-    masked = [(one.subject, one.masked) for one in ended if one.masked is not None]
-    subjects = [one.subject for one in ended]
+    masked = {one.subject.label: one.masked for one in ended if one.masked is not None}
+    subjects, every = [one.subject for one in ended], looked | before
+    arms = {subject.label: subject.arm for subject in subjects}
     return Analysis(
         metric=first.task.primary,
         things=first.recipe.data.things,
@@ -288,13 +334,17 @@ def _compared(
         causal=config.causal,
         has_truth=has_truth,
         subjects=subjects,
-        found=found(looked | before),
-        probes=probes(looked),
+        reached=reached(subjects, looked, first.task.primary),
+        found=found({label: [columns] for label, columns in every.items()}),
+        found_by_arm=found(by_arm(subjects, every)),
+        probes=probes(by_arm(subjects, looked)),
         similarities=[_similarity(run, config, say) for run in opened],
         coherences=_alike(ended, notes),
         masked_metric=first.task.alone,
-        losses=loss_rows(masked, first.task.alone),
-        comparisons=[*comparisons(subjects, looked, before), *loss_comparisons(masked, first.task.alone)],
+        losses=loss_rows({(label, arms[label]): [columns] for label, columns in masked.items()}, first.task.alone),
+        losses_by_arm=loss_rows({(a, a): of for a, of in by_arm(subjects, masked).items()}, first.task.alone),
+        comparisons=comparisons(subjects, looked, before, masked, first.task.alone),
+        gallery_run=_leading(opened).label,
         gallery_metric=_graded(first, ended[0].columns).title.removeprefix("test ") if first.labelled else "",
         notes=notes,
         config=asdict(config),
@@ -341,12 +391,17 @@ def _graded(run: Opened, looked: Arrays) -> Metric:
     return scored[0] if scored else run.task.alone
 
 
+def _leading(opened: Sequence[Opened]) -> Opened:
+    """The first run of the leading arm."""
+    arm = leading_arm({run.recipe.arm: run.inserted is not None for run in opened})
+    return next(run for run in opened if run.recipe.arm == arm)
+
+
 def _gallery(opened: Sequence[Opened], ended: Mapping[str, Ended], config: AnalyzeConfig, say: Say) -> list[Exhibit]:
     """Chosen by the leading arm's first run: how well its last stage finds the object, or else how well it does."""
     if not config.gallery:
         return []
-    arm = leading_arm([ended[run.label].subject for run in opened])
-    lead = next(run for run in opened if run.recipe.arm == arm)
+    lead = _leading(opened)
     looked = ended[lead.label].columns
     truth, metric = f"score/{lead.last}/magnitude/best_iou", _graded(lead, looked)
     scores = looked[truth] if truth in looked else metric.direction * looked[f"task/{metric.column}"].astype(float)

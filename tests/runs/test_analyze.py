@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from chromium import CHROMIUM, Chromium
 from PIL import Image
 from scipy.stats import ttest_1samp, ttest_rel
 from video_trees import pictures_of
@@ -114,6 +115,23 @@ def test_the_page_and_its_files(looked: Path) -> None:
     rules = {(c.arm, c.second, c.score) for c in analysis.comparisons if c.kind == "causal"}
     assert ("llm", "random block", "keys") in rules
     assert ("random_frozen", "random block", "keys") not in rules
+
+
+@pytest.mark.long
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_the_page_in_a_browser(looked: Path, tmp_path: Path, width: int) -> None:
+    browser = Chromium(tmp_path / "profile", width=width)
+    try:
+        browser("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
+        browser.load("Page.navigate", url=(looked / "report.html").as_uri())
+        assert browser.errors == []
+        assert {address.partition(":")[0] for address in browser.asked} <= {"file", "data"}
+        assert browser.value("document.documentElement.scrollWidth") <= width
+        assert browser.value("[...document.images].every(one => one.naturalWidth > 0 && one.alt)")
+        assert browser.value("document.querySelectorAll('svg').length") >= 3
+    finally:
+        browser.close()
 
 
 def test_scores_are_those_of_a_plain_loop(looked: Path, runs: dict[str, Path]) -> None:

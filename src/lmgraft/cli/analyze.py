@@ -23,7 +23,7 @@ Interrupted, the same command goes on. Further options change the runs' recipes,
 
 examples:
   lmgraft analyze runs/plain runs/llm runs/random_frozen --out runs/analysis
-  lmgraft analyze runs/motion_controls/runs/*/*/seed* --limit 200 --causal 100
+  lmgraft analyze runs/{plain,llm,random_frozen}/seed* --limit 200 --causal 100
   lmgraft analyze runs/llm --causal 0 --layers false
   lmgraft analyze runs/plain runs/llm --masks imagenet-s --masks.root ImageNetS50"""
     takes_more = True

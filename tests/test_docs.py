@@ -106,7 +106,7 @@ def test_every_row_of_the_paper_has_its_recipe_with_its_figures() -> None:
 
 
 QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
-QUOTED += ["kicad_controls", "motion_controls", "motion_budget"]
+QUOTED += ["kicad_controls", "motion_controls", "motion_budget", "composed_controls"]
 
 
 @pytest.mark.parametrize("name", QUOTED)

@@ -1,22 +1,73 @@
 """Masking tokens by rule: what is chosen, and that what is masked is not seen."""
 
 import math
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import timm
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
 import lmgraft
 from lmgraft.analysis.causal import amplification, elsewhere, masked_input, masked_keys, top_share
 from lmgraft.analysis.masks import average_precision, central_tokens
 from lmgraft.analysis.probes import attention_entropy, effective_rank
+from lmgraft.backbones.vectornet import create
 from lmgraft.errors import HostError
 from lmgraft.graft import find_graft
 from lmgraft.graft.hosts import find_host
-from tiny import images, make_vit, random_block
+from tiny import images, make_vit, random_block, randomise_
+from tiny_scenes import SIZES, scenes
+from tiny_scenes import one as one_scene
+
+
+def draws(count: int, seed: int = 0) -> list[np.random.Generator]:
+    return [np.random.default_rng([seed, item]) for item in range(count)]
+
+
+def ball(count: int, draw: torch.Generator) -> Tensor:
+    """Places (count, 3) within a ball."""
+    directions = torch.nn.functional.normalize(torch.randn(count, 3, generator=draw), dim=1)
+    return directions * torch.rand(count, 1, generator=draw) ** (1 / 3)
+
+
+def streets(count: int, draw: torch.Generator) -> Tensor:
+    """Places (count, 2) in metres: half along two crossing streets, half of any place between."""
+    along = 50 * torch.randn(count // 2, generator=draw)
+    aside = 3.5 * torch.randint(-2, 3, (count // 2,), generator=draw)
+    roads = torch.stack([along, aside], 1)
+    roads[::2] = roads[::2].flip(1)
+    return torch.cat([roads, 30 * torch.randn(count - count // 2, 2, generator=draw)])
+
+
+def clump(places: Tensor, count: int) -> Tensor:
+    """Those nearest the first place."""
+    return torch.zeros(len(places)).index_fill(0, (places - places[0]).norm(dim=1).argsort()[:count], 1.0).bool()
+
+
+def two_clumps(places: Tensor, count: int) -> Tensor:
+    """Those nearest two places that are far apart."""
+    far = (places - places[0]).norm(dim=1)
+    both = torch.minimum(far, (places - places[far.argmax()]).norm(dim=1))
+    return torch.zeros(len(places)).index_fill(0, both.argsort()[:count], 1.0).bool()
+
+
+def spread(places: Tensor, count: int) -> Tensor:
+    """Each the farthest from those before it."""
+    taken, far = [0], (places - places[0]).norm(dim=1)
+    while len(taken) < count:
+        taken.append(int(far.argmax()))
+        far = torch.minimum(far, (places - places[taken[-1]]).norm(dim=1))
+    return torch.zeros(len(places)).index_fill(0, torch.tensor(taken), 1.0).bool()
+
+
+def nearest(places: Tensor, chosen: Tensor) -> float:
+    """The mean distance of a chosen token to the nearest other."""
+    apart = torch.cdist(places[chosen], places[chosen])
+    return float(apart.fill_diagonal_(math.inf).amin(1).mean())
 
 
 class TestChosen:
@@ -41,19 +92,78 @@ class TestChosen:
     @given(st.integers(1, 5), st.integers(2, 6), st.integers(2, 6), st.integers(0, 2**31))
     def test_random_tokens_are_as_many_and_as_clumped(self, items: int, rows: int, columns: int, seed: int) -> None:
         chosen = torch.rand(items, rows * columns, generator=torch.Generator().manual_seed(seed)) < 0.3
-        moved = elsewhere(chosen, (rows, columns), seed)
+        moved = elsewhere(chosen, draws(items, seed), grid=(rows, columns))
         assert moved.sum(1).tolist() == chosen.sum(1).tolist()
         for one, other in zip(chosen.unflatten(1, (rows, columns)), moved.unflatten(1, (rows, columns)), strict=True):
             for axis in (0, 1):  # round the edges each has as many neighbours
                 assert (one & one.roll(1, axis)).sum() == (other & other.roll(1, axis)).sum()
 
-    def test_random_tokens_without_a_grid_are_those_of_another_item(self) -> None:
-        chosen = torch.eye(4, dtype=torch.bool)
-        moved = elsewhere(chosen, None, 3)
-        assert not (moved & chosen).any()
-        assert sorted(moved.int().argmax(1).tolist()) == [0, 1, 2, 3]
-        alone = torch.tensor([[True, True, False, False, False]])
-        assert elsewhere(alone, None, 0).sum() == 2
+    @given(st.integers(1, 4), st.integers(2, 30), st.floats(0.05, 1.0), st.booleans(), st.integers(0, 2**31))
+    def test_random_tokens_are_as_many_of_each_items_own(
+        self, items: int, count: int, share: float, placed: bool, seed: int
+    ) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        padded = torch.rand(items, count, generator=draw) < 0.4
+        chosen = top_share(torch.rand(items, count, generator=draw), share, padded)
+        places = torch.randn(items, count, 2, generator=draw).masked_fill(padded[..., None], torch.nan)
+        moved = elsewhere(chosen, draws(items, seed), places=places if placed else None, grid=(count,), padded=padded)
+        assert moved.sum(1).tolist() == chosen.sum(1).tolist()
+        assert not (moved & padded).any()
+
+    @pytest.mark.parametrize("placed", [True, False])
+    def test_an_items_draw_knows_nothing_of_its_batch(self, placed: bool) -> None:
+        """Nor of how far it is padded; and each draw is another."""
+        draw = torch.Generator().manual_seed(0)
+        places = torch.randn(1, 20, 2, generator=draw).expand(6, -1, -1)
+        chosen = (torch.arange(20) < 5).expand(6, -1)
+        given = {"places": places} if placed else {}
+        whole = elsewhere(chosen, draws(6), **given)
+        assert len({tuple(row) for row in whole.int().tolist()}) > 3
+        more = torch.cat([chosen, torch.zeros(6, 7, dtype=torch.bool)], 1)
+        padded = (torch.arange(27) >= 20).expand(6, -1)
+        wide = {"places": torch.cat([places, places.new_full((6, 7, 2), torch.nan)], 1)} if placed else {}
+        for item in range(6):
+            alone = elsewhere(
+                more[item : item + 1],
+                draws(6)[item : item + 1],
+                padded=padded[:1],
+                **{name: of[:1] for name, of in wide.items()},
+            )
+            assert torch.equal(alone[0, :20], whole[item])
+
+    @pytest.mark.parametrize("cloud", [ball, streets])
+    @pytest.mark.parametrize("choose", [clump, two_clumps, spread])
+    @pytest.mark.parametrize("count", [6, 16, 32])
+    def test_random_tokens_in_space_are_as_clumped(
+        self, cloud: Callable[[int, torch.Generator], Tensor], choose: Callable[[Tensor, int], Tensor], count: int
+    ) -> None:
+        draw = torch.Generator().manual_seed(count)
+        places = torch.stack([cloud(64, draw) for _ in range(24)])
+        chosen = torch.stack([choose(of, count) for of in places])
+        near, far, shared = [], [], []
+        moved = elsewhere(chosen, draws(24), places=places)
+        anywhere = elsewhere(chosen, draws(24))
+        for of, one, other, any_ in zip(places, chosen, moved, anywhere, strict=True):
+            wanted = nearest(of, one)
+            near.append(abs(nearest(of, other) / wanted - 1))
+            far.append(abs(nearest(of, any_) / wanted - 1))
+            shared.append(float((one & other).sum()) / count)
+        assert np.mean(near) < 0.15  # the most for 6 in the densest place of all, to which no other is like
+        assert np.mean(near) < np.mean(far) / 2
+        assert not torch.equal(moved, chosen)
+        if choose is not spread:  # the six that lie farthest apart are the outermost, and others are no such set
+            assert count / 64 - 0.1 < np.mean(shared) < count / 64 + 0.2
+
+    def test_alike_places_and_single_tokens(self) -> None:
+        places = torch.zeros(1, 6, 3)
+        for count in range(7):
+            chosen = (torch.arange(6) < count)[None]
+            assert elsewhere(chosen, draws(1), places=places).sum() == count
+        last = torch.tensor([[False, False, True]])
+        assert not any(elsewhere(last, draws(1, seed), places=places[:, :3])[0, 2] for seed in range(8))
+
+    def test_of_an_item_without_tokens_none_is_chosen(self) -> None:
+        assert not top_share(torch.rand(1, 4), 0.5, torch.ones(1, 4, dtype=torch.bool)).any()
 
     def test_amplified_is_what_moved_away_from_the_mean(self) -> None:
         before = torch.eye(5).expand(2, 5, 5)
@@ -87,6 +197,22 @@ class TestMasked:
             assert torch.equal(model(x), before)
             with masked_input(model, host, torch.zeros_like(chosen)):
                 assert torch.equal(model(x), before)
+
+    def test_padding_does_not_count_for_what_a_masked_token_carries(self) -> None:
+        """Each scene of a padded batch forecasts what it does alone."""
+        model, seen = randomise_(create("vectornet", {**SIZES, "hidden": 6, "residual": True}), seed=5).eval(), scenes()
+        host = find_host(model)
+        there = torch.cat([seen[1].any(-1)[:, 1:], seen[4].any(-1)], 1)
+        chosen = there & (there.cumsum(1) == 1)  # the first of each
+        with torch.no_grad():
+            plain = model(*seen).trajectories
+            with masked_input(model, host, chosen, ~there):
+                together = model(*seen).trajectories
+            assert not torch.allclose(together, plain)
+            for item in range(3):
+                with masked_input(model, host, chosen[item, there[item]][None]):
+                    alone = model(*one_scene(seen, item)).trajectories
+                assert torch.allclose(together[item], alone[0], atol=1e-5)
 
     def test_as_keys_a_token_is_hidden_from_the_others_alone(self, grafted: nn.Module) -> None:
         inserted = find_graft(grafted)

@@ -25,19 +25,25 @@ from lmgraft.analysis.comparison import Comparison
 from lmgraft.analysis.holm import holm
 from lmgraft.analysis.masks import average_precision, iou, mask_of_tokens
 from lmgraft.analysis.observe import observe
+from lmgraft.analysis.similarity import linear_cka
 from lmgraft.cli.main import main
 from lmgraft.data.base import spread_over
+from lmgraft.data.motion.scenes import Scenes
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import RecipeError, RunError
+from lmgraft.recipes import load_recipe
+from lmgraft.recipes.build import build_task
 from lmgraft.recipes.run import trained_task
 from lmgraft.report.analyze.page import sections, write_report
-from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, read_analysis
+from lmgraft.studies.analyze import AnalyzeConfig, analyze_runs, masking, read_analysis
 from lmgraft.studies.analyze.compare import comparisons, loss_rows
 from lmgraft.studies.analyze.gallery import choose
 from lmgraft.studies.analyze.gradients import coherences, independent, item_products
-from lmgraft.studies.analyze.look import Arrays, look, open_run
+from lmgraft.studies.analyze.look import Arrays, Opened, look, open_run
 from lmgraft.studies.analyze.look import columns as look_at_all
+from lmgraft.studies.analyze.masking import carried, losses
 from lmgraft.studies.analyze.results import Subject
+from lmgraft.studies.analyze.run import _similarity
 from lmgraft.tasks.classification import ACCURACY
 from lmgraft.training.items import read_arrays
 from lmgraft.words import analyze as words
@@ -212,6 +218,85 @@ def test_what_is_not_known_counts_for_nothing(runs: dict[str, Path]) -> None:
         scores[name] = iou(seen.maps["mapper_out", "magnitude"], seen.truth, -1.0, seen.unknown)
     assert torch.equal(scores["none"], iou(torch.ones_like(seen.truth).float(), seen.truth, 0.5))
     assert torch.equal(scores["background"], torch.ones(2))  # only the object is left
+
+
+class FewScenes:
+    """Six scenes, of which every second is padded."""
+
+    def __init__(self, scenes: Scenes) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes.index)
+
+    def batch(self, samples: list[int]) -> Scenes:
+        return Scenes(*(values[list(samples)] for values in self.scenes))
+
+
+@pytest.fixture
+def scenes(llama_folder: Path) -> Opened:
+    """An untrained VectorNet with a graft, and scenes whose tokens lie at places."""
+    recipe = load_recipe("motion/vectornet_argoverse1_llama_debug", ["--llm", str(llama_folder)])
+    run = Opened("llm", recipe, build_task(recipe).eval(), Path())
+    vars(run)["items"] = FewScenes(recipe.data.example(6))
+    return run
+
+
+def test_what_masking_takes_does_not_depend_on_the_items_beside_it(scenes: Opened) -> None:
+    found = {}
+    for size in (1, 4, 6):
+        found[size], _ = losses(scenes, range(6), [0.25, 0.5], size=size, seed=3, other={}, say=lambda _: None)
+    assert found[1].keys() == found[6].keys() >= {"whole", "input/random/0.5", "keys/random/0.25"}
+    for size in (1, 4):
+        for name, values in found[6].items():
+            assert values == pytest.approx(found[size][name], abs=1e-4), name
+
+
+def test_random_tokens_of_scenes_are_of_the_scene_and_have_places(
+    scenes: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = scenes.items.batch(range(6))
+    there = torch.cat([batch.agent_valid[:, 1:].any(-1), batch.lane_valid.any(-1)], 1)
+    asked, filled = [], []
+
+    def elsewhere(*args, **given):
+        asked.append((args[0], masking_elsewhere(*args, **given), given["places"]))
+        return asked[-1][1]
+
+    def masked_input(model, host, chosen, padded):
+        filled.append(padded)
+        return masking_input(model, host, chosen, padded)
+
+    masking_elsewhere, masking_input = masking.elsewhere, masking.masked_input
+    monkeypatch.setattr(masking, "elsewhere", elsewhere)
+    monkeypatch.setattr(masking, "masked_input", masked_input)
+    losses(scenes, range(6), [0.5], size=6, seed=0, other={}, say=lambda _: None)
+    ((chosen, drawn, places),) = asked
+    assert drawn.sum(1).tolist() == chosen.sum(1).tolist()
+    assert not (drawn & ~there).any()
+    assert places.shape == (*there.shape, 2)
+    assert torch.equal(places.isfinite().all(-1), there)
+    carried(scenes, scenes.items.batch([1]), scenes.task.alone, 4)
+    assert all(torch.equal(padded, (~there)[[1]].expand(len(padded), -1)) for padded in filled[-2:])
+    assert all(torch.equal(padded, ~there) for padded in filled[:2])
+
+
+def test_similarity_of_stages_is_that_of_tokens_that_are_there(scenes: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    found = _similarity(scenes, AnalyzeConfig(batch_size=4), notes, lambda _: None)
+    assert found is not None
+    assert notes == []
+    noted = look(scenes, scenes.items.batch(range(6)), layers=False).noted
+    assert noted.padded is not None
+    assert noted.padded.any()
+    one, two = (noted.at[stage].tokens[~noted.padded] for stage in ("encoder", "mapper_out"))
+    at = found.stages.index("encoder"), found.stages.index("mapper_out")
+    assert found.cka[at[0]][at[1]] == pytest.approx(linear_cka(one, two), abs=1e-4)
+
+    monkeypatch.setattr("lmgraft.studies.analyze.run.linear_cka", lambda x, y: linear_cka(x[:3], y[:3]))
+    assert _similarity(scenes, AnalyzeConfig(), notes, lambda _: None) is None
+    assert len(notes) == 1
+    assert notes[0].startswith("llm: stages could not be compared (CKA needs the features")
 
 
 def test_a_second_call_computes_nothing_and_finds_the_same(

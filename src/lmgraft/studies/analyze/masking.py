@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +43,7 @@ def losses(
         samples: Which of the test items.
         shares: Of an item's tokens.
         size: Items a pass.
-        seed: Of random tokens.
+        seed: Of random tokens; an item's depend on its index too, and not on the others of its pass.
         other: What a random block amplifies; where it is empty, that rule is left out.
         say: Is told how many items are done.
 
@@ -60,13 +61,16 @@ def losses(
             return run.task.score_alone(batch)[metric.column]
 
     for batch in run.batches(samples, size):
-        noted = observe(run.model, *run.task.inputs(batch), call=lambda batch=batch: run.task.outputs(batch))  # type: ignore[misc]
+        inputs = run.task.inputs(batch)
+        noted = observe(run.model, *inputs, call=lambda batch=batch: run.task.outputs(batch))  # type: ignore[misc]
         values = _by_rule(noted, batch, other)
         amplified |= dict(zip(batch.index.tolist(), values["amplified"].cpu(), strict=True))
         part = {"index": batch.index, "group": batch.group, "whole": run.task.score(noted.output, batch)[metric.column]}
+        places = _places(run, noted, inputs)
         for share in shares:
-            for rule, chosen in _chosen(values, share, noted, seed):
-                for where, masking in _maskings(run, host, chosen).items():
+            draws = [np.random.default_rng([seed, round(1000 * share), index]) for index in batch.index.tolist()]
+            for rule, chosen in _chosen(values, share, noted, places, draws):
+                for where, masking in _maskings(run, host, chosen, noted.padded).items():
                     with masking:
                         part[f"{where}/{rule}/{share:g}"] = score(batch)
         parts.append({name: torch.as_tensor(value).cpu().numpy() for name, value in part.items()})
@@ -92,13 +96,15 @@ def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
 
     with torch.no_grad():
         whole = score(batch)
-        count = observe(run.model, *run.task.inputs(batch)).at[run.last].tokens.shape[1]
+        noted = observe(run.model, *run.task.inputs(batch))
+        count = noted.at[run.last].tokens.shape[1]
         lost = []
         every = torch.eye(count, dtype=torch.bool, device=whole.device)
         for first in range(0, count, size):
             alone = every[first : first + size]
             copies = {k: v.repeat_interleave(len(alone), 0) for k, v in batch._asdict().items()}
-            with masked_input(run.model, run.host, alone):
+            padded = None if noted.padded is None else noted.padded.expand(len(alone), -1)
+            with masked_input(run.model, run.host, alone, padded):
                 lost.append(metric.direction * (whole - score(batch._replace(**copies))))
     return torch.cat(lost).cpu()
 
@@ -108,9 +114,19 @@ def passes(shares: Sequence[float], rules: int) -> int:
     return 2 + 2 * len(shares) * rules
 
 
-def _maskings(run: Opened, host: Any, chosen: Tensor) -> dict[Where, AbstractContextManager[None]]:
+def _maskings(
+    run: Opened, host: Any, chosen: Tensor, padded: Tensor | None
+) -> dict[Where, AbstractContextManager[None]]:
     assert run.inserted is not None
-    return {"input": masked_input(run.model, host, chosen), "keys": masked_keys(run.inserted, chosen)}
+    return {"input": masked_input(run.model, host, chosen, padded), "keys": masked_keys(run.inserted, chosen)}
+
+
+def _places(run: Opened, noted: Observed, inputs: tuple[Any, ...]) -> Tensor | None:
+    """Where tokens lie in space, (B, T, k), where a grid does not say it of each item."""
+    layout = run.host.layout
+    if layout.places is None or (noted.padded is None and noted.at["mapper_out"].grid is not None):
+        return None
+    return layout.places(run.model, inputs)[:, layout.num_prefix_tokens :].detach()
 
 
 def _by_rule(noted: Observed, batch: Any, other: Amplified) -> dict[Rule, Tensor]:
@@ -128,11 +144,17 @@ def _by_rule(noted: Observed, batch: Any, other: Amplified) -> dict[Rule, Tensor
     return values
 
 
-def _chosen(values: dict[Rule, Tensor], share: float, noted: Observed, seed: int) -> Iterator[tuple[Rule, Tensor]]:
+def _chosen(
+    values: dict[Rule, Tensor],
+    share: float,
+    noted: Observed,
+    places: Tensor | None,
+    draws: Sequence[np.random.Generator],
+) -> Iterator[tuple[Rule, Tensor]]:
     """Each rule's tokens (B, T) bool; random ones lie as those that are amplified."""
     for rule, of in values.items():
         chosen = top_share(of, share, noted.padded)
         yield rule, chosen
         if rule == "amplified":
-            grid = None if noted.padded is not None else noted.at["mapper_out"].grid
-            yield "random", elsewhere(chosen, grid, seed + int(1000 * share))
+            grid = noted.at["mapper_out"].grid
+            yield "random", elsewhere(chosen, draws, grid=grid, places=places, padded=noted.padded)

@@ -49,6 +49,8 @@ from lmgraft.training.items import read_arrays, write_arrays
 _LARGEST_PASS, _SIMILAR = 64, 32
 _RANDOM = "random_frozen"
 """The arm whose block amplifies without having learnt to; it is looked at first."""
+_MEASURE = 2
+"""Which columns these are: they are made again where an earlier version measured otherwise."""
 _OF_THE_PAGE = ("limit", "causal", "coherence", "gallery")
 """Settings that columns do not depend on, their items apart."""
 
@@ -202,7 +204,13 @@ def _kept(
     settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
     weights = run.weights if run.trained else ""
     made_from: dict[str, Any] = {"shown": run.source} if run.other is not None else {}
-    made_from |= {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
+    made_from |= {
+        "measure": _MEASURE,
+        "weights": weights,
+        "beside": beside,
+        "recipe": run.recipe.yaml,
+        "settings": settings,
+    }
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -338,7 +346,7 @@ def _compared(
         found=found({label: [columns] for label, columns in every.items()}),
         found_by_arm=found(by_arm(subjects, every)),
         probes=probes(by_arm(subjects, looked)),
-        similarities=[_similarity(run, config, say) for run in opened],
+        similarities=[one for run in opened if (one := _similarity(run, config, notes, say)) is not None],
         coherences=_alike(ended, notes),
         masked_metric=first.task.alone,
         losses=loss_rows({(label, arms[label]): [columns] for label, columns in masked.items()}, first.task.alone),
@@ -367,21 +375,29 @@ def _alike(ended: Sequence[Ended], notes: list[str]) -> list[Coherence]:
     return rows
 
 
-def _similarity(run: Opened, config: AnalyzeConfig, say: Say) -> Similarity:
-    """CKA between all stages, over the tokens of a few items."""
+def _similarity(run: Opened, config: AnalyzeConfig, notes: list[str], say: Say) -> Similarity | None:
+    """CKA between all stages, over the tokens of a few items that are not padded; a note where there is none."""
     kept: dict[str, list[torch.Tensor]] = {}
     samples, done = spread_over(len(run.items), _SIMILAR), 0
     tell = _timer(
         f"{run.label}, similarity of stages ({_each(_passes(run))})", len(samples), run.recipe.data.things, say
     )
     for batch in run.batches(samples, _size(run, config)):
-        for stage, features in look(run, batch, config.layers).noted.at.items():
-            kept.setdefault(stage, []).append(features.tokens.cpu())
+        noted = look(run, batch, config.layers).noted
+        for stage, features in noted.at.items():
+            tokens, padded = features.tokens, noted.padded
+            if padded is None or padded.shape != tokens.shape[:2]:
+                padded = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+            kept.setdefault(stage, []).append(tokens[~padded].cpu())
         done += len(batch.index)
         tell(done)
-    tokens = {stage: torch.cat(parts).flatten(0, 1) for stage, parts in kept.items()}
-    alike = {stage: one for stage, one in tokens.items() if len(one) == len(next(reversed(tokens.values())))}
-    matrix = [[linear_cka(one, two) for two in alike.values()] for one in alike.values()]
+    joined = {stage: torch.cat(parts) for stage, parts in kept.items()}
+    alike = {stage: one for stage, one in joined.items() if len(one) == len(next(reversed(joined.values())))}
+    try:
+        matrix = [[linear_cka(one, two) for two in alike.values()] for one in alike.values()]
+    except ValueError as error:
+        notes.append(f"{run.label}: stages could not be compared ({error}).")
+        return None
     return Similarity(label=run.label, stages=list(alike), cka=matrix, items=done)
 
 
@@ -443,7 +459,7 @@ def _efforts(analysis: Analysis, ended: Mapping[str, Ended], shown: Sequence[Exh
         Effort(what="untrained", items=items * any(one.before is not None for one in ended.values()), forward=looks),
         Effort(what="masked", items=max((one.items for one in analysis.losses), default=0), forward=masks),
         Effort(what="gradients", items=alike, forward=PASSES, backward=PASSES),
-        Effort(what="cka", items=max(one.items for one in analysis.similarities), forward=looks),
+        Effort(what="cka", items=max((one.items for one in analysis.similarities), default=0), forward=looks),
         Effort(what="gallery", items=len(shown), forward=needed),
     ]
     return [row for row in rows if row.items]

@@ -45,6 +45,7 @@ from lmgraft.studies.analyze.masking import carried, losses
 from lmgraft.studies.analyze.results import Subject
 from lmgraft.studies.analyze.run import _similarity
 from lmgraft.tasks.classification import ACCURACY
+from lmgraft.training.checkpoints import RunWarning
 from lmgraft.training.items import read_arrays
 from lmgraft.words import analyze as words
 
@@ -466,21 +467,9 @@ def test_each_seed_has_its_random_block_and_its_own_floor(
             (folder / "config.yaml").write_text(recipe.replace("seed: 0", f"seed: {seed}", 1))
             given.append(folder)
     other = tmp_path / "other"  # its block is another one, so that it is trained
-    assert (
-        main(
-            [
-                "train",
-                "--from-run",
-                str(runs["random_frozen"]),
-                "--seed",
-                "1",
-                "--allow-difference",
-                "--out",
-                str(other),
-            ]
-        )
-        == 0
-    )
+    options = ["--seed", "1", "--allow-difference", "--out", str(other)]
+    with pytest.warns(RunWarning, match=r"block\.digest"):
+        assert main(["train", "--from-run", str(runs["random_frozen"]), *options]) == 0
     given += [runs["random_frozen"], other]
     config = AnalyzeConfig(**SMALL | {"gallery": 0, "coherence": 0, "layers": False})
     analysis, _ = analyze_runs(given, tmp_path / "out", config)

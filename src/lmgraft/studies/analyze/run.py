@@ -49,8 +49,8 @@ from lmgraft.training.items import read_arrays, write_arrays
 _LARGEST_PASS, _SIMILAR = 64, 32
 _RANDOM = "random_frozen"
 """The arm whose block amplifies without having learnt to; it is looked at first."""
-_MEASURE = 2
-"""Which columns these are: they are made again where an earlier version measured otherwise."""
+_CHOSEN_BY = "2"
+"""Which rules choose tokens: columns of masked tokens are made again where an earlier version chose otherwise."""
 _OF_THE_PAGE = ("limit", "causal", "coherence", "gallery")
 """Settings that columns do not depend on, their items apart."""
 
@@ -199,18 +199,12 @@ def _kept(
     """Columns from a file that an earlier call wrote for the same weights and settings, or made now.
 
     Args:
-        beside: Digest of another run's weights that they depend on too.
+        beside: What they depend on too, such as another run's weights.
     """
     settings = {name: value for name, value in asdict(config).items() if name not in _OF_THE_PAGE}
     weights = run.weights if run.trained else ""
     made_from: dict[str, Any] = {"shown": run.source} if run.other is not None else {}
-    made_from |= {
-        "measure": _MEASURE,
-        "weights": weights,
-        "beside": beside,
-        "recipe": run.recipe.yaml,
-        "settings": settings,
-    }
+    made_from |= {"weights": weights, "beside": beside, "recipe": run.recipe.yaml, "settings": settings}
     key = json_digest({**made_from, "samples": list(samples)})[:12]
     name = run.label.replace(" ", "-").replace("/", "-")
     file = folder / f"{name}-{key}.npz"
@@ -287,7 +281,7 @@ def _masked(
         return made | ({"amplified": np.stack([one.numpy() for one in order])} if alike else {})
 
     try:
-        made = _kept(out / "masked", run, config, chosen, make, "" if beside is None else beside.weights)
+        made = _kept(out / "masked", run, config, chosen, make, _CHOSEN_BY + ("" if beside is None else beside.weights))
     except HostError as error:
         notes.append(f"{run.label}: tokens could not be masked ({error.message}).")
         return None

@@ -19,7 +19,16 @@ from torch import nn
 
 from lmgraft.data.loader import Draw
 from lmgraft.data.vision_language import easy_vqa
-from lmgraft.data.vision_language.answers import SOFT, normalised, score, usual, vocabulary, worth
+from lmgraft.data.vision_language.answers import (
+    SOFT,
+    normalised,
+    score,
+    spelt,
+    usual,
+    vocabulary,
+    worth,
+    worth_as_written,
+)
 from lmgraft.data.vision_language.question_files import QuestionFiles
 from lmgraft.data.vision_language.questions import Key, QuestionSet
 from lmgraft.data.vision_language.text import PretrainedTokenizer, WordTokenizer
@@ -63,24 +72,46 @@ class TestAnswers:
         assert vocabulary(["yes", "Two", "no", "2", "yes", "a cat"], least=2) == ("yes", "2")
         assert usual(["b", "a", "a", "b"]) == "b"
 
-    def test_worth_in_training_counts_what_people_wrote(self) -> None:
+    def test_what_spelling_would_leave_nothing_of_stays(self) -> None:
+        assert [spelt(one) for one in ("A", "B.", "The", " ? ", "a cat")] == ["a", "b", "the", "?", "cat"]
+        assert vocabulary(["A", "B", "a"], least=1) == ("a", "b")
+        assert worth(("A",), {"a": 0}) == ((0,), (1.0,), (1.0,))
+        assert worth(("A", "a", "the"), {"a": 0, "the": 1}).scores == pytest.approx((4 / 9, 2 / 9))
+
+    @pytest.mark.parametrize("people", [("Red",) * 10, ("Red", "red ", "RED!", "the red") + ("red",) * 6])
+    def test_spellings_of_one_answer_count_as_one(self, people: tuple[str, ...]) -> None:
+        assert worth(people, {"red": 0}) == ((0,), (1.0,), (1.0,))
+        assert worth(("one", "1", "x"), {"1": 0}).soft == (SOFT[2],)
+        assert usual([spelt(one) for one in ("Red", "red", "blue", "blue", "RED")]) == "red"
+
+    def test_one_person_s_answer_is_right_in_any_spelling(self) -> None:
         numbers = {"2": 0, "two cats": 1, "no": 2}
-        found = worth(("2", "2", "two", "two cats", "x", "y", "z", "u", "v", "w"), numbers)
+        assert worth(("No",), numbers) == ((2,), (1.0,), (1.0,))
+        assert worth(("maybe",), numbers) == ((), (), ())
+
+    def test_worth_of_vqav2_in_training_counts_what_people_wrote(self) -> None:
+        numbers = {"2": 0, "two cats": 1, "no": 2}
+        found = worth_as_written(("2", "2", "two", "two cats", "x", "y", "z", "u", "v", "w"), numbers)
         assert found.labels == (0, 1)
         assert found.soft == (SOFT[2], SOFT[1])
         assert found.scores == pytest.approx((0.9, 0.3))  # "two" counts as "2"
-        assert worth(("No",), numbers) == ((2,), (1.0,), (1.0,))
-        assert worth(("maybe",), numbers) == ((), (), ())
+        assert worth_as_written(("two",) * 10, numbers) == ((0,), (0.0,), (0.0,))  # agreed: compared as written
 
     def test_key_gives_rows_of_any_questions(self) -> None:
         answers = [("yes",), ("what",), ("no",), ("yes", "yes", "no")]
         key = Key.of(answers, ["yes", "no"])
-        assert key.is_known.tolist() == [True, False, True, True]
+        assert key.is_taught.tolist() == [True, False, True, True]
+        assert key.best.tolist() == pytest.approx([1, 0, 1, (2 / 3 + 2 / 3) / 3])
         soft, scores = key.dense([3, 1, 0], 2)
         torch.testing.assert_close(soft, torch.tensor([[0.6, 0.3], [0, 0], [1, 0]]))
         part = key.take(np.array([3, 0]))
         torch.testing.assert_close(part.dense([0, 1], 2)[1], scores[[0, 2]])
-        assert key.take(np.array([], np.int64)).is_known.tolist() == []
+        assert key.take(np.array([], np.int64)).is_taught.tolist() == []
+
+    def test_what_is_worth_nothing_is_not_taught(self) -> None:
+        key = Key.of([("one",) * 10, ("one",) * 6 + ("1",) + ("x",) * 3], ["1"], as_written=True)
+        assert key.is_taught.tolist() == [False, True]
+        assert key.best.tolist() == pytest.approx([0, 1])
 
 
 class TestText:
@@ -138,6 +169,15 @@ def vqav2(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def change(root: Path, key: str, split: str, row: int, **values: Any) -> None:
+    """Give a row of VQAv2's files other values; None takes one away."""
+    name = f"v2_OpenEnded_mscoco_{split}" if key == "questions" else f"v2_mscoco_{split}"
+    file = root / f"{name}_{key}.json"
+    rows = json.loads(file.read_text())[key]
+    rows[row] = {name: value for name, value in (rows[row] | values).items() if value is not None}
+    file.write_text(json.dumps({key: rows}))
+
+
 def small(**options: Any) -> dict[str, Any]:
     return {"img_size": 8, "batch_size": 1, "num_workers": 0, **options}
 
@@ -159,6 +199,16 @@ class TestVQAv2:
         assert batch.kinds.tolist() == [[1, 0], [0, 0]]
         train_images, val_images = (set(data.split(split).groups.tolist()) for split in ("train", "val"))
         assert not train_images & val_images
+
+    def test_questions_whose_answers_are_worth_nothing_are_left_out(
+        self, vqav2: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        change(vqav2, "annotations", "train2014", 0, answers=[{"answer": "one"}] * 10, multiple_choice_answer="one")
+        data = VQAv2(str(vqav2), min_answer_count=1, val_size=0, **small())
+        data.setup()
+        assert "1" in data.answer_names
+        assert len(data.split("train")) == 3  # "1" was in nobody's writing
+        assert "train: 1 question without a right answer in the vocabulary: left out" in capsys.readouterr().err
 
     def test_train_and_val_together(self, vqav2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lmgraft.data.vision_language.vqav2._HELD_OUT", 1)
@@ -229,9 +279,24 @@ class TestTables:
         data = QuestionFiles(table, val_size=0, max_text_len=5, **small())
         found = data.check(0, Mock(return_value=nullcontext(Mock())))
         noted = capsys.readouterr().err
-        for part in ("1 text cut behind data.max_text_len=5", "1 word not in the vocabulary", "count as wrong"):
+        for part in ("1 text cut behind data.max_text_len=5", "1 word not in the vocabulary", "counted as wrong"):
             assert any(part in remark for remark in found.remarks)
             assert part in noted
+
+    def test_agreeing_people_are_believed_in_any_spelling(self, tmp_path: Path) -> None:
+        rows = [
+            {"image": "a.png", "question": "colour?", "answer": [f"{colour}!"] * 3, "split": split}
+            for split in ("train", "test")
+            for colour in ("Red", "Blue")
+        ]
+        data = QuestionFiles(self.table(tmp_path, "q.json", json.dumps(rows)), val_size=0, **small())
+        found = data.check(0, Mock(return_value=nullcontext(Mock())))
+        assert data.answer_names == ("red", "blue")
+        batch = data.split("train").batch([0, 1])
+        torch.testing.assert_close(batch.targets, 0.9 * torch.eye(2))
+        torch.testing.assert_close(batch.scores, torch.eye(2) * 2 / 3)
+        assert any("2 questions with the answers of two or three" in remark for remark in found.remarks)
+        assert any("66.7 % is the most" in remark for remark in found.remarks)
 
     def test_a_broken_image_is_counted_and_replaced_in_training(self, tmp_path: Path) -> None:
         rows = "image,question,answer,split\na.png,red?,yes,train\nb.png,blue?,no,train\nb.png,green?,no,test\n"

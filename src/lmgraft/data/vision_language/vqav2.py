@@ -36,6 +36,7 @@ class VQAv2(QuestionData):
     """
 
     name = "vqav2"
+    as_written = True
 
     def __init__(
         self,

@@ -30,11 +30,12 @@ from lmgraft.data.vision_language.answers import (
     worth_as_written,
 )
 from lmgraft.data.vision_language.question_files import QuestionFiles
+from lmgraft.data.vision_language.question_table import find_questions
 from lmgraft.data.vision_language.questions import Key, QuestionSet
 from lmgraft.data.vision_language.text import PretrainedTokenizer, WordTokenizer
 from lmgraft.data.vision_language.toy_questions import ToyQuestions
 from lmgraft.data.vision_language.vqav2 import VQAv2
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, SourceError
 from lmgraft.tasks.question_answering import QuestionAnswering
 
 
@@ -138,6 +139,23 @@ class TestText:
         with pytest.raises(DataError, match=r"data\.tokenizer=.*gives no tokenizer"):
             PretrainedTokenizer(str(tmp_path / "nothing"))
 
+    def test_a_hub_that_does_not_answer_is_asked_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        transformers = pytest.importorskip("transformers")
+        from huggingface_hub import constants
+
+        def silent(name: str) -> None:
+            raise SourceError("the Hub does not answer", "connect")
+
+        def load(name: str, **options: Any) -> None:
+            assert constants.HF_HUB_OFFLINE  # else it would ask for a minute
+            raise OSError("not there")
+
+        monkeypatch.setattr("lmgraft.backbones.refusals.reach", silent)
+        monkeypatch.setattr("lmgraft.backbones.refusals.is_offline", lambda: False)
+        monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", load)
+        with pytest.raises(DataError, match=r"in no cache, and the Hub does not answer"):
+            PretrainedTokenizer("nobody/nothing")
+
 
 def save(folder: Path, *names: str) -> None:
     for name in names:
@@ -210,6 +228,56 @@ class TestVQAv2:
         assert len(data.split("train")) == 3  # "1" was in nobody's writing
         assert "train: 1 question without a right answer in the vocabulary: left out" in capsys.readouterr().err
 
+    def test_agreed_answers_are_the_noted_ones(self, vqav2: Path) -> None:
+        for row in (0, 1):
+            change(vqav2, "annotations", "train2014", row, multiple_choice_answer="perhaps")
+        data = VQAv2(str(vqav2), min_answer_count=1, val_size=0, **small())
+        assert set(data.questions) == {"train", "test"}
+        assert set(data.answer_names) == {"yes", "no", "perhaps"}
+        change(vqav2, "annotations", "val2014", 0, multiple_choice_answer=None)
+        assert VQAv2(str(vqav2), min_answer_count=2, **small()).questions
+
+    @pytest.mark.parametrize(
+        ("key", "values", "message"),
+        [
+            ("questions", {"image_id": None}, r"train2014_questions\.json: question 90 has no number under image_id"),
+            ("questions", {"image_id": "x"}, "question 90 has no number under image_id"),
+            ("questions", {"question_id": None}, "question number 1 has no number under question_id"),
+            ("questions", {"question": None}, "question 90 has no text under question"),
+            ("questions", {"question": " "}, "question 90 has no text under question"),
+            ("annotations", {"answers": None}, r"train2014_annotations\.json: question 111 has no answers"),
+            ("annotations", {"answers": []}, "question 111 has no answers"),
+            ("annotations", {"answers": ["yes"]}, "question 111 has an answer without text"),
+            ("annotations", {"question_type": None}, "question 111 has no text under question_type"),
+            ("annotations", {"multiple_choice_answer": 3}, "question 111 has no text under multiple_choice_answer"),
+        ],
+    )
+    def test_rows_that_are_not_whole(self, vqav2: Path, key: str, values: dict[str, Any], message: str) -> None:
+        change(vqav2, key, "train2014", 0, **values)
+        with pytest.raises(DataError, match=message):
+            VQAv2(str(vqav2), min_answer_count=1, **small()).setup()
+
+    def test_rows_that_are_not_whole_are_counted(self, vqav2: Path) -> None:
+        for row in (1, 3):
+            change(vqav2, "annotations", "train2014", row, answers=[])
+        with pytest.raises(DataError, match=r"question 110 has no answers; 2 of 4 rows lack something"):
+            VQAv2(str(vqav2), **small()).setup()
+        (vqav2 / "v2_OpenEnded_mscoco_train2014_questions.json").write_text('{"questions": {"a": 1}}')
+        with pytest.raises(DataError, match="questions is no list of objects"):
+            VQAv2(str(vqav2), **small()).setup()
+
+    @pytest.mark.parametrize(
+        ("setting", "message"),
+        [
+            ({"img_size": 0}, "data.img_size must be at least 1, got 0"),
+            ({"img_size": (8, -3)}, "data.img_size must be at least 1, got -3"),
+            ({"max_text_len": 2}, "data.max_text_len must be at least 3, got 2"),
+        ],
+    )
+    def test_settings_that_are_too_small(self, vqav2: Path, setting: dict[str, Any], message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            VQAv2(str(vqav2), **setting)
+
     def test_train_and_val_together(self, vqav2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("lmgraft.data.vision_language.vqav2._HELD_OUT", 1)
         data = VQAv2(str(vqav2), train_on="train+val", min_answer_count=2, val_size=0, **small())
@@ -264,12 +332,51 @@ class TestTables:
                 "names no split, and other rows do",
             ),
             ("", "has no rows"),
+            ("image,question,answer\na.png,red?,  \n", "line 2 has no answer"),
+            ("image,question,answer\na.png, ,\n,red?,\n", "line 2 has no question and no answer; 2 of 2 rows lack"),
+            (
+                "image,question,answer,answer_type\na.png,red?,yes,\na.png,blue?,yes,colour\n",
+                "line 2 has no answer_type, and other rows do",
+            ),
         ],
     )
     def test_what_is_wrong_with_a_table(self, tmp_path: Path, text: str, message: str) -> None:
         table = self.table(tmp_path, "q.csv", text)
         with pytest.raises(DataError, match=message):
             QuestionFiles(table, **small()).setup()
+
+    @pytest.mark.parametrize(
+        ("answer", "message"),
+        [
+            ("NaN", "object 2 has no answer"), ("[]", "object 2 has no answer"),
+            ('["a", " "]', "object 2 has no answer"),
+            ("[Infinity]", "object 2 has no answer"), ("true", "object 2 has no text under answer"),
+            ('{"a": 1}', "object 2 has no text under answer"),
+        ],
+    )  # fmt: skip
+    def test_values_that_are_no_text(self, tmp_path: Path, answer: str, message: str) -> None:
+        row = '{"image": "a.png", "question": "how many?", "answer": %s}'
+        table = self.table(tmp_path, "q.json", f"[{row % 3}, {row % answer}]")
+        with pytest.raises(DataError, match=message):
+            QuestionFiles(table, **small()).setup()
+
+    @pytest.mark.parametrize("name", ["q.csv", "q.jsonl"])
+    def test_what_only_some_take_for_the_end_of_a_line_is_text(self, tmp_path: Path, name: str) -> None:
+        texts = ["red\u2028or blue?", "a\x0bb\x0cc?", "x\x85y?"]
+        rows = [{"image": "a.png", "question": text, "answer": "yes"} for text in texts]
+        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+        if name == "q.csv":
+            lines = ["image,question,answer", *(",".join(row.values()) for row in rows)]
+        table = self.table(tmp_path, name, "\r\n".join(lines))
+        (part,) = find_questions(Path(table), None).values()
+        assert part.texts == texts
+
+    def test_images_of_two_splits_are_said(self, tmp_path: Path) -> None:
+        lines = ("image,question,answer,split", "a.png,red?,yes,train", "b.png,blue?,no,train", "b.png,green?,no,test")
+        table = self.table(tmp_path, "q.csv", "\n".join([*lines, "./a.png,red?,yes,val"]))
+        found = QuestionFiles(table, **small()).check(0, Mock(return_value=nullcontext(Mock())))
+        assert f"1 image of test also in train: {tmp_path}/b.png" in found.remarks
+        assert f"1 image of val also in train: {tmp_path}/a.png" in found.remarks
 
     def test_what_is_lost_of_texts_and_answers_is_said(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -362,7 +469,29 @@ class TestBatches:
         assert isinstance(items, QuestionSet)
         assert not (tmp_path / "elsewhere").exists()
         assert fresh.tokenizer.decode(batch.input_ids[0].tolist()) == "is it red ?"
-        assert "x.png: 'is it red ?'" in items.place(0)
+        assert "x.png: 'is it red?'" in items.place(0)
+
+    def test_questions_of_ones_own_come_back_as_given_and_in_order(self, tmp_path: Path) -> None:
+        data = ToyQuestions(str(tmp_path / "toy"), batch_size=4, num_workers=0)
+        record = {"data": data.fingerprint(), "categories": data.categories()}
+        save(tmp_path, "photos/x.png", "photos/y.png")
+        rows = [
+            "image,question,split,answer_type",
+            "x.png,Is it MAUVE?,train,",
+            "y.png,A,test,colour",
+            "x.png,B?,train,",
+        ]
+        tables = [str(tmp_path / name) for name in ("first.csv", "second.csv")]
+        for table in tables:
+            Path(table).write_text("\n".join(rows))
+        fresh = QuestionFiles("nowhere.csv", root=str(tmp_path / "photos"), num_workers=0)
+        fresh.recall(record)
+        items = fresh.open(tables)
+        said = [items.about(index) for index in items.readable(range(6)).index.tolist()]
+        assert [(row["source"], row["row"]) for row in said] == [(table, n) for table in tables for n in (1, 2, 3)]
+        assert [row["question"] for row in said] == ["Is it MAUVE?", "A", "B?"] * 2
+        assert [Path(row["file"]).name for row in said] == ["x.png", "y.png", "x.png"] * 2
+        assert items.place(0) == f"{tmp_path}/photos/x.png: 'Is it MAUVE?'"
 
 
 def test_easy_vqa_out_of_its_wheel(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -18,9 +17,9 @@ from lmgraft.data.files import plural
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import spelt, usual, vocabulary, worth, worth_as_written
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, loose
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Source, loose
 from lmgraft.data.vision_language.parts import Index, kind_numbers
-from lmgraft.data.vision_language.question_table import Questions, find_questions
+from lmgraft.data.vision_language.question_table import Questions
 from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
 
@@ -113,11 +112,13 @@ class QuestionSet(ImageTextSet):
     """Some questions.
 
     Args:
-        table, image, ids, index, manner, tokenizer: See `ImageTextSet`.
+        table, image, ids, index, manner, tokenizer, source: See `ImageTextSet`.
         key: What answers are worth.
         num_answers: Size of the vocabulary.
         kinds: (N, K) the part of each question in each category.
     """
+
+    what = "question"
 
     def __init__(self, *args: Any, key: Key, num_answers: int, kinds: Index) -> None:
         super().__init__(*args)
@@ -209,7 +210,7 @@ class QuestionData(ImageTextData):
         ids = self.tokens([part.texts[i] for i in index], f"{part.where}, {split}")
         return self.question_set(
             table, np.asarray(part.image)[index], ids, index,
-            self.manner(training and not still, training), self.tokenizer,
+            self.manner(training and not still, training), self.tokenizer, Source(part.texts),
             key=key, num_answers=len(names), kinds=kind_numbers(part, self.categories(), index),
         )  # fmt: skip
 
@@ -236,12 +237,11 @@ class QuestionData(ImageTextData):
             self._answers = tuple(record["data"]["answers"])
 
     def open(self, sources: Sequence[str]) -> QuestionSet:
-        """Questions in tables (see `QuestionFiles`), answers not needed."""
-        parts = [part for source in sources for part in find_questions(Path(source), None, need_answers=False).values()]
-        table, image, texts = loose(parts)
-        count, ids = len(image), self.tokens(texts, ", ".join(sources))
+        """Questions in tables (see `QuestionFiles`), in the order of their rows; answers are not looked at."""
+        table, image, source = loose(sources, "question", self.own_root)
+        count, ids = len(image), self.tokens(source.texts, ", ".join(sources))
         return QuestionSet(
-            table, image, ids, np.arange(count), self.manner(False, False), self.tokenizer,
+            table, image, ids, np.arange(count), self.manner(False, False), self.tokenizer, source,
             key=Key.of([()] * count, self.answer_names), num_answers=len(self.answer_names),
             kinds=np.zeros((count, len(self.categories())), np.int64),
         )  # fmt: skip

@@ -319,6 +319,10 @@ class TestTask:
         assert [set(row) for row in rows] == [{"match", "score"}] * 2
         assert rows[0] != rows[1]
         assert "x.png: 'a red disc'" in items.place(0)
+        assert items.about(1) == {
+            "file": str(tmp_path / "x.png"), "source": str(tmp_path / "pairs.csv"), "row": 2,
+            "caption": "a blue square",
+        }  # fmt: skip
         ranked = task_of(toy)
         batch = toy.split("test").batch([0])
         (row,) = ranked.predict(ranked.outputs(batch), batch)
@@ -410,6 +414,8 @@ class TestKarpathy:
             ([row("1.jpg", "train", "x")], "no captions for test"),
             ([row("1.jpg", "train", "x"), row("2.jpg", "test", "y")], r"1 image not in .*2\.jpg"),
             ([{"split": "train"}], "image 0 has no filename"),
+            ([row("1.jpg", "train", "x", filepath=3)], "1.jpg has a filepath that is no text"),
+            ([row("1.jpg", "train"), row("2.jpg", "val")], "1.jpg has no sentences; 2 of 2 rows"),
             (["x"], "is not Karpathy's"),
         ],
     )
@@ -439,10 +445,29 @@ class TestTables:
         batch = data.split("train").batch([0])
         assert {data.tokenizer.decode(ids.tolist()) for ids in batch.input_ids[0, 1:]} == {"cat"}
 
+    def test_concepts_are_held_out_whole(self, tmp_path: Path) -> None:
+        names = [f"{number}.png" for number in range(24)]
+        save(tmp_path, *names)
+        rows = [{"image": name, "caption": f"thing {n // 3}", "concept": n // 3, "split": "test" if n < 3 else "train"}
+                for n, name in enumerate(names)]  # fmt: skip
+        (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        for size in (0.4, 2):
+            data = CaptionFiles(str(tmp_path / "c.jsonl"), val_size=size, **SMALL)
+            data.setup()
+            train, val = (set(data.split(split).groups.tolist()) for split in ("train", "val"))
+            assert val
+            assert train
+            assert not val & train
+            assert len(data.split("val")) == 3 * len(val)
+        assert len(val) == 2
+        with pytest.raises(DataError, match="has 7 concepts"):
+            CaptionFiles(str(tmp_path / "c.jsonl"), val_size=7, **SMALL).setup()
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
             ("image,caption\na.png,\n", "line 2 has no caption"),
+            ("image,caption\na.png,  \na.png,x\na.png,\n", "line 2 has no caption; 2 of 3 rows lack"),
             (
                 "image,caption,concept,split\na.png,x,1,train\na.png,y,2,train\na.png,y,1,test\n",
                 "3: the image has",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,9 +149,11 @@ def test_a_debug_variant_trains_and_is_asked_without_its_image(
     suite = ["--suite", "grounding", "--out", str(tmp_path / "grounding"), "--train.accelerator", "cpu"]
     assert main(["evaluate", str(run), *suite]) == 0
     assert "without the image" in capsys.readouterr().out
-    (tmp_path / "asked.csv").write_text("image,question\ncache/data/toy-questions/images/0.png,is it red?\n")
+    (tmp_path / "asked.csv").write_text("image,question\ncache/data/toy-questions/images/0.png,Is it MAUVE?\n")
     assert main(["predict", str(run), str(tmp_path / "asked.csv"), "--train.accelerator", "cpu"]) == 0
-    assert "is it red ?" in capsys.readouterr().out
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (row["question"], row["row"]) == ("Is it MAUVE?", 1)
+    assert row["file"].endswith("images/0.png")
 
 
 @pytest.mark.slow

@@ -66,6 +66,10 @@ class ItemSet(Dataset[Any], ABC):
         """Where the item with this index in the source lies, for messages; empty where it has no name."""
         return ""
 
+    def about(self, index: int) -> dict[str, Any]:
+        """What a line of predictions says of an item, beside what the task says: at least "file"."""
+        return {"file": self.place(index)}
+
 
 def spread_over(total: int, limit: int) -> list[int]:
     """At most `limit` of `total` items, evenly spread, since items often lie class by class."""

@@ -39,6 +39,9 @@ class TrainedRun:
     def predict(self, sources: str | Path | Sequence[str | Path]) -> list[dict[str, Any]]:
         """What the task says of each file, in its own terms, with the file's name as "file".
 
+        Of tables an item is a row: with "source", "row" (from 1) and its text. A task's own column of such a name, such
+        as a class of images called file, is "task.file".
+
         Args:
             sources: A file, a folder of them, or several of these.
 
@@ -56,11 +59,9 @@ class TrainedRun:
             batch = on_device(items.readable(range(first, min(first + size, len(items)))), self._device)
             rows = self._task.predict(self._task.outputs(batch), batch)
             for index, prediction in zip(batch.index.tolist(), rows, strict=True):
-                yield items.place(index), {_OF_TASK.get(name, name): value for name, value in prediction.items()}
-
-
-_OF_TASK = {"file": "task.file"}
-"""What a task's own column is called whose name a row needs for itself: a class of images may be called so."""
+                about = items.about(index)
+                said = {f"task.{name}" if name in about else name: value for name, value in prediction.items()}
+                yield about.pop("file"), about | said
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainedRun:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 _PUNCTUATION = ';/[]"{}()=+\\_->@<`,?!'
@@ -56,6 +56,11 @@ def normalised(answer: str) -> str:
     return " ".join(_CONTRACTIONS.get(word, word) for word in words if word not in _ARTICLES)
 
 
+def spelt(answer: str) -> str:
+    """An answer as `normalised` has it; where that leaves nothing (the letter "A", "?"), in small letters alone."""
+    return normalised(answer) or plain(answer).lower()
+
+
 def score(answer: str, given: Sequence[str]) -> float:
     """VQAv2's accuracy of an answer: the mean over all but one person of min(people who gave it / 3, 1).
 
@@ -68,11 +73,14 @@ def score(answer: str, given: Sequence[str]) -> float:
     answer, given = plain(answer), [plain(one) for one in given]
     if len(set(given)) > 1:
         answer, given = normalised(answer), [normalised(one) for one in given]
-    if len(given) == 1:
-        return float(answer == given[0])
-    count = given.count(answer)
-    others = len(given) - count
-    return (count * min(1.0, (count - 1) / 3) + others * min(1.0, count / 3)) / len(given)
+    return _accuracy(given.count(answer), len(given))
+
+
+def _accuracy(count: int, people: int) -> float:
+    """VQAv2's accuracy of an answer that `count` of `people` gave."""
+    if people == 1:
+        return float(count)
+    return (count * min(1.0, (count - 1) / 3) + (people - count) * min(1.0, count / 3)) / people
 
 
 class Worth(NamedTuple):
@@ -86,22 +94,20 @@ class Worth(NamedTuple):
     """By the official rule."""
 
 
-NOTHING = Worth((), (), ())
-
-
-def vocabulary(answers: Iterable[str], least: int) -> tuple[str, ...]:
-    """Answers that are the usual one of at least `least` questions, normalised, in the order of their first coming.
+def vocabulary(answers: Iterable[str], least: int, spell: Callable[[str], str] = spelt) -> tuple[str, ...]:
+    """Answers that are the usual one of at least `least` questions, in the order of their first coming.
 
     Args:
         answers: Of each question the usual one, in the order of the files.
         least: 9 in METER, for VQAv2's train and val together.
+        spell: How answers are spelt; METER's way is `normalised`.
     """
-    spelt: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     counts: Counter[str] = Counter()
     for answer in answers:
-        if answer not in spelt:
-            spelt[answer] = normalised(answer).replace(",", "")  # as METER has it
-        counts[spelt[answer]] += 1
+        if answer not in spellings:
+            spellings[answer] = spell(answer)
+        counts[spellings[answer]] += 1
     return tuple(answer for answer, count in counts.items() if count >= least)
 
 
@@ -111,17 +117,34 @@ def usual(given: Sequence[str]) -> str:
 
 
 def worth(given: Sequence[str], numbers: dict[str, int]) -> Worth:
-    """What each answer of the vocabulary is worth for a question.
+    """What each answer of the vocabulary is worth for a question; spellings of one answer count as one.
 
-    In training the answers count as people wrote them, as in METER; the score is VQAv2's.
+    In training an answer that one, two or three of several people gave is worth METER's shares (`SOFT`); a single
+    person's is right.
 
     Args:
         given: Of each person.
-        numbers: Answer -> its number.
+        numbers: Answer, as `spelt` has it -> its number.
     """
-    if len(given) == 1:  # one right answer, in whatever spelling
-        right = numbers.get(given[0], numbers.get(normalised(given[0])))
-        return NOTHING if right is None else Worth((right,), (1.0,), (1.0,))
+    counts = Counter(map(spelt, given))
+    known = [answer for answer in counts if answer in numbers]
+    return Worth(
+        labels=tuple(numbers[answer] for answer in known),
+        soft=tuple(1.0 if len(given) == 1 else SOFT[min(counts[answer], len(SOFT) - 1)] for answer in known),
+        scores=tuple(_accuracy(counts[answer], len(given)) for answer in known),
+    )
+
+
+def worth_as_written(given: Sequence[str], numbers: dict[str, int]) -> Worth:
+    """As `worth`, by the rules of VQAv2 and METER for its ten people.
+
+    In training the answers count as people wrote them, as in METER; the score is VQAv2's, which does not spell
+    answers in which all people agree.
+
+    Args:
+        given: Of each person.
+        numbers: Answer, as `normalised` has it -> its number.
+    """
     counts = Counter(given)
     known = [answer for answer in dict.fromkeys((*counts, *map(normalised, counts))) if answer in numbers]
     return Worth(

@@ -33,9 +33,12 @@ class CaptionFiles(CaptionData):
         self.tables = {"train": train, "val": val, "test": test}
         self.root = root
 
+    @property
+    def own_root(self) -> Path | None:
+        return None if self.root is None else Path(self.root).expanduser()
+
     def find(self) -> dict[str, Captions]:
-        root = None if self.root is None else Path(self.root).expanduser()
-        return splits_of_tables(self.tables, lambda file: find_captions(file, root), self.things)
+        return splits_of_tables(self.tables, lambda file: find_captions(file, self.own_root), self.things)
 
 
 class PreparedCaptions(CaptionFiles):

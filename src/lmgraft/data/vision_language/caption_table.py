@@ -27,10 +27,13 @@ class Captions(Part):
     def more(self) -> tuple[Sequence[object], ...]:
         return ([self.concepts[image] for image in self.image],) if self.concepts else ()
 
+    def shown(self) -> Sequence[str]:
+        return self.concepts or self.names
+
     def concept_numbers(self) -> Index:
         """(I,) the concept of each image, numbered by first coming."""
         numbers: dict[str, int] = {}
-        return np.array([numbers.setdefault(name, len(numbers)) for name in self.concepts or self.names], np.int64)
+        return np.array([numbers.setdefault(name, len(numbers)) for name in self.shown()], np.int64)
 
 
 def find_captions(file: Path, root: Path | None) -> dict[str, Captions]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ from lmgraft.data.base import at_least_one, spread_over
 from lmgraft.data.draws import uniforms
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
-from lmgraft.data.vision_language.caption_table import Captions, Fits, find_captions
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, loose
+from lmgraft.data.vision_language.caption_table import Captions, Fits
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Source, loose
 from lmgraft.data.vision_language.parts import Index, kind_numbers
 from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
@@ -58,7 +57,7 @@ class CaptionSet(ImageTextSet):
     """Some captions.
 
     Args:
-        table, image, ids, index, manner, tokenizer: See `ImageTextSet`.
+        table, image, ids, index, manner, tokenizer, source: See `ImageTextSet`.
         concept: (N,) what the image of each shows.
         fits: Which captions fit which concepts.
         kinds: (N, K) the part of each caption in each category.
@@ -69,6 +68,8 @@ class CaptionSet(ImageTextSet):
     Raises:
         DataError: If negatives are wanted, and all captions fit one image.
     """
+
+    what = "caption"
 
     def __init__(
         self, *args: Any, concept: Index, fits: Fits, kinds: Index, gallery: int = NONE, negatives: int = 0,
@@ -107,7 +108,7 @@ class CaptionSet(ImageTextSet):
             for values in (self.image, self.ids, self.indices, self.concept, self.kinds, self.caption)
         )
         return CaptionSet(
-            self.table, image, ids, index, self.manner, self.tokenizer, concept=concept,
+            self.table, image, ids, index, self.manner, self.tokenizer, self.source, concept=concept,
             fits=self.fits._replace(caption=caption), kinds=kinds, gallery=self.gallery,
         )  # fmt: skip
 
@@ -261,7 +262,7 @@ class CaptionData(ImageTextData):
         gallery = NONE if training else VAL if split == "val" else TEST
         return CaptionSet(
             table, np.asarray(part.image)[index], ids, index,
-            self.manner(training and not still, training), self.tokenizer, concept=concept[index],
+            self.manner(training and not still, training), self.tokenizer, Source(part.texts), concept=concept[index],
             fits=fits._replace(caption=fits.caption[index]),
             kinds=kind_numbers(part, self.categories(), index), gallery=gallery,
             negatives=self.negatives if training else 0, fitting_negatives=self.fitting_negatives,
@@ -272,12 +273,12 @@ class CaptionData(ImageTextData):
         return super().known() | {"galleries": galleries, "equal_texts": self.equal_texts}
 
     def open(self, sources: Sequence[str]) -> CaptionSet:
-        """Pairs of an image and a caption in tables (see `CaptionFiles`), each scored by itself."""
-        parts = [part for source in sources for part in find_captions(Path(source), None).values()]
-        table, image, texts = loose(parts)
-        every, ids = np.arange(len(image)), self.tokens(texts, ", ".join(sources))
+        """Pairs of an image and a caption in tables (see `CaptionFiles`), in the order of their rows, each scored by
+        itself."""
+        table, image, source = loose(sources, "caption", self.own_root)
+        every, ids = np.arange(len(image)), self.tokens(source.texts, ", ".join(sources))
         return CaptionSet(
-            table, image, ids, every, self.manner(False, False), self.tokenizer, concept=every,
+            table, image, ids, every, self.manner(False, False), self.tokenizer, source, concept=every,
             fits=Fits(every, every[:, None]), kinds=np.zeros((len(image), len(self.categories())), np.int64),
         )  # fmt: skip
 

@@ -286,7 +286,7 @@ class ComposedQuestions(QuestionFiles):
         options = {"img_size": _SIDE, "max_text_len": 16, **options}
         of_test = {"seen": "test", "unseen": "unseen"}[style]
         train, val, test = (str(self.tree / f"{split}.jsonl") for split in ("train", "val", of_test))
-        super().__init__(train=train, val=val, test=test, root=str(self.tree), **options)
+        super().__init__(train=train, val=val, test=test, **options)
 
     def find(self) -> dict[str, Questions]:
         check_prepared(self.tree, self.name)

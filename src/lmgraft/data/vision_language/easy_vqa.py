@@ -37,7 +37,7 @@ class EasyVQA(QuestionFiles):
         self.tree = prepared_place(self.name) if root is None else Path(root).expanduser()
         options = {"img_size": 64, "max_text_len": 20, **options}
         train, test = (str(self.tree / f"{split}.jsonl") for split in ("train", "test"))
-        super().__init__(train=train, val=None, test=test, root=str(self.tree), **options)
+        super().__init__(train=train, val=None, test=test, **options)
 
     def find(self) -> Any:
         check_prepared(self.tree, self.name)

@@ -34,11 +34,13 @@ from lmgraft.data.image.transforms import (
     seed_generators,
 )
 from lmgraft.data.loader import Draw, Fault, in_turn
-from lmgraft.data.vision_language.parts import Index, Part, categories_of, held_out_images
+from lmgraft.data.vision_language.parts import Index, categories_of, held_out_images, images_in_both
+from lmgraft.data.vision_language.rows import read_rows, text_of
 from lmgraft.data.vision_language.text import WORDS, Ids, Tokenizer, WordTokenizer, make_tokenizer
 from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8
+_SHORTEST = 3  # tokens: one word between those at the ends
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +71,12 @@ class Settings:
     """Unreadable test images above which a run stops; a blank image stands for each."""
 
     def __post_init__(self) -> None:
-        at_least_one(max_text_len=self.max_text_len - 2)
+        if self.max_text_len < _SHORTEST:
+            raise DataError(
+                f"data.max_text_len must be at least {_SHORTEST}, got {self.max_text_len}",
+                "a text has a token at each end",
+            )
+        at_least_one(img_size=min(self.preprocess().img_size))
 
     def preprocess(self) -> Preprocess:
         """What happens to every image."""
@@ -120,6 +127,17 @@ class Manner:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Source:
+    """The texts of a source as they were given."""
+
+    texts: Sequence[str]
+    tables: Sequence[str] = ()
+    """Of each text the table that it is from, where it is one to be predicted."""
+    rows: Sequence[int] = ()
+    """Of each text the number of its row, from 1."""
+
+
 class ImageTextSet(ItemSet):
     """Some texts, each with an image.
 
@@ -130,12 +148,17 @@ class ImageTextSet(ItemSet):
         index: (N,) each item's place in its source.
         manner: How images are shown.
         tokenizer: Of the texts.
+        source: All texts of the source.
     """
 
+    what: ClassVar[str] = "text"
+    """What predictions call the text."""
+
     def __init__(
-        self, table: ImageTable, image: Index, ids: Ids, index: Index, manner: Manner, tokenizer: Tokenizer
-    ) -> None:
-        self.table, self.manner, self.tokenizer = table, manner, tokenizer
+        self, table: ImageTable, image: Index, ids: Ids, index: Index, manner: Manner, tokenizer: Tokenizer,
+        source: Source,
+    ) -> None:  # fmt: skip
+        self.table, self.manner, self.tokenizer, self.source = table, manner, tokenizer, source
         self.image, self.ids = torch.from_numpy(image), torch.from_numpy(ids)
         self.indices = torch.from_numpy(index)
 
@@ -145,12 +168,22 @@ class ImageTextSet(ItemSet):
         return self.image
 
     def place(self, index: int) -> str:
+        return f"{self._file(index)}: {self.source.texts[index]!r}"
+
+    def about(self, index: int) -> dict[str, Any]:
+        """The image, the table and the row in it where there is one, and the text as it was given."""
+        source = self.source
+        row = {"source": source.tables[index], "row": source.rows[index]} if source.rows else {}
+        return {"file": self._file(index), **row, self.what: source.texts[index]}
+
+    def _file(self, index: int) -> str:
+        """The image of the item with this index."""
         sample = int((self.indices == index).nonzero()[0, 0])
-        return f"{self.table.place(int(self.image[sample]))}: {self.text(sample)!r}"
+        return self.table.place(int(self.image[sample]))
 
     def text(self, sample: int) -> str:
-        """The text of a sample, as far as the tokenizer keeps it."""
-        return self.tokenizer.decode([n for n in self.ids[sample].tolist() if n != self.tokenizer.pad_token_id])
+        """The text of a sample, as it was given."""
+        return self.source.texts[int(self.indices[sample])]
 
     def texts(self, samples: Tensor) -> tuple[Tensor, Tensor]:
         """Token numbers (B, L), int64, and which of them are no padding, 1 or 0."""
@@ -209,14 +242,34 @@ def image_table(where: str, root: Path, names: Sequence[str]) -> ImageTable:
     )
 
 
-def loose(parts: Sequence[Part]) -> tuple[ImageTable, Index, list[str]]:
-    """All images of tables of one's own, the image of each text, and the texts; no image is looked for yet."""
-    packed = as_names([str(part.root / name) for part in parts for name in part.names])
-    starts = np.cumsum([0, *(len(part.names) for part in parts)])
-    image = np.concatenate([np.asarray(part.image) + start for part, start in zip(parts, starts, strict=False)])
-    unknown = np.zeros(len(packed), np.int64)
+def loose(sources: Sequence[str], column: str, root: Path | None) -> tuple[ImageTable, Index, Source]:
+    """Tables of one's own in the order of their rows: their images, the image of each text, and the texts.
+
+    No image is looked for yet.
+
+    Args:
+        sources: Tables.
+        column: Of the texts.
+        root: What images are relative to; each table's own folder by default.
+
+    Raises:
+        DataError: If a table cannot be read, or a row has no image or no text.
+    """
+    files = [Path(source) for source in sources]
+    tables = [read_rows(file, ("image", column)) for file in files]
+    where = [root or file.parent for file, rows in zip(files, tables, strict=True) for _ in rows]
+    rows = [row for rows in tables for row in rows]
+    numbers: dict[str, int] = {}
+    paths = (str(folder / text_of(*row, "image")) for folder, row in zip(where, rows, strict=True))
+    image = np.array([numbers.setdefault(path, len(numbers)) for path in paths], np.int64)
+    packed, unknown = as_names(list(numbers)), np.zeros(len(numbers), np.int64)
     table = ImageTable(where=".", names=packed, labels=unknown, sizes=unknown, files=FolderFiles("", packed))
-    return table, image, [text for part in parts for text in part.texts]
+    source = Source(
+        texts=[text_of(*row, column) for row in rows],
+        tables=[source for source, rows in zip(sources, tables, strict=True) for _ in rows],
+        rows=[number for rows in tables for number in range(1, len(rows) + 1)],
+    )
+    return table, image, source
 
 
 class ImageTextData(Data):
@@ -227,7 +280,7 @@ class ImageTextData(Data):
         eval_batch_size: Items a step in validation and test.
         num_workers: Loader processes; by default as many as there are CPUs, at most 8.
         val_size: Training images whose items are held out to choose the epoch by, a share (below 1) or a count, where
-            the data set has none of its own.
+            the data set has none of its own; of captions with concepts so many concepts, with all their images.
         only: Category -> its parts that are used, such as {answer_type: [colour, shape]}; None: all texts are.
         options: See `Settings`.
     """
@@ -290,6 +343,11 @@ class ImageTextData(Data):
         return self._tokenizer
 
     @property
+    def own_root(self) -> Path | None:
+        """Folder that images in tables of one's own are relative to; None: that of their table."""
+        return None
+
+    @property
     @abstractmethod
     def parts(self) -> Mapping[str, Any]:
         """The splits that the data set itself has, each a `Part`; its files are read once."""
@@ -344,6 +402,8 @@ class ImageTextData(Data):
             found["val"] = found["train"]
         self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
         self.index = {split: self.chosen(split, found[split], places) for split, places in index.items()}
+        for sentence in images_in_both({split: (part, self.index[split]) for split, part in found.items()}):
+            self.remark(sentence)
         tables = {id(part): image_table(part.where, part.root, part.names) for part in found.values()}
         for split, part in found.items():
             self._sets[split] = self._make(split, part, tables[id(part)])

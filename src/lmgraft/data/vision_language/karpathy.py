@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Literal
 
 from lmgraft.data.vision_language.caption_table import Captions
 from lmgraft.data.vision_language.captions import CaptionData
+from lmgraft.data.vision_language.rows import refuse
 from lmgraft.errors import DataError
 
 _SPLITS = {"train": "train", "restval": "train", "val": "val", "test": "test"}
@@ -109,27 +110,31 @@ def _read(file: Path) -> list[dict[str, Any]]:
     """The file's images, each with a known split, a name, and sentences.
 
     Raises:
-        DataError: If it cannot be read, or one lacks something; it names the first.
+        DataError: If it cannot be read, or one lacks something; it names the first and counts them.
     """
     try:
         rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["images"]
-        for number, row in enumerate(rows):
-            problem = _problem(row)
-            if problem:
-                raise DataError(f"{file}: image {row.get('filename') or number} {problem}", "fetch the file again")
+        problems = [
+            f"{file}: image {row.get('filename') or number} {problem}"
+            for number, row in enumerate(rows)
+            if (problem := _problem(row))
+        ]
     except OSError as error:
         remedy = "Karpathy's files: cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
         raise DataError(f"{file} cannot be read: {error.strerror}", remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file} is not Karpathy's: {error!r}", "a copy was cut off: fetch it again") from None
+    refuse(problems, len(rows), "fetch the file again")
     return rows
 
 
 def _problem(row: dict[str, Any]) -> str:
     if row.get("split") not in _SPLITS:
         return f"is of split {row.get('split')!r}, not of {', '.join(_SPLITS)}"
-    if not isinstance(row.get("filename"), str):
+    if not isinstance(row.get("filename"), str) or not row["filename"].strip():
         return "has no filename"
+    if not isinstance(row.get("filepath", ""), str):
+        return "has a filepath that is no text"
     sentences = row.get("sentences")
     if not sentences or not all(isinstance(one.get("raw"), str) and one["raw"].strip() for one in sentences):
         return "has no sentences" if not sentences else "has a sentence without text"

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.files import as_names
+from lmgraft.data.files import as_names, listed, plural
 from lmgraft.data.holdout import hold_out
 from lmgraft.errors import DataError
 
@@ -42,21 +44,49 @@ class Part:
             digest.update(repr((self.names[row[0]], *row[1:])).encode())
         return digest.hexdigest()
 
+    def shown(self) -> Sequence[str]:
+        """(I,) what each image shows, by name: images that show one thing are held out together."""
+        return self.names
+
     def more(self) -> tuple[Sequence[object], ...]:
         """(N,) each: what else identifies a text."""
         return ()
 
 
 def held_out_images(part: Part, size: int | float) -> dict[str, Index]:
-    """Texts of "train" and "val", all of an image on one side.
+    """Texts of "train" and "val", all of an image, and of images that show one thing, on one side.
 
     Args:
-        size: Of val, in images: a share (below 1) or a count.
+        size: Of val, in images, or in things that they show: a share (below 1) or a count.
+
+    Raises:
+        DataError: If nothing is left for training.
     """
-    labels = np.zeros(len(part.names), np.int64)
-    sides = hold_out(as_names(list(part.names)), labels, {"val": size}, ("any",), part.where)
-    image = np.asarray(part.image)
-    return {split: np.flatnonzero(np.isin(image, side)) for split, side in sides.items()}
+    shown = part.shown()
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(shown))}
+    labels = np.zeros(len(numbers), np.int64)
+    things = "images" if shown is part.names else "concepts"
+    sides = hold_out(as_names(list(numbers)), labels, {"val": size}, ("any",), part.where, things)
+    of_text = np.array([numbers[name] for name in shown], np.int64)[np.asarray(part.image)]
+    return {split: np.flatnonzero(np.isin(of_text, side)) for split, side in sides.items()}
+
+
+def images_in_both(parts: Mapping[str, tuple[Part, Index]]) -> list[str]:
+    """Which splits share images, by their paths: a sentence for each two that do.
+
+    Args:
+        parts: Split -> its part, and which of its texts are used.
+    """
+    paths = {
+        split: {os.path.abspath(part.root / part.names[image]) for image in np.unique(np.asarray(part.image)[index])}
+        for split, (part, index) in parts.items()
+    }
+    shared = {pair: sorted(paths[pair[0]] & paths[pair[1]]) for pair in combinations(paths, 2)}
+    return [
+        f"{plural(len(both), 'image')} of {second} also in {first}: {listed(both)}"
+        for (first, second), both in shared.items()
+        if both
+    ]
 
 
 def categories_of(parts: Iterable[Part]) -> dict[str, tuple[str, ...]]:

@@ -30,6 +30,9 @@ class QuestionFiles(QuestionData):
         self.tables = {"train": train, "val": val, "test": test}
         self.root = root
 
+    @property
+    def own_root(self) -> Path | None:
+        return None if self.root is None else Path(self.root).expanduser()
+
     def find(self) -> dict[str, Questions]:
-        root = None if self.root is None else Path(self.root).expanduser()
-        return splits_of_tables(self.tables, lambda file: find_questions(file, root), self.things)
+        return splits_of_tables(self.tables, lambda file: find_questions(file, self.own_root), self.things)

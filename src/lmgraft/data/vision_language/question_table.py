@@ -24,8 +24,8 @@ class Questions(Part):
         return (self.answers,)
 
 
-def find_questions(file: Path, root: Path | None, need_answers: bool = True) -> dict[str, Questions]:
-    """The questions of each split that a table names, or all under `ANY`.
+def find_questions(file: Path, root: Path | None) -> dict[str, Questions]:
+    """The questions of each split that a table names, or all under `rows.ANY`.
 
     Its columns: image (a path), question, answer (one text; in JSON also the list of several people's), and if wanted
     split, answer_type, question_type.
@@ -36,8 +36,7 @@ def find_questions(file: Path, root: Path | None, need_answers: bool = True) -> 
     Raises:
         DataError: If the table cannot be read, or a row lacks something.
     """
-    needed = ("image", "question", "answer") if need_answers else ("image", "question")
-    splits = rows_by_split(file, needed)
+    splits = rows_by_split(file, ("image", "question", "answer"))
     return {split: _questions(file, root or file.parent, split, rows) for split, rows in splits.items()}
 
 

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,12 +16,15 @@ from torch import Tensor
 from lmgraft.data.files import plural
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, Fault, Reported
-from lmgraft.data.vision_language.answers import usual, vocabulary, worth
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, loose
+from lmgraft.data.vision_language.answers import spelt, usual, vocabulary, worth, worth_as_written
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Source, loose
 from lmgraft.data.vision_language.parts import Index, kind_numbers
-from lmgraft.data.vision_language.question_table import Questions, find_questions
+from lmgraft.data.vision_language.question_table import Questions
 from lmgraft.data.vision_language.rows import ENDINGS
 from lmgraft.errors import DataError
+
+_ENOUGH = 4
+"""People who give one answer for it to be worth 1 by VQAv2's rule, if nobody else is asked."""
 
 
 class QuestionBatch(NamedTuple):
@@ -57,10 +59,17 @@ class Key:
     scores: npt.NDArray[np.float32]
 
     @classmethod
-    def of(cls, answers: Sequence[tuple[str, ...]], names: Sequence[str]) -> Key:
-        """By VQAv2's rules; answers outside of the vocabulary are worth nothing."""
+    def of(cls, answers: Sequence[tuple[str, ...]], names: Sequence[str], as_written: bool = False) -> Key:
+        """By VQAv2's rules; answers outside of the vocabulary are worth nothing.
+
+        Args:
+            answers: Of each question those of each person.
+            names: The vocabulary.
+            as_written: See `QuestionData.as_written`.
+        """
         numbers = {name: number for number, name in enumerate(names)}
-        seen = {given: worth(given, numbers) for given in set(answers)}
+        rule = worth_as_written if as_written else worth
+        seen = {given: rule(given, numbers) for given in set(answers)}
         rows = [seen[given] for given in answers]
         start = np.cumsum([0, *(len(row.labels) for row in rows)])
         parts = ([value for row in rows for value in row[column]] for column in range(3))
@@ -68,9 +77,19 @@ class Key:
         return cls(start, np.array(labels, np.int64), np.array(soft, np.float32), np.array(scores, np.float32))
 
     @property
-    def is_known(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether any answer of the vocabulary is worth something."""
-        return np.diff(self.start) > 0
+    def is_taught(self) -> npt.NDArray[np.bool_]:
+        """(N,) whether any answer of the vocabulary is worth something in training."""
+        return self._most(self.soft) > 0
+
+    @property
+    def best(self) -> npt.NDArray[np.float32]:
+        """(N,) the most that an answer of the vocabulary is worth by the official rule."""
+        return self._most(self.scores)
+
+    def _most(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        most = np.zeros(len(self.start) - 1, np.float32)
+        np.maximum.at(most, np.repeat(np.arange(len(most)), np.diff(self.start)), values)
+        return most
 
     def dense(self, samples: Sequence[int], count: int) -> tuple[Tensor, Tensor]:
         """(B, count) worth in training, and by the official rule."""
@@ -93,11 +112,13 @@ class QuestionSet(ImageTextSet):
     """Some questions.
 
     Args:
-        table, image, ids, index, manner, tokenizer: See `ImageTextSet`.
+        table, image, ids, index, manner, tokenizer, source: See `ImageTextSet`.
         key: What answers are worth.
         num_answers: Size of the vocabulary.
         kinds: (N, K) the part of each question in each category.
     """
+
+    what = "question"
 
     def __init__(self, *args: Any, key: Key, num_answers: int, kinds: Index) -> None:
         super().__init__(*args)
@@ -125,6 +146,8 @@ class QuestionData(ImageTextData):
     endings: ClassVar[tuple[str, ...]] = ENDINGS
     question_set: ClassVar[type[QuestionSet]] = QuestionSet
     """What shows the questions of a split."""
+    as_written: ClassVar[bool] = False
+    """Whether answers count in training as people wrote them, as METER has it for VQAv2; else as `spelt` has them."""
 
     def __init__(self, *, min_answer_count: int = 1, **options: Any) -> None:
         super().__init__(**options)
@@ -164,7 +187,9 @@ class QuestionData(ImageTextData):
         if self._answers is None:
             train = self.questions["train"]
             used = self.chosen("train", train, np.arange(len(train.texts)))
-            self._answers = vocabulary((usual(train.answers[i]) for i in used), self.min_answer_count)
+            self._answers = vocabulary(
+                (usual([spelt(answer) for answer in train.answers[i]]) for i in used), self.min_answer_count
+            )
             if len(self._answers) < 2:
                 raise DataError(
                     f"{self.questions['train'].where}: {len(self._answers)} answers come at least "
@@ -178,21 +203,30 @@ class QuestionData(ImageTextData):
     def _make(self, split: str, part: Questions, table: ImageTable, still: bool = False) -> QuestionSet:
         """The questions of a split; training leaves out those of which no answer of the vocabulary is right."""
         index, names = self.index[split], self.answer_names
-        key = Key.of([part.answers[i] for i in index], names)
-        training, lost = split == "train", int((~key.is_known).sum())
-        if lost:
-            ends = "are left out" if training else "count as wrong"
-            self.remark(
-                f"{part.where}, {split}: {plural(lost, 'question')} without a right answer in the vocabulary {ends}"
-            )
+        key, training = Key.of([part.answers[i] for i in index], names, self.as_written), split == "train"
+        self._remark_answers(f"{part.where}, {split}", [part.answers[i] for i in index], key, training)
         if training:
-            index, key = index[key.is_known], key.take(np.flatnonzero(key.is_known))
+            index, key = index[key.is_taught], key.take(np.flatnonzero(key.is_taught))
         ids = self.tokens([part.texts[i] for i in index], f"{part.where}, {split}")
         return self.question_set(
             table, np.asarray(part.image)[index], ids, index,
-            self.manner(training and not still, training), self.tokenizer,
+            self.manner(training and not still, training), self.tokenizer, Source(part.texts),
             key=key, num_answers=len(names), kinds=kind_numbers(part, self.categories(), index),
         )  # fmt: skip
+
+    def _remark_answers(self, where: str, answers: Sequence[tuple[str, ...]], key: Key, training: bool) -> None:
+        """Say how many questions have no right answer in the vocabulary, and what the others allow at most."""
+        is_right = key.is_taught if training else key.best > 0
+        lost, what = int((~is_right).sum()), "left out" if training else "counted as wrong"
+        if lost:
+            self.remark(f"{where}: {plural(lost, 'question')} without a right answer in the vocabulary: {what}")
+        few = sum(1 < len(given) < _ENOUGH for given in answers)
+        if few and not training:
+            self.remark(
+                f"{where}: {plural(few, 'question')} with the answers of two or three people, whose answer is worth "
+                f"33.3 or 66.7 % by VQAv2's rule where they agree: with the vocabulary {100 * key.best.mean():.1f} % "
+                "is the most that can be reached"
+            )
 
     def known(self) -> dict[str, Any]:
         return super().known() | {"answers": list(self.answer_names)}
@@ -203,12 +237,11 @@ class QuestionData(ImageTextData):
             self._answers = tuple(record["data"]["answers"])
 
     def open(self, sources: Sequence[str]) -> QuestionSet:
-        """Questions in tables (see `QuestionFiles`), answers not needed."""
-        parts = [part for source in sources for part in find_questions(Path(source), None, need_answers=False).values()]
-        table, image, texts = loose(parts)
-        count, ids = len(image), self.tokens(texts, ", ".join(sources))
+        """Questions in tables (see `QuestionFiles`), in the order of their rows; answers are not looked at."""
+        table, image, source = loose(sources, "question", self.own_root)
+        count, ids = len(image), self.tokens(source.texts, ", ".join(sources))
         return QuestionSet(
-            table, image, ids, np.arange(count), self.manner(False, False), self.tokenizer,
+            table, image, ids, np.arange(count), self.manner(False, False), self.tokenizer, source,
             key=Key.of([()] * count, self.answer_names), num_answers=len(self.answer_names),
             kinds=np.zeros((count, len(self.categories())), np.int64),
         )  # fmt: skip

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ from lmgraft.errors import DataError
 
 ENDINGS = (".csv", ".tsv", ".json", ".jsonl")
 _FORMS = "a table is CSV or TSV with a line of column names, a JSON list of objects, or JSON Lines"
+_NO_TEXT = "no text under {}"
 
 Row = tuple[str, dict[str, Any]]
 """Where a row lies, for errors, and its values by column."""
@@ -26,10 +29,10 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
     """All rows of a table.
 
     Args:
-        needed: Columns that every row must have, not empty.
+        needed: Columns that every row must have, not blank.
 
     Raises:
-        DataError: If the table cannot be read, or a row lacks a column; it names the line.
+        DataError: If the table cannot be read, or rows lack a column; it names the first line and counts them.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -40,20 +43,59 @@ def read_rows(file: Path, needed: Sequence[str]) -> list[Row]:
         raise DataError(f"{file} is no table in UTF-8: {error}", _FORMS) from None
     if not rows:
         raise DataError(f"{file} has no rows", _FORMS)
-    for where, row in rows:
-        missing = [name for name in needed if row.get(name) in (None, "", [])]
-        if missing:
-            raise DataError(
-                f"{where} has no {' and no '.join(missing)}",
-                f"it has {', '.join(map(str, row)) or 'nothing'}; {_FORMS}",
-            )
+    problems = [f"{where} {problem}" for where, row in rows if (problem := _problem(row, needed))]
+    refuse(problems, len(rows), f"its columns are {', '.join(map(str, rows[0][1])) or 'none'}; {_FORMS}")
     return rows
+
+
+def refuse(problems: Sequence[str], total: int, remedy: str) -> None:
+    """Refuse rows of a file.
+
+    Args:
+        problems: What each of the wrong rows lacks, with the place of the row.
+        total: Number of all rows.
+        remedy: What to do.
+
+    Raises:
+        DataError: If there are any; it names the first and counts them.
+    """
+    if problems:
+        more = f"; {len(problems):,} of {total:,} rows lack something" if len(problems) > 1 else ""
+        raise DataError(problems[0] + more, remedy)
+
+
+def _problem(row: dict[str, Any], needed: Sequence[str]) -> str:
+    """What is wrong with the columns that a row must have."""
+    missing = [name for name in needed if _is_empty(row.get(name))]
+    if missing:
+        return f"has no {' and no '.join(missing)}"
+    return next((f"has {_NO_TEXT.format(name)}" for name in needed if not all(map(_is_text, _listed(row[name])))), "")
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a value says nothing: blank, no number, or a list with nothing in it or such a value."""
+    if isinstance(value, list):
+        return not value or any(map(_is_empty, value))
+    return value is None or (isinstance(value, str) and not value.strip()) or _is_no_number(value)
+
+
+def _is_no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | int | float) and not isinstance(value, bool) and not _is_no_number(value)
 
 
 def _parsed(file: Path, text: str) -> Iterator[Row]:
     ending = file.suffix.lower()
     if ending == ".jsonl":
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines, which also ends a line at characters that texts may hold, such as U+2028.
+        for number, line in enumerate(text.split("\n"), 1):
             if line.strip():
                 yield _object(f"{file}, line {number}", json.loads(line))
     elif ending == ".json":
@@ -63,7 +105,7 @@ def _parsed(file: Path, text: str) -> Iterator[Row]:
         for number, row in enumerate(whole, 1):
             yield _object(f"{file}, object {number}", row)
     elif ending in (".csv", ".tsv"):
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if ending == ".tsv" else ",")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if ending == ".tsv" else ",")
         for row in reader:
             where = f"{file}, line {reader.line_num}"
             if None in row:
@@ -80,14 +122,14 @@ def _object(where: str, row: Any) -> Row:
 
 
 def text_of(where: str, row: dict[str, Any], column: str) -> str:
-    """A column's text, without space around it; numbers are written out.
+    """A column's text, without space around it; finite numbers are written out.
 
     Raises:
         DataError: If it is no text.
     """
     value = row[column]
-    if not isinstance(value, (str, int, float)):
-        raise DataError(f"{where}: {column} is no text", _FORMS)
+    if not _is_text(value):
+        raise DataError(f"{where} has {_NO_TEXT.format(column)}", _FORMS)
     return str(value).strip()
 
 
@@ -105,12 +147,8 @@ def images_and_texts(file: Path, root: Path, split: str, rows: Sequence[Row], co
 
 
 def texts_of(where: str, row: dict[str, Any], column: str) -> tuple[str, ...]:
-    """A column's text, or several of a list; none where the column is missing or empty."""
-    value = row.get(column)
-    if value is None or value == "":
-        return ()
-    values = value if isinstance(value, list) else [value]
-    return tuple(text_of(where, {column: one}, column) for one in values)
+    """A column's text, or several of a list."""
+    return tuple(text_of(where, {column: one}, column) for one in _listed(row[column]))
 
 
 def split_of(where: str, row: dict[str, Any]) -> str | None:
@@ -120,7 +158,7 @@ def split_of(where: str, row: dict[str, Any]) -> str | None:
         DataError: If there is no such split.
     """
     value = row.get("split")
-    if value in (None, ""):
+    if _is_empty(value):
         return None
     try:
         return SPLITS[str(value).strip().lower()]
@@ -148,11 +186,12 @@ def kinds_of(rows: Sequence[Row], names: Sequence[str]) -> dict[str, list[str]]:
     Raises:
         DataError: If some rows name a part, and others none.
     """
-    return {name: [_kind(where, row, name) for where, row in rows] for name in names if rows[0][1].get(name)}
+    there = [name for name in names if any(not _is_empty(row.get(name)) for _, row in rows)]
+    return {name: [_kind(where, row, name) for where, row in rows] for name in there}
 
 
 def _kind(where: str, row: dict[str, Any], name: str) -> str:
-    if not row.get(name):
+    if _is_empty(row.get(name)):
         raise DataError(f"{where} has no {name}, and other rows do", "name it in every row, or in none")
     return text_of(where, row, name)
 

@@ -127,12 +127,14 @@ class PretrainedTokenizer:
     """
 
     def __init__(self, name: str) -> None:
+        from lmgraft.backbones.refusals import in_seconds  # needs timm, which a tokenizer of words does not
+
         transformers = optional("transformers", "transformers", f"data.tokenizer={name}")
         self.name = name
         try:
-            self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(
-                text_source(name), trust_remote_code=False
-            )
+            source = text_source(name)
+            with in_seconds(source):
+                self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise DataError(

@@ -10,8 +10,9 @@ import lmgraft.data
 from lmgraft.data.base import Data
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
+from lmgraft.recipes.composing import CLASS, find_recipe, laid_over
 from lmgraft.recipes.options import taken_by
-from lmgraft.recipes.recipe import _CLASS, _laid_over, find_recipe, parse_recipe
+from lmgraft.recipes.recipe import parse_recipe
 from tiny import long_but
 
 GOOD = find_recipe("image/fashion_vit")
@@ -218,11 +219,11 @@ def test_a_recipe_may_extend_another(tmp_path):
 
 def test_another_class_does_not_inherit_arguments():
     base = {"data": {"class_path": "A", "init_args": {"x": 1}}, "seed": 1}
-    assert _laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}, [_CLASS]) == {
+    assert laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}, [CLASS]) == {
         "data": {"class_path": "B", "init_args": {"y": 2}},
         "seed": 1,
     }
-    assert _laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}}, [_CLASS])["data"]["init_args"] == {
+    assert laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}}, [CLASS])["data"]["init_args"] == {
         "x": 1,
         "y": 2,
     }

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 import yaml
@@ -16,7 +15,7 @@ from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.named import find_named, list_named
+from lmgraft.recipes.composing import CLASS, compose, find_recipe, laid_over, mapping_of, under_present_names
 from lmgraft.recipes.options import (
     Option,
     alternatives,
@@ -140,160 +139,19 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     return parser
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with lmgraft."""
-    return list_named(resources.files("lmgraft.recipes"))
-
-
-def find_recipe(name: str) -> str:
-    """The YAML text of a recipe by name or path, or with "_debug" behind it of its debug variant; see `find_named`."""
-    root = resources.files("lmgraft.recipes")
-    return with_debug(name, lambda name: find_named(name, root, "recipe"), lambda name: find_recipe(name))
-
-
-def with_debug(
-    name: str, find: Callable[[str], str], find_base: Callable[[str], str], ties: Sequence[Tie] | None = None
-) -> str:
-    """The YAML text of `name`; with `DEBUG` behind it, that file with its `debug` key laid over it.
-
-    Args:
-        find: Gives the text of a file by its name.
-        find_base: Gives that of a base.
-        ties: See `compose`.
-
-    Raises:
-        RecipeError: If there is no such file, or it has no debug variant.
-    """
-    if not name.endswith(DEBUG):
-        return find(name)
-    name = name.removesuffix(DEBUG)
-    return compose(find(name), name, find_base, (_CLASS,) if ties is None else ties, debug=True)
-
-
-DEBUG = "_debug"
-"""Behind a recipe's or study's name: it is cut down to seconds, as its `debug` key says."""
-
-
-@dataclass(frozen=True)
-class Tie:
-    """Where `key` changes, the base's `dropped` goes: it belongs to what is no longer there."""
-
-    key: str
-    dropped: str
-    default: Any = None
-    """What the key is in a base without it."""
-
-
-_CLASS = Tie("class_path", "init_args")
-
-
-def compose(
-    text: str,
-    where: str = "recipe",
-    find: Callable[[str], str] = find_recipe,
-    ties: Sequence[Tie] = (_CLASS,),
-    debug: bool = False,
-) -> str:
-    """The YAML text with the recipe it `extends`, or several, laid under it, key by key, and without its `debug`.
-
-    Args:
-        text: YAML.
-        where: What the text is called in errors.
-        find: Gives the text of a base by its name.
-        ties: Keys of a base that go with another one's value; of recipes, a class's arguments with the class.
-        debug: Lay what stands under `debug` over it.
-
-    Raises:
-        RecipeError: If a base is unknown, recipes extend each other in a circle, or there is no debug variant.
-    """
-    content = _mapping(text, where)
-    if content is None:
-        return text
-    content = _on_bases(content, (where,), find, ties)
-    cut_down = content.pop("debug", None)
-    if debug:
-        if not isinstance(cut_down, dict):
-            raise RecipeError(f"{where} has no debug variant", "add keys under `debug:` that cut it down to seconds")
-        content = _laid_over(content, _on_bases(cut_down, (where,), find, ties), ties)
-    whole: str = yaml.safe_dump(_under_present_names(content), sort_keys=False)
-    return whole
-
-
-def _under_present_names(value: Any) -> Any:
-    """The content with the present paths of classes that have moved."""
-    if isinstance(value, dict):
-        return {key: _under_present_names(item) for key, item in value.items()}
-    return MOVED.get(value, value) if isinstance(value, str) else value
-
-
 def as_it_was(text: str) -> str:
     """The YAML text of a run's recipe with the keys of its data that are younger than it, as they were without them."""
-    content = _mapping(text, "recipe")
+    content = mapping_of(text, "recipe")
     data = (content or {}).get("data")
     if content is None or not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return text
     try:
-        data_class = _load_class(_under_present_names(data["class_path"]))
+        data_class = _load_class(under_present_names(data["class_path"]))
     except (ImportError, AttributeError, ValueError):
         return text  # the parser says what is wrong
     data["init_args"] = {**getattr(data_class, "before", {}), **(data.get("init_args") or {})}
     whole: str = yaml.safe_dump(content, sort_keys=False)
     return whole
-
-
-def _on_bases(
-    content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str], ties: Sequence[Tie]
-) -> dict[str, Any]:
-    wanted = content.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for name in wanted if isinstance(wanted, list) else [str(wanted)]:
-        if name in names:
-            raise RecipeError(f"recipes extend each other in a circle: {' -> '.join([*names, name])}")
-        base = _mapping(find(name), name)
-        if base is None:
-            raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
-        merged = _laid_over(merged, _on_bases(base, (*names, name), find, ties), ties)
-    return _laid_over(merged, content, ties)
-
-
-class _Once(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    line = key.start_mark.line + 1
-                    raise RecipeError(f"{key.value!r} comes twice in one mapping, again in line {line}")
-                seen.add((key.tag, key.value))
-        return dict(super().construct_mapping(node, deep))
-
-
-def _mapping(text: str, where: str) -> dict[str, Any] | None:
-    """None where the text is no mapping: the parser then says what is wrong with it.
-
-    Raises:
-        RecipeError: If a key comes twice.
-    """
-    try:
-        content = yaml.load(text, _Once)
-    except yaml.YAMLError:
-        return None
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error.message}", "leave one of them out") from None
-    return content if isinstance(content, dict) else None
-
-
-def _laid_over(base: dict[str, Any], top: dict[str, Any], ties: Sequence[Tie]) -> dict[str, Any]:
-    merged = dict(base)
-    for tie in ties:
-        if tie.key in top and top[tie.key] != base.get(tie.key, tie.default):
-            merged.pop(tie.dropped, None)
-    for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _laid_over(below, value, ties) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -312,7 +170,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """As `load_recipe`, from the YAML text."""
     whole = compose(text, where)
-    found = _mapping(whole, where)
+    found = mapping_of(whole, where)
     options = [_in_full(option) for option in read_options(overrides)]
     content = _with_classes(found or {}, [option for option in options if option.key in _NAMES_A_CLASS])
     classes = {group: _class_of(content.get(group)) for group in _CLASSES}
@@ -356,11 +214,11 @@ def _with_classes(content: dict[str, Any], options: Sequence[Option]) -> dict[st
         group, word = option.key.partition(".")[0], one_word(option, str)
         base = _group_of(content, group)
         if word.startswith("{"):
-            top = _under_present_names(read_word(option.key, word))
+            top = under_present_names(read_word(option.key, word))
         else:
             short = "." not in word and str(base.get("class_path")).endswith(f".{word}")
             top = {"class_path": base["class_path"] if short else word}
-        content = content | {group: _laid_over(base, top, (_CLASS,))}
+        content = content | {group: laid_over(base, top, (CLASS,))}
     return content
 
 
@@ -409,11 +267,11 @@ def _argument(option: Option, schema: Mapping[str, Any], given: dict[str, Any], 
     within: Any = value
     for part in reversed(rest.split(".") if rest else []):
         within = {part: within}
-    given[group] = _laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
+    given[group] = laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
     first, _, deeper = rest.partition(".")
     if "." in deeper and keys_below(type_of(f"{group}.{first}", schema)) is None:
         # jsonargparse would put a value two keys below a free mapping in the place of all that lies beside it, as text.
-        whole = _laid_over(content.get(group) or {}, _loaded(given[group], group), ())[first]
+        whole = laid_over(content.get(group) or {}, _loaded(given[group], group), ())[first]
         return f"--{group}.{first}={json.dumps(whole)}"
     return f"--{option.key}={value}"
 

@@ -383,6 +383,7 @@ class TestKarpathy:
         data.setup()
         assert [len(data.split(split)) for split in ("train", "val", "test")] == [6, 2, 3]
         assert data.selection == "val"
+        assert data.split_names() == {"train": "Karpathy's train", "val": "Karpathy's val", "test": "Karpathy's test"}
         items = data.split("train")
         assert isinstance(items, CaptionSet)
         assert items.caption.tolist() == [0, 0, 1, 1, 2, 2]  # equal words count for their own image alone
@@ -391,9 +392,12 @@ class TestKarpathy:
         assert [len(meter.split(split)) for split in ("train", "val", "test")] == [8, 3, 3]
         assert meter.fingerprint()["selection"] == "test"
         assert meter.fingerprint()["train_on"] == "train+val"
+        assert meter.split_names() == {"train": "Karpathy's train and val", "test": "Karpathy's test"}
         on_val = Flickr30k(root, test_split="val", val_size=1, **SMALL)
         on_val.setup()
         assert [len(on_val.split(split)) for split in ("train", "val", "test")] == [4, 2, 2]
+        assert on_val.split_names()["test"] == "Karpathy's val"
+        assert on_val.split_names()["val"] == "held out of Karpathy's train"
         with pytest.raises(DataError, match="trains on what it tests"):
             Flickr30k(root, train_on="train+val", test_split="val")
 

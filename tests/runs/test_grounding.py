@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from lmgraft.data.vision_language.composed_questions import (
     write_questions,
 )
 from lmgraft.errors import DataError
+from lmgraft.report.robustness.table import markdown, write_report
 from lmgraft.studies.robustness.cells import Cell
+from lmgraft.studies.robustness.run import Robustness
 from lmgraft.studies.robustness.suites.grounding import Grounding
 from lmgraft.tasks.question_answering import VQA
 
@@ -153,17 +156,39 @@ class TestSuite:
             torch.testing.assert_close(whole.images[4], alone.images[0])
             torch.testing.assert_close(whole.input_ids[4], alone.input_ids[0])
 
-    def test_the_page_says_how_much_is_lost(self) -> None:
-        common: Any = {"suite": "grounding", "level": None, "intervals": {"vqa": None}, "items": 3, "conditions": {}}
-        cells = {
-            key: Cell(**common, title=key, part=part, metrics={"vqa": value})
-            for key, part, value in (("clean", None, 0.8), ("grounding/question_only", "question_only", 0.5))
-        }
-        rows = {row.name: row for row in Grounding().summary(cells, VQA)}
+    def test_the_page_says_how_much_is_lost(self, tmp_path: Path) -> None:
+        result = self.result()
+        rows = {row.name: row for row in result.summary}
         assert rows["question_only"].value == 0.5
         assert rows["lost_question_only"].value == pytest.approx(0.3)
         assert rows["lost_question_only"].metric.unit == "points"
         assert rows["clean"].value == 0.8
+        (page, _), text = write_report([result], tmp_path), markdown([result])
+        assert page.read_text() == text
+        assert re.findall("(?m)^[|].*$", text)[2:] == [
+            "| clean | 80.00 (70.00 to 90.00) |",
+            "| without the image | 50.00 |",
+            "| lost: without the image | 30.00 (20.00 to 40.00) |",
+        ]
+        assert ".png" not in text
+        assert "severities" not in text
+        assert "of the same questions" in text
+
+    def test_losses_of_earlier_versions_have_no_interval(self) -> None:
+        text = markdown([self.result(lost={})])
+        assert "| lost: without the image | 30.00 |" in text
+        assert "of the same questions" not in text
+
+    def result(self, **changes: Any) -> Robustness:
+        common: Any = {"suite": "grounding", "level": None, "items": 3, "conditions": {}}
+        clean = Cell(**common, title="clean", part=None, metrics={"vqa": 0.8}, intervals={"vqa": (0.7, 0.9)})
+        blind = Cell(**common, title="without the image", part="question_only", metrics={"vqa": 0.5},
+                     intervals={"vqa": None}, **{"lost": {"vqa": (0.2, 0.4)}} | changes)  # fmt: skip
+        cells = {"clean": clean, "grounding/question_only": blind}
+        return Robustness(
+            label="llm", suite="grounding", metric=VQA, things="questions", cells=cells, notes=(),
+            summary=Grounding().summary(cells, VQA),
+        )  # fmt: skip
 
     def test_one_image_alone(self, scenes: Path) -> None:
         data = data_of(scenes)

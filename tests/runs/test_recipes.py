@@ -10,8 +10,9 @@ import lmgraft.data
 from lmgraft.data.base import Data
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.recipes import ARMS, build_model, list_recipes, load_recipe
+from lmgraft.recipes.composing import CLASS, find_recipe, laid_over
 from lmgraft.recipes.options import taken_by
-from lmgraft.recipes.recipe import _CLASS, _laid_over, find_recipe, parse_recipe
+from lmgraft.recipes.recipe import parse_recipe
 from tiny import long_but
 
 GOOD = find_recipe("image/fashion_vit")
@@ -218,14 +219,92 @@ def test_a_recipe_may_extend_another(tmp_path):
 
 def test_another_class_does_not_inherit_arguments():
     base = {"data": {"class_path": "A", "init_args": {"x": 1}}, "seed": 1}
-    assert _laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}, [_CLASS]) == {
+    assert laid_over(base, {"data": {"class_path": "B", "init_args": {"y": 2}}}, [CLASS]) == {
         "data": {"class_path": "B", "init_args": {"y": 2}},
         "seed": 1,
     }
-    assert _laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}}, [_CLASS])["data"]["init_args"] == {
+    assert laid_over(base, {"data": {"class_path": "A", "init_args": {"y": 2}}}, [CLASS])["data"]["init_args"] == {
         "x": 1,
         "y": 2,
     }
+
+
+FLICKR = "lmgraft.data.vision_language.karpathy.Flickr30k"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--data.class_path", FLICKR, "--data.root", "c"],
+        ["--data.root=c", f"--data={FLICKR}"],
+        ["--data", f"{{class_path: {FLICKR}, init_args: {{root: c}}}}"],
+    ],
+)
+def test_a_class_given_as_an_option_drops_the_arguments_of_the_recipe_s(options):
+    name = "vision_language/emoji_retrieval"
+    there = yaml.safe_load(load_recipe(name, options).yaml)["data"]
+    whole = f"data: {{class_path: {FLICKR}, init_args: {{root: c}}}}\n"
+    assert there == yaml.safe_load(parse_recipe(f"extends: {name}\n{whole}").yaml)["data"]
+    assert there["init_args"]["equal_texts"] is False
+
+
+def test_the_recipe_s_own_class_given_as_an_option_keeps_its_arguments():
+    whole = load_recipe("vision_language/emoji_retrieval")
+    path = yaml.safe_load(whole.yaml)["data"]["class_path"]
+    assert load_recipe("vision_language/emoji_retrieval", ["--data.class_path", path]).yaml == whole.yaml
+
+
+@pytest.mark.parametrize("words", [["[shape, colour]"], ["shape,colour"], ["shape", "colour"]])
+def test_a_value_below_a_mapping_of_lists(words):
+    recipe = load_recipe("vision_language/easy_vqa", ["--data.only.answer_type", *words])
+    assert recipe.data.only == {"answer_type": ["shape", "colour"]}
+
+
+def test_one_word_below_a_mapping_of_lists_is_a_list_of_one():
+    assert load_recipe("vision_language/easy_vqa", ["--data.only.answer_type", "shape"]).data.only == {
+        "answer_type": ["shape"]
+    }
+
+
+def test_options_below_a_mapping_lie_beside_each_other_and_a_whole_mapping_takes_its_place():
+    options = ["--data.only", "{answer_type: [shape]}", "--data.only.question_type", "[what]"]
+    assert load_recipe("vision_language/easy_vqa", options).data.only == {
+        "answer_type": ["shape"],
+        "question_type": ["what"],
+    }
+    options = ["--data.only.answer_type", "shape", "--data.only", "{question_type: [what]}"]
+    assert load_recipe("vision_language/easy_vqa", options).data.only == {"question_type": ["what"]}
+    options = ["--data.only.answer_type", "[shape", "--data.only", "{a: 1"]
+    with pytest.raises(RecipeError, match=r"--data\.only\.answer_type='\[shape' is no YAML"):
+        load_recipe("vision_language/easy_vqa", options)
+
+
+ASKED = """
+data: {class_path: lmgraft.data.vision_language.question_files.QuestionFiles}
+task: {class_path: lmgraft.tasks.question_answering.QuestionAnswering}
+"""
+
+
+def test_an_option_completes_a_file_that_lacks_a_required_argument():
+    assert parse_recipe(ASKED, ["--data.train", "q.csv"]).data.tables["train"] == "q.csv"
+    data, task = ASKED.split("\ntask")
+    path = data.split()[-1].rstrip("}")
+    given = ["--data.train", "q.csv", "--data.class_path", path]
+    assert parse_recipe(f"task{task}", given).data.tables["train"] == "q.csv"
+
+
+def test_a_class_that_nobody_gives_and_a_text_that_is_no_yaml():
+    with pytest.raises(RecipeError, match="there is no class of data"):
+        parse_recipe("seed: 1\n", ["--data.root", "here"])
+    with pytest.raises(RecipeError, match="parsing"):
+        parse_recipe("seed: [0", ["--data", FLICKR, "--data.root", "here"])
+
+
+@pytest.mark.parametrize("options", [[], ["--data.root", "here"]])
+def test_a_required_argument_that_nobody_gives_is_named(options):
+    with pytest.raises(RecipeError, match=r"^mine: data: QuestionFiles needs train\b") as caught:
+        parse_recipe(ASKED, options, where="mine")
+    assert "--data.train" in str(caught.value)
 
 
 def test_a_circle_and_an_unknown_base_are_named(tmp_path):

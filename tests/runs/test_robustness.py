@@ -17,7 +17,7 @@ from test_robustness_sets import picture, published  # noqa: F401  (fixtures)
 from torch import nn
 
 from lmgraft import records
-from lmgraft.analysis.intervals import wilson_interval
+from lmgraft.analysis.intervals import items_interval, wilson_interval
 from lmgraft.analysis.items import metric_interval
 from lmgraft.analysis.robustness import level_means
 from lmgraft.cli.main import main
@@ -32,6 +32,7 @@ from lmgraft.recipes.recipe import parse_recipe
 from lmgraft.registry import SUITES
 from lmgraft.report.robustness.table import markdown, to_dict, write_report
 from lmgraft.studies.robustness.cells import Cell, read_cells, write_cells
+from lmgraft.studies.robustness.paired import lost_intervals
 from lmgraft.studies.robustness.run import (
     Robustness,
     RobustnessConfig,
@@ -48,7 +49,7 @@ from lmgraft.studies.robustness.suites.imagenet import ALEXNET_CLEAN_ERROR, ALEX
 from lmgraft.studies.robustness.suites.imagenet_places import FoundSets
 from lmgraft.studies.robustness.suites.points import PointCorruptions
 from lmgraft.studies.study.config import parse_study
-from lmgraft.tasks.classification import ACCURACY, Classification
+from lmgraft.tasks.classification import ACCURACY, NLL, Classification
 from lmgraft.training.fit import TrainConfig
 
 SOME = ("gaussian_noise", "contrast")
@@ -280,6 +281,70 @@ def test_done_cells_are_kept_unless_weights_or_conditions_changed(tmp_path):
     _, said = evaluate(weights="other", seed=1)
     assert "damaged" in said[0]
     assert asked() == [6, 6, 6]
+
+
+class Dots(ItemSet):
+    """Images of these colours, of which `Brightest` says the class; it is 5 of all."""
+
+    def __init__(self, colours, groups):
+        self.colours, self.groups = torch.tensor(colours), torch.tensor(groups)
+        self.indices = torch.arange(len(colours))
+
+    def __getitems__(self, draws):
+        chosen = torch.tensor([draw.sample for draw in draws])
+        images = self.colours[chosen, None, None, None].expand(-1, 3, 2, 2) / 100
+        return LabelledBatch(images, torch.full((len(draws),), 5), self.indices[chosen], self.groups[chosen])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired(Given):
+    """Of the same items."""
+
+    name = "paired"
+    paired = True
+
+
+def test_what_is_lost_has_an_interval_over_the_same_items(tmp_path):
+    groups = [0, 0, 1, 1, 2, 2, 3, 4]
+    clean, dimmed = [5.0, 5, 5, 5, 9, 5, 5, 9], [5.0, 9, 9, 5, 5, 5, 9, 9]
+    given = [
+        Condition(key="clean", items=Dots(clean, groups)),
+        Condition(key="paired/dim", items=Dots(dimmed, groups), part="dim"),
+        Condition(key="paired/other", items=Dots(dimmed[:-1], groups[:-1]), part="other"),
+    ]
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+
+    def evaluate(folder, conditions, suite=Paired):
+        made = subject(folder)
+        return evaluate_subject(made, RobustnessConfig(suite=suite(given=tuple(conditions)), workers=0)).cells
+
+    cells = evaluate(tmp_path, given)
+    difference = np.subtract(np.equal(clean, 5), np.equal(dimmed, 5), dtype=float)
+    expected = items_interval(difference, np.array(groups), possible=(-1, 1)).ends
+    assert cells["paired/dim"].lost["accuracy"] == pytest.approx(expected)
+    assert cells["clean"].lost == cells["paired/other"].lost == {}  # of other items
+    assert (tmp_path / "robustness_clean.npz").exists()
+    assert read_cells(tmp_path / "robustness.json")[1] == cells
+    evaluate(stopped, given[:1])
+    assert evaluate(stopped, given) == cells  # the unchanged items are not shown again
+    away = tmp_path / "away"
+    away.mkdir()
+    evaluate(away, given[:1])
+    (away / "robustness_clean.npz").write_bytes(b"cut")
+    assert evaluate(away, given)["paired/dim"].lost == {}
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    assert all(cell.lost == {} for cell in evaluate(alone, given, Given).values())
+    assert not (alone / "robustness_clean.npz").exists()
+
+
+def test_losses_point_where_less_is_better(tmp_path):
+    items = {"index": np.arange(4), "group": np.arange(4), "nll": np.array([1.0, 2, 3, 5])}
+    changed = items | {"nll": np.array([2.0, 2, 4, 7])}
+    low, high = lost_intervals(items, changed, {"nll": NLL})["nll"]
+    assert low + high == pytest.approx(2)
+    assert lost_intervals(items, changed | {"index": np.arange(4)[::-1]}, {"nll": NLL}) == {}
 
 
 VERSION_1 = """{"weights": "w", "environment": {"versions": {}}, "cells": {

@@ -590,6 +590,12 @@ def scenes():
     )
 
 
+def test_the_page_says_which_items_were_tested(scenes):
+    assert "chose the epoch" not in page(controls(), {})
+    text = Page(page(replace(scenes, splits={"test": "2019"}, selection="last"), {})).text
+    assert "Tested on the scenes of 2019; nothing chose the epoch: the last one counts." in text
+
+
 def test_a_study_in_metres_has_its_signs_and_units_everywhere(scenes, tmp_path):
     result = worded(scenes)
     c = result.contrasts[0]

@@ -16,7 +16,9 @@ from torchmetrics.classification import MulticlassAccuracy
 import lmgraft
 from lmgraft import records
 from lmgraft.analysis.curves import read_curves
+from lmgraft.cli.main import main
 from lmgraft.data.base import UnreadableItemWarning
+from lmgraft.data.image.fashion_mnist import FashionMNIST
 from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Fault
 from lmgraft.errors import BlockError, RecipeError, RunError
@@ -293,6 +295,24 @@ def test_leftovers_of_a_kill_are_swept(make_recipe, tmp_path):
     assert not leftover.exists()
 
 
+def test_records_and_terminal_say_which_items_were_tested_and_which_chose_the_epoch(
+    recipe_file, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(FashionMNIST, "split_names", lambda _: {"test": "their validation"})
+    monkeypatch.setattr(FashionMNIST, "selection", "test")
+    run = tmp_path / "run"
+    assert main(["train", str(recipe_file), "--out", str(run), "--train.epochs", "1"]) == 0
+    said = capsys.readouterr()
+    assert "Tested on the images of their validation; the test images themselves chose the epoch" in said.out
+    assert ", test accuracy 0." in said.err
+    assert ", val accuracy" not in said.err
+    for file in ("run.json", "result.json"):
+        record = records.read_json(run / file)
+        assert (record["selection"], record["splits"]) == ("test", {"test": "their validation"})
+    assert main(["evaluate", str(run)]) == 0
+    assert "Tested on the images of their validation" in capsys.readouterr().out
+
+
 def test_the_record_says_what_a_repetition_needs(make_recipe, tmp_path):
     train_run(make_recipe(), tmp_path / "run", progress="none")
     record = records.read_json(tmp_path / "run" / "run.json")
@@ -302,7 +322,7 @@ def test_the_record_says_what_a_repetition_needs(make_recipe, tmp_path):
     assert record["environment"]["versions"]["torch"] == torch.__version__.split("+")[0]
     assert record["trained_params"] > 0
     assert record["frozen_params"] > 0
-    assert record["selection"] == "val"
+    assert (record["selection"], record["splits"]) == ("val", {})
     assert record["seeds"] == {"weights": 3, "order_and_augmentation": 3, "steps": 3}
     assert record["encoder"] == {"pretrained": False, "digest": encoder_digest(build_model(make_recipe()))}
     (launch,) = record["launches"]

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 
 import lmgraft
 from lmgraft.cli.main import main
 from lmgraft.recipes import list_recipes, load_recipe, read_result
 from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
+from lmgraft.training.config import OptimConfig
 from lmgraft.training.optim import make_optimizer, parameter_groups
 from lmgraft.training.schedule import make_schedule
 from tiny import random_block
@@ -101,6 +103,39 @@ def test_rates_by_module_rise_from_zero_and_fall_to_zero() -> None:
     assert (factor(0), factor(5), factor(10)) == pytest.approx((0, 0.5, 1))
     assert factor(55) == pytest.approx(0.5)
     assert factor(99) == pytest.approx(1 / 90)
+
+
+@pytest.mark.parametrize("name", METER)
+def test_what_meter_s_list_misses_decays_too(name: str) -> None:
+    """By METER's own rule (meter/modules/meter_utils.py), which goes by names, in the names of its CLIP."""
+    recipe = loaded(name)
+    block = random_block(dim=4096, head_dim=8, mlp_dim=8)
+    with torch.device("meta"):
+        model = lmgraft.graft(model_of(recipe), block)
+    decays = {id(p): group["weight_decay"] for group in parameter_groups(model, recipe.optim) for p in group["params"]}
+    listed = ["bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight"]
+    in_clip = [
+        ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"), ("pre_layrnorm", "ln_pre"), ("post_layernorm", "ln_post"),
+    ]  # fmt: skip
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad and ".graft." not in name]
+    for its_name, p in trained:
+        theirs = its_name
+        for ours, of_clip in in_clip:
+            theirs = theirs.replace(ours, of_clip)
+        assert decays[id(p)] == (0 if any(part in theirs for part in listed) else 0.01), its_name
+    assert len({decays[id(p)] for its_name, p in trained if p.dim() == 1 and "bias" not in its_name}) == 2
+    assert recipe.train.precision == "32-true"
+
+
+def test_the_settings_in_the_documents_are_the_recipe_s() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    (block,) = [part for part in text.split("```") if "(METER)" in part]
+    written, recipe = (
+        yaml.safe_load(block.removeprefix("yaml"))["questions on images (METER)"],
+        loaded("vision_language/meter_vqav2"),
+    )
+    assert OptimConfig(**written["optim"]) == recipe.optim
+    assert {key: getattr(recipe.train, key) for key in written["train"]} == written["train"]
 
 
 @pytest.mark.parametrize("name", METER)

@@ -14,6 +14,7 @@ from lmgraft.analysis.verdict import Caution, Changed, Finding, Note, OfAll, OfC
 from lmgraft.words import scan
 from lmgraft.words.limits import limits, of_margin, of_missing, scope
 from lmgraft.words.quickstart import statements
+from lmgraft.words.splits import of_splits
 from lmgraft.words.verdict import Setting, sentences
 
 GOLDEN = Path(__file__).parent / "golden_words.txt"
@@ -124,6 +125,21 @@ def test_the_words_are_those_of_the_golden_text():
 @pytest.mark.parametrize("kind", [kind for of in (OfContrast, OfAll, Caution, Changed, Note) for kind in get_args(of)])
 def test_every_kind_is_in_the_golden_text(kind):
     assert f"\n[{kind}]\n" in "\n" + GOLDEN.read_text(encoding="utf-8")
+
+
+def test_which_items_were_tested_and_which_chose_the_epoch():
+    assert of_splits("images", "val", {}) == ""  # as everywhere
+    named = {"train": "train", "val": "held out of train", "test": "Karpathy's val"}
+    assert of_splits("captions", "val", named) == (
+        "Trained on the captions of train, tested on those of Karpathy's val; validation captions (held out of train) "
+        "chose the epoch."
+    )
+    assert of_splits("scenes", "test", {}) == (
+        "The test scenes themselves chose the epoch, so that the figures are too good by an unknown amount."
+    )
+    assert of_splits("clips", "last", {"test": "2019"}) == (
+        "Tested on the clips of 2019; nothing chose the epoch: the last one counts."
+    )
 
 
 if __name__ == "__main__":

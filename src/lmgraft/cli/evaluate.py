@@ -98,6 +98,7 @@ def _evaluate(command: Evaluate, run_dir: Path) -> int:
     from lmgraft.recipes.run import read_run
     from lmgraft.training.approximate import ApproximateTest
     from lmgraft.words.numbers import value as written
+    from lmgraft.words.splits import of_splits
 
     watch = None if command.approximate is None else ApproximateTest(command.approximate)
     result, items = evaluate_run(run_dir, list(command.more), [] if watch is None else [watch])
@@ -113,6 +114,9 @@ def _evaluate(command: Evaluate, run_dir: Path) -> int:
         return 0
     things, width = recipe.data.things, max(len(metric.title) for metric in metrics)
     print(f"{run_dir}: arm {result.arm}, seed {result.seed}, {result.items} test {things}")
+    said = of_splits(things, result.selection, result.splits)
+    if said:
+        print(said)
     for metric in metrics:
         text, ends = written(result.metrics[metric.name], metric), intervals[metric.name]
         between = "" if ends is None else f"  ({written(ends[0], metric)} to {written(ends[1], metric)})"

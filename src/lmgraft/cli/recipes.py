@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lmgraft.cli.command import Command, word
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import list_recipes, load_recipe
-from lmgraft.recipes.recipe import find_recipe
+from lmgraft.recipes.composing import find_recipe
 from lmgraft.registry import suggest
 from lmgraft.studies.study.config import find_study, list_studies, load_study
 

@@ -13,8 +13,8 @@ from jsonargparse import ArgumentParser
 from lmgraft.cli.command import Command, add_keys, option, say, word, wrapped
 from lmgraft.errors import RecipeError
 from lmgraft.recipes import ARMS
+from lmgraft.recipes.composing import DEBUG
 from lmgraft.recipes.options import Option, one_word, read_options, taken_by
-from lmgraft.recipes.recipe import DEBUG
 from lmgraft.registry import suggest
 from lmgraft.studies.study.config import Study, StudyConfig, list_studies, load_study
 

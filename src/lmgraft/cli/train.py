@@ -16,7 +16,8 @@ from jsonargparse import ArgumentParser
 from lmgraft.cli.command import Command, add_keys, option, say, word, wrapped
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import ARMS, list_recipes, load_recipe
-from lmgraft.recipes.recipe import DEBUG, GIVEN_AT_RUN_TIME, GROUPS, Recipe
+from lmgraft.recipes.composing import DEBUG
+from lmgraft.recipes.recipe import GIVEN_AT_RUN_TIME, GROUPS, Recipe
 
 if TYPE_CHECKING:
     from lmgraft.recipes import Result
@@ -164,7 +165,11 @@ COMMAND = Train
 
 def _print(recipe: Recipe, result: Result, run_dir: Path) -> None:
     from lmgraft.words.numbers import value as written
+    from lmgraft.words.splits import of_splits
 
+    said = of_splits(recipe.data.things, result.selection, result.splits)
+    if said:
+        print(said)
     metric = recipe.metric(result.primary)
     print(f"{metric.title} {written(result.value, metric)} {metric.unit} over {result.items:,} {recipe.data.things}, "
           f"{result.seconds:.0f} s, {result.peak_memory / 2**30:.2f} GiB; everything is in {run_dir}")  # fmt: skip

@@ -182,6 +182,10 @@ class Data(LightningDataModule, ABC):
         """Ways to divide the items: name -> names of the parts, which columns `by_NAME` number; none by default."""
         return {}
 
+    def split_names(self) -> dict[str, str]:
+        """Split -> what the source calls its items, where that says more than train, val and test; none by default."""
+        return {}
+
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         """Look at all items before a training does; what `lmgraft check-data` prints.
 

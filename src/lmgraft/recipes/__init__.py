@@ -7,7 +7,8 @@ model, data and a task, and a run folder can be trained, resumed and evaluated.
 from typing import TYPE_CHECKING
 
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.recipe import Recipe, list_recipes, load_recipe, recipe_parser
+from lmgraft.recipes.composing import list_recipes
+from lmgraft.recipes.recipe import Recipe, load_recipe, recipe_parser
 from lmgraft.registry import lazily
 from lmgraft.versions import check_versions
 

@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse._parameter_resolvers import get_signature_parameters  # the only way to see through **
 
@@ -64,6 +65,18 @@ def one_word(option: Option, hint: Any) -> str:
     return words[0]
 
 
+def read_word(key: str, word: str) -> Any:
+    """What YAML reads in the value of an option.
+
+    Raises:
+        RecipeError: If it is none.
+    """
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:
+        raise RecipeError(f"--{key}={word!r} is no YAML", 'a list is written "[a, b]", a mapping "{a: b}"') from None
+
+
 def split_list(words: Sequence[str]) -> list[str]:
     """The items of a list that is written with blanks or with commas between them."""
     return [item.strip() for word in words for item in word.split(",") if item.strip()]
@@ -87,6 +100,11 @@ def taken_by(target: Any) -> dict[str, Any]:
     return {name: types.get(name, Any) for name in inspect.signature(function).parameters if name != "self"}
 
 
+def required_by(target: type) -> list[str]:
+    """What a class cannot be made without, what it hands on by ** included."""
+    return [one.name for one in get_signature_parameters(target, "__init__") if one.default is inspect.Parameter.empty]
+
+
 def keys_below(hint: Any) -> dict[str, Any] | None:
     """Key -> type of what lies in a value of this type; None where that may be anything."""
     keys: dict[str, Any] = {}
@@ -101,7 +119,7 @@ def keys_below(hint: Any) -> dict[str, Any] | None:
 
 
 def type_of(key: str, root: Any) -> Any:
-    """The type of the value of a dotted key; Any where that may be anything.
+    """The type of the value of a dotted key, of a free mapping that of its values; Any where that may be anything.
 
     Args:
         key: For instance "data.batch_size".
@@ -114,7 +132,8 @@ def type_of(key: str, root: Any) -> Any:
     for position, part in enumerate(parts):
         below = keys_below(hint)
         if below is None:
-            return Any
+            values = [get_args(one)[1] for one in alternatives(hint) if get_origin(one) is dict]
+            return values[0] if values and position == len(parts) - 1 else Any
         if part not in below:
             raise RecipeError(f"there is no key {'.'.join(parts[: position + 1])!r}", suggest(part, below))
         hint = below[part]
@@ -138,10 +157,10 @@ def mistake(content: Any, root: Any) -> str | None:
     return None
 
 
-def explained(error: Exception, root: Any, *contents: Any) -> str:
-    """What an error of the parser is about: the first mistake in the contents, else the error's own words."""
+def explained(error: Exception, root: Any, *contents: Any, lacking: str | None = None) -> str:
+    """What an error of the parser is about: the first mistake in the contents, else what they lack, else its words."""
     found = next(filter(None, (mistake(content, root) for content in contents)), None)
-    return found or " ".join(str(error).split())
+    return found or lacking or " ".join(str(error).split())
 
 
 def _leaves(content: Any, hint: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
@@ -16,8 +15,19 @@ from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.graft import GraftConfig
 from lmgraft.recipes.arms import ARMS
-from lmgraft.recipes.named import find_named, list_named
-from lmgraft.recipes.options import Option, explained, keys_below, one_word, read_options, taken_by, type_of
+from lmgraft.recipes.composing import CLASS, compose, find_recipe, laid_over, mapping_of, under_present_names
+from lmgraft.recipes.options import (
+    Option,
+    alternatives,
+    explained,
+    keys_below,
+    one_word,
+    read_options,
+    read_word,
+    required_by,
+    taken_by,
+    type_of,
+)
 from lmgraft.registry import MOVED, load_object, suggest
 from lmgraft.training.config import FeatureConfig, OptimConfig, TrainConfig
 
@@ -35,6 +45,10 @@ else:
 GIVEN_AT_RUN_TIME = {"model", "data", "optimizer", "schedule"}
 """Arguments of a task that no recipe has."""
 _DEFAULT_TASK = "lmgraft.tasks.classification.Classification"
+_CLASSES = ("data", "task")
+"""The groups of a recipe that name a class."""
+_NAMES_A_CLASS = {name for group in _CLASSES for name in (group, f"{group}.class_path")}
+"""Options whose value is a class."""
 _OF_A_CLASS = ("class_path", "init_args")
 _SHORT = {"llm": "graft.llm", "layer": "graft.layer"}
 
@@ -125,160 +139,19 @@ def recipe_parser(prog: str = "lmgraft train") -> ArgumentParser:
     return parser
 
 
-def list_recipes() -> list[str]:
-    """Names of the recipes that come with lmgraft."""
-    return list_named(resources.files("lmgraft.recipes"))
-
-
-def find_recipe(name: str) -> str:
-    """The YAML text of a recipe by name or path, or with "_debug" behind it of its debug variant; see `find_named`."""
-    root = resources.files("lmgraft.recipes")
-    return with_debug(name, lambda name: find_named(name, root, "recipe"), lambda name: find_recipe(name))
-
-
-def with_debug(
-    name: str, find: Callable[[str], str], find_base: Callable[[str], str], ties: Sequence[Tie] | None = None
-) -> str:
-    """The YAML text of `name`; with `DEBUG` behind it, that file with its `debug` key laid over it.
-
-    Args:
-        find: Gives the text of a file by its name.
-        find_base: Gives that of a base.
-        ties: See `compose`.
-
-    Raises:
-        RecipeError: If there is no such file, or it has no debug variant.
-    """
-    if not name.endswith(DEBUG):
-        return find(name)
-    name = name.removesuffix(DEBUG)
-    return compose(find(name), name, find_base, (_CLASS,) if ties is None else ties, debug=True)
-
-
-DEBUG = "_debug"
-"""Behind a recipe's or study's name: it is cut down to seconds, as its `debug` key says."""
-
-
-@dataclass(frozen=True)
-class Tie:
-    """Where `key` changes, the base's `dropped` goes: it belongs to what is no longer there."""
-
-    key: str
-    dropped: str
-    default: Any = None
-    """What the key is in a base without it."""
-
-
-_CLASS = Tie("class_path", "init_args")
-
-
-def compose(
-    text: str,
-    where: str = "recipe",
-    find: Callable[[str], str] = find_recipe,
-    ties: Sequence[Tie] = (_CLASS,),
-    debug: bool = False,
-) -> str:
-    """The YAML text with the recipe it `extends`, or several, laid under it, key by key, and without its `debug`.
-
-    Args:
-        text: YAML.
-        where: What the text is called in errors.
-        find: Gives the text of a base by its name.
-        ties: Keys of a base that go with another one's value; of recipes, a class's arguments with the class.
-        debug: Lay what stands under `debug` over it.
-
-    Raises:
-        RecipeError: If a base is unknown, recipes extend each other in a circle, or there is no debug variant.
-    """
-    content = _mapping(text, where)
-    if content is None:
-        return text
-    content = _on_bases(content, (where,), find, ties)
-    cut_down = content.pop("debug", None)
-    if debug:
-        if not isinstance(cut_down, dict):
-            raise RecipeError(f"{where} has no debug variant", "add keys under `debug:` that cut it down to seconds")
-        content = _laid_over(content, _on_bases(cut_down, (where,), find, ties), ties)
-    whole: str = yaml.safe_dump(_under_present_names(content), sort_keys=False)
-    return whole
-
-
-def _under_present_names(value: Any) -> Any:
-    """The content with the present paths of classes that have moved."""
-    if isinstance(value, dict):
-        return {key: _under_present_names(item) for key, item in value.items()}
-    return MOVED.get(value, value) if isinstance(value, str) else value
-
-
 def as_it_was(text: str) -> str:
     """The YAML text of a run's recipe with the keys of its data that are younger than it, as they were without them."""
-    content = _mapping(text, "recipe")
+    content = mapping_of(text, "recipe")
     data = (content or {}).get("data")
     if content is None or not isinstance(data, dict) or not isinstance(data.get("class_path"), str):
         return text
     try:
-        data_class = _load_class(_under_present_names(data["class_path"]))
+        data_class = _load_class(under_present_names(data["class_path"]))
     except (ImportError, AttributeError, ValueError):
         return text  # the parser says what is wrong
     data["init_args"] = {**getattr(data_class, "before", {}), **(data.get("init_args") or {})}
     whole: str = yaml.safe_dump(content, sort_keys=False)
     return whole
-
-
-def _on_bases(
-    content: dict[str, Any], names: tuple[str, ...], find: Callable[[str], str], ties: Sequence[Tie]
-) -> dict[str, Any]:
-    wanted = content.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for name in wanted if isinstance(wanted, list) else [str(wanted)]:
-        if name in names:
-            raise RecipeError(f"recipes extend each other in a circle: {' -> '.join([*names, name])}")
-        base = _mapping(find(name), name)
-        if base is None:
-            raise RecipeError(f"{names[-1]}: it extends {name}, which holds no keys", "extend a recipe")
-        merged = _laid_over(merged, _on_bases(base, (*names, name), find, ties), ties)
-    return _laid_over(merged, content, ties)
-
-
-class _Once(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML takes the last of two equal keys without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if (key.tag, key.value) in seen:
-                    line = key.start_mark.line + 1
-                    raise RecipeError(f"{key.value!r} comes twice in one mapping, again in line {line}")
-                seen.add((key.tag, key.value))
-        return dict(super().construct_mapping(node, deep))
-
-
-def _mapping(text: str, where: str) -> dict[str, Any] | None:
-    """None where the text is no mapping: the parser then says what is wrong with it.
-
-    Raises:
-        RecipeError: If a key comes twice.
-    """
-    try:
-        content = yaml.load(text, _Once)
-    except yaml.YAMLError:
-        return None
-    except RecipeError as error:
-        raise RecipeError(f"{where}: {error.message}", "leave one of them out") from None
-    return content if isinstance(content, dict) else None
-
-
-def _laid_over(base: dict[str, Any], top: dict[str, Any], ties: Sequence[Tie]) -> dict[str, Any]:
-    merged = dict(base)
-    for tie in ties:
-        if tie.key in top and top[tie.key] != base.get(tie.key, tie.default):
-            merged.pop(tie.dropped, None)
-    for key, value in top.items():
-        below = merged.get(key)
-        merged[key] = _laid_over(below, value, ties) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -297,13 +170,23 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe") -> Recipe:
     """As `load_recipe`, from the YAML text."""
     whole = compose(text, where)
-    content = _mapping(whole, where) or {}
-    classes = {key: _class_of(content.get(key)) for key in ("data", "task")}
+    found = mapping_of(whole, where)
+    options = [_in_full(option) for option in read_options(overrides)]
+    content = _with_classes(found or {}, [option for option in options if option.key in _NAMES_A_CLASS])
+    classes = {group: _class_of(content.get(group)) for group in _CLASSES}
     given: dict[str, Any] = {}
     try:
-        arguments = [_argument(option, classes, given, content) for option in read_options(overrides)]
+        for option in options:
+            if option.key.partition(".")[0] in _CLASSES and option.key not in _NAMES_A_CLASS:
+                content = _with_argument(content, option, _schema(classes))
+        arguments = [
+            _argument(option, _schema(classes), given, content)
+            for option in options
+            if option.key.partition(".")[0] not in _CLASSES
+        ]
         parser = recipe_parser()
-        from_file = parser.parse_string(whole, defaults=True)
+        # Of a text that is no mapping the parser says what is wrong.
+        from_file = parser.parse_string(whole if found is None else yaml.safe_dump(content), defaults=True)
         config = parser.parse_args(arguments, namespace=from_file) if arguments else from_file
         plain = parser.dump(config, skip_unset=False)
         built = parser.instantiate(config)
@@ -313,50 +196,91 @@ def parse_recipe(text: str, overrides: Sequence[str] = (), where: str = "recipe"
             cause = cause.__cause__ or cause.__context__
         if isinstance(cause, LmgraftError):
             raise cause from None
-        what = explained(error, _schema(classes), _unfolded(content), given)
+        schema = _schema(classes)
+        what = explained(error, schema, _unfolded(content), given, lacking=_lacking(content, classes))
         raise RecipeError(f"{where}: {what}", "lmgraft train --help lists every key") from None
     return _recipe(built, plain)
 
 
-def _argument(option: Option, classes: dict[str, str | None], given: dict[str, Any], content: Mapping[str, Any]) -> str:
-    """An option as one word that the parser understands; notes its value in `given`, and a class in `classes`.
+def _in_full(option: Option) -> Option:
+    """An option under its whole key, with the present path of a class that has moved."""
+    words = [MOVED.get(word, word) for word in option.words[:1]] + option.words[1:]
+    return Option(_SHORT.get(option.key, option.key), words)
+
+
+def _with_classes(content: dict[str, Any], options: Sequence[Option]) -> dict[str, Any]:
+    """The content with the classes that options name; another class's arguments are gone, as in a file."""
+    for option in options:
+        group, word = option.key.partition(".")[0], one_word(option, str)
+        base = _group_of(content, group)
+        if word.startswith("{"):
+            top = under_present_names(read_word(option.key, word))
+        else:
+            short = "." not in word and str(base.get("class_path")).endswith(f".{word}")
+            top = {"class_path": base["class_path"] if short else word}
+        content = content | {group: laid_over(base, top, (CLASS,))}
+    return content
+
+
+def _with_argument(content: dict[str, Any], option: Option, schema: Mapping[str, Any]) -> dict[str, Any]:
+    """The content with an option's value among the arguments of its class, which may lack it in the file."""
+    group, _, rest = option.key.partition(".")
+    keys = rest.removeprefix("init_args.").split(".")
+    hint = type_of(".".join([group, *keys]), schema)
+    value: Any = one_word(option, hint)
+    within_mapping = len(keys) > 1 and keys_below(type_of(f"{group}.{keys[0]}", schema)) is None
+    if str not in alternatives(hint) and (within_mapping or value.startswith("{")):
+        value = read_word(option.key, value)
+        if within_mapping and {get_origin(one) for one in alternatives(hint)} == {list} and not isinstance(value, list):
+            value = [value]
+    arguments = _put(_group_of(content, group), ["init_args", *keys], value, joined=bool(keys_below(hint)))
+    return content | {group: arguments}
+
+
+def _group_of(content: Mapping[str, Any], group: str) -> dict[str, Any]:
+    """A class and its arguments as a mapping, however a recipe names it; the usual task where it names none."""
+    there = content.get(group)
+    usual = {"class_path": _DEFAULT_TASK} if group == "task" else {}
+    return usual | (there if isinstance(there, dict) else {} if there is None else {"class_path": there})
+
+
+def _put(mapping: dict[str, Any], path: Sequence[str], value: Any, joined: bool) -> dict[str, Any]:
+    """The mapping with a value at a path; one that is itself a mapping may be joined with what is there."""
+    first, *deeper = path
+    below = mapping.get(first)
+    below = below if isinstance(below, dict) else {}
+    if deeper:
+        value = _put(below, deeper, value, joined)
+    elif joined and isinstance(value, dict):
+        value = below | value
+    return mapping | {first: value}
+
+
+def _argument(option: Option, schema: Mapping[str, Any], given: dict[str, Any], content: Mapping[str, Any]) -> str:
+    """An option of no class as one word that the parser understands; notes its value in `given`.
 
     Args:
         content: The file's, over which a key deep in a free mapping is laid.
     """
-    key = _SHORT.get(option.key, option.key)
-    if option.words:
-        option = Option(key, [MOVED.get(option.words[0], option.words[0]), *option.words[1:]])
-    group, _, rest = key.partition(".")
-    if group in classes and rest in ("", "class_path"):
-        value = one_word(option, str)
-        path = _class_of(yaml.safe_load(value)) if value.startswith("{") else value
-        classes[group] = classes[group] if path is None else path
-        return f"--{group}={value}"
-    rest = rest.removeprefix("init_args.") if group in classes else rest
-    key = f"{group}.{rest}" if rest else group
-    schema = _schema(classes)
-    value = one_word(option, type_of(key, schema))
+    group, _, rest = option.key.partition(".")
+    value = one_word(option, type_of(option.key, schema))
     within: Any = value
     for part in reversed(rest.split(".") if rest else []):
         within = {part: within}
-    given[group] = _laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
-    if group in classes:
-        # jsonargparse would read a value below a class twice, and the second time null as the text None.
-        return f"--{group}={json.dumps({'init_args': within})}"
+    given[group] = laid_over(given.get(group) or {}, within, ()) if isinstance(within, dict) else within
     first, _, deeper = rest.partition(".")
     if "." in deeper and keys_below(type_of(f"{group}.{first}", schema)) is None:
         # jsonargparse would put a value two keys below a free mapping in the place of all that lies beside it, as text.
-        whole = _laid_over(content.get(group) or {}, _loaded(given[group]), ())[first]
+        whole = laid_over(content.get(group) or {}, _loaded(given[group], group), ())[first]
         return f"--{group}.{first}={json.dumps(whole)}"
-    return f"--{key}={value}"
+    return f"--{option.key}={value}"
 
 
-def _loaded(words: Any) -> Any:
+def _loaded(words: Any, key: str) -> Any:
     """Nested mappings of words with what YAML reads in each word."""
     if isinstance(words, dict):
-        return {key: _loaded(below) for key, below in words.items()}
-    return yaml.safe_load(words) if isinstance(words, str) else words
+        return {name: _loaded(below, f"{key}.{name}") for name, below in words.items()}
+    return read_word(key, words) if isinstance(words, str) else words
 
 
 def _class_of(value: Any) -> str | None:
@@ -382,9 +306,25 @@ def _schema(classes: dict[str, str | None]) -> dict[str, Any]:
 
 def _unfolded(content: dict[str, Any]) -> dict[str, Any]:
     """A file's content with the arguments of its classes right under `data` and `task`, as options have them."""
-    classes = {key: content[key] for key in ("data", "task") if isinstance(content.get(key), dict)}
+    classes = {key: content[key] for key in _CLASSES if isinstance(content.get(key), dict)}
     own = {key: {n: v for n, v in value.items() if n not in _OF_A_CLASS} for key, value in classes.items()}
     return content | {key: own[key] | (value.get("init_args") or {}) for key, value in classes.items()}
+
+
+def _lacking(content: dict[str, Any], classes: Mapping[str, str | None]) -> str | None:
+    """Which class a recipe lacks, or which required arguments its classes do; None if there is all."""
+    if content and classes["data"] is None:
+        return "there is no class of data (--data.class_path)"
+    for group, path in classes.items():
+        if path is None or "." not in path:
+            continue
+        there = _unfolded(content).get(group)
+        there = there if isinstance(there, dict) else {}
+        names = [n for n in required_by(_load_class(path)) if n not in GIVEN_AT_RUN_TIME and n not in there]
+        if names:
+            options = ", ".join(f"--{group}.{name}" for name in names)
+            return f"{group}: {path.rpartition('.')[2]} needs {', '.join(names)} ({options})"
+    return None
 
 
 def _recipe(built: Namespace, text: str) -> Recipe:

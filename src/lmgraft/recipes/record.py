@@ -34,6 +34,7 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "things": recipe.data.things,
         "categories": {name: list(parts) for name, parts in recipe.data.categories().items()},
         "selection": recipe.data.selection,
+        "splits": recipe.data.split_names(),
         "block": inserted.block.provenance.to_dict() if inserted is not None else None,
         "trained_params": trained,
         "frozen_params": frozen,

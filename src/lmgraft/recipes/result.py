@@ -41,6 +41,8 @@ class Result:
     device: str
     selection: str = "val"
     """What chose the epoch: held-out items ("val"), the test items as the paper did, or nothing ("last")."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split -> what the source calls its items, where that says more; see `Data.split_names`."""
     faults: list[dict[str, str]] = field(default_factory=list)
     """Files that could not be read, and why."""
     retries: list[dict[str, Any]] = field(default_factory=list)

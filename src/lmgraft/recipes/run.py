@@ -407,6 +407,7 @@ def _evaluate(
         items=len(task.items["index"]),
         by=by_category(task.items, task.primary, data.categories()),
         selection=data.selection,
+        splits=data.split_names(),
         epochs=recipe.train.epochs,
         trained_params=trained,
         frozen_params=frozen,

@@ -188,7 +188,8 @@ class PlainProgress(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         name = self.monitor.name
         value = trainer.callback_metrics[f"val/{name}"]
-        self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, val {name} {value:.4f}")
+        split = "test" if self.data.selection == "test" else "val"
+        self._say(trainer, f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}, {split} {name} {value:.4f}")
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = self._last = time.monotonic()

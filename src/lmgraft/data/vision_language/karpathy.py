@@ -71,6 +71,13 @@ class KarpathyCaptions(CaptionData):
             texts=[sentence["raw"].strip() for row in rows for sentence in row["sentences"]],
         )
 
+    def split_names(self) -> dict[str, str]:
+        train = "Karpathy's train and val" if self.train_on == "train+val" else "Karpathy's train"
+        names = {"train": train, "test": f"Karpathy's {self.test_split}"}
+        if self.train_on == "train" and self.test_split == "test":
+            return names | {"val": "Karpathy's val"}
+        return names | ({"val": f"held out of {train}"} if self.val_size else {})
+
     def known(self) -> dict[str, Any]:
         return super().known() | {"train_on": self.train_on, "test_split": self.test_split}
 

@@ -65,6 +65,11 @@ class VQAv2(QuestionData):
         is_held_out = np.isin(np.asarray(val.image), last)
         return {"train": joined(train, _part(val, ~is_held_out)), "test": _part(val, is_held_out)}
 
+    def split_names(self) -> dict[str, str]:
+        if self.train_on == "train":
+            return {"train": "train2014", "test": "val2014"}
+        return {"train": "train2014 and most of val2014", "test": f"{_HELD_OUT:,} images of val2014"}
+
 
 def _questions(root: Path, split: str) -> tuple[Questions, list[str]]:
     """The questions of a split, and the answer to each that its people are noted to have agreed on."""

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from lmgraft import records
+from lmgraft.contracts import Metric
 from lmgraft.report.robustness.figure import quantity, write_figure
 from lmgraft.report.table import Table
 from lmgraft.report.table import markdown as write_markdown
 from lmgraft.studies.robustness.run import Robustness
 from lmgraft.words import numbers as write
+from lmgraft.words.robustness import of_intervals
 
 NAMES = {"corruptions": "robustness"}
 """Suite -> what its files are called, where that is not the suite's own name."""
@@ -24,25 +26,35 @@ def _name(results: Sequence[Robustness]) -> str:
 
 
 def table(results: Sequence[Robustness]) -> Table:
-    """Single conditions, then each part's mean over its levels, then what sums them up."""
+    """Single conditions, then each part's mean over its levels where it has such, then what sums them up."""
     single = {key: cell.title for result in results for key, cell in result.cells.items() if cell.level is None}
     rows = [(title, *(_cell(result, key) for result in results)) for key, title in single.items()]
     for kind in ("part", "whole"):
         titles = {row.name: row.title for result in results for row in result.summary if row.kind == kind}
+        if kind == "part":
+            titles = {name: title for name, title in titles.items() if name in _parts_in_levels(results)}
         rows += [(title, *(_summed(result, kind, name) for result in results)) for name, title in titles.items()]
     return Table((quantity(results[0].metric), *(result.label for result in results)), rows)
 
 
 def _cell(result: Robustness, key: str) -> str:
     cell, metric = result.cells.get(key), result.metric
-    if cell is None:
-        return ""
-    value, ends = write.value(cell.metrics[metric.name], metric), cell.intervals.get(metric.name)
-    return value if ends is None else f"{value} ({write.interval(ends, metric)})"
+    return "" if cell is None else _written(cell.metrics[metric.name], cell.intervals.get(metric.name), metric)
 
 
 def _summed(result: Robustness, kind: str, name: str) -> str:
-    return next((write.value(r.value, r.metric) for r in result.summary if (r.kind, r.name) == (kind, name)), "")
+    row = next((row for row in result.summary if (row.kind, row.name) == (kind, name)), None)
+    return "" if row is None else _written(row.value, row.interval, row.metric)
+
+
+def _written(value: float, ends: tuple[float, float] | None, metric: Metric) -> str:
+    written = write.value(value, metric)
+    return written if ends is None else f"{written} ({write.interval(ends, metric)})"
+
+
+def _parts_in_levels(results: Sequence[Robustness]) -> set[str | None]:
+    """The parts that are shown in levels: of these there are means, and a figure."""
+    return {cell.part for result in results for cell in result.cells.values() if cell.level is not None}
 
 
 def notes(results: Sequence[Robustness]) -> list[str]:
@@ -51,14 +63,13 @@ def notes(results: Sequence[Robustness]) -> list[str]:
 
 
 def markdown(results: Sequence[Robustness]) -> str:
-    """The page beside the figure."""
+    """The page; beside it lies a figure where something is shown in levels."""
     metric, things = results[0].metric, results[0].things
     lines = ["# Robustness", "", *(f"- {note}" for note in notes(results)), "", write_markdown(table(results))]
-    lines.append(
-        f"Intervals are 95 % over test {things}, of one trained model: they say nothing of another seed. Means over "
-        f"severities have none, since the same {things} come several times."
-    )
-    if any(result.summary for result in results):
+    levels = bool(_parts_in_levels(results))
+    lost = any(row.interval is not None for result in results for row in result.summary)
+    lines.append(of_intervals(things, levels=levels, lost=lost))
+    if levels:
         lines += ["", f"![{metric.title.removeprefix('test ')} against severity]({_name(results)}.png)"]
     return "\n".join([*lines, ""])
 

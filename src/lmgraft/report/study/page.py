@@ -27,6 +27,7 @@ from lmgraft.studies.study.results import StudyResult
 from lmgraft.words import limits as words
 from lmgraft.words import numbers as write
 from lmgraft.words import paper
+from lmgraft.words.splits import of_splits
 from lmgraft.words.verdict import coverage, sentences
 
 _MOST_SENTENCES = 10
@@ -101,6 +102,7 @@ def page(result: StudyResult, svgs: Mapping[str, str], files: Sequence[str] = ()
         edge=at_the_edge(result),
         facts=_facts(result),
         blocks=blocks_table(result),
+        tested=of_splits(result.things, result.selection, result.splits),
         fingerprint=json.dumps(result.data, indent=1, ensure_ascii=False, default=str) if result.data else "",
     )
 

@@ -6,7 +6,7 @@ Version 1, when only right answers among images were counted, is read as accurac
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ class Cell:
     items: int
     conditions: dict[str, Any]
     """What besides key and weights decides the values."""
+    lost: dict[str, tuple[float, float] | None] = field(default_factory=dict)
+    """Metric -> 95 % interval of what is lost against the same items unchanged; empty where they are not compared, and
+    in files of earlier versions."""
 
 
 def read_cells(file: Path) -> tuple[str, dict[str, Cell]]:

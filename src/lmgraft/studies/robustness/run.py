@@ -23,6 +23,8 @@ from lmgraft.recipes.run import read_run, trained_task
 from lmgraft.studies.engine.missing import Done, in_turn, run_missing
 from lmgraft.studies.engine.progress import Say, silent
 from lmgraft.studies.robustness.cells import FILE, Cell, read_cells, write_cells
+from lmgraft.studies.robustness.paired import FILE as CLEAN
+from lmgraft.studies.robustness.paired import lost_intervals, read_clean, write_clean
 from lmgraft.studies.robustness.suite import Condition, Row, Spread, Suite, make_suite
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import NotFiniteColumnError
@@ -207,7 +209,10 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         return cell is not None and cell.conditions == identities[condition.key] and metric.name in cell.metrics
 
     def do(condition: Condition) -> None:
-        kept[condition.key] = _evaluated(subject, condition, identities[condition.key], config)
+        cell = _evaluated(subject, condition, identities[condition.key], config)
+        if suite.paired:
+            cell = _paired(subject, suite, condition, cell, identities)
+        kept[condition.key] = cell
         write_cells(subject.record, subject.weights, environment, kept)
 
     def in_words(done: Done[Condition]) -> str:
@@ -238,6 +243,19 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         limit=config.limit,
         shown=json_digest({c.key: dict(c.identity) | {"limit": config.limit} for c in conditions}),
     )
+
+
+def _paired(
+    subject: Subject, suite: Suite, condition: Condition, cell: Cell, identities: Mapping[str, dict[str, Any]]
+) -> Cell:
+    """The cell with what is lost against the unchanged items, whose own columns are kept for that."""
+    file, task = subject.record.with_name(CLEAN), subject.task
+    identity = json_digest({"weights": subject.weights, "shown": identities.get(suite.clean)})
+    if condition.key == suite.clean:
+        write_clean(file, identity, task.items, task.scored)
+        return cell
+    clean = read_clean(file, identity)
+    return cell if clean is None else replace(cell, lost=lost_intervals(clean, task.items, task.scored))
 
 
 def _identity(condition: Condition, subject: Subject, limit: int | None) -> dict[str, Any]:

@@ -61,6 +61,8 @@ class Row:
     value: float
     metric: Metric
     """How the value is written."""
+    interval: tuple[float, float] | None = None
+    """95 % over the items, of this one trained model; None where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +79,8 @@ class Suite(ABC):
     """What all parts together are called."""
     clean: ClassVar[str] = "clean"
     """The key of the condition against which the others are held."""
+    paired: ClassVar[bool] = False
+    """Whether conditions show the items of `clean`, so that what is lost is counted item by item."""
     option_names: ClassVar[Mapping[str, str]] = {}
     """Field -> its option on the command line, where that has another name."""
 

@@ -27,9 +27,10 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from lmgraft.contracts import Metric
 from lmgraft.errors import LmgraftError, RecipeError
+from lmgraft.recipes.composing import Tie, compose, with_debug
 from lmgraft.recipes.named import find_named, list_named
 from lmgraft.recipes.options import explained, read_options
-from lmgraft.recipes.recipe import Tie, compose, load_recipe, recipe_parser, with_debug
+from lmgraft.recipes.recipe import load_recipe, recipe_parser
 from lmgraft.registry import METRICS, suggest
 from lmgraft.studies.study.arms import LABEL, ArmSpec, Pair, planned_contrasts, read_arms, reference_arm
 

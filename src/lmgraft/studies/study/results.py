@@ -136,6 +136,10 @@ class StudyResult:
     """Confounds and cautions, as the study's file states them, and those of `findings`, in sentences."""
     things: str = "images"
     """What an item is called, in the plural."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split -> what the source calls its items; see `Data.split_names`."""
+    selection: str = "val"
+    """What chose the epochs; see `Data.selection`."""
     monitor: Metric | None = None
     """The validation metric that chose epochs and learning rates; None where the training loop is not lmgraft's."""
     findings: list[Finding] = field(default_factory=list)

@@ -22,6 +22,7 @@ class TakenAway(Suite):
     """Test items as they are, and with something taken away; a subclass says what."""
 
     whole = "conditions"
+    paired = True
     changes: ClassVar[Mapping[str, tuple[str, Change]]]
     """Condition -> its title, and what it does."""
 
@@ -48,18 +49,22 @@ class TakenAway(Suite):
 
     def summary(self, cells: Mapping[str, Cell], metric: Metric) -> list[Row]:
         """The value under each condition, how much it lies below the clean one, and the clean one."""
+        changed = {cell.part: cell for cell in cells.values() if cell.part is not None}
         rows = [
-            Row(kind="part", name=cell.part, title=cell.title, value=cell.metrics[metric.name], metric=metric)
-            for cell in cells.values()
-            if cell.part is not None
+            Row(kind="part", name=part, title=cell.title, value=cell.metrics[metric.name], metric=metric)
+            for part, cell in changed.items()
         ]
         if self.clean not in cells:
             return rows
         clean = cells[self.clean].metrics[metric.name]
-        lost = replace(metric, unit=metric.difference_unit, low=None, high=None)
-        for row in tuple(rows):
-            loss = metric.direction * (clean - row.value)
-            rows.append(Row(kind="whole", name=f"lost_{row.name}", title=f"lost: {row.title}", value=loss, metric=lost))
+        unit = replace(metric, unit=metric.difference_unit, low=None, high=None)
+        rows += [
+            Row(
+                kind="whole", name=f"lost_{part}", title=f"lost: {cell.title}", metric=unit,
+                value=metric.direction * (clean - cell.metrics[metric.name]), interval=cell.lost.get(metric.name),
+            )
+            for part, cell in changed.items()
+        ]  # fmt: skip
         title = f"clean {metric.title.removeprefix('test ')}"
         return [*rows, Row(kind="clean", name="clean", title=title, value=clean, metric=metric)]
 

@@ -70,7 +70,9 @@ def _by_layer(analysis: Analysis, score: str) -> Figure | None:
                 if one.label == CENTRE:
                     ax.axhline(one.mean, color=_FLOOR, linestyle="--", linewidth=1)
             ax.set_xticks(range(len(stages)), [stage_title(stage).replace("block's ", "block's\n") for stage in stages])
-            ax.tick_params(axis="x", labelrotation=45 if len(stages) > 6 else 0)
+            if len(stages) > 6:
+                for name in ax.get_xticklabels():
+                    name.set(rotation=45, ha="right", rotation_mode="anchor")
             ax.set_title(measure)
             ax.grid(alpha=0.25)
         panels[0].set_ylabel(words.SCORES[score], fontsize=9)

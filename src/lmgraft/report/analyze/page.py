@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -189,7 +190,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
         shown.append(
             Shown(
-                rule=one.rule, index=one.index, place=one.place, score=one.score, file=file, alt=alt,
+                rule=one.rule, index=one.index, place=one.place, score=one.score if one.score is not None and math.isfinite(one.score) else None, file=file, alt=alt,
                 predictions={run: dict(of) for run, of in one.predictions.items()},
                 has_pictures=any(values.dim() == 3 for of in one.maps.values() for values in of.values()),
             )

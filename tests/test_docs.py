@@ -1,5 +1,6 @@
 """The docs say what the code does: the table of families is the one in the code."""
 
+import csv
 import re
 from pathlib import Path
 
@@ -107,6 +108,18 @@ def test_every_row_of_the_paper_has_its_recipe_with_its_figures() -> None:
 
 QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
 QUOTED += ["kicad_controls", "motion_controls", "motion_budget", "composed_controls"]
+
+
+@pytest.mark.parametrize(("table", "scale", "digits"), [("comparisons", 1, 3), ("masking_comparisons", 100, 2)])
+def test_the_evidence_page_quotes_what_an_analysis_planned(table: str, scale: int, digits: int) -> None:
+    file = ROOT / "evidence" / "composed_controls" / "analysis" / "tables" / f"{table}.csv"
+    page = (ROOT / "docs" / "evidence.md").read_text()
+    rows = [row for row in csv.DictReader(file.read_text().splitlines()) if row["planned"] == "planned"]
+    assert len(rows) == 4
+    for row in rows:
+        difference, low, high = (f"{scale * float(row[key]):+.{digits}f}" for key in ("difference", "low", "high"))
+        assert difference in page, row
+        assert f"{low} to {high}" in page, row
 
 
 @pytest.mark.parametrize("name", QUOTED)

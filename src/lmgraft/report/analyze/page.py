@@ -187,10 +187,11 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
         figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth, one.predictions)
         write_png(figure, out / file, dpi=110)
         pictures[file] = data_address((out / file).read_bytes())
+        score = one.score if one.score is not None and math.isfinite(one.score) else None
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
         shown.append(
             Shown(
-                rule=one.rule, index=one.index, place=one.place, score=one.score if one.score is not None and math.isfinite(one.score) else None, file=file, alt=alt,
+                rule=one.rule, index=one.index, place=one.place, score=score, file=file, alt=alt,
                 predictions={run: dict(of) for run, of in one.predictions.items()},
                 has_pictures=any(values.dim() == 3 for of in one.maps.values() for values in of.values()),
             )

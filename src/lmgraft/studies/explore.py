@@ -20,8 +20,8 @@ from lmgraft.analysis.masks import best_iou, iou
 from lmgraft.data.base import Data, ItemSet, on_device
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
+from lmgraft.studies.analyze.given import open_runs
 from lmgraft.studies.analyze.look import Opened, first_views, look, predictions, shown
-from lmgraft.studies.analyze.run import open_runs
 
 LAST = "last"
 """The stage that each run's head is given: W2, or the encoder of a plain run."""

@@ -19,9 +19,10 @@ from lmgraft.data.draws import uniforms
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
 from lmgraft.data.vision_language.caption_table import Captions, Fits
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Source, loose
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet
 from lmgraft.data.vision_language.parts import Index, kind_numbers
 from lmgraft.data.vision_language.rows import ENDINGS
+from lmgraft.data.vision_language.sources import Source, loose
 from lmgraft.errors import DataError
 
 NONE, VAL, TEST = -1, 0, 1

@@ -17,10 +17,11 @@ from lmgraft.data.files import plural
 from lmgraft.data.image.tables import ImageTable
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.data.vision_language.answers import spelt, usual, vocabulary, worth, worth_as_written
-from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet, Source, loose
+from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet
 from lmgraft.data.vision_language.parts import Index, kind_numbers
 from lmgraft.data.vision_language.question_table import Questions
 from lmgraft.data.vision_language.rows import ENDINGS
+from lmgraft.data.vision_language.sources import Source, loose
 from lmgraft.errors import DataError
 
 _ENOUGH = 4

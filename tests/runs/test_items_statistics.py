@@ -15,6 +15,7 @@ from lmgraft.analysis.bootstrap_coverage import COVERED_BY_GROUPS, bootstrap_cov
 from lmgraft.analysis.groups import group_codes, group_values
 from lmgraft.analysis.intervals import items_interval, wilson_interval
 from lmgraft.analysis.paired import contrasts
+from lmgraft.analysis.student import mean_interval
 from lmgraft.errors import LmgraftError, RunError
 from lmgraft.records import read_as
 from lmgraft.registry import METRICS
@@ -349,6 +350,17 @@ def test_groups_of_one_size_have_students_over_their_means():
     found = items_interval(values.ravel(), np.repeat(np.arange(12), 5))
     assert found.ends == pytest.approx(stats.t.interval(0.95, 11, means.mean(), stats.sem(means)))
     assert (found.method, found.groups) == ("t", 12)
+
+
+def test_differences_of_zero_and_one_are_no_shares():
+    lost = np.zeros(200)
+    lost[:3] = 1
+    alone = items_interval(lost, differences=True)
+    assert alone.method == "t"
+    assert alone.ends == pytest.approx(mean_interval(lost.tolist()))
+    assert alone.ends[0] < 0 < items_interval(lost).ends[0]
+    nothing = items_interval(np.zeros(200), differences=True)
+    assert (nothing.ends, nothing.missing) == (None, "no spread")
 
 
 def test_an_interval_without_width_is_none_and_says_why():

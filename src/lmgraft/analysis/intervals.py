@@ -36,17 +36,19 @@ def items_interval(
     confidence: float = 0.95,
     *,
     possible: tuple[float, float] = (-math.inf, math.inf),
+    differences: bool = False,
 ) -> ItemInterval:
-    """The interval of a metric that is the plain mean of a column.
+    """The interval of a metric that is the plain mean of a column, or of a mean difference.
 
-    Wilson's where every value is 0 or 1 and every item stands alone; else Student's t over the groups'
-    values (`analysis.groups.group_values`), a cluster-robust interval.
+    Wilson's where every value is 0 or 1, they are no differences, and every item stands alone; else Student's t over
+    the groups' values (`analysis.groups.group_values`), a cluster-robust interval.
 
     Args:
         values: (N,) finite.
         groups: (N,) whole numbers, equal for items that belong together; None where each stands alone.
         confidence: Nominal.
-        possible: Values that the metric can have; the interval is cut there.
+        possible: Values that the mean can have; the interval is cut there.
+        differences: Whether the values are differences: these may all be 0 or 1 and are no shares for all that.
 
     Raises:
         RunError: If groups are not one whole number for each item.
@@ -56,7 +58,7 @@ def items_interval(
         raise ValueError(f"values of shape {values.shape} are no column of items")
     codes = group_codes(groups, values.size)
     number = None if codes is None else int(codes.max()) + 1
-    if number is None and np.isin(values, (0, 1)).all():
+    if number is None and not differences and np.isin(values, (0, 1)).all():
         return ItemInterval(ends=wilson_interval(int(values.sum()), values.size, confidence), method="wilson")
     if number == 1 or values.size == 1:
         return ItemInterval(ends=None, method="t", groups=number, missing="one group" if number else "one value")

@@ -122,34 +122,66 @@ def _uncorrected(
     values: Mapping[str, Mapping[int, float]],
     pair: tuple[str, str],
     seeds: tuple[int, ...],
-    boot: _Boot,
+    boot: Boot,
     margin: float,
     confidence: float,
     level: float,
 ) -> Contrast:
     """One contrast as if it were the only one, and nothing shown; `level` is that of Holm's first step."""
     arm, reference = pair
-    rows, mean, sd = differences([values[arm][seed] for seed in seeds], [values[reference][seed] for seed in seeds])
-    p, p_same = difference_p(mean, sd, len(rows)), equivalence_p(mean, sd, len(rows), margin)
+    ones, others = ([values[name][seed] for seed in seeds] for name in pair)
+    test = paired_test(ones, others, margin, confidence=confidence, level=level)
     return Contrast(
         arm=arm,
         reference=reference,
         seeds=seeds,
-        differences=rows,
-        mean=mean,
-        sd=sd,
-        interval=None if sd == 0 else mean_interval(rows, confidence, rounding=0),
-        no_interval="no spread" if sd == 0 else None,
-        p=p,
-        p_holm=p,
-        detectable=detectable_difference(sd, len(rows), alpha=level, power=POWER),
-        p_equivalence=p_same,
-        equivalent=p_same < 1 - confidence,
+        **vars(test),
+        p_holm=test.p,
+        equivalent=test.p_equivalence < 1 - confidence,
         bootstrap=boot.ends,
         groups=boot.groups,
         no_bootstrap=boot.missing,
         outcome="not shown",
         power=POWER,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedTest:
+    """A paired t test over seeds, as `Contrast` records it, before any correction."""
+
+    differences: tuple[float, ...]
+    mean: float
+    sd: float
+    interval: tuple[float, float] | None
+    no_interval: NoInterval | None
+    p: float
+    p_equivalence: float
+    detectable: float
+
+
+def paired_test(
+    ones: Sequence[float], others: Sequence[float], margin: float, *, confidence: float = 0.95, level: float
+) -> PairedTest:
+    """Compare two sides seed by seed, at least two of them.
+
+    Args:
+        ones: A value for each seed.
+        others: Those of the other side, for the same seeds.
+        margin: What counts as equal.
+        confidence: Of the interval.
+        level: Of the test that `detectable` speaks of.
+    """
+    rows, mean, sd = differences(ones, others)
+    return PairedTest(
+        differences=rows,
+        mean=mean,
+        sd=sd,
+        interval=None if sd == 0 else mean_interval(rows, confidence, rounding=0),
+        no_interval="no spread" if sd == 0 else None,
+        p=difference_p(mean, sd, len(rows)),
+        p_equivalence=equivalence_p(mean, sd, len(rows), margin),
+        detectable=detectable_difference(sd, len(rows), alpha=level, power=POWER),
     )
 
 
@@ -195,7 +227,7 @@ def differences(ones: Sequence[float], others: Sequence[float]) -> tuple[tuple[f
 
 
 @dataclass(frozen=True)
-class _Boot:
+class Boot:
     """The bootstrap of one contrast, as `Contrast` records it."""
 
     ends: tuple[float, float] | None = None
@@ -209,12 +241,12 @@ def _bootstraps(
     pairs: Sequence[tuple[str, str]],
     shared: Sequence[tuple[int, ...]],
     confidence: float,
-) -> list[_Boot]:
+) -> list[Boot]:
     """An interval for each pair, where all its runs have values by item."""
     there = [i for i, pair in enumerate(pairs) if all(seed in items.get(arm, {}) for arm in pair for seed in shared[i])]
     runs = {(arm, seed) for i in there for arm in pairs[i] for seed in shared[i]}
     check_items(items, runs)
-    made = [_Boot(missing="no items")] * len(pairs)
+    made = [Boot(missing="no items")] * len(pairs)
     # Together where the number of seeds is the same: the draws of items, most of the work, serve all.
     for number in {len(shared[i]) for i in there}:
         same = [i for i in there if len(shared[i]) == number]
@@ -222,20 +254,20 @@ def _bootstraps(
             [np.subtract(items[pairs[i][0]][s], items[pairs[i][1]][s], dtype=np.float64) for s in shared[i]]
             for i in same
         ]
-        for i, boot in zip(same, _crossed(np.array(stacked), groups, confidence), strict=True):
+        for i, boot in zip(same, boots(np.array(stacked), groups, confidence), strict=True):
             made[i] = boot
     return made
 
 
-def _crossed(stacked: npt.NDArray[Any], groups: npt.ArrayLike | None, confidence: float) -> list[_Boot]:
-    """Of the differences (K, n, N) of K contrasts."""
+def boots(stacked: npt.NDArray[Any], groups: npt.ArrayLike | None, confidence: float = 0.95) -> list[Boot]:
+    """An interval over seeds and items, or why there is none, for each of K contrasts with differences (K, n, N)."""
     codes = group_codes(groups, stacked.shape[2])
     number = None if codes is None else int(codes.max()) + 1
     if number == 1:
-        return [_Boot(missing="one group")] * len(stacked)
+        return [Boot(missing="one group")] * len(stacked)
     ends = crossed_bootstrap(stacked, confidence, groups=codes).tolist()
     return [
-        _Boot((low, high), number) if high - low > equal_within((low, high)) else _Boot(missing="no spread")
+        Boot((low, high), number) if high - low > equal_within((low, high)) else Boot(missing="no spread")
         for low, high in ends
     ]
 

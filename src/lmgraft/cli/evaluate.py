@@ -114,9 +114,9 @@ def _evaluate(command: Evaluate, run_dir: Path) -> int:
         return 0
     things, width = recipe.data.things, max(len(metric.title) for metric in metrics)
     print(f"{run_dir}: arm {result.arm}, seed {result.seed}, {result.items} test {things}")
-    said = of_splits(things, result.selection, result.splits)
-    if said:
-        print(said)
+    sentence = of_splits(things, result.selection, result.splits)
+    if sentence:
+        print(sentence)
     for metric in metrics:
         text, ends = written(result.metrics[metric.name], metric), intervals[metric.name]
         between = "" if ends is None else f"  ({written(ends[0], metric)} to {written(ends[1], metric)})"

@@ -167,9 +167,9 @@ def _print(recipe: Recipe, result: Result, run_dir: Path) -> None:
     from lmgraft.words.numbers import value as written
     from lmgraft.words.splits import of_splits
 
-    said = of_splits(recipe.data.things, result.selection, result.splits)
-    if said:
-        print(said)
+    sentence = of_splits(recipe.data.things, result.selection, result.splits)
+    if sentence:
+        print(sentence)
     metric = recipe.metric(result.primary)
     print(f"{metric.title} {written(result.value, metric)} {metric.unit} over {result.items:,} {recipe.data.things}, "
           f"{result.seconds:.0f} s, {result.peak_memory / 2**30:.2f} GiB; everything is in {run_dir}")  # fmt: skip

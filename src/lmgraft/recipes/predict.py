@@ -60,8 +60,8 @@ class TrainedRun:
             rows = self._task.predict(self._task.outputs(batch), batch)
             for index, prediction in zip(batch.index.tolist(), rows, strict=True):
                 about = items.about(index)
-                said = {f"task.{name}" if name in about else name: value for name, value in prediction.items()}
-                yield about.pop("file"), about | said
+                named = {f"task.{name}" if name in about else name: value for name, value in prediction.items()}
+                yield about.pop("file"), about | named
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> TrainedRun:

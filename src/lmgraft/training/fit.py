@@ -264,15 +264,11 @@ def _bar_wanted(progress: Verbosity) -> bool:
 
 
 def _progress(display: Display, task: Task, data: Data) -> list[Callback]:
-    if display.verbosity == "none":
-        return []
-    if _bar_wanted(display.verbosity):
-        return [RichProgressBar()]
-    return [PlainProgress(display.label, data, task.primary)]
+    return [RichProgressBar()] if _bar_wanted(display.verbosity) else testing(display, task, data)
 
 
 def testing(display: Display, task: Task, data: Data) -> list[Callback]:
-    """What shows the progress of a test, which takes lines at most."""
+    """What shows the progress of a test, and of a training without a bar: lines at most."""
     return [] if display.verbosity == "none" else [PlainProgress(display.label, data, task.primary)]
 
 

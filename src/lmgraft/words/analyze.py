@@ -113,7 +113,8 @@ def _sorted_out(comparisons: Sequence[Comparison], name: Callable[[str], str]) -
     for outcome, verdict in words.items():
         names = [name(c.second) for c in comparisons if c.outcome == outcome]
         if names:
-            parts.append(f"{verdict} {' and '.join([', '.join(names[:-1])] * (len(names) > 1) + names[-1:])}")
+            before = f"{', '.join(names[:-1])} and " if len(names) > 1 else ""
+            parts.append(f"{verdict} {before}{names[-1]}")
     return "; ".join(parts)
 
 

@@ -21,8 +21,8 @@ def of_splits(things: str, selection: str, names: Mapping[str, str]) -> str:
         (f"{done} on", names[split]) for split, done in (("train", "trained"), ("test", "tested")) if split in names
     ]
     of = [f"the {things} of", "those of"]
-    said = ", ".join(f"{done} {of[number]} {name}" for number, (done, name) in enumerate(parts))
-    return sentence_case("; ".join(filter(None, (said, _chosen(things, selection, names)))) + ".")
+    used = ", ".join(f"{done} {of[number]} {name}" for number, (done, name) in enumerate(parts))
+    return sentence_case("; ".join(filter(None, (used, _chosen(things, selection, names)))) + ".")
 
 
 def _chosen(things: str, selection: str, names: Mapping[str, str]) -> str:

@@ -45,8 +45,8 @@ class EmojiCaptions(PreparedCaptions):
         root: The set's folder; None is lmgraft's cache.
         unseen: What the test shows that training has not: another art style of the concepts it has, other concepts in
             a style it has, or both.
-        img_size: See `ImageTextData`.
-        max_text_len: See `ImageTextData`.
+        img_size: See `Settings`.
+        max_text_len: See `Settings`.
         options: See `CaptionData`.
     """
 

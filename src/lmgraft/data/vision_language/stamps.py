@@ -49,8 +49,8 @@ class CaptionedStamps(PreparedCaptions):
 
     Args:
         root: The set's folder; None is lmgraft's cache.
-        img_size: See `ImageTextData`.
-        max_text_len: See `ImageTextData`.
+        img_size: See `Settings`.
+        max_text_len: See `Settings`.
         options: See `CaptionData`.
     """
 

@@ -161,13 +161,9 @@ def _middle(analysis: Analysis) -> list[Comparison]:
     causal = [c for c in analysis.comparisons if c.share is not None]
     if not causal:
         return []
-    middle, lead = middle_share(sorted({c.share for c in causal if c.share is not None})), leading(analysis)
+    middle = middle_share(sorted({c.share for c in causal if c.share is not None}))
+    lead = leading_arm(arms_of(analysis.subjects))
     return [c for c in causal if c.share == middle and (c.kind == "effect" or (c.arm == lead and c.second == "random"))]
-
-
-def leading(analysis: Analysis) -> str:
-    """The arm that others are held against."""
-    return leading_arm(arms_of(analysis.subjects))
 
 
 def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -> tuple[list[Shown], dict[str, str]]:

@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lmgraft.analysis.bootstrap import crossed_bootstrap
 from lmgraft.analysis.comparison import LEVEL, Comparison, Interval
-from lmgraft.analysis.groups import group_codes
 from lmgraft.analysis.holm import holm
-from lmgraft.analysis.intervals import NoInterval, items_interval
-from lmgraft.analysis.paired import POWER, differences
-from lmgraft.analysis.student import (
-    detectable_difference,
-    difference_p,
-    equal_within,
-    equivalence_p,
-    mean_interval,
-)
+from lmgraft.analysis.intervals import ItemInterval, items_interval
+from lmgraft.analysis.paired import boots, paired_test
 from lmgraft.contracts import Metric
 from lmgraft.studies.analyze.look import CENTRE, Arrays
 from lmgraft.studies.analyze.results import Found, Loss, Probe, Reached, Score, Subject
@@ -66,12 +57,12 @@ def _mean(runs: Sequence[Arrays], name: str, possible: Interval = _ANY) -> tuple
 
 def _crossed(values: Column, groups: NDArray[np.int64], possible: Interval) -> Interval | None:
     """Over seeds and items, (n, N); None where groups are fewer than two, or nothing spreads."""
-    if len(np.unique(groups)) < 2:
-        return None
-    low, high = crossed_bootstrap(values[None], groups=groups)[0]
-    if high - low <= equal_within((low, high)):
-        return None
-    return float(max(low, possible[0])), float(min(high, possible[1]))
+    ends = boots(values[None], groups)[0].ends if values.shape[1] > 1 else None
+    return _cut(ends, possible)
+
+
+def _cut(ends: Interval | None, possible: Interval) -> Interval | None:
+    return None if ends is None else (max(ends[0], possible[0]), min(ends[1], possible[1]))
 
 
 def by_arm(subjects: Sequence[Subject], looked: Mapping[str, Arrays]) -> dict[str, list[Arrays]]:
@@ -152,10 +143,13 @@ def loss_rows(masked: Mapping[tuple[str, str], Sequence[Arrays]], metric: Metric
     for (label, arm), runs in masked.items():
         for where, rule, share in _masks(runs):
             lost = np.stack([_lost(columns, f"{where}/{rule}/{share}", metric) for columns in runs])
-            tested = _tested(lost, np.zeros_like(lost), runs[0]["group"], metric.largest_difference)
-            interval = tested.interval
-            if len(runs) > 1:
-                interval = _crossed(lost, runs[0]["group"], (-metric.largest_difference, metric.largest_difference))
+            groups, largest = runs[0]["group"], metric.largest_difference
+            several = len(runs) > 1
+            interval = (
+                _crossed(lost, groups, (-largest, largest))
+                if several
+                else _two(_over_items(lost[0], groups, largest).ends)
+            )
             rows.append(
                 Loss(
                     label=label,
@@ -197,53 +191,9 @@ def arms_of(subjects: Sequence[Subject]) -> dict[str, bool]:
     return {subject.arm: subject.block is not None for subject in subjects}
 
 
-@dataclass(frozen=True)
-class _Tested:
-    """What a paired comparison of (n, N) values gives, before any correction."""
-
-    difference: float
-    interval: Interval | None
-    over_items: Interval | None
-    missing: NoInterval | None
-    seeds: int
-    items: int
-    sd: float
-    """Over seeds; 0 with one."""
-    p: float | None
-
-
-def _tested(ones: Column, others: Column, groups: NDArray[np.int64], largest: float) -> _Tested:
-    """Of n seeds and N items each; a difference is at most `largest`."""
-    apart, possible = ones - others, (-largest, largest)
-    seeds, items = apart.shape
-    if seeds == 1:
-        difference = float(apart.mean())
-        return _Tested(difference, *_over_items(apart[0], groups, possible), seeds=1, items=items, sd=0.0, p=None)
-    rows, mean, sd = differences(ones.mean(1).tolist(), others.mean(1).tolist())
-    ends = None if sd == 0 else _two(mean_interval(rows, rounding=0))
-    return _Tested(
-        difference=mean,
-        interval=None if ends is None else (max(ends[0], -largest), min(ends[1], largest)),
-        over_items=_crossed(apart, groups, possible),
-        missing="no spread" if sd == 0 else None,
-        seeds=seeds,
-        items=items,
-        sd=sd,
-        p=difference_p(mean, sd, seeds),
-    )
-
-
-def _over_items(
-    apart: Column, groups: NDArray[np.int64], possible: Interval
-) -> tuple[Interval | None, Interval | None, NoInterval | None]:
-    """An interval of one seed, none over seeds and items, and why there is no interval."""
-    if group_codes(groups, len(apart)) is None:
-        # Differences of shares may all be 0 or 1 and are no shares for all that: Student's t, not Wilson's interval.
-        ends = mean_interval(apart.tolist())
-        missing: NoInterval | None = None if ends is not None else "one value" if len(apart) == 1 else "no spread"
-        return (None if ends is None else (max(ends[0], possible[0]), min(ends[1], possible[1]))), None, missing
-    made = items_interval(apart, groups, possible=possible)
-    return _two(made.ends), None, made.missing
+def _over_items(apart: Column, groups: NDArray[np.int64], largest: float) -> ItemInterval:
+    """Of the differences (N,) of one seed, which are at most `largest`."""
+    return items_interval(apart, groups, possible=(-largest, largest), differences=True)
 
 
 @dataclass(frozen=True)
@@ -256,60 +206,53 @@ class _Pair:
     others: Mapping[int, Column]
     groups: NDArray[np.int64]
     largest: float
-    margin: float | None
-    planned: bool = field(default=False)
+    margin: float
+    planned: bool = False
 
 
 def _compared(pairs: Sequence[_Pair]) -> list[Comparison]:
     """Each pair over the seeds and items that both sides have; the planned ones are corrected together."""
-    rows: list[tuple[Comparison, float, int]] = []
-    for pair in pairs:
-        seeds = [seed for seed in pair.ones if seed in pair.others]
-        if not seeds:
-            continue
-        ones, others = (np.stack([of[seed] for seed in seeds]) for of in (pair.ones, pair.others))
-        known = np.isfinite(ones).all(0) & np.isfinite(others).all(0)
-        if not known.any():
-            continue
-        made = _tested(ones[:, known], others[:, known], pair.groups[known], pair.largest)
-        comparison = Comparison(
-            **pair.about,
-            difference=made.difference,
-            interval=made.interval,
-            over_items=made.over_items,
-            missing=made.missing,
-            seeds=made.seeds,
-            items=made.items,
-            planned=pair.planned and made.seeds > 1,
-            p=made.p,
-            margin=pair.margin,
-        )
-        rows.append((comparison, made.sd, made.seeds))
-    return _corrected(rows)
+    sides = [(pair, *both) for pair in pairs if (both := _in_common(pair)) is not None]
+    planned = sum(pair.planned and len(ones) > 1 for pair, ones, *_ in sides)
+    made = [_alone(*of, level=LEVEL / max(1, planned)) for of in sides]
+    adjusted = iter(holm([c.p for c, _ in made if c.planned and c.p is not None]))
+    same = iter(holm([p_same for c, p_same in made if c.planned]))
+    return [replace(c, p_holm=next(adjusted), equivalent=next(same) < LEVEL) if c.planned else c for c, _ in made]
 
 
-def _corrected(rows: Sequence[tuple[Comparison, float, int]]) -> list[Comparison]:
-    """Holm's correction over the planned ones: of differences, and apart from them of equivalences.
+def _in_common(pair: _Pair) -> tuple[Column, Column, NDArray[np.int64]] | None:
+    """Both sides, (n, N) of n seeds, and the items' groups; None where nothing is known of both."""
+    seeds = [seed for seed in pair.ones if seed in pair.others]
+    if not seeds:
+        return None
+    ones, others = (np.stack([of[seed] for seed in seeds]) for of in (pair.ones, pair.others))
+    known = np.isfinite(ones).all(0) & np.isfinite(others).all(0)
+    return (ones[:, known], others[:, known], pair.groups[known]) if known.any() else None
 
-    Args:
-        rows: Each with its deviation over seeds, and their number.
-    """
-    planned = [row for row in rows if row[0].planned]
-    adjusted = iter(holm([row[0].p or 0.0 for row in planned]))
-    same = iter(
-        holm([1.0 if c.margin is None else equivalence_p(c.difference, sd, n, c.margin) for c, sd, n in planned])
+
+def _alone(
+    pair: _Pair, ones: Column, others: Column, groups: NDArray[np.int64], *, level: float
+) -> tuple[Comparison, float]:
+    """One comparison as if it were the only one, and the p of equivalence; `level` is that of Holm's first step."""
+    apart, possible = ones - others, (-pair.largest, pair.largest)
+    seeds, items = apart.shape
+    common = {**pair.about, "seeds": seeds, "items": items, "margin": pair.margin}
+    if seeds == 1:
+        over = _over_items(apart[0], groups, pair.largest)
+        difference = float(apart.mean())
+        return Comparison(**common, difference=difference, interval=_two(over.ends), missing=over.missing), 1.0
+    test = paired_test(ones.mean(1).tolist(), others.mean(1).tolist(), pair.margin, level=level)
+    comparison = Comparison(
+        **common,
+        difference=test.mean,
+        interval=_cut(test.interval, possible),
+        over_items=_crossed(apart, groups, possible),
+        missing=test.no_interval,
+        planned=pair.planned,
+        p=test.p,
+        detectable=test.detectable if pair.planned and test.sd else None,
     )
-    finished = []
-    for comparison, sd, n in rows:
-        if comparison.planned:
-            comparison = replace(
-                comparison,
-                p_holm=next(adjusted),
-                detectable=detectable_difference(sd, n, alpha=LEVEL / len(planned), power=POWER) if sd else None,
-                equivalent=next(same) < LEVEL,
-            )
-        finished.append(comparison)
-    return finished
+    return comparison, test.p_equivalence
 
 
 def comparisons(

@@ -65,6 +65,6 @@ def lost_intervals(
             continue
         low, high = metric.bounds
         worse = metric.direction * (before.items - now.items)
-        ends = items_interval(worse, now.groups, possible=(low - high, high - low)).ends
+        ends = items_interval(worse, now.groups, possible=(low - high, high - low), differences=True).ends
         lost[name] = None if ends is None else (float(ends[0]), float(ends[1]))
     return lost

@@ -228,3 +228,19 @@ def test_a_port_that_is_taken_is_an_error() -> None:
             pass
     with pytest.raises(RecipeError, match="cannot be listened on"), _listening(99999):
         pass
+
+
+def test_a_question_is_shown_whole_with_its_right_answer(
+    tmp_path: Path, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path))
+    explorer = explorer_of("vision_language/composed_questions_debug", "--llm", str(llama_folder))
+    for run in explorer._runs.values():
+        run.items.source = replace(run.items.source, texts=["red / blue and/or green?"] * len(run.items.source.texts))
+    seen = explorer.item(0)
+    assert seen.name.startswith("test item 0, ")
+    assert seen.name.endswith(".png: 'red / blue and/or green?'")
+    assert "/" not in seen.name.split(": ")[0]
+    run = explorer._runs["plain"]
+    right = run.recipe.data.answer_names[int(run.items.batch([0]).scores[0].argmax())]
+    assert seen.truths["right"] == right

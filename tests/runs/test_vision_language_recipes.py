@@ -178,12 +178,17 @@ def test_a_debug_variant_trains_and_is_asked_without_its_image(
     monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
     given = ["--llm", str(llama_folder), "--train.accelerator", "cpu", "--train.epochs", "1"]
     run = tmp_path / "run"
-    assert main(["train", "vision_language/composed_questions_debug", "--out", str(run), *given]) == 0
+    assert main(
+        ["train", "vision_language/composed_questions_debug", "--data.max_text_len", "5", "--out", str(run), *given]
+    ) == 0  # fmt: skip
     result = read_result(run)
+    remarks = json.loads((run / "run.json").read_text())["remarks"]
+    assert len([remark for remark in remarks if "cut behind data.max_text_len=5" in remark]) == 3
     assert (result.items, set(result.by["answer_type"])) == (12, {"shape", "yes/no"})
     suite = ["--suite", "grounding", "--out", str(tmp_path / "grounding"), "--train.accelerator", "cpu"]
     assert main(["evaluate", str(run), *suite]) == 0
     assert "without the image" in capsys.readouterr().out
+    assert remarks[0] in (tmp_path / "grounding" / "grounding_report.json").read_text()
     (tmp_path / "asked.csv").write_text("image,question\ncache/data/toy-questions/images/0.png,Is it MAUVE?\n")
     assert main(["predict", str(run), str(tmp_path / "asked.csv"), "--train.accelerator", "cpu"]) == 0
     row = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from lmgraft.contracts import Batch
 from lmgraft.data.check import Findings, ShowProgress, check_items
+from lmgraft.data.files import say_once
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
 from lmgraft.errors import DataError
 
@@ -135,6 +136,17 @@ class Data(LightningDataModule, ABC):
         """Batches of the test that are scored already: its loader begins behind them."""
         self._sets: dict[str, ItemSet] = {}
         self._unreadable: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+        self._remarks: dict[str, None] = {}
+
+    def remark(self, sentence: str) -> None:
+        """Say once what is odd with the data, or is left out of them, but stops nothing."""
+        self._remarks[sentence] = None
+        say_once(f"note: {sentence}\n")
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What was remarked so far; a run records it, and pages about runs repeat it."""
+        return tuple(self._remarks)
 
     def fill_a_batch(self, size: int) -> None:
         """Refuse fewer training items than a batch has.
@@ -198,7 +210,9 @@ class Data(LightningDataModule, ABC):
         self.prepare_data()
         self.setup()
         splits = {name: self.still(name) for name in SPLITS if name in self._sets and not self._is_test_again(name)}
-        return check_items(self.things, splits, progress)
+        findings = check_items(self.things, splits, progress)
+        findings.remarks += self.remarks
+        return findings
 
     def recall(self, record: Mapping[str, Any]) -> None:
         """Take from a run.json what would be looked up in files, which need not be here; nothing by default."""

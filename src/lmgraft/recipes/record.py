@@ -35,6 +35,7 @@ def make_record(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
         "categories": {name: list(parts) for name, parts in recipe.data.categories().items()},
         "selection": recipe.data.selection,
         "splits": recipe.data.split_names(),
+        "remarks": list(recipe.data.remarks),
         "block": inserted.block.provenance.to_dict() if inserted is not None else None,
         "trained_params": trained,
         "frozen_params": frozen,

@@ -181,7 +181,9 @@ class Explorer:
         for label, run in self._runs.items():
             batch = first_views(sets[label].readable([sample]))
             batch = on_device(batch, next(run.model.parameters()).device)
-            place = Path(sets[label].place(int(batch.index[0]))).name
+            index = int(batch.index[0])
+            file = sets[label].about(index)["file"]
+            place = sets[label].place(index).replace(file, Path(file).name, 1)
             sights[label], of_data = _sight(run, batch)
             if name:  # a file from elsewhere has no labels, only what stands for them
                 truths |= of_data
@@ -278,6 +280,9 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
         for name, values in (run.task.score(noted.output, batch) if run.labelled else {}).items()
         if name.removeprefix("by_") in categories and name.startswith("by_")
     }
+    right = run.task.right(batch)[0] if run.labelled else ""
+    if right not in ("", *truths.values()):
+        truths["right"] = right
     sight = Sight(
         inputs=shown(run, batch, 0),
         truth=first(truth),

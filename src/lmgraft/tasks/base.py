@@ -150,6 +150,10 @@ class Task(LightningModule, ABC):
         """
         raise RecipeError(f"task {type(self).__name__} makes no predictions", "its method `predict` is not written")
 
+    def right(self, batch: Any) -> list[str]:
+        """What is right of each item, in the words of `predict`; empty where nothing is known. By default so of all."""
+        return [""] * len(batch.index)
+
     def pictures(self, out: Any, batch: Any) -> list[dict[str, Tensor]]:
         """Title -> image (C, H, W) to be shown beside each item, such as what was found for it; by default none."""
         return [{} for _ in batch.index]

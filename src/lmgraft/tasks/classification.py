@@ -13,6 +13,7 @@ from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, SplitName
 from lmgraft.data.labelled import LabelledBatch, LabelledData
 from lmgraft.errors import RecipeError
+from lmgraft.tasks.answers import best
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 from lmgraft.tasks.influence import mean_class_accuracy
 from lmgraft.tasks.items import Items
@@ -187,3 +188,9 @@ class Classification(Task):
             {self._class_names[c]: round(p, 6) for c, p in zip(row, probabilities, strict=True)}
             for row, probabilities in zip(classes.tolist(), shares.tolist(), strict=True)
         ]
+
+    def right(self, batch: LabelledBatch) -> list[str]:
+        """The class of each item; of several its item may have, all of them."""
+        if batch.labels.dim() == 2:
+            return best(batch.labels, self._class_names)
+        return [self._class_names[label] for label in batch.labels.tolist()]

@@ -10,6 +10,7 @@ from torch import Tensor
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data
 from lmgraft.data.vision_language.questions import QuestionBatch, QuestionData
+from lmgraft.tasks.answers import best, likeliest
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 
 VQA = Metric(
@@ -70,8 +71,8 @@ class QuestionAnswering(Task):
 
     def predict(self, out: Tensor, batch: QuestionBatch) -> list[dict[str, Any]]:
         """Each question's likeliest answers, up to five, with the model's belief in each by itself."""
-        beliefs, answers = out.float().sigmoid().topk(min(5, out.shape[1]))
-        return [
-            {self._answers[a]: round(belief, 6) for a, belief in zip(row, of, strict=True)}
-            for row, of in zip(answers.tolist(), beliefs.tolist(), strict=True)
-        ]
+        return likeliest(out, self._answers)
+
+    def right(self, batch: QuestionBatch) -> list[str]:
+        """The answers that count most by VQAv2's rule."""
+        return best(batch.scores, self._answers)

@@ -16,6 +16,7 @@ from lmgraft.data.base import Data, SplitName
 from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import RecipeError
+from lmgraft.tasks.answers import best, likeliest
 from lmgraft.tasks.base import MakeOptimizer, MakeSchedule, Task
 from lmgraft.tasks.detection import Truth, detection_losses, matched, mean_average_precision
 from lmgraft.tasks.items import Items
@@ -173,11 +174,10 @@ class SceneQuestions(Task):
 
     def predict(self, out: SceneAnswers, batch: RoomQuestions) -> list[dict[str, Any]]:
         """Each question's likeliest answers, up to five, with the model's belief in each by itself."""
-        beliefs, answers = out.answers.float().sigmoid().topk(min(5, out.answers.shape[1]))
-        return [
-            {self._answers[a]: round(belief, 6) for a, belief in zip(row, of, strict=True)}
-            for row, of in zip(answers.tolist(), beliefs.tolist(), strict=True)
-        ]
+        return likeliest(out.answers, self._answers)
+
+    def right(self, batch: RoomQuestions) -> list[str]:
+        return best(batch.targets, self._answers)
 
 
 def _wide(proposals: Proposals) -> Proposals:

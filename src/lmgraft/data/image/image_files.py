@@ -14,7 +14,7 @@ from torch import Tensor
 from lmgraft import records
 from lmgraft.data.base import SplitName
 from lmgraft.data.check import Findings, ShowProgress
-from lmgraft.data.files import as_names, say_once
+from lmgraft.data.files import as_names
 from lmgraft.data.image.classes import known_classes
 from lmgraft.data.image.depth import percentile_limits, try_deep
 from lmgraft.data.image.file_set import ImageFileSet, reason
@@ -115,7 +115,7 @@ class ImageFiles(ImageData):
             self._splits = make_splits(self.settings, self.find())
             self.selection = self._splits.selection
             for sentence in self._splits.notices:
-                say_once(f"note: {sentence}\n")
+                self.remark(sentence)
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:

@@ -46,8 +46,6 @@ class MotionData(Data):
     things: ClassVar[str] = "scenes"
     packages: ClassVar[tuple[str, ...]] = ("pyarrow",)
     leaves_out: ClassVar[bool] = True
-    note: ClassVar[str] = ""
-    """What whoever reads a number of these data must know."""
     test_size: int | float = 0
     """As `val_size`, for the test items of a set that has none of its own."""
 
@@ -160,7 +158,7 @@ class MotionData(Data):
         """Every scene read and prepared; what cannot be shown is named, and targets are counted by their type."""
         self.prepare_data()
         self._prepare(workers)
-        findings = Findings(self.things, remarks=[self.note] if self.note else [])
+        findings = Findings(self.things, remarks=list(self.remarks))
         splits = [split for split in SPLITS if not (split == "val" and self._is_test_again(split))]
         rows, kinds = [], {}
         for split in splits:

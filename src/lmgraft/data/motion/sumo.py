@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal
 
 from lmgraft import records
 from lmgraft.data.base import SPLITS, SplitName
-from lmgraft.data.files import check_prepared, prepared_place, say_once
+from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.motion.read_argoverse2 import Targets
 from lmgraft.data.motion.scenario import RATE
 from lmgraft.data.motion.scene_files import SceneFiles
@@ -105,7 +105,7 @@ class Sumo(SceneFiles):
     """
 
     name = "sumo"
-    note = "simulated drivers: SUMO's models on road networks, not recorded traffic"
+    note: ClassVar[str] = "simulated drivers: SUMO's models on road networks, not recorded traffic"
     folders: ClassVar[tuple[dict[str, str], ...]] = ({split: split for split in SPLITS},)
 
     def __init__(
@@ -124,7 +124,7 @@ class Sumo(SceneFiles):
 
     def find(self) -> dict[str, Source]:
         check_prepared(self.tree, self.name)
-        say_once(f"note: {self.note}\n")
+        self.remark(self.note)
         return super().find()
 
     def fingerprint(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lmgraft import records
 from lmgraft.data.base import Data, SplitName
 from lmgraft.data.check import Findings, Grid, ShowProgress
-from lmgraft.data.files import as_names, find_loose, say_once
+from lmgraft.data.files import as_names, find_loose
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.labelled import LabelledData
 from lmgraft.data.points.cloud_set import CloudSet, Shown
@@ -137,7 +137,7 @@ class PointData(LabelledData):
             draws: dict[str, Any] = {"train": {"draws": "train", "seed": self.seed}}.get(split, {})
             if split == "test" and self.shown.votes > 1:
                 draws = {"draws": "votes", "seed": VOTE_SEED}
-                say_once(f"note: test figures are of {self.shown.votes} votes a cloud; the paper's are of one\n")
+                self.remark(f"test figures are of {self.shown.votes} votes a cloud; the paper's are of one")
             self._sets[split] = self._clouds(split, which, **draws)
         self._sets.setdefault("val", self._clouds("test", index["test"]))
 

@@ -14,7 +14,7 @@ import torch
 
 from lmgraft.data.base import SPLITS, Data, SplitName, UnreadableItemWarning
 from lmgraft.data.check import Findings, Grid, ShowProgress
-from lmgraft.data.files import listed, plural, say_once
+from lmgraft.data.files import listed, plural
 from lmgraft.data.loader import Fault
 from lmgraft.data.points.meshes import UnreadableCloudError
 from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
@@ -63,7 +63,6 @@ class RoomData(Data):
         self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
         self._known: dict[str, Any] = {}
         """Words, answers and sizes of boxes as a run remembers them."""
-        self._remarks: dict[str, None] = {}
 
     @abstractmethod
     def find(self) -> dict[str, RoomPart]:
@@ -146,11 +145,6 @@ class RoomData(Data):
 
     def categories(self) -> dict[str, tuple[str, ...]]:
         return {QUESTION_TYPE: self.types}
-
-    def remark(self, sentence: str) -> None:
-        """Say once what is odd with the data but stops nothing; `check` says it too."""
-        self._remarks[sentence] = None
-        say_once(f"note: {sentence}\n")
 
     def setup(self, stage: str | None = None) -> None:
         if self._sets:
@@ -259,7 +253,7 @@ class RoomData(Data):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UnreadableItemWarning)
             self.setup()
-        findings = Findings(self.things, remarks=list(self._remarks))
+        findings = Findings(self.things, remarks=list(self.remarks))
         rows, kinds = [], {}
         for split in (name for name in SPLITS if not (name == "val" and self._is_test_again(name))):
             items = self.still(split)

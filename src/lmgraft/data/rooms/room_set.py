@@ -79,8 +79,16 @@ class RoomSet(ItemSet):
         self.groups = torch.from_numpy(self._rooms[index])
 
     def place(self, index: int) -> str:
-        room = self.part.names[self._rooms[index]]
-        return f"{room}: {self.part.situations[index]} {self.part.texts[index]}".strip()
+        return f"{self._room(index)}: {self.part.situations[index]} {self.part.texts[index]}".strip()
+
+    def about(self, index: int) -> dict[str, Any]:
+        """The room, the asker's situation, and the question."""
+        part = self.part
+        return {"file": self._room(index), "situation": part.situations[index], "question": part.texts[index]}
+
+    def _room(self, index: int) -> str:
+        name: str = self.part.names[self._rooms[index]]
+        return name
 
     def still(self) -> RoomSet:
         """The same items as evaluation shows them."""

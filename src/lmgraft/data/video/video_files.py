@@ -13,7 +13,7 @@ import torch
 from lmgraft import records
 from lmgraft.data.base import SplitName
 from lmgraft.data.check import Findings, ShowProgress
-from lmgraft.data.files import as_names, find_loose, say_once
+from lmgraft.data.files import as_names, find_loose
 from lmgraft.data.image.splits import Splits, make_splits
 from lmgraft.data.image.tables import FolderFiles, ImageTable
 from lmgraft.data.labelled import LabelledData
@@ -84,7 +84,7 @@ class VideoFiles(LabelledData):
             self._splits = make_splits(self.settings.splits(labels), found, self.things)
             self.selection = "last" if self.settings.choose == "last" else self._splits.selection
             for sentence in self._splits.notices:
-                say_once(f"note: {sentence}\n")
+                self.remark(sentence)
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:

@@ -19,9 +19,8 @@ from torch import Tensor
 
 from lmgraft import records
 from lmgraft.data.base import Data, ItemSet, SplitName, at_least_one
-from lmgraft.data.check import Findings, ShowProgress
 from lmgraft.data.draws import seeds
-from lmgraft.data.files import plural, say_once
+from lmgraft.data.files import plural
 from lmgraft.data.image.checks import check_sizes
 from lmgraft.data.image.file_set import reason
 from lmgraft.data.image.pipeline import Pipeline, batch_memory
@@ -240,7 +239,6 @@ class ImageTextData(Data):
         self.max_corrupt, self.max_corrupt_test = self.settings.max_corrupt, self.settings.max_corrupt_test
         self._tokenizer: Tokenizer | None = None
         self._kinds: dict[str, tuple[str, ...]] | None = None
-        self._remarks: dict[str, None] = {}
         self.index: dict[str, Index] = {}
         """Split -> the texts of its part that are used, after `setup`."""
 
@@ -259,16 +257,6 @@ class ImageTextData(Data):
             remark = f"{where}, {len(texts):,} texts: " + "; ".join(words for words, count in lost.items() if count)
             self.remark(remark)
         return encoded.ids
-
-    def remark(self, sentence: str) -> None:
-        """Say once what is odd with the data but stops nothing; `check` says it too."""
-        self._remarks[sentence] = None
-        say_once(f"note: {sentence}\n")
-
-    def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
-        findings = super().check(workers, progress, near)
-        findings.remarks += self._remarks
-        return findings
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -187,7 +187,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
         alt = f"{one.place or f'item {one.index}'}: which tokens stand out, in {', '.join(one.maps)}"
         shown.append(
             Shown(
-                rule=one.rule, index=one.index, place=one.place, score=score, file=file, alt=alt,
+                rule=one.rule, index=one.index, place=one.place, score=score, file=file, alt=alt, right=one.right,
                 predictions={run: dict(of) for run, of in one.predictions.items()},
                 has_pictures=any(values.dim() == 3 for of in one.maps.values() for values in of.values()),
             )

@@ -26,6 +26,8 @@ class Exhibit:
     rule: ChosenBy
     index: int
     place: str
+    right: str
+    """What is right of it, as its task says; empty where that is not known."""
     score: float | None
     inputs: Any
     """What its task shows of it: a tensor, or a NamedTuple of them."""
@@ -116,6 +118,7 @@ def exhibits(
                 if (name, "attention") in seen.maps:
                     titled[title] = seen.maps[name, "attention"]
             beside = run.task.pictures(seen.noted.output, batch)
+            right = run.task.right(batch) if run.labelled else [""] * len(batch.index)
             for place, prediction in enumerate(predictions(run, seen.noted.output, batch)):
                 predicted[at + place][run.label] = prediction
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
@@ -125,6 +128,7 @@ def exhibits(
                     truth = getattr(batch, "truth", None)
                     items.append(
                         {
+                            "right": right[place],
                             "inputs": shown(run, batch, place),
                             "truth": None if truth is None else truth[place].cpu(),
                             "grid": last.grid,

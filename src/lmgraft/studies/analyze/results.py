@@ -141,6 +141,8 @@ class Shown:
     file: str
     """Of the picture, beside the page."""
     alt: str
+    right: str = ""
+    """What is right of it, in the words of its task; empty where that is not known."""
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Run -> what its task says of the item."""
     has_pictures: bool = False

@@ -44,6 +44,7 @@ from lmgraft.studies.analyze.results import FILE, Analysis, Coherence, Effort, R
 from lmgraft.studies.engine.progress import Say, duration, silent
 from lmgraft.tasks.items import NotFiniteColumnError
 from lmgraft.training.items import read_arrays, write_arrays
+from lmgraft.words.numbers import sentence_case
 
 _LARGEST_PASS, _SIMILAR = 64, 32
 _RANDOM = "random_frozen"
@@ -261,6 +262,7 @@ def _compared(
     has_truth = any(name.startswith("score/") for one in ended for name in one.columns)
     if not has_truth:
         notes.append("The data have no truth: how well maps find the object was not measured.")
+    notes += dict.fromkeys(f"{sentence_case(remark)}." for run in opened for remark in run.recipe.data.remarks)
     looked = {one.subject.label: one.columns for one in ended}
     before = {f"{one.subject.label} untrained": one.before for one in ended if one.before is not None}
     masked = {one.subject.label: one.masked for one in ended if one.masked is not None}

@@ -239,7 +239,7 @@ def evaluate_subject(subject: Subject, config: RobustnessConfig, say: Say = sile
         things=data.things,
         cells=cells,
         summary=suite.summary(cells, metric),
-        notes=(*suite.notes(data), *unread, *limited),
+        notes=(*suite.notes(data), *data.remarks, *unread, *limited),
         limit=config.limit,
         shown=json_digest({c.key: dict(c.identity) | {"limit": config.limit} for c in conditions}),
     )

@@ -68,6 +68,7 @@ def assemble(study: Study, facts: Sequence[Fact], missing: Sequence[str] = (), r
         missing=list(missing),
         things=every[0].things,
         splits=every[0].record.get("splits", {}),
+        remarks=list(dict.fromkeys(remark for f in every for remark in f.record.get("remarks", ()))),
         selection=every[0].record.get("selection", "val"),
         monitor=every[0].monitor,
         notes=list(study.notes),

@@ -138,6 +138,8 @@ class StudyResult:
     """What an item is called, in the plural."""
     splits: dict[str, str] = field(default_factory=dict)
     """Split -> what the source calls its items; see `Data.split_names`."""
+    remarks: list[str] = field(default_factory=list)
+    """What is odd with the data, or is left out of them; see `Data.remarks`."""
     selection: str = "val"
     """What chose the epochs; see `Data.selection`."""
     monitor: Metric | None = None

@@ -78,5 +78,4 @@ class Motion(TakenAway):
         }
 
     def notes(self, data: MotionData) -> list[str]:
-        text = "a model that reads lanes and other agents loses in these conditions; one that does not, does not"
-        return [text, *([data.note] if data.note else [])]
+        return ["a model that reads lanes and other agents loses in these conditions; one that does not, does not"]

@@ -47,7 +47,7 @@ class Reference:
     """One scene, agent by agent and token by token, from the model's tensors."""
 
     def __init__(self, model: MMTransformer, seen: Seen, item: int) -> None:
-        self.w, self.read = model.state_dict(), model.read
+        self.w, self.read, self.scale = model.state_dict(), model.read, model.coordinate_scale
         self.agents, self.valid, self.types, self.lanes, self.lane_valid, self.attributes = (x[item] for x in seen)
 
     def through(self, x: Tensor, name: str) -> Tensor:
@@ -89,7 +89,7 @@ class Reference:
                 rows.append(self.through(row, "history_embed") + self.time(s))
         memory = self.stack(torch.stack(rows), "history_encoder")
         of_history = self.stack(self.w["queries"], "history_decoder", memory)
-        last = path[max(s for s in range(HISTORY) if valid[s])]
+        last = path[max(s for s in range(HISTORY) if valid[s])] / self.scale
         place = self.through(last, "place").expand(K, -1)
         return self.through(torch.cat([place, of_history], -1), "fuse"), last
 
@@ -97,7 +97,8 @@ class Reference:
         known = [float(int(self.attributes[n, i]) == v) for i, count in enumerate((3, 4, 3)) for v in range(count)]
         valid = self.lane_valid[n]
         pieces = [p for p in range(POINTS - 1) if valid[p] and valid[p + 1]]
-        rows = [torch.tensor([*self.lanes[n, p], *self.lanes[n, p + 1], *known]) for p in pieces]
+        points = self.lanes[n] / self.scale
+        rows = [torch.tensor([*points[p], *points[p + 1], *known]) for p in pieces]
         for i in range(2):
             hidden = [self.normed(self.through(r, f"lane_net.layers.{i}.0"), f"lane_net.layers.{i}.1") for r in rows]
             hidden = [h.relu() for h in hidden]
@@ -116,14 +117,19 @@ class Reference:
         if self.read == "proposals":
             read = self.through(read, "join")
         h = self.normed(self.through(read, "regression.0.0"), "regression.0.1").relu()
-        steps = self.through(self.through(h, "regression.1").relu(), "regression.3").reshape(K, FUTURE, 2)
+        steps = self.through(self.through(h, "regression.1").relu(), "regression.3")
+        if steps.shape[1] > FUTURE * 2:  # a last layer for each
+            steps = torch.stack([steps[k, k * FUTURE * 2 : (k + 1) * FUTURE * 2] for k in range(K)])
+        steps = steps.reshape(K, FUTURE, 2)
         logits = self.through(self.through(read, "confidence.0").relu(), "confidence.2")[:, 0]
         return torch.stack([steps[:, : t + 1].sum(1) for t in range(FUTURE)], 1), logits
 
 
-@pytest.mark.parametrize("read", ["vehicle", "proposals"])
-def test_a_plain_reference(read: str) -> None:
-    model, seen = tiny(read=read), scenes()
+@pytest.mark.parametrize(
+    "options", [{}, {"read": "proposals"}, {"layer_by_mode": True, "coordinate_scale": 4.0}], ids=str
+)
+def test_a_plain_reference(options: dict[str, object]) -> None:
+    model, seen = tiny(**options), scenes()
     out = model(*seen)
     for item in range(3):
         trajectories, logits = Reference(model, seen, item)()

@@ -107,12 +107,19 @@ def test_a_plain_reference() -> None:
     ],
     ids=["vectornet", "vehicle", "proposals"],
 )
-def test_forecasts_that_start_from_the_velocity_and_places_in_other_units(make: Callable[..., Any]) -> None:
-    agents, valid, types, lanes, lane_valid, attributes = seen = scenes()
-    plain = make()(agents / 4, valid, types, lanes / 4, lane_valid, attributes)
-    out = make(from_velocity=2, coordinate_scale=4.0)(*seen)
-    goes_on = ConstantVelocity(FUTURE, steps=2)(*seen).trajectories - agents[:, :1, -1:]
+def test_forecasts_that_start_from_the_velocity(make: Callable[..., Any]) -> None:
+    seen = scenes()
+    plain, out = make()(*seen), make(from_velocity=2)(*seen)
+    goes_on = ConstantVelocity(FUTURE, steps=2)(*seen).trajectories - seen[0][:, :1, -1:]
     assert relative_error(out.trajectories, plain.trajectories + goes_on) < 1e-5
+    assert torch.equal(out.logits, plain.logits)
+
+
+def test_places_in_other_units() -> None:
+    agents, valid, types, lanes, lane_valid, attributes = seen = scenes()
+    plain = tiny()(agents / 4, valid, types, lanes / 4, lane_valid, attributes)
+    out = tiny(coordinate_scale=4.0)(*seen)
+    assert torch.equal(out.trajectories, plain.trajectories)
     assert torch.equal(out.logits, plain.logits)
 
 

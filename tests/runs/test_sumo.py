@@ -17,6 +17,7 @@ from lmgraft.data.motion.sumo_scenes import (
     Lane,
     Recording,
     candidates,
+    lateral_acceleration,
     plausible,
     sideways,
     split_line,
@@ -50,7 +51,8 @@ def recording(windows=3, movers=8, standing=6):
 
 def test_targets_are_seen_throughout_and_do_not_jump():
     made = recording(windows=1)
-    found = candidates(made)
+    found, sharp = candidates(made)
+    assert sharp == 0
     assert {one.track for one in found} == set(range(14))
     assert {one.track for one in found if one.stands} == set(range(8, 14))
     assert {one.cell for one in found} == {(0, -1), (0, 0)}
@@ -60,6 +62,22 @@ def test_targets_are_seen_throughout_and_do_not_jump():
     broken = made.positions.copy()
     broken[0, 20:25] = np.nan
     assert not plausible(broken, made.headings)[0]
+
+
+def test_who_is_too_fast_in_a_bend_is_no_target():
+    angle = np.arange(WINDOW)[None] / 10 * np.array([0.25, 0.4, 0.0])[:, None]  # radians, of bends of 80 m
+    circles = 80 * np.stack([np.cos(angle), np.sin(angle)], -1)
+    held = lateral_acceleration(circles)
+    np.testing.assert_allclose(held, [80 * 0.25**2, 80 * 0.4**2, 0], rtol=0.05)
+    made = recording(windows=1)
+    sharp = made.positions.copy()
+    sharp[:2] = circles[:2]
+    headings = made.headings.copy()
+    headings[:2] = angle[:2] + np.pi / 2
+    found, left_out = candidates(replace(made, positions=sharp, headings=headings))
+    assert left_out == 1
+    assert {0, 2} <= {one.track for one in found}
+    assert 1 not in {one.track for one in found}
 
 
 def test_scenes_are_written_in_the_layout_of_argoverse2(tmp_path):

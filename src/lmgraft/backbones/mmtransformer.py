@@ -101,7 +101,10 @@ class MMTransformer(nn.Module):
         mlp_ratio: Hidden width of MLPs over V, two as published.
         from_velocity: Steps of the history whose mean displacement is added to each step that is forecast, so that the
             decoder learns what differs from it; 0: none, as published.
-        coordinate_scale: Metres that are one unit of what the first layers are given; 1 as published.
+        coordinate_scale: Metres that are one unit of the places that the first layers are given; 1 as published. Ways from
+            step to step stay in metres.
+        layer_by_mode: Give each trajectory a last layer of its own. Published is one for all, trained by regions of where
+            targets end; trained by the nearest trajectory alone, all of them go straight on.
         read: What of the joint sequence the head reads. "vehicle": the target's token, the first, beside each proposal;
             the paper of grafts says that its block sees tokens of agents and lanes. "proposals": the K proposals, which
             then come before agents and lanes in the sequence, so that each is seen with all.
@@ -122,6 +125,7 @@ class MMTransformer(nn.Module):
         mlp_ratio: float = 2.0,
         from_velocity: int = 0,
         coordinate_scale: float = 1.0,
+        layer_by_mode: bool = False,
         read: Literal["vehicle", "proposals"] = "vehicle",
     ) -> None:
         super().__init__()
@@ -147,7 +151,8 @@ class MMTransformer(nn.Module):
         self.social, self.joint = Stack(*size), Joint()
         self.join = nn.Linear(2 * v, v) if read == "proposals" else nn.Identity()
         wide = v if read == "proposals" else 2 * v
-        self.regression = nn.Sequential(unit(wide, 2 * v), nn.Linear(2 * v, v), nn.ReLU(), nn.Linear(v, future * 2))
+        self.layer_by_mode, out = layer_by_mode, future * 2 * (num_modes if layer_by_mode else 1)
+        self.regression = nn.Sequential(unit(wide, 2 * v), nn.Linear(2 * v, v), nn.ReLU(), nn.Linear(v, out))
         self.confidence = nn.Sequential(nn.Linear(wide, v), nn.ReLU(), nn.Linear(v, 1))
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -155,8 +160,8 @@ class MMTransformer(nn.Module):
         nn.init.orthogonal_(self.queries)
 
     def proposals(self, agents: Tensor, valid: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each agent's K proposals by its own history and place, (B, A, K, V); its last place (B, A, 2); which of its
-        vectors are seen, (B, A, S - 1)."""
+        """Each agent's K proposals by its own history and place, (B, A, K, V); its last place, scaled, (B, A, 2); which of
+        its vectors are seen, (B, A, S - 1)."""
         vectors, seen = parts.agent_vectors(agents, valid, types)
         moves = torch.cat([vectors[..., 2:4] - vectors[..., :2], vectors[..., 4:]], -1) * seen[..., None]
         moves = torch.cat([moves, seen[..., None].to(moves.dtype)], -1)
@@ -166,7 +171,7 @@ class MMTransformer(nn.Module):
         memory = self.history_encoder(x, unseen)
         queries = self.queries.repeat(batch * count, 1, 1)
         of_history = self.history_decoder(queries, unseen, memory).unflatten(0, (batch, count))
-        last = parts.last_places(agents, valid)
+        last = parts.last_places(agents, valid) / self.coordinate_scale
         place = self.place(last)[:, :, None].expand(-1, -1, self.num_modes, -1)
         return self.fuse(torch.cat([place, of_history], -1)), last, seen
 
@@ -178,9 +183,8 @@ class MMTransformer(nn.Module):
             HostError: If it is no scene that the model was made for.
         """
         parts.check_scene(seen, self.history)
-        seen = parts.scaled(seen, self.coordinate_scale)
         proposals, last, agents_seen = self.proposals(*seen[:3])
-        lanes, lanes_seen = parts.lane_vectors(*seen[3:])
+        lanes, lanes_seen = parts.lane_vectors(*parts.scaled(seen, self.coordinate_scale)[3:])
         padded = parts.padding(agents_seen, lanes_seen)
         no_agent, no_lane = padded[:, : last.shape[1]], padded[:, last.shape[1] :]
         memory = self.lane_encoder(self.lane_embed(self.lane_net(lanes, lanes_seen)), no_lane)
@@ -198,7 +202,10 @@ class MMTransformer(nn.Module):
     def decode(self, read: Tensor, velocity: Tensor | None = None) -> Forecast:
         """From what is read for each proposal, (B, K, 2V), or (B, K, V) of proposals in the sequence; and what is added
         to each step, (B, 2) in metres."""
-        steps = self.regression(read).unflatten(-1, self.shape)
+        steps = self.regression(read)
+        if self.layer_by_mode:
+            steps = steps.unflatten(-1, (self.num_modes, -1)).diagonal(dim1=1, dim2=2).transpose(1, 2)
+        steps = steps.unflatten(-1, self.shape)
         steps = steps if velocity is None else steps + velocity[:, None, None]
         return Forecast(steps.cumsum(2), self.confidence(read).squeeze(-1))
 

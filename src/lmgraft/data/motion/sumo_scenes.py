@@ -36,6 +36,9 @@ STANDING = 0.1
 """Share of targets that stand, at most."""
 SIDEWAYS = 3.0
 """Metres a second across its heading that no agent moves; what moves faster has jumped, and is left out."""
+GRIP = 8.0
+"""Metres a second squared of lateral acceleration, the most that tyres hold on a dry road. SUMO's drivers do not slow
+down for bends; whoever is faster is no target."""
 _FASTEST = 60.0  # metres a second
 
 
@@ -107,18 +110,37 @@ def plausible(positions: Array, headings: Array) -> Mask:
     return whole
 
 
-def candidates(recording: Recording) -> list[Candidate]:
-    """All tracks of all windows that may be targets: seen throughout, without a jump."""
-    found = []
+def lateral_acceleration(positions: Array) -> Array:
+    """(A,): each track's largest, of directions and speeds over a second before and after each step, in m/s²; NaN of
+    tracks that are not seen throughout.
+
+    Args:
+        positions: (A, steps, 2) metres, of two seconds or more.
+    """
+    velocity = positions[:, RATE:] - positions[:, :-RATE]
+    before, after = velocity[:, :-RATE], velocity[:, RATE:]
+    turned = before[..., 0] * after[..., 1] - before[..., 1] * after[..., 0]
+    speed = (np.hypot(before[..., 0], before[..., 1]) + np.hypot(after[..., 0], after[..., 1])) / 2
+    largest: Array = (np.abs(turned) / np.maximum(speed, 1.0)).max(1)
+    return largest
+
+
+def candidates(recording: Recording) -> tuple[list[Candidate], int]:
+    """All tracks of all windows that may be targets: seen throughout, without a jump, and no faster in a bend than `GRIP`
+    allows; and how many are faster."""
+    found, sharp = [], 0
     for window in range(recording.positions.shape[1] // WINDOW):
         part = slice(window * WINDOW, (window + 1) * WINDOW)
         positions, headings = recording.positions[:, part], recording.headings[:, part]
         fit = np.isfinite(positions).all((1, 2)) & plausible(positions, headings)
+        holds = lateral_acceleration(positions) <= GRIP
+        sharp += int((fit & ~holds).sum())
+        fit &= holds
         for track in np.flatnonzero(fit).tolist():
             x, y = np.floor(positions[track, SEEN - 1] / _CELL).astype(int).tolist()
             moved = np.hypot(*(positions[track, -1] - positions[track, 0]))
             found.append(Candidate(window, (x, y), track, bool(moved < STANDS)))
-    return found
+    return found, sharp
 
 
 def choose(found: Sequence[Candidate], wanted: int, rng: np.random.Generator) -> dict[tuple[int, int, int], list[int]]:
@@ -142,7 +164,8 @@ def choose(found: Sequence[Candidate], wanted: int, rng: np.random.Generator) ->
 
 
 def write_scenes(recording: Recording, folder: Path, wanted: int, seed: int) -> Counter[str]:
-    """Write scenes below a folder, and count: scenes, targets, targets that stand, targets by type.
+    """Write scenes below a folder, and count: scenes, targets, targets that stand, tracks that are too fast in a bend,
+    targets by type.
 
     Args:
         recording: The simulation.
@@ -150,9 +173,9 @@ def write_scenes(recording: Recording, folder: Path, wanted: int, seed: int) -> 
         wanted: Targets.
         seed: Of the choice among them.
     """
-    found = candidates(recording)
+    found, sharp = candidates(recording)
     stands = {(one.window, one.track) for one in found if one.stands}
-    counts: Counter[str] = Counter()
+    counts: Counter[str] = Counter({"too fast in a bend": sharp})
     maps: dict[tuple[int, int], Path] = {}
     for (window, x, y), tracks in choose(found, wanted, np.random.default_rng(seed)).items():
         name = f"{recording.name}-{window:03}-{x}_{y}"

@@ -22,9 +22,10 @@ from onnx import numpy_helper
 import lmgraft
 import padded_host
 from lmgraft.cli.main import main
-from lmgraft.errors import ExportError, HostError, VersionError
-from lmgraft.graft.export import ExportReport, compare, export_onnx, export_program, export_torch, onnx_file
+from lmgraft.errors import ExportError, VersionError
+from lmgraft.graft.export import TOLERANCE, ExportReport, compare, export_onnx, export_program, export_torch, onnx_file
 from lmgraft.graft.layer import baked
+from lmgraft.graft.save import save_model
 from lmgraft.recipes import build_model
 from lmgraft.recipes.recipe import parse_recipe
 from tiny import images, long_but, make_vit, random_block, relative_error
@@ -287,15 +288,21 @@ class TestSeveralInputs:
         assert main(["export", str(saved), "--out", str(out), "--input-shape", "3,32,32", "5"]) == 2
 
 
-class TestRefusals:
-    def test_not_grafted(self, tiny_vit: nn.Module, tmp_path: Path) -> None:
-        for call in (export_onnx, export_torch):
-            with pytest.raises(HostError, match="not grafted"):
-                call(tiny_vit, X, tmp_path / "model.pt2")
-        with pytest.raises(HostError, match="not grafted"):
-            export_program(tiny_vit, X)
-        assert names_in(tmp_path) == []
+@pytest.mark.parametrize("ending", long_but(["onnx", "pt2"]))
+def test_a_plain_model_too(tmp_path: Path, ending: str, capsys: pytest.CaptureFixture[str]) -> None:
+    kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 7}
+    spec = {"factory": "timm", "name": "vit_tiny_patch16_224", "kwargs": kwargs}
+    model = make_vit(**kwargs).eval()
+    save_model(model, tmp_path / "model", host_spec=spec)
+    out = tmp_path / f"plain.{ending}"
+    assert main(["export", str(tmp_path), "--out", str(out)]) == 0
+    record = json.loads(out.with_name(f"{out.name}.json").read_text())
+    assert (record["block"], record["graft"], record["contents"]["block"]) == (None, None, 0)
+    assert max(check["relative_error"] for check in record["checks"]) <= TOLERANCE
+    assert "block  none" in capsys.readouterr().out
 
+
+class TestRefusals:
     @pytest.mark.parametrize("package", long_but(["onnx", "onnxscript", "onnxruntime"], "onnx"))
     def test_a_missing_extra(self, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, package, None)
@@ -387,8 +394,8 @@ class TestCommand:
         ("arguments", "said"),
         [
             (["{empty}", "--out", "{out}.onnx"], "holds no saved model"),
-            (["{begun}", "--out", "{out}.onnx"], "holds no grafted model"),
-            (["{plain}", "--out", "{out}.onnx"], "is a finished run without a block"),
+            (["{begun}", "--out", "{out}.onnx"], "holds no trained model"),
+            (["{plain}", "--out", "{out}.onnx"], "is a finished run without a saved model"),
             (["{saved}", "--out", "{out}.bin"], "says no format"),
             (["{saved}", "--out", "{out}.bin", "--format", "torch"], "does not end in .pt2"),
             (["{saved}", "--out", "{out}.pt2", "--input-shape", "2,32,32"], "cannot trace"),

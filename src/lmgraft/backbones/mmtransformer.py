@@ -101,10 +101,10 @@ class MMTransformer(nn.Module):
         mlp_ratio: Hidden width of MLPs over V, two as published.
         from_velocity: Steps of the history whose mean displacement is added to each step that is forecast, so that the
             decoder learns what differs from it; 0: none, as published.
-        coordinate_scale: Metres that are one unit of the places that the first layers are given; 1 as published. Ways from
-            step to step stay in metres.
-        layer_by_mode: Give each trajectory a last layer of its own. Published is one for all, trained by regions of where
-            targets end; trained by the nearest trajectory alone, all of them go straight on.
+        coordinate_scale: Metres that are one unit of the places that the first layers are given; 1 as published. Ways
+            from step to step stay in metres.
+        layer_by_mode: Give each trajectory a last layer of its own. Published is one for all, trained by regions of
+            where targets end; trained by the nearest trajectory alone, all of them go straight on.
         read: What of the joint sequence the head reads. "vehicle": the target's token, the first, beside each proposal;
             the paper of grafts says that its block sees tokens of agents and lanes. "proposals": the K proposals, which
             then come before agents and lanes in the sequence, so that each is seen with all.
@@ -160,8 +160,8 @@ class MMTransformer(nn.Module):
         nn.init.orthogonal_(self.queries)
 
     def proposals(self, agents: Tensor, valid: Tensor, types: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each agent's K proposals by its own history and place, (B, A, K, V); its last place, scaled, (B, A, 2); which of
-        its vectors are seen, (B, A, S - 1)."""
+        """Each agent's K proposals by its own history and place, (B, A, K, V); its last place, scaled, (B, A, 2); which
+        of its vectors are seen, (B, A, S - 1)."""
         vectors, seen = parts.agent_vectors(agents, valid, types)
         moves = torch.cat([vectors[..., 2:4] - vectors[..., :2], vectors[..., 4:]], -1) * seen[..., None]
         moves = torch.cat([moves, seen[..., None].to(moves.dtype)], -1)

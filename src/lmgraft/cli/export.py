@@ -26,9 +26,9 @@ _ENDINGS = {".onnx": "onnx", ".pt2": "torch"}
 
 @dataclass(frozen=True, kw_only=True)
 class Export(Command):
-    """Write a trained model as one program that needs no lmgraft: the block inside, what the head does not read left
-    out, products of frozen weights worked out beforehand. What was written is run and compared with the model; beside
-    it a JSON file says what it holds. ONNX needs pip install "lmgraft[export]"."""
+    """Write a trained model, grafted or plain, as one program that needs no lmgraft: the block inside, what the head
+    does not read left out, products of frozen weights worked out beforehand. What was written is run and compared with
+    the model; beside it a JSON file says what it holds. ONNX needs pip install "lmgraft[export]"."""
 
     examples = """examples:
   lmgraft export runs/fashion_llm --out fashion.onnx
@@ -93,11 +93,11 @@ def _model_folder(folder: Path) -> Path:
             return candidate
     if (folder / "result.json").is_file():
         raise RunError(
-            f"{folder} is a finished run without a block",
+            f"{folder} is a finished run without a saved model",
             "lmgraft.load_run(RUN).model is its model, which torch.onnx.export writes as it is",
         )
     if (folder / "config.yaml").is_file():
-        raise RunError(f"{folder} holds no grafted model", "finish the run with lmgraft train")
+        raise RunError(f"{folder} holds no trained model", "finish the run with lmgraft train")
     raise RunError(f"{folder} holds no saved model", "give a run folder, or one that lmgraft.save_pretrained wrote")
 
 
@@ -150,9 +150,9 @@ def _input_shape(model: nn.Module) -> tuple[int, ...]:
 
 def _record(model: nn.Module, report: ExportReport, example: tuple[torch.Tensor, ...]) -> dict[str, Any]:
     inserted = find_graft(model)
-    assert inserted is not None
-    block = inserted.block.provenance.to_dict()
-    del block["tensors"]  # the digest covers them
+    block = None if inserted is None else inserted.block.provenance.to_dict()
+    if block is not None:
+        del block["tensors"]  # the digest covers them
     environment = records.environment()
     environment["versions"] |= {name: _version(name) for name in ("onnx", "onnxscript", "onnxruntime")}
     return {
@@ -160,10 +160,15 @@ def _record(model: nn.Module, report: ExportReport, example: tuple[torch.Tensor,
         "dtype": next(_dtype(x) for x in example if x.is_floating_point()),
         "dtypes": [_dtype(x) for x in example],
         "host": type(model).__name__,
-        "graft": inserted.config.to_dict(),
+        "graft": None if inserted is None else inserted.config.to_dict(),
         "block": block,
         "environment": environment,
     }
+
+
+def _block_line(block: dict[str, Any]) -> str:
+    licence = f", licence {block['licence']}" if block["licence"] else ""
+    return f"{block['source']}, layers {', '.join(map(str, block['layers']))}, digest {block['digest'][:12]}{licence}"
 
 
 def _dtype(x: torch.Tensor) -> str:
@@ -189,8 +194,7 @@ def describe(report: ExportReport, record: dict[str, Any], folder: Path) -> str:
     rows = {
         "format": opset,
         "input": shapes,
-        "block": f"{block['source']}, layers {', '.join(map(str, block['layers']))}, digest {block['digest'][:12]}"
-        + (f", licence {block['licence']}" if block["licence"] else ""),
+        "block": "none" if block is None else _block_line(block),
         "inside": inside,
         "left out": f"{_size(sum(report.left_out.values()))} of the model's tensors, which nothing uses here",
     }

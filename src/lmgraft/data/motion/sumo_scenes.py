@@ -126,8 +126,8 @@ def lateral_acceleration(positions: Array) -> Array:
 
 
 def candidates(recording: Recording) -> tuple[list[Candidate], int]:
-    """All tracks of all windows that may be targets: seen throughout, without a jump, and no faster in a bend than `GRIP`
-    allows; and how many are faster."""
+    """All tracks of all windows that may be targets: seen throughout, without a jump, and no faster in a bend than
+    `GRIP` allows; and how many are faster."""
     found, sharp = [], 0
     for window in range(recording.positions.shape[1] // WINDOW):
         part = slice(window * WINDOW, (window + 1) * WINDOW)

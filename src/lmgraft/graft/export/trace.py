@@ -1,4 +1,4 @@
-"""From a grafted model to a traced program.
+"""From a model to a traced program; a plain host is traced as it is, to be compared with.
 
 A copy is traced, in eval mode and without gradients, so the model stays as it is and later
 training does not reach the program, whose folds would then belong to other mappers. Only frozen
@@ -25,7 +25,7 @@ from torch.export import ExportedProgram
 from lmgraft.block.lora import merge_lora
 from lmgraft.errors import ExportError, LmgraftError
 from lmgraft.graft.hosts import find_host
-from lmgraft.graft.layer import baked, find_grafts, require_grafts
+from lmgraft.graft.layer import baked, find_grafts
 from lmgraft.graft.reads import reading
 from lmgraft.graft.wrappers import unwrapped
 from lmgraft.versions import check_versions
@@ -58,16 +58,15 @@ class Trace:
 def export_program(
     model: nn.Module, example: Tensor | tuple[Tensor, ...], *, dynamic_batch: bool = True
 ) -> ExportedProgram:
-    """Trace a grafted model with its folds as constants; see the module's text for what is in it.
+    """Trace a model, a graft's folds as constants; see the module's text for what is in it.
 
     Args:
-        model: Grafted; it stays as it is, whatever mode it is in.
+        model: Grafted or plain; it stays as it is, whatever mode it is in.
         example: Inputs of the model, with the batch on the first axis of each.
         dynamic_batch: Whether the program takes batches of any size, or only of the example's; so of other axes whose
             size differs from call to call, as the model's `Host` names them.
 
     Raises:
-        HostError: If `model` is not grafted.
         ExportError: If it cannot be traced.
         VersionError: If torch is too old to.
     """
@@ -78,7 +77,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     """As `export_program`, with all that came of it."""
     check_versions("export", "torch")
     model = unwrapped(model)
-    grafts = require_grafts(model)
+    grafts = find_grafts(model)
     given = example if isinstance(example, tuple) else (example,)
     axes = _axes(model, given) if dynamic_batch else ({},) * len(given)
     inputs = tuple(_two_at_least(x, named) for x, named in zip(given, axes, strict=True))
@@ -114,10 +113,10 @@ def _two_at_least(x: Tensor, axes: Iterable[int]) -> Tensor:
 
 
 def _frozen_copy(model: nn.Module) -> nn.Module:
-    blocks = [inserted.block for inserted in require_grafts(model).values()]
+    blocks = [inserted.block for inserted in find_grafts(model).values()]
     shared = {id(p): p for block in blocks for p in block.parameters() if not p.requires_grad}
     twin = copy.deepcopy(model, dict(shared)).eval().requires_grad_(False)
-    for inserted in require_grafts(twin).values():
+    for inserted in find_grafts(twin).values():
         merge_lora(inserted.block)
     return twin
 

@@ -46,20 +46,19 @@ def export_onnx(
     dynamic_batch: bool = True,
     check: bool = True,
 ) -> ExportReport:
-    """Write a grafted model as ONNX, folds baked in, and compare it under onnxruntime with the model.
+    """Write a model as ONNX, folds baked in, and compare it under onnxruntime with the model.
 
     Inputs are named "input" and outputs "output", numbered from 0 where there are several. Above
     1.9 GB the tensors lie in `<path>.data`, which belongs to the file.
 
     Args:
-        model: Grafted; it stays as it is.
+        model: Grafted or plain; it stays as it is.
         example: Inputs of the model, with the batch on the first axis of each.
         path: The file to write, usually .onnx.
         dynamic_batch: Whether the file takes batches of any size, or only of the example's; so of other axes that vary.
         check: Compare with the eager model before the file gets its name.
 
     Raises:
-        HostError: If `model` is not grafted.
         ExportError: If the extra is missing, the model cannot be traced, the place cannot be
             written, or the outputs differ by more than `TOLERANCE`. Nothing is written then.
     """
@@ -80,10 +79,9 @@ def export_torch(
     dynamic_batch: bool = True,
     check: bool = True,
 ) -> ExportReport:
-    """Write a grafted model for torch.export.load, folds baked in; otherwise as `export_onnx`.
+    """Write a model for torch.export.load, folds baked in; otherwise as `export_onnx`.
 
     Raises:
-        HostError: If `model` is not grafted.
         ExportError: As `export_onnx`, and if `path` does not end in .pt2, as torch wants it.
     """
     if Path(path).suffix != ".pt2":

@@ -2,10 +2,10 @@
 
     python benchmarks/motion.py [--blocks smollm2-135m qwen2.5-1.5b] [--agents 16] [--lanes 64] [--small]
 
-VectorNet and mmTransformer at their published sizes, or with --small as the recipes on simulated traffic have them; one
-random scene, 2 s seen and 3 s forecast at 10 Hz. Ways run in turn on one thread: medians and quartiles of the time by the
-clock on the wall, and of the ratio to the plain model's in the same round. What a file says is compared with PyTorch when
-it is written.
+VectorNet and mmTransformer at their published sizes, or with --small as the recipes on simulated traffic have them;
+one random scene, 2 s seen and 3 s forecast at 10 Hz. Ways run in turn, PyTorch on one thread: medians and quartiles of
+the time by the clock on the wall, and of the ratio to the plain model's in the same round. What a file says is compared
+with PyTorch when it is written.
 """
 
 from __future__ import annotations
@@ -102,7 +102,8 @@ def main() -> None:
     inputs, arms = scene(arguments.agents, arguments.lanes), [PLAIN, *arguments.blocks]
     for name in arguments.hosts:
         size = "the recipe's size" if arguments.small else "its published size"
-        say(f"\n{name}, {size}, {arguments.agents} agents, {arguments.lanes} lanes, one thread, torch {torch.__version__}\n")
+        of = f"{arguments.agents} agents, {arguments.lanes} lanes"
+        say(f"\n{name}, {size}, {of}, one thread, torch {torch.__version__}\n")
         with tempfile.TemporaryDirectory() as folder:
             ways: dict[str, Callable[[], None]] = {}
             for arm in arms:

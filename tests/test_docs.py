@@ -107,7 +107,14 @@ def test_every_row_of_the_paper_has_its_recipe_with_its_figures() -> None:
 
 
 QUOTED = [f"fashion_{name}" for name in ("controls", "scale", "depth", "rates", "language")]
-QUOTED += ["kicad_controls", "motion_controls", "motion_budget", "composed_controls", "question_controls", "retrieval_controls"]
+QUOTED += [
+    "kicad_controls",
+    "motion_controls",
+    "motion_budget",
+    "composed_controls",
+    "question_controls",
+    "retrieval_controls",
+]
 
 
 @pytest.mark.parametrize(("table", "scale", "digits"), [("comparisons", 1, 3), ("masking_comparisons", 100, 2)])

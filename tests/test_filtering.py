@@ -18,6 +18,7 @@ from lmgraft.analysis.masks import (
     average_precision,
     best_iou,
     centred_blob,
+    covered,
     iou,
     mask_of_tokens,
     pointing,
@@ -154,6 +155,15 @@ TRUTH = torch.tensor([[1, 1, 0, 0, 0, 0, 0, 0]], dtype=torch.bool)
 
 
 class TestMasks:
+    def test_an_item_without_tokens_has_nothing_that_stands_out(self) -> None:
+        """A target alone on a road: its own token is left out of maps."""
+        tokens, truth, padded = torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool), torch.zeros(2, 0).bool()
+        for values in (magnitude(tokens, padded=padded), frequency(tokens, padded=padded)):
+            assert values.shape == (2, 0)
+            for score in (pointing, average_precision, best_iou):
+                assert score(values, truth, padded).isnan().all()
+        assert covered(torch.zeros(2, 0)).shape == (2, 0)
+
     def test_a_map_of_the_object_itself_is_perfect_and_a_blind_one_is_not(self) -> None:
         seeing, blind = TRUTH.float(), (~TRUTH).float()
         for measure in (best_iou, average_precision, pointing):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -231,9 +232,45 @@ def test_map_of_boundaries_alone(tmp_path):
     sides = {"left_lane_boundary": [(0, 1), (10, 1)], "right_lane_boundary": [(0, -1), (5, -1), (10, -1)]}
     segment = {name: [{"x": x, "y": y, "z": 0} for x, y in points] for name, points in sides.items()}
     (tmp_path / "log_map_archive_a.json").write_text(json.dumps({"lane_segments": {"1": segment}}))
-    lanes = read_map(tmp_path)
+    lanes = read_map(tmp_path / "scenario_b.parquet")
     np.testing.assert_allclose(lanes[0][[0, -1]], [[0, 0], [10, 0]])
     assert lanes.attributes.tolist() == [[0, 0, 0]]
+
+
+def test_of_several_maps_in_a_folder_a_scene_has_its_own(tmp_path):
+    for name, x in (("a", 0.0), ("b", 500.0)):
+        segment = {"centerline": [{"x": x, "y": 0.0}, {"x": x + 9, "y": 0.0}], "turn_direction": "STRAIGHT"}
+        segment |= {"is_intersection": "true", "has_traffic_control": True}
+        (tmp_path / f"log_map_archive_{name}.json").write_text(json.dumps({"lane_segments": {"1": segment}}))
+    lanes = read_map(tmp_path / "scenario_b.parquet")
+    assert lanes[0][0].tolist() == [500.0, 0.0]
+    assert lanes.attributes.tolist() == [[2, 0, 2]]  # a turn of another name is not known
+    with pytest.raises(UnreadableSceneError, match=r"no log_map_archive_c\.json"):
+        read_map(tmp_path / "scenario_c.parquet")
+
+
+def test_a_map_that_was_mended_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    for number in range(8):
+        write_av2(tmp_path / "set", f"s{number}", steps=50, seen=20, drive=f"d{number}")
+    maps = sorted((tmp_path / "set").rglob("*.json"))
+    whole = maps[0].read_text()
+    maps[0].unlink()
+
+    def found():
+        bad = {"max_corrupt": 1, "max_corrupt_test": 1}
+        data = SceneFiles(str(tmp_path / "set"), test_size=2, val_size=2, batch_size=1, **bad)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            data.setup()
+        return len(data.faults), data.fingerprint()
+
+    assert found()[0] == 1
+    maps[0].write_text(whole)
+    faults, before = found()
+    assert faults == 0
+    maps[0].write_text(whole + "  ")
+    assert found()[1] != before
 
 
 def test_bare_folders_are_split_by_whole_groups(tmp_path):

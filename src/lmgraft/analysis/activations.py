@@ -35,6 +35,8 @@ def frequency(
     tokens: Tensor, grid: tuple[int, ...] | None = None, center: Center = "tokens", padded: Tensor | None = None
 ) -> Tensor:
     """As `magnitude`, of the phase angles of each token's Fourier transform along its channels."""
+    if tokens.shape[1] == 0:
+        return magnitude(tokens, grid, center, padded)
     spectrum = torch.fft.rfft(tokens.float(), dim=-1)
     # Real by symmetry, the first and, of an even number, the last: rounding would turn their angle from pi to -pi.
     real = [0, -1] if tokens.shape[-1] % 2 == 0 else [0]
@@ -73,6 +75,8 @@ def _distance_to_mean(values: Tensor, grid: tuple[int, ...] | None, center: Cent
 
 def scaled_to_one(values: Tensor, padded: Tensor | None = None) -> Tensor:
     """(B, T) -> (B, T) with the smallest value of each sample at 0 and the largest at 1; a constant is 0, not 0 / 0."""
+    if values.shape[1] == 0:  # a target alone: there is nothing but it to look at
+        return values
     low_side, high_side = (values, values) if padded is None else (
         values.masked_fill(padded, float("inf")), values.masked_fill(padded, float("-inf"))
     )  # fmt: skip

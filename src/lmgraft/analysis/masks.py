@@ -40,6 +40,8 @@ def covered(shares: Tensor, share: float = 0.5) -> Tensor:
     Tokens that lie nowhere (NaN) do not.
     """
     shares = shares.nan_to_num(0.0)
+    if shares.shape[1] == 0:
+        return torch.zeros_like(shares, dtype=torch.bool)
     most = shares.amax(1, keepdim=True)
     return shares >= most.clamp(max=share).where(most > 0, torch.inf)
 
@@ -78,7 +80,7 @@ def pointing(maps: Tensor, truth: Tensor, padded: Tensor | None = None) -> Tenso
     """Whether the token that stands out most lies on the object: (B,); of several equal ones, the share that does."""
     seen = _seen(truth, padded)
     values = maps.masked_fill(~seen, float("-inf"))
-    top = values == values.amax(1, keepdim=True)
+    top = values == values.amax(1, keepdim=True) if values.shape[1] else torch.zeros_like(truth)
     return _over_something((top & truth).sum(1), top.sum(1), (truth & seen).any(1))
 
 

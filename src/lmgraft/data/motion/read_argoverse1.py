@@ -31,7 +31,7 @@ def read_csv(path: Path, maps: Path) -> Scenario:
         UnreadableSceneError: If something is missing, damaged or not what it should be.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
+        with open(path, encoding="utf-8-sig", newline="") as file:
             rows = csv.DictReader(file)
             columns = list(zip(*([row[name] for name in _COLUMNS] for row in rows), strict=True))
         times, tracks, kinds, x, y, city = columns
@@ -90,6 +90,7 @@ def _attributes(tags: dict[str, str]) -> tuple[int, int, int]:
 
 
 def attribute_rows(values: dict[str, str | None]) -> tuple[int, int, int]:
-    """Rows of `LANE_ATTRIBUTES` for what is known of a lane by name; None is not known."""
-    intersection, turn, control = (kinds.index(values[n] or "unknown") for n, kinds in LANE_ATTRIBUTES.items())
+    """Rows of `LANE_ATTRIBUTES` for what is known of a lane by name; None is not known, nor is any other value."""
+    known = {name: values[name] for name, kinds in LANE_ATTRIBUTES.items() if values[name] in kinds}
+    intersection, turn, control = (kinds.index(known.get(n) or "unknown") for n, kinds in LANE_ATTRIBUTES.items())
     return intersection, turn, control

@@ -22,6 +22,8 @@ from lmgraft.versions import optional
 Targets = Literal["focal", "scored"]
 SCORED, FOCAL = 2, 3
 """Values of `object_category`."""
+MAP_FILES = "log_map_archive_*.json"
+"""A scene's map, beside it; * is the scene's ID."""
 _MOST_STEPS = 10_000
 _NEEDED = ("observed", "track_id", "object_type", "object_category", "timestep", "position_x", "position_y")
 _TIMES = ("start_timestamp", "end_timestamp", "num_timestamps")
@@ -66,7 +68,7 @@ def read_parquet(path: Path, targets: Targets = "focal") -> Scenario:
         valid=valid,
         seen=seen,
         targets=wanted,
-        lanes=read_map(path.parent),
+        lanes=read_map(path),
         group=str(columns["slice_id"][0]) if "slice_id" in columns else path.stem,
         headings=headings[:, seen - 1],
         interacts=_interacts(columns, row, step == seen - 1, names, wanted),
@@ -116,15 +118,21 @@ def _interacts(
     return {target: numbers.get(with_whom[target]) for target in targets if isinstance(with_whom.get(target), str)}
 
 
-def read_map(folder: Path) -> LaneMap:
-    """The lanes of log_map_archive_*.json in a scene's folder.
+def read_map(scene: Path) -> LaneMap:
+    """The lanes of log_map_archive_*.json in a scene's folder; of several, of the scene's own.
+
+    Args:
+        scene: Its file, scenario_ID.parquet.
 
     Raises:
-        UnreadableSceneError: If it is missing or damaged.
+        UnreadableSceneError: If it is missing, damaged, or one of several of other names.
     """
-    files = sorted(folder.glob("log_map_archive_*.json"))
+    files = sorted(scene.parent.glob(MAP_FILES))
+    own = MAP_FILES.replace("*", scene.stem.removeprefix("scenario_"))
+    if len(files) > 1:
+        files = [file for file in files if file.name == own]
     if not files:
-        raise UnreadableSceneError("no log_map_archive_*.json lies beside it")
+        raise UnreadableSceneError(f"no {own} lies beside it")
     try:
         lanes = list(json.loads(files[0].read_text(encoding="utf-8"))["lane_segments"].values())
         return LaneMap.of([_centreline(lane) for lane in lanes], [_attributes(lane) for lane in lanes])
@@ -151,10 +159,10 @@ def _points(line: list[dict[str, float]]) -> Array:
 
 
 def _attributes(lane: dict[str, Any]) -> tuple[int, int, int]:
-    yes = {True: "yes", False: "no", None: None}
+    yes = {True: "yes", False: "no", "true": "yes", "false": "no"}
     turn = lane.get("turn_direction")
     return attribute_rows({
-        "intersection": yes[lane.get("is_intersection")],
+        "intersection": yes.get(lane.get("is_intersection")),
         "turn": None if turn is None else str(turn).lower(),
-        "control": yes[lane.get("has_traffic_control")],
+        "control": yes.get(lane.get("has_traffic_control")),
     })  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from lmgraft.data.files import find_loose, identity_of, stamp_of
 from lmgraft.data.motion.motion_data import MotionData
 from lmgraft.data.motion.read_argoverse1 import MAPS, read_csv
-from lmgraft.data.motion.read_argoverse2 import Targets, read_parquet
+from lmgraft.data.motion.read_argoverse2 import MAP_FILES, Targets, read_parquet
 from lmgraft.data.motion.scenario import Scenario, UnreadableSceneError
 from lmgraft.data.motion.scene_set import SceneSet
 from lmgraft.data.motion.table import Source, loaded_table
@@ -68,12 +68,13 @@ class SceneFiles(MotionData):
         if not files:
             raise DataError(f"{self.root} holds no scenes ({', '.join(ENDINGS)})", "check data.root")
         maps = self.maps or _maps_near(files[0])
+        beside = sorted({one for file in files for one in file.parent.glob(MAP_FILES)})
         return Source(
             read=partial(read_scene, targets=self.targets, maps=maps),
             keys=files,
             names=[str(file.relative_to(self.root)) for file in files],
-            identity={"name": self.name, "files": identity_of(files, self.root), "targets": self.targets},
-            stamp=stamp_of([*files, *sorted(maps.glob("*.xml"))]),
+            identity={"name": self.name, "files": identity_of([*files, *beside], self.root), "targets": self.targets},
+            stamp=stamp_of([*files, *beside, *sorted(maps.glob("*.xml"))]),
         )
 
     def open(self, sources: Sequence[str]) -> SceneSet:

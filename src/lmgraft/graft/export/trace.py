@@ -63,8 +63,8 @@ def export_program(
     Args:
         model: Grafted or plain; it stays as it is, whatever mode it is in.
         example: Inputs of the model, with the batch on the first axis of each.
-        dynamic_batch: Whether the program takes batches of any size, or only of the example's; so of other axes whose
-            size differs from call to call, as the model's `Host` names them.
+        dynamic_batch: Whether the program takes batches of any size, or only of the example's. Other axes whose size
+            differs from call to call, as the model's `Host` names them, take any size.
 
     Raises:
         ExportError: If it cannot be traced.
@@ -79,7 +79,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     model = unwrapped(model)
     grafts = find_grafts(model)
     given = example if isinstance(example, tuple) else (example,)
-    axes = _axes(model, given) if dynamic_batch else ({},) * len(given)
+    axes = _axes(model, given, dynamic_batch)
     inputs = tuple(_two_at_least(x, named) for x, named in zip(given, axes, strict=True))
     names = {name for named in axes for name in named.values()}
     dims = {name: torch.export.Dim(name) for name in names}
@@ -98,11 +98,12 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     return Trace(program=program, model=twin, example=given, axes=axes, left_out=left_out)
 
 
-def _axes(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[dict[int, str], ...]:
-    """The batch axis of each input, and those that the model's host says vary."""
+def _axes(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> tuple[dict[int, str], ...]:
+    """Of each input the batch axis, where it is to vary, and those that the model's host says vary."""
     host = find_host(model)
     varying = host.varying if host is not None and len(host.varying) == len(inputs) else ({},) * len(inputs)
-    return tuple({0: "batch", **named} for named in varying)
+    batch = {0: "batch"} if dynamic_batch else {}
+    return tuple(batch | dict(named) for named in varying)
 
 
 def _two_at_least(x: Tensor, axes: Iterable[int]) -> Tensor:

@@ -55,7 +55,7 @@ def export_onnx(
         model: Grafted or plain; it stays as it is.
         example: Inputs of the model, with the batch on the first axis of each.
         path: The file to write, usually .onnx.
-        dynamic_batch: Whether the file takes batches of any size, or only of the example's; so of other axes that vary.
+        dynamic_batch: Whether the file takes batches of any size, or only of the example's. Other axes that vary do.
         check: Compare with the eager model before the file gets its name.
 
     Raises:

@@ -102,4 +102,5 @@ def _draw_forecast(ax: Axes, trajectories: Any, probabilities: Sequence[float]) 
 def _box(paths: _Lines) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """The corners of what holds all paths, and a margin."""
     points = np.concatenate(paths)
+    points = points[np.isfinite(points).all(1)]  # a scene that ends with the present has no future
     return points.min(0) - _MARGIN, points.max(0) + _MARGIN

@@ -156,4 +156,4 @@ def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> d
         lost = carried(run, one, metric, size).clamp_min(0).float()
     except HostError:
         return {}
-    return {NEEDED: lost / lost.max().clamp_min(torch.finfo(torch.float32).tiny)}
+    return {NEEDED: lost / lost.max().clamp_min(torch.finfo(torch.float32).tiny) if len(lost) else lost}

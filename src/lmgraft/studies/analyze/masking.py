@@ -106,7 +106,7 @@ def carried(run: Opened, batch: Any, metric: Metric, size: int) -> Tensor:
             padded = None if noted.padded is None else noted.padded.expand(len(alone), -1)
             with masked_input(run.model, run.host, alone, padded):
                 lost.append(metric.direction * (whole - score(batch._replace(**copies))))
-    return torch.cat(lost).cpu()
+    return torch.cat(lost or [torch.zeros(0)]).cpu()
 
 
 def passes(shares: Sequence[float], rules: int) -> int:

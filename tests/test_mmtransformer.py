@@ -144,7 +144,14 @@ def test_proposals_begin_far_apart() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"read": "lanes"}, "neither"), ({"embed_dim": 12}, "multiple of 4"), ({"depth": 0}, "0 layers")],
+    [
+        ({"read": "lanes"}, "neither"),
+        ({"embed_dim": 12}, "multiple of 4"),
+        ({"depth": 0}, "0 layers"),
+        ({"num_heads": 0}, "0 heads"),
+        ({"mlp_ratio": 0}, "cannot be made"),
+        ({"from_velocity": 1.5}, "from_velocity=1.5"),
+    ],
 )
 def test_what_cannot_be_is_refused(options: dict[str, object], words: str) -> None:
     with pytest.raises(HostError, match=words):

@@ -354,6 +354,8 @@ class TestWords:
         assert not model.text.words.weight.requires_grad
         with pytest.raises(HostError, match="word_dim to 3"):
             create("scene_qa", options)
+        learnt = create("scene_qa", options | {"pretrained": {"words": None}})  # an optional key that is switched off
+        assert learnt.text.words.weight.requires_grad
         with pytest.raises(HostError, match="vectors for 5 words"):
             create("scene_qa", options | {"word_dim": 3, "words": None})
 

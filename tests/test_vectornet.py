@@ -167,3 +167,6 @@ def test_scenes_of_another_history_are_refused() -> None:
     agents, *others = scenes()
     with pytest.raises(HostError, match=r"agents \(3, 4, 4, 2\).*"):
         tiny()(agents[:, :, 1:], *others)
+    valid, types, *lanes = others
+    with pytest.raises(HostError, match="the target first"):
+        tiny()(agents[:, :0], valid[:, :0], types[:, :0], *lanes)

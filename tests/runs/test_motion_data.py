@@ -448,6 +448,7 @@ def test_suite_of_motion():
     assert not shown["motion/no_lanes"].lane_valid.any()
     noise = shown["motion/noise"].agents - clean.agents
     assert noise[clean.agent_valid].std() == pytest.approx(0.3, abs=0.03)
+    assert "motion/short_history" not in [one.key for one in Motion(history=5).conditions(data)]
     alone = conditions[-1].items.batch([2])
     torch.testing.assert_close(alone.agents[0], shown["motion/noise"].agents[2, : alone.agents.shape[1]])
     assert conditions[-1].identity["noise"] == 0.3

@@ -430,6 +430,12 @@ def test_scanqa_is_read_with_what_its_questions_are_about(tmp_path):
     assert batch.pose.isnan().all()
     (tmp_path / "answer_counter.json").write_text(json.dumps(["right"] * 5 + ["unheard of"]))
     assert ScanQa(str(tmp_path)).answer_names == ("right", "unheard of")
+    hidden = [{key: value for key, value in row.items() if key != "answers"}]
+    (tmp_path / "ScanQA_v1.0_test_w_obj.json").write_text(json.dumps(hidden))
+    kept = ScanQa(str(tmp_path), points=440, batch_size=1, val_size=0)
+    kept.setup()
+    assert len(kept.split("test")) == 1
+    assert "has no answers for the test" in kept.remarks[0]
     with pytest.raises(DataError, match="none for test"):
         ScanQa(str(tmp_path / "scans")).setup()
 

@@ -1,6 +1,7 @@
 """Simulated scenes: what a recording becomes, which roads are kept for testing; SUMO itself where it is installed."""
 
 import sys
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 
 import numpy as np
@@ -154,6 +155,11 @@ def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch):
     with pytest.raises(VersionError, match=r"lmgraft\[traffic\]"):
         PREPARERS.load("sumo")(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_simulation_that_dies_is_said():
+    with pytest.raises(DataError, match="process died"), sumo._whole_processes():
+        raise BrokenProcessPool
 
 
 def test_a_simulation_whose_scenes_are_there_is_not_made_again(tmp_path, monkeypatch):

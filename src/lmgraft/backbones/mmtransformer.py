@@ -131,7 +131,8 @@ class MMTransformer(nn.Module):
         super().__init__()
         if read not in ("vehicle", "proposals"):
             raise HostError(f"backbone.kwargs.read={read!r} is neither 'vehicle' nor 'proposals'")
-        if min(history - 1, future, num_modes, depth) < 1 or embed_dim % (4 * num_heads) or embed_dim < 4:
+        least = min(history - 1, future, num_modes, depth, num_heads, embed_dim, mlp_ratio * embed_dim)
+        if least < 1 or embed_dim % (4 * num_heads):
             raise HostError(
                 f"an mmTransformer of {embed_dim} in {num_heads} heads, {depth} layers, {num_modes} modes, from "
                 f"{history} steps to {future} cannot be made",

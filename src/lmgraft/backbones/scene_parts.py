@@ -61,7 +61,7 @@ def check_start(from_velocity: int, coordinate_scale: float, history: int) -> No
     Raises:
         HostError: Naming the key.
     """
-    if not 0 <= from_velocity < history:
+    if not (isinstance(from_velocity, int) and 0 <= from_velocity < history):
         raise HostError(
             f"backbone.kwargs.from_velocity={from_velocity} of {history} steps of history", f"0 to {history - 1} can be"
         )
@@ -82,10 +82,11 @@ def check_scene(seen: Seen, history: int) -> None:
         HostError: Naming the shapes.
     """
     agents, lanes = seen[0], seen[3]
-    if agents.dim() != 4 or lanes.dim() != 4 or agents.shape[2] != history or lanes.shape[2] < 2:
+    if agents.dim() != 4 or not agents.shape[1] or lanes.dim() != 4 or agents.shape[2] != history or lanes.shape[2] < 2:
         raise HostError(
             f"agents {tuple(agents.shape)} and lanes {tuple(lanes.shape)}",
-            f"this model takes agents (B, A, {history}, 2) and lanes (B, L, P, 2) of two points or more",
+            f"this model takes agents (B, A, {history}, 2), the target first, and lanes (B, L, P, 2) of two points or "
+            "more",
         )
 
 

@@ -361,7 +361,7 @@ def other_recipe(before: Recipe, now: Recipe) -> list[Change]:
 
 
 _MAY_CHANGE = re.compile(
-    r"data\.init_args\.(max_corrupt\w*|num_workers|eval_batch_size|root|csv)|train\.(log_every|save_every)"
+    r"data\.init_args\.(max_corrupt\w*|num_workers|eval_batch_size|root|csv|scans|maps)|train\.(log_every|save_every)"
     r"|backbone\.equal_flops.*"
 )
 """Keys that do not change what is trained; that the data are the same, wherever they lie, their fingerprint tells."""

@@ -194,6 +194,7 @@ def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
             f"backbone.kwargs.pretrained={pretrained!r} names no weights",
             "give {words: glove.6B.300d.txt, detector: runs/NAME/checkpoints/best.ckpt}, or one of the two",
         )
+    pretrained = {part: source for part, source in pretrained.items() if source is not None}
     try:
         model = SceneQA(**arguments)
     except TypeError as error:

@@ -100,7 +100,10 @@ class MotionData(Data):
         }
         for split, items in sets.items():
             if not len(items):
-                raise DataError(f"{self.name} has no {split} {self.things}", "lmgraft check-data says what is wrong")
+                raise DataError(
+                    f"{self.name} has no {split} {self.things} that can be shown",
+                    "lmgraft check-data says what is wrong with each; scenes of one group are not divided among splits",
+                )
         self.fill_a_batch(len(sets["train"]))
         self._sets.update(sets)
 

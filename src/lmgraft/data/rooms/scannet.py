@@ -92,14 +92,13 @@ class ScanFolder:
         if reason is not None:
             raise UnreadableCloudError(reason)
         try:
-            scan = self._exported(scene) if self.files(scene)[0].suffix == ".npy" else self._raw(scene)
+            return _room(self._exported(scene) if self.files(scene)[0].suffix == ".npy" else self._raw(scene))
         except UnreadableCloudError:
             raise
         except DAMAGE as error:
             if hasattr(error, "remedy"):
                 raise  # a package is missing
             raise UnreadableCloudError(f"{type(error).__name__}: {error}") from None
-        return _room(scan)
 
     def boxes(self, scene: str) -> tuple[Array, Index]:
         """Boxes (k, 6) and classes (k,) of a scene."""

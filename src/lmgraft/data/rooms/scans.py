@@ -102,8 +102,10 @@ class ScanQa(ScanData):
         parts: dict[str, RoomPart] = {
             split: part_of(read_rows(file), file, self.scans) for split, file in files.items() if file is not None
         }  # fmt: skip
+        if "test" in parts and not any(parts["test"].answers):  # as ScanQA keeps those of its tests to itself
+            self.remark(f"{parts.pop('test').where} has no answers for the test: the validation questions are tested")
         if "test" not in parts and "val" in parts:
-            parts["test"] = parts.pop("val")  # whose answers ScanQA keeps to itself
+            parts["test"] = parts.pop("val")
         if not {"train", "test"} <= parts.keys():
             raise DataError(
                 f"{self.root} has not {' or '.join(name.format('train') for name in self._names)}, or none for test",

@@ -70,8 +70,8 @@ class Motion(TakenAway):
         def noisy(items: SceneSet, draws: list[Draw], batch: Scenes, seed: int) -> Any:
             return with_noise(batch, self.noise, seed)
 
-        return {
-            "short_history": (f"{self.history:g} s of history", short),
+        shorter: dict[str, tuple[str, Change]] = {"short_history": (f"{self.history:g} s of history", short)}
+        return (shorter if cut else {}) | {
             "target_alone": ("without other agents", without_agents),
             "no_lanes": ("without lanes", without_lanes),
             "noise": (f"noise of {self.noise:g} m", noisy),

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from lmgraft.errors import RunError
-from lmgraft.recipes import read_result
+from lmgraft.recipes import load_recipe, read_result
 from lmgraft.recipes.run import read_run
 from lmgraft.registry import METRICS, MOVED, load_object
 from lmgraft.studies.engine.runs import read_finished
@@ -20,7 +20,6 @@ from lmgraft.training.items import read_items
 ROOT = Path(__file__).parents[2]
 VERSION_1 = ROOT / "tests" / "fixtures" / "run_version1"
 EVIDENCE = ROOT / "evidence"
-THINGS = {"image": "images", "motion": "scenes", "points": "clouds", "video": "clips"}
 
 
 @pytest.fixture
@@ -72,8 +71,8 @@ def test_every_study_under_evidence_is_read(file):
     result = read_study(file)
     assert result.arms
     assert result.metric == METRICS.find(result.metric.name)
-    family = yaml.safe_load((file.parent / "study.yaml").read_text())["recipe"].split("/")[0]
-    assert result.things == THINGS[family]
+    recipe = yaml.safe_load((file.parent / "study.yaml").read_text())["recipe"]
+    assert result.things == load_recipe(recipe).data.things
 
 
 def test_scans_under_evidence_are_read():

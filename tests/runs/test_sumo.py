@@ -24,6 +24,7 @@ from lmgraft.data.motion.sumo_scenes import (
     split_line,
     write_scenes,
 )  # fmt: skip
+from lmgraft.data.motion.table import whole_processes
 from lmgraft.errors import DataError, VersionError
 from lmgraft.registry import PREPARERS
 
@@ -158,7 +159,7 @@ def test_without_sumo_the_error_names_the_extra(tmp_path, monkeypatch):
 
 
 def test_a_simulation_that_dies_is_said():
-    with pytest.raises(DataError, match="process died"), sumo._whole_processes():
+    with pytest.raises(DataError, match="process died"), whole_processes("simulated traffic"):
         raise BrokenProcessPool
 
 

@@ -127,12 +127,10 @@ def read_map(scene: Path) -> LaneMap:
     Raises:
         UnreadableSceneError: If it is missing, damaged, or one of several of other names.
     """
-    files = sorted(scene.parent.glob(MAP_FILES))
-    own = MAP_FILES.replace("*", scene.stem.removeprefix("scenario_"))
-    if len(files) > 1:
-        files = [file for file in files if file.name == own]
-    if not files:
-        raise UnreadableSceneError(f"no {own} lies beside it")
+    own = scene.with_name(MAP_FILES.replace("*", scene.stem.removeprefix("scenario_")))
+    files = [own] if own.is_file() else list(scene.parent.glob(MAP_FILES))
+    if len(files) != 1:
+        raise UnreadableSceneError(f"no {own.name} lies beside it")
     try:
         lanes = list(json.loads(files[0].read_text(encoding="utf-8"))["lane_segments"].values())
         return LaneMap.of([_centreline(lane) for lane in lanes], [_attributes(lane) for lane in lanes])

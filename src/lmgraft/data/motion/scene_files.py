@@ -68,7 +68,7 @@ class SceneFiles(MotionData):
         if not files:
             raise DataError(f"{self.root} holds no scenes ({', '.join(ENDINGS)})", "check data.root")
         maps = self.maps or _maps_near(files[0])
-        beside = sorted({one for file in files for one in file.parent.glob(MAP_FILES)})
+        beside = sorted(one for folder in {file.parent for file in files} for one in folder.glob(MAP_FILES))
         return Source(
             read=partial(read_scene, targets=self.targets, maps=maps),
             keys=files,

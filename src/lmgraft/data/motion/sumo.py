@@ -10,10 +10,8 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from multiprocessing import get_context
@@ -28,7 +26,7 @@ from lmgraft.data.motion.scenario import RATE
 from lmgraft.data.motion.scene_files import SceneFiles
 from lmgraft.data.motion.sumo_scenes import write_scenes
 from lmgraft.data.motion.sumo_traffic import ROAD, STREET, Demand, simulate
-from lmgraft.data.motion.table import Source
+from lmgraft.data.motion.table import Source, whole_processes
 from lmgraft.errors import DataError
 from lmgraft.versions import optional
 
@@ -193,7 +191,7 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
     done = {run.name: folder / "runs" / f"{run.name}.json" for run in todo}
     left = [run for run in todo if not done[run.name].is_file()]
     # libsumo holds one simulation a process, and warns of pyarrow, so it has processes to itself.
-    with _whole_processes(), ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
+    with whole_processes("simulated traffic"), ProcessPoolExecutor(_PROCESSES, mp_context=get_context("spawn")) as pool:
         nets, demands = [home / run.network.file for run in left], [run.network.demand for run in left]
         names, windows = [run.name for run in left], [run.windows for run in left]
         every, seeds = [RATE * EVERY[run.split] for run in left], [run.seed for run in left]
@@ -212,16 +210,6 @@ def make_set(folder: Path, todo: Sequence[Run]) -> None:
         "counts": {f"{run.split}/{run.network.name}": records.read_json(done[run.name]) for run in todo},
     }  # fmt: skip
     records.write_json(folder / "set.json", about)
-
-
-@contextmanager
-def _whole_processes() -> Iterator[None]:
-    try:
-        yield
-    except BrokenProcessPool:
-        raise DataError(
-            "a process died while it simulated traffic", "out of memory? Start again: it goes on behind what is done"
-        ) from None
 
 
 def road_networks() -> Path:

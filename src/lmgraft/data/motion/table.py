@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -171,11 +172,21 @@ def _made(tasks: list[Any], files: list[Path], framing: Framing, workers: int) -
     if workers < 2 or len(tasks) < 2:
         yield from map(make_shard, *everything)
         return
+    with whole_processes("prepared scenes"), ProcessPoolExecutor(min(workers, len(tasks))) as pool:
+        yield from pool.map(make_shard, *everything)
+
+
+@contextmanager
+def whole_processes(did: str) -> Iterator[None]:
+    """Inside, a pool's process that dies is a DataError.
+
+    Args:
+        did: What the process did, for the message.
+    """
     try:
-        with ProcessPoolExecutor(min(workers, len(tasks))) as pool:
-            yield from pool.map(make_shard, *everything)
+        yield
     except BrokenProcessPool:
-        raise DataError("a process died while it prepared scenes", "out of memory? Start again: it goes on") from None
+        raise DataError(f"a process died while it {did}", "out of memory? Start again: it goes on") from None
 
 
 def make_shard(

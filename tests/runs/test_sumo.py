@@ -22,6 +22,7 @@ from lmgraft.data.motion.sumo_scenes import (
     plausible,
     sideways,
     split_line,
+    velocities,
     write_scenes,
 )  # fmt: skip
 from lmgraft.data.motion.table import whole_processes
@@ -170,6 +171,13 @@ def test_a_simulation_whose_scenes_are_there_is_not_made_again(tmp_path, monkeyp
     records.write_json(tmp_path / "runs" / "ramp-0.json", {"targets": 7})
     sumo.make_set(tmp_path, [run])
     assert records.read_json(tmp_path / "set.json")["counts"] == {"train/ramp": {"targets": 7}}
+
+
+def test_a_velocity_knows_nothing_of_what_is_to_come():
+    track = np.array([[np.nan, 0.0, 1.0, 3.0, np.nan]])
+    velocity = velocities(np.stack([track, -track], -1))
+    np.testing.assert_array_equal(velocity[0, :, 0], [0, 10, 10, 20, 0])
+    np.testing.assert_array_equal(velocity[..., 1], -velocity[..., 0])
 
 
 @pytest.mark.long

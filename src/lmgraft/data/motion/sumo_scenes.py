@@ -229,7 +229,7 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
     kinds, category = np.array([recording.kinds[i] for i in shown]), np.zeros(len(shown), np.int64)
     category[: len(targets)], category[0] = SCORED, FOCAL
     whom = recording.interacts[window]
-    velocity = _velocities(positions)[track, step]
+    velocity = velocities(positions)[track, step]
     start = window * recording.every * 10**9 // RATE
     minute = window * recording.every // (60 * RATE)
     same = {
@@ -247,11 +247,12 @@ def scene_table(recording: Recording, window: int, targets: Sequence[int], low: 
     return pa.table({**{key: [value] * len(at) for key, value in same.items()}, **columns})
 
 
-def _velocities(positions: Array) -> Array:
-    """Metres a second from one step to the next, of the last step that there is from the one before; 0 of one alone."""
+def velocities(positions: Array) -> Array:
+    """Metres a second since the step before, so that nothing to come is in it; of a track's first step those to its
+    second, of one alone 0."""
     step = np.diff(positions, axis=1) * RATE
     forward, backward = (np.pad(step, ((0, 0), pad, (0, 0)), constant_values=np.nan) for pad in ((0, 1), (1, 0)))
-    velocity: Array = np.nan_to_num(np.where(np.isfinite(forward), forward, backward))
+    velocity: Array = np.nan_to_num(np.where(np.isfinite(backward), backward, forward))
     return velocity
 
 

@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmgraft.backbones.scene_parts import agent_vectors
 from lmgraft.cli.main import main
 from lmgraft.data.loader import Draw
 from lmgraft.data.motion import table as tables
@@ -72,13 +73,19 @@ def lane(points, **more):
     return {"id": 1, "centerline": line, "lane_type": "VEHICLE", "is_intersection": True, "successors": [], **more}
 
 
-def write_av2(folder, name, steps=110, seen=50, lanes=None, drive="drive", change=None, interacts=None):
-    """One scene in Argoverse 2's layout: a focal car, a scored bus behind it, and a fragment of a pedestrian."""
+def write_av2(
+    folder, name, steps=110, seen=50, lanes=None, drive="drive", change=None, interacts=None, skip=None, twice=None
+):
+    """One scene in Argoverse 2's layout: a focal car, a scored bus behind it, and a fragment of a pedestrian.
+
+    `skip`: track -> it is recorded at every so many steps, not the first; `twice`: a track with a second row elsewhere.
+    """
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     tracks = [("10", "vehicle", 3, 0.0, 0), ("20", "bus", 2, -15.0, 0), ("30", "pedestrian", 0, 5.0, seen - 10)]
     rows = {}
     for track, kind, category, x, since in tracks:
-        for step in range(since, steps):
+        every = (skip or {}).get(track, 1)
+        for step in [*range(since + every - 1, steps, every), *([7] if track == twice else [])]:
             row = {"observed": step < seen, "track_id": track, "object_type": kind, "object_category": category}
             row |= {"timestep": step, "position_x": 1e3 + x + step, "position_y": 2e3 + x, "heading": 0.0}
             row |= {"velocity_x": 10.0, "velocity_y": 0.0, "scenario_id": name, "start_timestamp": 10**18}
@@ -86,6 +93,8 @@ def write_av2(folder, name, steps=110, seen=50, lanes=None, drive="drive", chang
             row |= {"city": "austin", "map_id": 1, "slice_id": drive}
             row |= {} if interacts is None else {"interacts": interacts.get(track)}
             row |= {} if change is None or track not in change else change[track]
+            if step < rows.get("timestep", [0])[-1] and track == twice:
+                row["position_x"] += 1
             for key, value in row.items():
                 rows.setdefault(key, []).append(value)
     (folder / name).mkdir(parents=True)
@@ -200,10 +209,12 @@ def test_argoverse2(tmp_path):
         ({"change": {"10": {"end_timestamp": 10**18 + 109 * 2 * 10**8}}}, "not 0.1 s"),
         ({"change": {"30": {"position_x": float("nan")}}}, "track 30"),
         ({"change": {"10": {"focal_track_id": "99", "object_category": 1}}}, "no track is a target"),
-        ({"steps": 60}, "10 to come"),
+        ({"steps": 60}, "10 steps to come"),
         ({"change": {"30": {"timestep": -1}}}, "timesteps"),
         ({"change": {"30": {"position_x": None}}}, "track 30"),
         ({"steps": 50}, "without a future"),
+        ({"skip": {"10": 2, "20": 2, "30": 2}}, "no track has 54 of the timesteps up to 109, the first 2"),
+        ({"twice": "20"}, "track 20 is in two places at step 7"),
     ],
 )
 def test_argoverse2_bad_scenes(tmp_path, written, reason):
@@ -273,6 +284,78 @@ def test_a_map_that_was_mended_is_read_again(tmp_path, monkeypatch):
     assert found()[1] != before
 
 
+def test_a_map_may_lie_elsewhere_if_it_is_given_with_its_scene(tmp_path, argoverse1):
+    scene = write_av2(tmp_path, "s0", steps=50)
+    there = next(scene.parent.glob("*.json")).rename(tmp_path / "log_map_archive_s0.json")
+    data = SceneFiles(history=50, future=60)
+    with pytest.raises(DataError, match=r"no log_map_archive_s0\.json"):
+        data.open([str(scene)])
+    assert len(data.open([str(scene), str(there)]).batch([0]).lanes[0]) == 5
+    with pytest.raises(DataError, match="no scene"):
+        data.open([str(there)])
+    table = (argoverse1 / "val/data/0.csv").rename(tmp_path / "other.csv")
+    city = next((argoverse1 / "map_files").glob("*.xml")).rename(tmp_path / "pruned_argoverse_MIA_1_vector_map.xml")
+    assert len(SceneFiles().open([str(table), str(city)]).batch([0]).lanes[0]) == 4
+
+
+def test_what_is_recorded_at_a_lower_rate_is_named_and_seen(tmp_path):
+    for number, split in enumerate(["train", "val"]):
+        write_av2(tmp_path / split, f"s{number}", skip={"20": 2})
+    data = Argoverse2(str(tmp_path), batch_size=1)
+    assert "targets of train that are seen, then not, and then again: 1 (" in found(data).remarks[0]
+    batch = ready(data).still("train").batch([0])
+    vectors, seen = agent_vectors(*batch[:3])
+    assert seen[0].sum(1).tolist() == [49, 9, 24]  # the bus is last, from one place where it was seen to the next
+    ways = vectors[0, 2][seen[0, 2]]
+    torch.testing.assert_close(ways[:, 2] - ways[:, 0], torch.full((24,), 2.0))
+    torch.testing.assert_close(ways[1:, :2], ways[:-1, 2:4])
+
+
+def test_a_row_that_is_there_twice_is_no_fault(tmp_path):
+    write_csv(tmp_path / "a.csv")
+    lines = (tmp_path / "a.csv").read_text().splitlines()
+    (tmp_path / "map_files").mkdir()
+    (tmp_path / "map_files/pruned_argoverse_MIA_10316_vector_map.xml").write_text(XML)
+    (tmp_path / "a.csv").write_text("\n".join([*lines, lines[-1]]))
+    read_csv(tmp_path / "a.csv", sorted((tmp_path / "map_files").iterdir()))
+    time, track, *rest = lines[-1].split(",")
+    (tmp_path / "a.csv").write_text("\n".join([*lines, ",".join([time, track, rest[0], "0", *rest[2:]])]))
+    with pytest.raises(UnreadableSceneError, match="two places at step 49"):
+        read_csv(tmp_path / "a.csv", sorted((tmp_path / "map_files").iterdir()))
+
+
+def test_linked_folders_are_entered_once(tmp_path):
+    for number in range(3):
+        write_av2(tmp_path / "there", f"s{number}", steps=50, seen=20)
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/scenes").symlink_to(tmp_path / "there")
+    (tmp_path / "there/again").symlink_to(tmp_path / "there")
+    assert len(SceneFiles(str(tmp_path / "set")).find()["train"].keys) == 3
+
+
+def test_scenes_whose_future_is_kept_back_are_no_test(tmp_path):
+    for split in ("train", "val", "test"):
+        write_av2(tmp_path / split, split, steps=50 if split == "test" else 110)
+    data = SceneFiles(str(tmp_path), batch_size=1, history=50, future=60, max_corrupt_test=1)
+    with pytest.warns(UserWarning, match="left out"), pytest.raises(DataError, match="can be predicted, not scored"):
+        data.setup()
+
+
+def test_scenes_to_predict_need_no_future(tmp_path):
+    gone = {"20": {"timestep": 0, "observed": True, "position_x": 0.0, "position_y": 0.0}}
+    path = write_av2(tmp_path, "short", steps=60, change=gone)
+    data = SceneFiles(targets="scored", history=50, future=60)
+    items = data.open([str(path)])
+    assert len(items) == 1
+    assert ["short.parquet:20 is left out" in one for one in data.remarks] == [True]
+    about = items.about(0)
+    assert about.pop("file").endswith("short.parquet:10")
+    assert about == {"track": "10", "origin": [1049.0, 2000.0], "heading": 0.0}
+    future = items.batch([0]).future[0]
+    torch.testing.assert_close(future[:10, 0], torch.arange(1.0, 11))
+    assert future[10:].isnan().all()
+
+
 def test_bare_folders_are_split_by_whole_groups(tmp_path):
     for number in range(8):
         write_av2(tmp_path, f"s{number}", steps=50, seen=20, drive=f"d{number // 2}")
@@ -310,8 +393,10 @@ def test_neither_turning_nor_shifting_a_whole_scene_changes_anything(seed, angle
         scene.positions[1] = scene.positions[1, :1]
     framing = Framing(max_lanes=6, max_agents=3, agent_radius=40, lane_radius=35)
     here, there = (frame(one, 1, framing) for one in (scene, moved(scene, angle, np.array([x, y]))))
-    for name, value in here._asdict().items():
-        np.testing.assert_allclose(value, getattr(there, name), atol=1e-4, err_msg=name)
+    where = there.pose[:2] - here.pose[:2] @ [[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]
+    np.testing.assert_allclose(where, [x, y], atol=1e-4)
+    for name in set(here._fields) - {"pose"}:
+        np.testing.assert_allclose(getattr(here, name), getattr(there, name), atol=1e-4, err_msg=name)
 
 
 def test_headings():
@@ -470,5 +555,7 @@ def test_check_data_takes_a_folder_of_scenes(argoverse1, capsys):
 
 
 def test_csv_reader_reads_a_city_once(argoverse1):
-    first, second = (read_csv(argoverse1 / "train/data/0.csv", argoverse1 / "map_files") for _ in range(2))
+    first, second = (
+        read_csv(argoverse1 / "train/data/0.csv", sorted((argoverse1 / "map_files").iterdir())) for _ in range(2)
+    )
     assert first.lanes is second.lanes

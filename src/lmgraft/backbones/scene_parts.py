@@ -91,16 +91,25 @@ def check_scene(seen: Seen, history: int) -> None:
 
 
 def agent_vectors(agents: Tensor, valid: Tensor, types: Tensor) -> tuple[Tensor, Tensor]:
-    """Each agent's ways from step to step: (B, A, S - 1, `AGENT_WIDTH`), and which are seen from end to end.
+    """Each agent's ways to a step from where it was seen before: (B, A, S - 1, `AGENT_WIDTH`), and which there are.
 
     Of a way: where it starts and ends, when it ends (-1 at the first step, 0 at the last), the agent's type as 0 and 1.
     """
-    ends = torch.cat([agents[:, :, :-1], agents[:, :, 1:]], -1)
+    before = _seen_before(valid)
+    starts = agents.gather(2, before.clamp_min(0)[..., None].expand(-1, -1, -1, 2))
+    ends = torch.cat([starts, agents[:, :, 1:]], -1)
     steps = agents.shape[2] - 1
     time = torch.arange(1 - steps, 1, device=agents.device, dtype=agents.dtype) / steps
     kind = _one_hot(types, AGENT_TYPES, agents)[:, :, None].expand(-1, -1, steps, -1)
     time = time[:, None].expand(*ends.shape[:3], 1)
-    return torch.cat([ends, time, kind], -1), valid[:, :, :-1] & valid[:, :, 1:]
+    return torch.cat([ends, time, kind], -1), valid[:, :, 1:] & (before >= 0)
+
+
+def _seen_before(valid: Tensor) -> Tensor:
+    """(B, A, S) bool to (B, A, S - 1): of each step but the first the last one before it that is seen, -1 for none."""
+    steps = torch.arange(valid.shape[2], device=valid.device)
+    earlier = valid[:, :, None, :] & (steps < steps[1:, None])
+    return torch.where(earlier, steps, -1).amax(-1)
 
 
 def lane_vectors(lanes: Tensor, valid: Tensor, attributes: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,10 +169,15 @@ def last_places(agents: Tensor, valid: Tensor) -> Tensor:
 
 
 def velocity(agents: Tensor, valid: Tensor, steps: int) -> Tensor:
-    """The target's mean displacement over those of its last `steps` ways that are seen: (B, 2), in metres a step."""
+    """The target's mean displacement between the first and the last time that it is seen in its last `steps` ways:
+    (B, 2), in metres a step; 0 where it is seen but once."""
     path, seen = agents[:, 0, -steps - 1 :], valid[:, 0, -steps - 1 :]
-    both = (seen[:, 1:] & seen[:, :-1])[..., None]
-    return ((path[:, 1:] - path[:, :-1]) * both).sum(1) / both.sum(1).clamp_min(1)
+    at = torch.arange(steps + 1, device=seen.device)
+    first = torch.where(seen, at, steps).amin(1, keepdim=True)
+    last = torch.where(seen, at, 0).amax(1, keepdim=True)
+    ends = [path.gather(1, one[..., None].expand(-1, -1, 2))[:, 0] for one in (first, last)]
+    moved = (ends[1] - ends[0]) / (last - first).clamp_min(1)
+    return torch.where(last > first, moved, 0.0)
 
 
 def padding(agents_seen: Tensor, lanes_seen: Tensor) -> Tensor:

@@ -109,6 +109,8 @@ class Data(LightningDataModule, ABC):
     things: ClassVar[str] = "items"
     """What its items are, in the plural: images, clips, scenes, questions."""
     endings: ClassVar[tuple[str, ...]] = ()
+    beside: ClassVar[tuple[str, ...]] = ()
+    """How files end that may be given along with an item's own, such as the map of a scene."""
     """How files that `open` reads end, in small letters with their dots; none where it reads none."""
     selection: Literal["val", "test", "last"] = "val"
     """What chooses the epoch: held-out items, the test items as the paper does, or nothing: the last epoch counts."""

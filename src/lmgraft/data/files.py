@@ -113,6 +113,31 @@ def find_loose(sources: Sequence[str], inside: Callable[[Path], Sequence[Path] |
     return paths
 
 
+def files_below(folder: Path, endings: Sequence[str]) -> list[Path]:
+    """Files of these extensions below a folder, in order; hidden ones and what systems leave behind are passed over.
+
+    Linked folders are entered, those that lead back to a folder above them are not.
+
+    Args:
+        folder: Where to look.
+        endings: In small letters, with their dots.
+    """
+    files: list[Path] = []
+    for where, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_system_folder(name) and not leads_back(where, name)]
+        files += [Path(where, name) for name in names if name.lower().endswith(tuple(endings)) and name[0] != "."]
+    return sorted(files)
+
+
+def leads_back(folder: str, name: str) -> bool:
+    """Whether what is called so in a folder is a link to that folder, or to one above it."""
+    path = os.path.join(folder, name)
+    if not os.path.islink(path):
+        return False
+    inside, above = os.path.realpath(folder), os.path.realpath(path)
+    return os.path.commonpath([inside, above]) == above
+
+
 def identity_of(files: Sequence[Path], root: Path) -> str:
     """A digest of names and sizes of files, wherever they lie; contents are not read."""
     rows = (f"{file.relative_to(root)}\0{file.stat().st_size if file.exists() else -1}\n" for file in files)

@@ -138,13 +138,15 @@ class Explorer:
     Attributes:
         things: What the items are called, in the plural.
         endings: Of files that can be given; empty where none can.
+        beside: Of files that may be given along with one.
         count: Test items.
     """
 
     def __init__(self, runs: Sequence[Opened]) -> None:
         self._runs = {run.label: run for run in runs}
         data = runs[0].recipe.data
-        self.things, self.endings, self.count = data.things, data.endings, len(runs[0].items)
+        self.things, self.count = data.things, len(runs[0].items)
+        self.endings, self.beside = data.endings, data.beside
         self.item = lru_cache(_REMEMBERED)(self._item)
         self.file = lru_cache(_REMEMBERED)(self._file)
 
@@ -163,17 +165,19 @@ class Explorer:
         sets = {label: run.items for label, run in self._runs.items()}
         return self._seen(sets, number, f"test item {number}")
 
-    def _file(self, path: str) -> Seen:
-        """An item from a file of one's own; the latest few are remembered.
+    def _file(self, *paths: str) -> Seen:
+        """An item from a file of one's own, and what lies beside it; the latest few are remembered.
 
         Raises:
             DataError: If it is missing, broken or of another kind; it names the file without its folder.
         """
         try:
-            return self._seen({label: run.recipe.data.open([path]) for label, run in self._runs.items()}, 0, "")
+            return self._seen({label: run.recipe.data.open(paths) for label, run in self._runs.items()}, 0, "")
         except DataError as error:
-            folder = f"{Path(path).parent}/"
-            raise DataError(error.message.replace(folder, ""), "give another file") from None
+            message = error.message
+            for path in paths:
+                message = message.replace(f"{Path(path).parent}/", "")
+            raise DataError(message, "give another file") from None
 
     def _seen(self, sets: Mapping[str, ItemSet], sample: int, name: str) -> Seen:
         sights = {}

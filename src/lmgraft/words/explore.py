@@ -51,6 +51,16 @@ def head_title(head: int | None) -> str:
     return "mean of heads" if head is None else f"head {head + 1}"
 
 
+def upload_label(one: str, beside: Sequence[str]) -> str:
+    """What a control for files of one's own asks for.
+
+    Args:
+        one: What an item is called.
+        beside: Endings of files that may come with it.
+    """
+    return f"or a file with one {one}" + (f", and what belongs to it ({', '.join(beside)})" if beside else "")
+
+
 def truth_sentence(truths: Mapping[str, str]) -> str:
     """What the data say of an item; empty where they say nothing."""
     return "; ".join(f"{name}: {value}" for name, value in truths.items())

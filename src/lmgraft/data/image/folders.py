@@ -16,6 +16,7 @@ from lmgraft.data.files import (
     extension,
     file_sizes,
     is_system_folder,
+    leads_back,
     listed,
     most_first,
 )
@@ -77,14 +78,9 @@ def _leave_out(folder: str, folders: list[str], ignored: Counter[str]) -> None:
         if is_system_folder(name):
             ignored[f"{name}/"] += sum(len(files) for _, _, files in os.walk(path))
             folders.remove(name)
-        elif os.path.islink(path) and _leads_back(path, folder):
+        elif leads_back(folder, name):
             ignored[f"{name}/ (a link back to a folder above it)"] += 1
             folders.remove(name)
-
-
-def _leads_back(link: str, folder: str) -> bool:
-    target, here = os.path.realpath(link), os.path.realpath(folder)
-    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def _check_rows(root: Path, names: Sequence[str], ignored: Counter[str]) -> None:

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lmgraft.data.files import find_loose
-from lmgraft.data.image.opening import EXTENSIONS, is_image, open_image
+from lmgraft.data.files import files_below, find_loose
+from lmgraft.data.image.opening import EXTENSIONS, open_image
 from lmgraft.data.image.reading import Reading
 from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.labelled import LabelledBatch, LabelledData, LabelledSet
@@ -57,7 +57,7 @@ class LooseImages(LabelledSet):
 
 def images_below(folder: Path) -> list[Path]:
     """Image files in a folder and those below it, in order."""
-    return sorted(path for path in folder.rglob("*") if is_image(path.name))
+    return files_below(folder, EXTENSIONS)
 
 
 class ImageData(LabelledData):

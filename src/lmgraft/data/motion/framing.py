@@ -77,18 +77,30 @@ class Framed(NamedTuple):
     lane_attributes: npt.NDArray[np.uint8]
     """(L, 3)."""
     future: Single
-    """(T, 2), NaN where the scene ends with the present."""
+    """(T, 2), NaN where the scene ends before, or the target is not seen."""
+    pose: Array
+    """(3,) x, y in metres and heading in radians of the target at present, on the map."""
 
 
-def frame(scene: Scenario, target: int, framing: Framing) -> Framed:
+def frame(scene: Scenario, target: int, framing: Framing, needs_future: bool = True) -> Framed:
     """What is shown of a scene for one target, a row of its tracks.
+
+    Args:
+        scene: As it was recorded.
+        target: Which of its tracks.
+        framing: What is shown.
+        needs_future: Whether a future that has begun must be there to its end.
 
     Raises:
         UnreadableSceneError: If the target is not seen enough, or the scene is too short.
     """
     past, ahead = _steps(scene, framing)
     now = scene.seen - 1
-    _check_target(scene, target, ahead)
+    _check_target(scene, target)
+    there = ahead < scene.positions.shape[1]
+    there[there] = scene.valid[target, ahead[there]]
+    if needs_future and scene.positions.shape[1] > scene.seen:
+        _check_future(scene, target, ahead, there)
     origin = scene.positions[target, now]
     heading = heading_of(scene, target)
     cos, sin = np.cos(heading), np.sin(heading)
@@ -97,8 +109,7 @@ def frame(scene: Scenario, target: int, framing: Framing) -> Framed:
     valid = scene.valid[shown][:, past]
     agents = np.where(valid[..., None], (scene.positions[shown][:, past] - origin) @ turn, 0.0)
     future = np.full((framing.future, 2), np.nan)
-    if len(ahead):
-        future = (scene.positions[target, ahead] - origin) @ turn
+    future[there] = (scene.positions[target, ahead[there]] - origin) @ turn
     lanes, attributes = _lanes(scene.lanes, origin, turn, framing)
     return Framed(
         agents.astype(np.float32),
@@ -109,23 +120,20 @@ def frame(scene: Scenario, target: int, framing: Framing) -> Framed:
         lanes.astype(np.float32),
         attributes.astype(np.uint8),
         future.astype(np.float32),
+        np.array([*origin, heading]),
     )
 
 
 def _steps(scene: Scenario, framing: Framing) -> tuple[Index, Index]:
-    """Columns of the steps that are shown and of those that are asked for, none where the scene ends at present."""
+    """Columns of the steps that are shown and of those that are asked for."""
     past = scene.seen - 1 - framing.stride * np.arange(framing.history)[::-1]
     ahead = scene.seen - 1 + framing.stride * np.arange(1, framing.future + 1)
-    steps = scene.positions.shape[1]
-    if past[0] < 0 or (ahead[-1] >= steps > scene.seen):
-        raise UnreadableSceneError(
-            f"it has {scene.seen} steps to see and {steps - scene.seen} to come, not {scene.seen - past[0]} and "
-            f"{framing.stride * framing.future}"
-        )
-    return past, ahead if steps > scene.seen else ahead[:0]
+    if past[0] < 0:
+        raise UnreadableSceneError(f"it has {scene.seen} steps to see, not {scene.seen - past[0]}")
+    return past, ahead
 
 
-def _check_target(scene: Scenario, target: int, ahead: Index) -> None:
+def _check_target(scene: Scenario, target: int) -> None:
     seen = scene.valid[target, : scene.seen]
     if not seen[-1]:
         raise UnreadableSceneError(f"target {scene.ids[target]} is not seen at present")
@@ -133,7 +141,13 @@ def _check_target(scene: Scenario, target: int, ahead: Index) -> None:
         raise UnreadableSceneError(
             f"target {scene.ids[target]} is seen in {seen.sum()} steps, and {LEAST_HISTORY} are needed"
         )
-    if not scene.valid[target, ahead].all():
+
+
+def _check_future(scene: Scenario, target: int, ahead: Index, there: Mask) -> None:
+    steps, last = scene.positions.shape[1] - scene.seen, int(ahead[-1])
+    if last >= steps + scene.seen:
+        raise UnreadableSceneError(f"it has {steps} steps to come, not {last + 1 - scene.seen}")
+    if not there.all():
         raise UnreadableSceneError(f"target {scene.ids[target]} is not seen in every step to come")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from lmgraft.data.loader import Fault
 from lmgraft.data.motion.framing import Framing
 from lmgraft.data.motion.scene_set import Changes, SceneSet
 from lmgraft.data.motion.scenes import AGENT_TYPES, LANE_ATTRIBUTES, Scenes
-from lmgraft.data.motion.table import SceneTable, Source, Table, prepared_table
+from lmgraft.data.motion.table import NO_FUTURE, SceneTable, Source, Table, prepared_table
 from lmgraft.errors import DataError
 
 _MOST_WORKERS = 8
@@ -100,10 +101,7 @@ class MotionData(Data):
         }
         for split, items in sets.items():
             if not len(items):
-                raise DataError(
-                    f"{self.name} has no {split} {self.things} that can be shown",
-                    "lmgraft check-data says what is wrong with each; scenes of one group are not divided among splits",
-                )
+                raise DataError(f"{self.name} has no {split} {self.things} that can be shown", self._why_none(split))
         self.fill_a_batch(len(sets["train"]))
         self._sets.update(sets)
 
@@ -130,6 +128,16 @@ class MotionData(Data):
     def _faults_of(self, split: str) -> list[Fault]:
         items = self._tables[split].items
         return [Fault(items[i].name, items[i].fault) for i in self._chosen[split].tolist() if items[i].fault]
+
+    def _why_none(self, split: str) -> str:
+        """What to do about a split without a scene that can be shown."""
+        faults = self._faults_of(split)
+        if faults and all(fault.reason == NO_FUTURE for fault in faults):
+            return (
+                "their future is kept back: they can be predicted, not scored; take the folder away, so that there is "
+                "train and val alone, or take a set whose val is the test"
+            )
+        return "lmgraft check-data says what is wrong with each; scenes of one group are not divided among splits"
 
     def _items(self, split: str, changes: Changes | None = None) -> SceneSet:
         table, index = self._tables[split], self._chosen[split]
@@ -177,8 +185,14 @@ class MotionData(Data):
             if bare:
                 within = f"data.lane_radius={self.framing.lane_radius:g} m"
                 findings.remarks.append(f"{bare:,} {self.things} of {split} have no lane within {within}")
+            gaps = sum(int(_with_gaps(table[i].agent_valid).sum()) for i in items.indices.tolist())
+            if gaps:
+                findings.remarks.append(
+                    f"agents around the targets of {split} that are seen, then not, and then again: {gaps:,} (they "
+                    "were hidden, or are recorded at a lower rate)"
+                )
             if not len(items):
-                findings.problems.append(f"no {self.things[:-1]} of {split} can be shown")
+                findings.problems.append(f"no {self.things[:-1]} of {split} can be shown: {self._why_none(split)}")
         findings.grids.append(Grid(("split", self.things, "groups", "unreadable"), rows))
         shown = [n for n in range(len(AGENT_TYPES)) if any(counts[n] for counts in kinds.values())]
         by_type = [(AGENT_TYPES[n], *(f"{kinds[split][n]:,}" for split in splits)) for n in shown]
@@ -214,6 +228,12 @@ class MotionData(Data):
             truth=there & (torch.arange(agents) == 1),
             ignored=~there,
         )
+
+
+def _with_gaps(valid: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """(A, S) to (A,): agents that are seen, then not, and then again."""
+    gaps: npt.NDArray[np.bool_] = (np.diff(valid.astype(np.int8), axis=1) == 1).sum(1) + valid[:, 0] > 1
+    return gaps
 
 
 def group_numbers(table: Table) -> Tensor:

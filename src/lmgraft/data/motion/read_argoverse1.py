@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
-from lmgraft.data.motion.scenario import Array, LaneMap, Scenario, UnreadableSceneError, check_times
+from lmgraft.data.motion.scenario import Array, LaneMap, Scenario, UnreadableSceneError, by_track, check_times
 from lmgraft.data.motion.scenes import AGENT_TYPES, LANE_ATTRIBUTES
 
 MAPS = "map_files"
@@ -20,12 +22,12 @@ _YES = {"True": "yes", "False": "no"}
 _TURNS = {"NONE": "none", "LEFT": "left", "RIGHT": "right"}
 
 
-def read_csv(path: Path, maps: Path) -> Scenario:
+def read_csv(path: Path, maps: Sequence[Path]) -> Scenario:
     """A scene of 50 steps, or of 20 where its future is kept back; AGENT is its target, in no group but its own.
 
     Args:
         path: The file.
-        maps: The folder of the cities' vector maps.
+        maps: The cities' vector maps.
 
     Raises:
         UnreadableSceneError: If something is missing, damaged or not what it should be.
@@ -43,8 +45,7 @@ def read_csv(path: Path, maps: Path) -> Scenario:
         raise UnreadableSceneError(f"it has {len(when)} steps, not {_ALL}, or {_SEEN} without a future")
     check_times(when)
     ids, row = np.unique(tracks, return_inverse=True)
-    positions, valid = np.zeros((len(ids), len(when), 2)), np.zeros((len(ids), len(when)), bool)
-    positions[row, steps.reshape(-1)], valid[row, steps.reshape(-1)] = places, True
+    positions, valid = by_track(row, steps.reshape(-1), places, (len(ids), len(when)), ids.tolist())
     types = np.full(len(ids), AGENT_TYPES.index("other"))
     types[row] = [_TYPES.get(kind, AGENT_TYPES.index("other")) for kind in kinds]
     return Scenario(
@@ -54,21 +55,21 @@ def read_csv(path: Path, maps: Path) -> Scenario:
         valid=valid,
         seen=_SEEN,
         targets=tuple(np.unique(row[np.array(kinds) == "AGENT"]).tolist()),
-        lanes=read_city(maps, city[0]),
+        lanes=read_city(tuple(maps), city[0]),
         group=path.stem,
     )
 
 
 @lru_cache(maxsize=4)
-def read_city(maps: Path, city: str) -> LaneMap:
+def read_city(maps: tuple[Path, ...], city: str) -> LaneMap:
     """The lanes of a city, read once by each process.
 
     Raises:
         UnreadableSceneError: If there is no map, or a damaged one.
     """
-    files = sorted(maps.glob(f"*_{city}_*vector_map.xml"))
+    files = [file for file in maps if fnmatch(file.name, f"*_{city}_*vector_map.xml")]
     if not files:
-        raise UnreadableSceneError(f"{maps} has no vector map of {city}, pruned_argoverse_{city}_*_vector_map.xml")
+        raise UnreadableSceneError(f"there is no vector map of {city}, {MAPS}/pruned_argoverse_{city}_*_vector_map.xml")
     try:
         tree = ElementTree.parse(files[0]).getroot()
         nodes = {node.attrib["id"]: (float(node.attrib["x"]), float(node.attrib["y"])) for node in tree.iter("node")}

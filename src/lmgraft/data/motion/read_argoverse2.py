@@ -8,6 +8,7 @@ track that this one interacts with ("" for none, null where that is not known), 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft.data.motion.read_argoverse1 import attribute_rows
-from lmgraft.data.motion.scenario import RATE, Array, LaneMap, Scenario, UnreadableSceneError, check_times
+from lmgraft.data.motion.scenario import (
+    RATE,
+    Array,
+    Index,
+    LaneMap,
+    Scenario,
+    UnreadableSceneError,
+    by_track,
+    check_times,
+)
 from lmgraft.data.motion.scenes import AGENT_TYPES
 from lmgraft.versions import optional
 
@@ -31,12 +41,13 @@ _MORE = ("heading", "focal_track_id", "slice_id", "interacts", *_TIMES)
 Columns = dict[str, npt.NDArray[Any]]
 
 
-def read_parquet(path: Path, targets: Targets = "focal") -> Scenario:
+def read_parquet(path: Path, targets: Targets = "focal", maps: Sequence[Path] = ()) -> Scenario:
     """A scene with its map beside it; its group is the drive it was cut out of, `slice_id`.
 
     Args:
         path: The file.
         targets: The focal track alone, or all scored ones with it.
+        maps: Files that the map may be, beside those in the scene's folder.
 
     Raises:
         UnreadableSceneError: If something is missing, damaged or not what it should be.
@@ -48,16 +59,14 @@ def read_parquet(path: Path, targets: Targets = "focal") -> Scenario:
         raise UnreadableSceneError(f"its timesteps go from {step.min()} to {step.max()}")
     if not columns["observed"].any():
         raise UnreadableSceneError("no step is observed")
-    _check_rate(columns, steps)
+    _check_rate(columns, step)
     seen = int(step[columns["observed"].astype(bool)].max()) + 1
     ids, first, row = np.unique(columns["track_id"].astype(str), return_index=True, return_inverse=True)
-    positions, valid = np.zeros((len(ids), steps, 2)), np.zeros((len(ids), steps), bool)
-    positions[row, step] = np.stack([columns["position_x"], columns["position_y"]], 1)
-    valid[row, step] = True
+    names, places = ids.tolist(), np.stack([columns["position_x"], columns["position_y"]], 1).astype(float)
+    positions, valid = by_track(row, step, places, (len(ids), steps), names)
     headings = np.full((len(ids), steps), np.nan)
     if "heading" in columns:
         headings[row, step] = columns["heading"]
-    names = ids.tolist()
     kinds = columns["object_type"][first].tolist()
     other = AGENT_TYPES.index("other")
     wanted = _targets(columns, first, names, targets)
@@ -68,7 +77,7 @@ def read_parquet(path: Path, targets: Targets = "focal") -> Scenario:
         valid=valid,
         seen=seen,
         targets=wanted,
-        lanes=read_map(path),
+        lanes=read_map(path, maps),
         group=str(columns["slice_id"][0]) if "slice_id" in columns else path.stem,
         headings=headings[:, seen - 1],
         interacts=_interacts(columns, row, step == seen - 1, names, wanted),
@@ -89,8 +98,15 @@ def _columns(path: Path) -> Columns:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _check_rate(columns: Columns, steps: int) -> None:
-    """By the scene's first and last time, in nanoseconds, between which its steps lie evenly."""
+def _check_rate(columns: Columns, step: Index) -> None:
+    """By the scene's first and last time, in nanoseconds, between which its steps lie evenly; and whether there is
+    someone at each step."""
+    steps = int(step.max()) + 1
+    empty = np.setdiff1d(np.arange(step.min(), steps), step)
+    if len(empty):
+        raise UnreadableSceneError(
+            f"no track has {len(empty)} of the timesteps up to {steps - 1}, the first {empty[0]}: are they 0.1 s apart?"
+        )
     if all(name in columns for name in _TIMES):
         start, end, count = (float(columns[name][0]) for name in _TIMES)
         if count < steps:
@@ -118,19 +134,21 @@ def _interacts(
     return {target: numbers.get(with_whom[target]) for target in targets if isinstance(with_whom.get(target), str)}
 
 
-def read_map(scene: Path) -> LaneMap:
+def read_map(scene: Path, maps: Sequence[Path] = ()) -> LaneMap:
     """The lanes of log_map_archive_*.json in a scene's folder; of several, of the scene's own.
 
     Args:
         scene: Its file, scenario_ID.parquet.
+        maps: Further files that it may be, which come first.
 
     Raises:
         UnreadableSceneError: If it is missing, damaged, or one of several of other names.
     """
-    own = scene.with_name(MAP_FILES.replace("*", scene.stem.removeprefix("scenario_")))
-    files = [own] if own.is_file() else list(scene.parent.glob(MAP_FILES))
-    if len(files) != 1:
-        raise UnreadableSceneError(f"no {own.name} lies beside it")
+    own = MAP_FILES.replace("*", scene.stem.removeprefix("scenario_"))
+    there = [*maps, *scene.parent.glob(MAP_FILES)]
+    files = [file for file in there if file.name == own] or there
+    if not files or len({file.name for file in files}) > 1:
+        raise UnreadableSceneError(f"no {own} lies beside it")
     try:
         lanes = list(json.loads(files[0].read_text(encoding="utf-8"))["lane_segments"].values())
         return LaneMap.of([_centreline(lane) for lane in lanes], [_attributes(lane) for lane in lanes])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -105,6 +105,28 @@ class Scenario:
             raise UnreadableSceneError("its map has no lanes")
         if not np.isfinite(self.lanes.points).all():
             raise UnreadableSceneError("its map has lanes that are not finite")
+
+
+def by_track(row: Index, step: Index, values: Array, shape: tuple[int, int], ids: Sequence[str]) -> tuple[Array, Mask]:
+    """A table's rows as tracks over steps: values (A, steps, ...), and where there are any (A, steps).
+
+    Args:
+        row: (N,) the track of each row of the table.
+        step: (N,)
+        values: (N, ...)
+        shape: A and steps.
+        ids: Of the tracks, for the error.
+
+    Raises:
+        UnreadableSceneError: If two rows of a track and step have different values.
+    """
+    out, valid = np.zeros((*shape, *values.shape[1:])), np.zeros(shape, bool)
+    out[row, step], valid[row, step] = values, True
+    differ = (out[row, step] != values) & ~np.isnan(values)
+    if differ.any():
+        first = int(np.flatnonzero(differ.reshape(len(values), -1).any(1))[0])
+        raise UnreadableSceneError(f"track {ids[row[first]]} is in two places at step {step[first]}")
+    return out, valid
 
 
 def check_times(seconds: Array) -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from lmgraft.data.files import find_loose, identity_of, stamp_of
+from lmgraft.data.files import files_below, find_loose, identity_of, stamp_of
 from lmgraft.data.motion.motion_data import MotionData
 from lmgraft.data.motion.read_argoverse1 import MAPS, read_csv
 from lmgraft.data.motion.read_argoverse2 import MAP_FILES, Targets, read_parquet
@@ -17,6 +17,7 @@ from lmgraft.data.motion.table import Source, loaded_table
 from lmgraft.errors import DataError, LmgraftError
 
 ENDINGS = (".parquet", ".csv")
+MAP_ENDINGS = (".xml", ".json")
 
 
 class SceneFiles(MotionData):
@@ -35,6 +36,7 @@ class SceneFiles(MotionData):
 
     name = "scene_files"
     endings: ClassVar[tuple[str, ...]] = ENDINGS
+    beside: ClassVar[tuple[str, ...]] = MAP_ENDINGS
     folders: ClassVar[tuple[dict[str, str], ...]] = (
         {"train": "train", "val": "val", "test": "test"}, {"train": "train", "test": "test"},
         {"train": "train", "test": "val"}, {"train": "."},
@@ -67,30 +69,50 @@ class SceneFiles(MotionData):
     def _source(self, files: Sequence[Path]) -> Source:
         if not files:
             raise DataError(f"{self.root} holds no scenes ({', '.join(ENDINGS)})", "check data.root")
-        maps = self.maps or _maps_near(files[0])
+        maps = self._maps(files[0])
         beside = sorted(one for folder in {file.parent for file in files} for one in folder.glob(MAP_FILES))
         return Source(
             read=partial(read_scene, targets=self.targets, maps=maps),
             keys=files,
             names=[str(file.relative_to(self.root)) for file in files],
             identity={"name": self.name, "files": identity_of([*files, *beside], self.root), "targets": self.targets},
-            stamp=stamp_of([*files, *beside, *sorted(maps.glob("*.xml"))]),
+            stamp=stamp_of([*files, *beside, *maps]),
         )
 
+    def _maps(self, scene: Path) -> list[Path]:
+        """The vector maps of cities: in the folder that was given, near a scene, or near the set."""
+        near = [self.maps] if self.maps else [_maps_near(scene), _maps_near(self.root / scene.name)]
+        return next(filter(None, (sorted(folder.glob("*.xml")) for folder in near)), [])
+
     def open(self, sources: Sequence[str]) -> SceneSet:
-        paths = find_loose(sources, scenes_below, f"scenes ({', '.join(ENDINGS)})")
-        read = partial(read_scene, targets=self.targets, maps=self.maps or _maps_near(paths[0]))
-        return self.of_table(loaded_table(read, paths, [str(path) for path in paths], self.framing))
+        given = [path for path in map(Path, sources) if path.suffix.lower() in self.beside and path.is_file()]
+        scenes = [source for source in sources if Path(source) not in given]
+        paths = find_loose(scenes, scenes_below, f"scenes ({', '.join(ENDINGS)})")
+        if not paths:
+            raise DataError("maps, and no scene", f"give scenes ({', '.join(ENDINGS)}) with them")
+        read = partial(read_scene, targets=self.targets, maps=[*given, *self._maps(paths[0])])
+        table, faults = loaded_table(read, paths, [str(path) for path in paths], self.framing)
+        for fault in faults:
+            self.remark(f"{fault.file} is left out: {fault.reason}")
+        return self.of_table(table)
 
 
-def read_scene(path: Path, targets: Targets, maps: Path) -> Scenario:
-    """The scene of a file, by its ending; arguments as those of `SceneFiles`.
+def read_scene(path: Path, targets: Targets, maps: Sequence[Path]) -> Scenario:
+    """The scene of a file, by its ending.
+
+    Args:
+        path: The file.
+        targets: See `SceneFiles`.
+        maps: Files of maps, of both kinds.
 
     Raises:
         UnreadableSceneError: If it cannot be read.
     """
     try:
-        return read_csv(path, maps) if path.suffix.lower() == ".csv" else read_parquet(path, targets)
+        of_kind = {kind: [file for file in maps if file.suffix.lower() == kind] for kind in MAP_ENDINGS}
+        if path.suffix.lower() == ".csv":
+            return read_csv(path, of_kind[".xml"])
+        return read_parquet(path, targets, of_kind[".json"])
     except LmgraftError:  # a package that is not there
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -99,7 +121,7 @@ def read_scene(path: Path, targets: Targets, maps: Path) -> Scenario:
 
 def scenes_below(folder: Path) -> list[Path]:
     """The files of all scenes below a folder, in order."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS and path.name[0] != ".")
+    return files_below(folder, ENDINGS)
 
 
 def _maps_near(scene: Path) -> Path:

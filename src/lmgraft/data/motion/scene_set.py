@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,12 @@ class SceneSet(ItemSet):
 
     def place(self, index: int) -> str:
         return self.table.items[index].name
+
+    def about(self, index: int) -> dict[str, Any]:
+        """The scene, the target's track, and its frame: the forecast's origin on the map and which way is ahead."""
+        x, y, heading = self.table[index].pose.tolist()
+        origin = [round(x, 3), round(y, 3)]
+        return {"file": self.place(index), "track": self.table.items[index].track, "origin": origin, "heading": heading}
 
     def changed_by(self, changes: Changes | None) -> SceneSet:
         """The same items, shown otherwise."""

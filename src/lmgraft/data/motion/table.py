@@ -28,12 +28,13 @@ from torch import Tensor
 from lmgraft import records
 from lmgraft.checkpoint.cache import cache_dir, lock
 from lmgraft.checkpoint.digest import json_digest
+from lmgraft.data.loader import Fault
 from lmgraft.data.motion.framing import Framed, Framing, frame
 from lmgraft.data.motion.scenario import Scenario, UnreadableSceneError
 from lmgraft.errors import DataError
 
 _SHARD = 256
-_VERSION = 1
+_VERSION = 2
 _SILENT = 5.0  # seconds without a line about progress
 _RAGGED = {"agents": ("agents", "agent_valid", "agent_types", "truth"), "lanes": ("lanes", "lane_attributes")}
 
@@ -48,6 +49,12 @@ class Item(NamedTuple):
     """Why it cannot be shown; empty where all is well. Only then it has arrays."""
     type: int
     """The target's, a row of `AGENT_TYPES`; -1 where it cannot be shown."""
+    track: str = ""
+    """The target's ID in the scene; empty where the scene cannot be read."""
+
+
+NO_FUTURE = "it ends with the present, without a future"
+"""The fault of scenes whose future is kept back, as in official test sets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +126,8 @@ class SceneTable:
         for kind, names in _RAGGED.items():
             first, last = shard[f"{kind}_starts"][row : row + 2].tolist()
             cut |= {name: shard[name][first:last].numpy() for name in names}
-        return Framed(known=bool(shard["known"][row]), future=shard["future"][row].numpy(), **cut)
+        whole = {name: shard[name][row].numpy() for name in ("future", "pose")}
+        return Framed(known=bool(shard["known"][row]), **whole, **cut)
 
 
 def _rows(whole: Sequence[bool]) -> Iterator[int]:
@@ -198,7 +206,7 @@ def make_shard(
     for key, name in zip(keys, names, strict=True):
         for item, one in items_of(read, key, name, framing):
             if one is not None and np.isnan(one.future).any():
-                item, one = item._replace(fault="it ends with the present, without a future", type=-1), None
+                item, one = item._replace(fault=NO_FUTURE, type=-1), None
             items.append(item)
             framed += [] if one is None else [one]
     header = {"items": json.dumps(items)}
@@ -207,9 +215,17 @@ def make_shard(
 
 
 def items_of(
-    read: Callable[[Any], Scenario], key: Any, name: str, framing: Framing
+    read: Callable[[Any], Scenario], key: Any, name: str, framing: Framing, needs_future: bool = True
 ) -> Iterator[tuple[Item, Framed | None]]:
-    """Each target of a scene; of a scene that cannot be read one item without arrays."""
+    """Each target of a scene; of a scene that cannot be read one item without arrays.
+
+    Args:
+        read: Gives the scene.
+        key: Of the scene.
+        name: Of the scene, for messages.
+        framing: What is shown.
+        needs_future: See `frame`.
+    """
     try:
         scene = read(key)
     except UnreadableSceneError as error:
@@ -218,31 +234,39 @@ def items_of(
     for target in scene.targets:
         of = name if len(scene.targets) == 1 else f"{name}:{scene.ids[target]}"
         try:
-            yield Item(of, scene.group, "", int(scene.types[target])), frame(scene, target, framing)
+            framed = frame(scene, target, framing, needs_future)
+            yield Item(of, scene.group, "", int(scene.types[target]), scene.ids[target]), framed
         except UnreadableSceneError as error:
-            yield Item(of, scene.group, str(error), -1), None
+            yield Item(of, scene.group, str(error), -1, scene.ids[target]), None
 
 
 def loaded_table(
     read: Callable[[Any], Scenario], keys: Sequence[Any], names: Sequence[str], framing: Framing
-) -> LoadedTable:
-    """All items of scenes, in memory.
+) -> tuple[LoadedTable, tuple[Fault, ...]]:
+    """All items of scenes that can be shown, in memory, and those that cannot; no future is needed.
 
     Raises:
-        DataError: If one cannot be shown; it names the first.
+        DataError: If nothing can be shown of a scene; it names the first.
     """
-    made = [one for key, name in zip(keys, names, strict=True) for one in items_of(read, key, name, framing)]
-    bad = [f"{item.name} cannot be read ({item.fault})" for item, _ in made if item.fault]
+    whole: list[tuple[Item, Framed]] = []
+    faults: list[Fault] = []
+    bad: list[Fault] = []
+    for key, name in zip(keys, names, strict=True):
+        made = list(items_of(read, key, name, framing, needs_future=False))
+        whole += [(item, framed) for item, framed in made if framed is not None]
+        of_scene = [Fault(item.name, item.fault) for item, _ in made if item.fault]
+        (bad if len(of_scene) == len(made) else faults).extend(of_scene)
     if bad:
-        raise DataError(bad[0] + (f", and {len(bad) - 1} more" if len(bad) > 1 else ""), "leave it out, or mend it")
-    return LoadedTable([item for item, _ in made], [framed for _, framed in made if framed is not None])
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        raise DataError(f"{bad[0].file} cannot be read ({bad[0].reason}){more}", "leave it out, or mend it")
+    return LoadedTable([item for item, _ in whole], [framed for _, framed in whole]), tuple(faults)
 
 
 def _stacked(framed: list[Framed]) -> dict[str, npt.NDArray[Any]]:
     """The arrays of all items one behind the other; of no item, none but their offsets."""
     arrays: dict[str, npt.NDArray[Any]] = {"known": np.array([one.known for one in framed], bool)}
     if framed:
-        arrays["future"] = np.stack([one.future for one in framed])
+        arrays |= {name: np.stack([getattr(one, name) for one in framed]) for name in ("future", "pose")}
     for kind, names in _RAGGED.items():
         arrays[f"{kind}_starts"] = np.cumsum([0, *(len(getattr(one, kind)) for one in framed)], dtype=np.int64)
         arrays |= {name: np.concatenate([getattr(one, name) for one in framed]) for name in names if framed}

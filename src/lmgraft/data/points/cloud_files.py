@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.files import as_names, identity_of, is_system_folder, stamp_of
+from lmgraft.data.files import as_names, files_below, identity_of, is_system_folder, stamp_of
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.points.files import ENDINGS, read_cloud
 from lmgraft.data.points.point_data import PointData, Source
@@ -105,12 +105,7 @@ def _classes_in(folder: Path) -> list[Path]:
 
 
 def _clouds_in(folder: Path) -> list[Path]:
-    files = [
-        path
-        for top in _classes_in(folder)
-        for path in sorted(top.rglob("*"))
-        if path.suffix.lower() in ENDINGS and path.is_file() and not path.name.startswith(".")
-    ]
+    files = [path for top in _classes_in(folder) for path in files_below(top, ENDINGS)]
     if not files:
         raise DataError(f"{folder} holds no clouds ({', '.join(ENDINGS)}) in class folders", "check data.root")
     return files

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lmgraft import records
 from lmgraft.data.base import Data, SplitName
 from lmgraft.data.check import Findings, Grid, ShowProgress
-from lmgraft.data.files import as_names, find_loose
+from lmgraft.data.files import as_names, files_below, find_loose
 from lmgraft.data.holdout import hold_out
 from lmgraft.data.labelled import LabelledData
 from lmgraft.data.points.cloud_set import CloudSet, Shown
@@ -199,7 +199,7 @@ class PointData(LabelledData):
         return findings
 
     def open(self, sources: Sequence[str]) -> CloudSet:
-        paths = find_loose(sources, _clouds_below, f"clouds ({', '.join(ENDINGS)})")
+        paths = find_loose(sources, partial(files_below, endings=ENDINGS), f"clouds ({', '.join(ENDINGS)})")
 
         def load(i: int) -> Array:
             return read_cloud(paths[i], 2 * self.shown.kept)
@@ -212,7 +212,3 @@ class PointData(LabelledData):
         return CloudSet(
             CloudTable(points, {}, sizes), np.arange(len(paths)), nothing, [str(path) for path in paths], self.shown
         )
-
-
-def _clouds_below(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)

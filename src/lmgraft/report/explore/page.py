@@ -19,7 +19,7 @@ from lmgraft.errors import LmgraftError, RecipeError
 from lmgraft.report.explore.view import problem_html, view_html
 from lmgraft.studies.explore import ATTENTION, LAST, Choice, Explorer
 from lmgraft.versions import optional
-from lmgraft.words.explore import head_title
+from lmgraft.words.explore import head_title, upload_label
 
 HOST = "127.0.0.1"
 _ALL_HEADS = -1
@@ -163,14 +163,15 @@ def guarded(app: Any, port: int) -> Callable[..., Awaitable[None]]:
 
 
 def shown(
-    explorer: Explorer, number: float | None, file: str | None, runs: list[str], stage: str, measure: str, head: int,
-    threshold: float,
+    explorer: Explorer, number: float | None, file: str | list[str] | None, runs: list[str], stage: str, measure: str,
+    head: int, threshold: float,
 ) -> str:  # fmt: skip
     """What the page shows for what is set on it: an item, or what is wrong, in words."""
     try:
-        if file is None and (number is None or not math.isfinite(number)):
+        files = [file] if isinstance(file, str) else file or []
+        if not files and (number is None or not math.isfinite(number)):
             raise RecipeError("no item is chosen", f"give a number from 0 to {explorer.count - 1}, or a file")
-        seen = explorer.item(int(number or 0)) if file is None else explorer.file(uploaded(file))
+        seen = explorer.item(int(number or 0)) if not files else explorer.file(*map(uploaded, files))
         choice = Choice(
             stage=stage, measure=measure, head=None if head == _ALL_HEADS else int(head), threshold=threshold  # type: ignore[arg-type]
         )  # fmt: skip
@@ -190,9 +191,10 @@ def blocks(explorer: Explorer) -> Any:
             with gr.Column(scale=1, min_width=300):
                 number = gr.Number(0, minimum=0, maximum=explorer.count - 1, precision=0, label=_number_label(explorer))
                 file = gr.File(
-                    file_types=list(explorer.endings),
+                    file_count="multiple" if explorer.beside else "single",
+                    file_types=[*explorer.endings, *explorer.beside],
                     type="filepath",
-                    label=f"or a file with one {one}",
+                    label=upload_label(one, explorer.beside),
                     elem_id="upload",
                     visible=bool(explorer.endings),
                     height=170,

@@ -22,6 +22,7 @@ from lmgraft.analysis.masks import (
     iou,
     mask_of_tokens,
     pointing,
+    share,
 )
 from lmgraft.analysis.observe import Stage, observe
 from lmgraft.errors import HostError
@@ -160,7 +161,7 @@ class TestMasks:
         tokens, truth, padded = torch.zeros(2, 0, 4), torch.zeros(2, 0, dtype=torch.bool), torch.zeros(2, 0).bool()
         for values in (magnitude(tokens, padded=padded), frequency(tokens, padded=padded)):
             assert values.shape == (2, 0)
-            for score in (pointing, average_precision, best_iou):
+            for score in (pointing, average_precision, best_iou, share):
                 assert score(values, truth, padded).isnan().all()
         assert covered(torch.zeros(2, 0)).shape == (2, 0)
 
@@ -187,6 +188,12 @@ class TestMasks:
         truth = torch.rand(20, 30, generator=generator) > 0.7
         expected = [torchmetrics.binary_average_precision(m, t.long()).item() for m, t in zip(maps, truth, strict=True)]
         assert average_precision(maps, truth).tolist() == pytest.approx(expected, abs=1e-6)
+
+    def test_share_that_falls_on_the_object(self) -> None:
+        assert share(torch.ones(1, 8), TRUTH).item() == 0.25
+        amounts = torch.tensor([[3.0, 1.0, 2.0, 0.0, 0.0, 0.0, 2.0, 9.0]])
+        assert share(amounts, TRUTH, torch.arange(8)[None] == 7).item() == 0.5
+        assert share(torch.zeros(1, 8), TRUTH).isnan()
 
     def test_equal_tokens_share_the_point(self) -> None:
         assert pointing(torch.ones(1, 8), TRUTH).item() == 0.25

@@ -411,7 +411,7 @@ def test_seeds_of_an_arm_are_compared_together() -> None:
     assert [c.p_holm for c in planned] == holm([c.p for c in planned])
     assert [c.outcome for c in planned] == ["more", "not shown", "more", "more"]
     assert planned[1].equivalent
-    assert {c.score for c in rows if c.kind == "object" and not c.planned} == {"best_iou", "iou", "pointing"}
+    assert {c.score for c in rows if c.kind == "object" and not c.planned} == {"best_iou", "iou", "pointing", "share"}
     effect = planned[3].difference
     assert effect == pytest.approx(
         planned[2].difference

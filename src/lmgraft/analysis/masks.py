@@ -84,6 +84,19 @@ def pointing(maps: Tensor, truth: Tensor, padded: Tensor | None = None) -> Tenso
     return _over_something((top & truth).sum(1), top.sum(1), (truth & seen).any(1))
 
 
+def share(amounts: Tensor, truth: Tensor, padded: Tensor | None = None) -> Tensor:
+    """How much of what is divided among tokens falls on the object: (B,), its share of the tokens where all are alike.
+
+    Args:
+        amounts: (B, T), none negative, not scaled to their range: attention, or how far tokens lie from their mean.
+        truth: (B, T) bool.
+        padded: (B, T) bool: tokens that do not count.
+    """
+    seen = _seen(truth, padded)
+    total = (amounts * seen).sum(1)
+    return _over_something((amounts * (truth & seen)).sum(1), total, (truth & seen).any(1) & (total > 0))
+
+
 def centred_blob(truth: Tensor, grid: tuple[int, ...]) -> Tensor:
     """The floor that knows nothing of the item: for each, as many tokens as its object has, nearest the centre.
 

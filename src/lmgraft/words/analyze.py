@@ -16,6 +16,7 @@ SCORES = {
     "iou": "IoU at threshold 0.5",
     "average_precision": "average precision",
     "pointing": "pointing accuracy",
+    "share": "share that falls on it",
 }
 WHERE = {"input": "at the encoder's first layer", "keys": "as keys of the block alone"}
 RULES = {
@@ -58,7 +59,8 @@ EXPLORATORY = (
 READING = (
     "Maps are scaled to their own range. IoU at each item's best threshold uses the truth to choose the threshold, "
     "which favours every map: read it beside the floors. The floor “centre” knows nothing of the item: as many tokens "
-    "as the object has, nearest the middle."
+    "as the object has, nearest the middle. The share that falls on the object is of attention, or of how far tokens "
+    "lie from their mean, before scaling; the floor's is that of all tokens alike."
 )
 NO_GRADIENT = (
     "Where the head reads the class token alone, the other tokens of the last layer get no gradient: what they show is "

@@ -62,7 +62,7 @@ def arms_sheet(analysis: Analysis) -> Sheet:
 
 
 def summary_sheet(analysis: Analysis) -> Sheet:
-    """Last stage and attention of each arm, and the floors: all four scores."""
+    """Last stage and attention of each arm, and the floors: all scores."""
     every = _wide(analysis.found_by_arm)
     grafted = {row["label"] for row in every if row["stage"] == "mapper_out"}
     last = [row for row in every if row["stage"] == ("mapper_out" if row["label"] in grafted else "encoder")]
@@ -92,10 +92,10 @@ def _found_sheet(rows: list[dict[str, Any]]) -> Sheet:
     ]
     for score, title in words.SCORES.items():
         columns += [
-            Column(title, lambda row, s=score: row[s].mean, _three, names=(score,)),  # type: ignore[misc]
+            Column(title, lambda row, s=score: _of(row, s, "mean"), _three, names=(score,)),  # type: ignore[misc]
             Column(
-                "95 %" if score in ("best_iou", "average_precision") else "",
-                lambda row, s=score: row[s].interval,  # type: ignore[misc]
+                "95 %" if score in ("best_iou", "average_precision", "share") else "",
+                lambda row, s=score: _of(row, s, "interval"),  # type: ignore[misc]
                 words.interval,
                 names=tuple(f"{score}_{end}" for end in _ENDS),
             ),
@@ -103,6 +103,11 @@ def _found_sheet(rows: list[dict[str, Any]]) -> Sheet:
     columns.append(Column("seeds", lambda row: row["best_iou"].seeds, names=("seeds",)))
     columns.append(Column("items", lambda row: row["best_iou"].items, names=("items",)))
     return Sheet(columns, rows)
+
+
+def _of(row: dict[str, Any], score: str, part: str) -> Any:
+    """A part of a score, None where the measure has none, or an earlier version did not count it."""
+    return getattr(row[score], part) if score in row else None
 
 
 def comparisons_sheet(analysis: Analysis, *kinds: Kind) -> Sheet:

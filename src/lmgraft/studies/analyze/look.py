@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from lmgraft import records
-from lmgraft.analysis.activations import frequency, magnitude, scaled_to_one
+from lmgraft.analysis.activations import distance_to_mean, frequency, scaled_to_one
 from lmgraft.analysis.masks import (
     average_precision,
     best_iou,
@@ -23,6 +23,7 @@ from lmgraft.analysis.masks import (
     covered,
     iou,
     pointing,
+    share,
     shares_of_tokens,
 )
 from lmgraft.analysis.observe import Observed, observe
@@ -154,6 +155,8 @@ class Looked:
     noted: Observed
     maps: dict[tuple[str, str], Tensor]
     """(stage, measure) -> (B, T) in [0, 1]."""
+    amounts: dict[tuple[str, str], Tensor]
+    """The same before they were scaled, of measures that are divided among tokens: magnitude and attention."""
     truth: Tensor | None
     """(B, T) bool."""
     unknown: Tensor | None
@@ -169,18 +172,21 @@ def look(run: Opened, batch: Any, layers: bool) -> Looked:
     inputs = run.task.inputs(batch)
     noted = observe(run.model, *inputs, layers=layers, call=lambda: run.task.outputs(batch))
     maps: dict[tuple[str, str], Tensor] = {}
+    amounts: dict[tuple[str, str], Tensor] = {}
     for stage, features in noted.at.items():
         padded = noted.padded if noted.padded is not None and noted.padded.shape == features.tokens.shape[:2] else None
-        maps[stage, "magnitude"] = magnitude(features.tokens, padded=padded)
+        amounts[stage, "magnitude"] = distance_to_mean(features.tokens, padded)
+        maps[stage, "magnitude"] = scaled_to_one(amounts[stage, "magnitude"], padded)
         maps[stage, "frequency"] = frequency(features.tokens, padded=padded)
     for name, attention in noted.attention.items():
-        maps[name, "attention"] = scaled_to_one(attention.mean(1), noted.padded)
+        amounts[name, "attention"] = attention.mean(1)
+        maps[name, "attention"] = scaled_to_one(amounts[name, "attention"], noted.padded)
     truth, floor, places = truth_of_tokens(run, noted, inputs, getattr(batch, "truth", None))
     unknown = noted.padded
     if truth is not None and getattr(batch, "ignored", None) is not None:
         ignored = _shares(run, noted, inputs, batch.ignored) >= _MOST
         unknown = ignored if unknown is None else unknown | ignored
-    return Looked(noted, maps, truth, unknown, floor, places)
+    return Looked(noted, maps, amounts, truth, unknown, floor, places)
 
 
 def shown(run: Opened, batch: Any, place: int) -> Any:
@@ -250,9 +256,12 @@ def _scores(run: Opened, seen: Looked) -> dict[str, Tensor]:
         if maps.shape == seen.truth.shape:  # earlier stages of a pyramid have other tokens
             for score, of in _SCORES.items():
                 values[f"score/{stage}/{measure}/{score}"] = of(maps, seen.truth, padded)
+            if (stage, measure) in seen.amounts:
+                values[f"score/{stage}/{measure}/share"] = share(seen.amounts[stage, measure], seen.truth, padded)
     if seen.floor is not None and run.trained:
         for score, of in _SCORES.items():
             values[f"score/{CENTRE}/{CENTRE}/{score}"] = of(seen.floor, seen.truth, padded)
+        values[f"score/{CENTRE}/{CENTRE}/share"] = share(torch.ones_like(seen.floor), seen.truth, padded)
     return values
 
 

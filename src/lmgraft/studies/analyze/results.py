@@ -14,7 +14,7 @@ from lmgraft.errors import RunError
 FILE = "analysis.json"
 
 Measure = Literal["magnitude", "frequency", "attention"]
-Score = Literal["best_iou", "iou", "average_precision", "pointing"]
+Score = Literal["best_iou", "iou", "average_precision", "pointing", "share"]
 Where = Literal["input", "keys"]
 Rule = Literal["amplified", "random", "magnitude", "attention", "random block"]
 

@@ -17,7 +17,7 @@ from lmgraft.backbones.motion_baselines import ConstantVelocity, NearestNeighbou
 from lmgraft.contracts import take_tokens
 from lmgraft.graft.hosts import find_host
 from lmgraft.registry import FACTORIES
-from tiny import random_block, randomise_, relative_error
+from tiny import long_but, random_block, randomise_, relative_error
 from tiny_scenes import FUTURE, HISTORY, SIZES, one, padded, scenes, shuffled
 
 MMT = {"embed_dim": 16, "depth": 1}
@@ -145,8 +145,7 @@ def test_saved_and_loaded(name: str, tmp_path: Path, llama_folder: Path) -> None
     assert differs(lmgraft.load_pretrained(tmp_path / "model").eval()(*seen), model(*seen)) == 0
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("name", [name for name in HOSTS if "completing" not in name])
+@pytest.mark.parametrize("name", long_but(HOSTS, "vectornet, completing"))
 def test_exported_to_onnx(name: str, tmp_path: Path) -> None:
     """Any number of agents and lanes, none too."""
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -316,7 +316,7 @@ def test_a_row_that_is_there_twice_is_no_fault(tmp_path):
     lines = (tmp_path / "a.csv").read_text().splitlines()
     (tmp_path / "map_files").mkdir()
     (tmp_path / "map_files/pruned_argoverse_MIA_10316_vector_map.xml").write_text(XML)
-    (tmp_path / "a.csv").write_text("\n".join([*lines, lines[-1]]))
+    (tmp_path / "a.csv").write_text("\n".join(["\ufeff" + lines[0], *lines[1:], lines[-1]]))
     read_csv(tmp_path / "a.csv", sorted((tmp_path / "map_files").iterdir()))
     time, track, *rest = lines[-1].split(",")
     (tmp_path / "a.csv").write_text("\n".join([*lines, ",".join([time, track, rest[0], "0", *rest[2:]])]))

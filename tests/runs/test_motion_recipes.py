@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 import torch
+from lasting import assert_same_run, interrupt
+from test_motion_data import XML, write_csv
 
 import lmgraft
 from lmgraft.cli.main import main
-from lmgraft.recipes import list_recipes, load_recipe, read_result
+from lmgraft.recipes import list_recipes, load_recipe, read_result, train_run
 from lmgraft.recipes.build import build_model, build_task
 from lmgraft.recipes.flops import flops_of
 from lmgraft.recipes.recipe import Recipe
@@ -138,6 +140,34 @@ def test_operations_are_counted(name: str) -> None:
     counts = {form: flops_of(lmgraft.graft(copy.deepcopy(model), random_block(), form=form), recipe) for form in FORMS}
     assert plain.train < counts["auto"].train < counts["dense"].train
     assert plain.evaluation < counts["auto"].evaluation < counts["dense"].evaluation
+
+
+@pytest.mark.slow
+def test_scenes_of_ones_own_are_trained_on_resumed_and_predicted(
+    tmp_path: Path, llama_folder: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
+    for number in range(8):
+        write_csv(tmp_path / f"scenes/{number}.csv", first=300.0 + number)
+    write_csv(tmp_path / "new.csv", steps=20)
+    (tmp_path / "scenes/map_files").mkdir()
+    city = tmp_path / "scenes/map_files/pruned_argoverse_MIA_1_vector_map.xml"
+    city.write_text(XML)
+    data = {"class_path": "lmgraft.data.motion.scene_files.SceneFiles", "root": str(tmp_path / "scenes")}
+    data |= {"test_size": "2", "val_size": "2", "batch_size": "2"}
+    given = ["--llm", str(llama_folder), "--train.accelerator", "cpu"]
+    given += [text for key, value in data.items() for text in (f"--data.{key}", value)]
+    recipe = load_recipe("motion/vectornet_argoverse1_llama_debug", given)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train_run(recipe, whole, progress="none")
+    interrupt(recipe, parts, 3)
+    train_run(load_recipe("motion/vectornet_argoverse1_llama_debug", given), parts, resume=True, progress="none")
+    assert_same_run(parts, whole)
+    said = tmp_path / "said.jsonl"
+    assert main(["predict", str(parts), str(tmp_path / "new.csv"), str(city), "--out", str(said)]) == 0
+    (line,) = (json.loads(text) for text in said.read_text().splitlines())
+    assert (line["track"], line["origin"], line["heading"]) == ("0000-ag-1", [319.0, 1000.0], 0.0)
+    assert torch.tensor(line["trajectories"]).shape == (6, 30, 2)
 
 
 @pytest.mark.slow

@@ -356,6 +356,9 @@ class TestWords:
             create("scene_qa", options)
         learnt = create("scene_qa", options | {"pretrained": {"words": None}})  # an optional key that is switched off
         assert learnt.text.words.weight.requires_grad
+        with pytest.raises(HostError, match="words without vectors"):
+            create("scene_qa", options | {"pretrained": None, "frozen": ["words"]})
+        create("scene_qa", options | {"pretrained": False, "frozen": ["words"]})  # trained weights are loaded
         with pytest.raises(HostError, match="vectors for 5 words"):
             create("scene_qa", options | {"word_dim": 3, "words": None})
 

@@ -27,7 +27,7 @@ OF_DATA = {"num_words": 3000, "num_answers": 706, "mean_sizes": [[1.0] * 3] * 18
 
 
 def model_of(recipe: Recipe) -> Any:
-    arguments = OF_DATA | recipe.backbone.kwargs | {"pretrained": None}
+    arguments = OF_DATA | recipe.backbone.kwargs | {"pretrained": False}
     return FACTORIES.find(recipe.backbone.factory)(recipe.backbone.name, arguments)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import warnings
 import zipfile
 from collections import Counter
@@ -163,7 +164,7 @@ def test_training_changes_rooms_by_seed_epoch_and_question_alone(furnished):
         data.seed = seed
         data.setup()
         items = data.split("train")
-        return items.__getitems__([Draw(epoch, sample) for sample in samples]).batch
+        return items.__getitems__([Draw(epoch, sample) for sample in samples])
 
     assert not hasattr(batch(), "truth")
     assert torch.equal(batch().points, batch().points)
@@ -345,7 +346,7 @@ def test_what_is_wrong_with_scans_is_named_and_counted(sqa3d, capsys):
         warnings.simplefilter("ignore", UnreadableItemWarning)
         findings = Sqa3d(str(sqa3d), points=700).check(0, lambda *_: nullcontext(lambda *_: None))
     assert findings.is_wrong
-    assert [fault.file for fault in findings.faults["train"]] == ["scene0009_00", "scene0001_00"]
+    assert [fault.file for fault in findings.faults["train"]] == ["scene0001_00", "scene0009_00"]
     said = "\n".join(findings.remarks)
     for words in ("centimetres", "1 box without an extent", "1 question without a right answer", "'purple'",
                   "fewer than data.points=700", "not among training's"):  # fmt: skip
@@ -365,17 +366,110 @@ def test_what_is_wrong_with_scans_is_named_and_counted(sqa3d, capsys):
             Sqa3d(str(sqa3d)).setup()
 
 
-def test_a_scan_that_turns_out_damaged_is_replaced_in_training_and_blank_in_the_test(sqa3d):
+def test_a_damaged_scan_is_left_out_of_its_split_from_the_start(sqa3d):
     data = Sqa3d(str(sqa3d), points=32, batch_size=2)
     data.setup()
     (sqa3d / "scans" / "scene0001_00_aligned_vert.npy").write_bytes(b"\x93NUMPY nothing")
-    loaded = data.split("train").__getitems__([Draw(0, 2), Draw(0, 0)])
-    assert [fault.file for fault in loaded.faults] == ["scene0001_00"]
-    assert loaded.batch.group.tolist() == [0, 0]
-    blank = data.still("train").__getitems__([Draw(0, 2)])
-    assert not blank.batch.points.any()
-    assert blank.faults
-    assert (blank.batch.box_classes == -1).all()
+    with pytest.raises(DataError, match="scene0001_00 could be read before"):
+        data.still("train").batch([2])
+    assert len(quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, max_corrupt=1)).split("train")) == 2
+    (sqa3d / "scans" / "scene0002_00_aligned_vert.npy").unlink()
+    with pytest.raises(DataError, match=r"no question of test can be shown; of scene0002_00: "):
+        quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, max_corrupt=1, max_corrupt_test=1))
+
+
+def test_a_run_is_evaluated_without_the_rooms_of_training(sqa3d):
+    data = Sqa3d(str(sqa3d), points=600, batch_size=2)
+    record = json.loads(json.dumps({"data": data.fingerprint()}))
+    whole = data.still("test").batch([0, 1])
+    for file in (sqa3d / "scans").glob("scene000[01]_*"):
+        file.unlink()
+    with pytest.raises(DataError, match="max_corrupt"):
+        Sqa3d(str(sqa3d), points=600, batch_size=2).setup()
+    other = Sqa3d(str(sqa3d), points=600, batch_size=2, max_corrupt=1)
+    other.as_trained(record)
+    quiet(other)
+    assert other.mean_sizes == data.mean_sizes
+    assert any("2 rooms of train cannot be read" in remark for remark in other.remarks)
+    assert all(torch.equal(one, two) for one, two in zip(other.still("test").batch([0, 1]), whole, strict=True))
+
+
+def test_scans_that_were_aligned_are_never_turned(tmp_path):
+    write_scan(tmp_path, "a", [CHAIR])
+    lying = np.load(tmp_path / "a_aligned_vert.npy")
+    lying[:, :3] = lying[:, [0, 2, 1]]
+    np.save(tmp_path / "a_aligned_vert.npy", lying)
+    room = ScanFolder(tmp_path).load("a")
+    assert np.ptp(room.points[:, 1]) == pytest.approx(2.4, abs=0.2)
+    assert room.notes == ("left with z upwards, though it looks like y, by its points",)
+    (tmp_path / "a_aligned_vert.npy").rename(tmp_path / "a_vert.npy")
+    (tmp_path / "a_aligned_bbox.npy").rename(tmp_path / "a_bbox.npy")
+    room = ScanFolder(tmp_path).load("a")
+    assert np.ptp(room.points[:, 2]) == pytest.approx(2.4, abs=0.2)
+    assert room.notes == ("with y upwards, by its points",)
+    assert room.frame[:, :3] == pytest.approx(np.eye(3), abs=1e-5)  # annotations have z upwards in any case
+
+
+def test_a_floor_at_the_upper_end_is_said():
+    assert "upper end" in recognise(scan() * np.array([1, 1, -1], np.float32)).note
+
+
+def test_poses_are_in_metres_whatever_the_files_are_in(tmp_path):
+    write_scan(tmp_path, "a", [CHAIR, LAMP])
+    write_scan(tmp_path, "b", [CHAIR, LAMP], 100.0)
+    one, other = (ScanFolder(tmp_path).load(name) for name in "ab")
+    assert other.frame == pytest.approx(one.frame, abs=1e-4)
+    assert abs(np.linalg.det(other.frame[:, :3])) == pytest.approx(1, abs=1e-3)
+
+
+def test_colours_as_shares_are_recognised(tmp_path):
+    write_scan(tmp_path, "a", [CHAIR])
+    before = ScanFolder(tmp_path).load("a").colours
+    points = np.load(tmp_path / "a_aligned_vert.npy")
+    points[:, 3:6] /= 255
+    np.save(tmp_path / "a_aligned_vert.npy", points)
+    room = ScanFolder(tmp_path).load("a")
+    assert (room.colours == before).all()
+    assert "shares of 255" in room.notes[0]
+
+
+def test_words_of_all_splits_are_known_on_request(sqa3d):
+    data = quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, vocabulary="all"))
+    assert "wardrobe" in data.words
+    assert not any("not among" in remark for remark in data.remarks)
+    with pytest.raises(DataError, match=r"data\.vocabulary"):
+        Sqa3d(vocabulary="test")
+
+
+def test_what_is_hidden_is_shown_nowhere(furnished):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=2, hidden=["room", "situation"])
+    data.setup()
+    for batch in (data.split("train").__getitems__([Draw(0, 1)]), data.still("test").batch([0, 1])):
+        assert not batch.points.any()
+        assert not batch.situation.any()
+        assert batch.question.any()
+        assert (batch.box_classes == -1).all()
+    with pytest.raises(DataError, match=r"data\.hidden: 'rooms'"):
+        FurnishedRooms(hidden=["rooms"])
+
+
+def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path):
+    data = FurnishedRooms(str(furnished), points=64)
+    data.recall(json.loads(json.dumps({"data": FurnishedRooms(str(furnished), batch_size=2).fingerprint()})))
+    rows = [{"scene_id": "test/00001", "question": "How many chairs are behind me?", "situation": "I am standing."}]
+    (tmp_path / "asked.json").write_text(json.dumps(rows))
+    items = data.open([str(tmp_path / "asked.json")])
+    assert items.about(0) == {"file": "test/00001", "situation": "I am standing.", "question": rows[0]["question"]}
+    batch, other = items.batch([0]), FurnishedRooms(str(furnished), points=64, batch_size=2)
+    other.setup()
+    assert torch.equal(batch.points[0], other.still("test").batch([8]).points[0])
+    assert batch.question.any()
+    for name, why in (("test/7", "rooms 0 to"), ("kitchen", "called train/00000")):
+        (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": name}]))
+        with pytest.raises(DataError, match=why):
+            data.open([str(tmp_path / "asked.json")])
+    (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": "scene0000_00"}]))
+    assert Sqa3d(str(sqa3d), points=32).open([str(tmp_path / "asked.json")]).batch([0]).points.any()
 
 
 def test_scans_as_scannet_has_them(tmp_path):
@@ -512,6 +606,10 @@ def test_a_set_must_be_there_and_of_this_format(tmp_path, furnished):
         FurnishedRooms(str(tmp_path)).setup()
     with pytest.raises(DataError, match=r"data\.turn"):
         FurnishedRooms(turn=90)
+    shutil.copytree(furnished, tmp_path / "part")
+    (tmp_path / "part/test/rooms.json").unlink()
+    with pytest.raises(DataError, match=r"test/rooms\.json is missing: the set in .* is not whole"):
+        FurnishedRooms(str(tmp_path / "part")).setup()
 
 
 def test_an_example_and_a_remembered_run_need_no_files(furnished):

@@ -154,8 +154,9 @@ def test_the_situation_s_loss() -> None:
     off = (out.pose - fields.pose)[[0, 2]].square()
     expected = (off[:, :3].mean() + off[:, 3:].mean()).item()
     assert part.parts(out, fields)["pose"].item() == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(RecipeError, match="situation_head"):
-        part.parts(out, fields._replace(pose=fields.pose * torch.nan))
+    unknown = part.parts(out, fields._replace(pose=fields.pose * torch.nan))["pose"]
+    assert unknown.item() == 0
+    assert torch.autograd.grad(unknown, out.pose)[0].abs().sum() == 0
 
 
 def test_rooms_without_any_object_have_a_loss() -> None:
@@ -281,17 +282,24 @@ def test_a_picture_shows_the_room_its_tokens_and_the_asker() -> None:
     part, fields = task(), batch()
     assert PICTURES.load(Rooms.things) is draw_room
     model = part.model
-    at = find_host(model).layout.places(model, part.inputs(fields))  # type: ignore[union-attr,misc]
+    layout, inputs = find_host(model).layout, part.inputs(fields)  # type: ignore[union-attr]
+    at, seeds = layout.places(model, inputs)[1], layout.parts(model, inputs)[1]  # type: ignore[misc]
+    assert torch.equal(seeds.isfinite().all(2).all(1), at.isfinite().all(1))
+    every = model.detector(fields.points).seeds[1]
+    assert all((every == seed).all(1).any() for seed in seeds[seeds.isfinite().all(2)])
     room = tree_map_only(Tensor, lambda values: values[1], part.shown(fields))
     answers = {"llm": part.predict(model(*part.inputs(fields)), fields)[1]}
     room.pose[3:] /= room.pose[3:].norm()
     truth = torch.arange(60) < 9
     maps = {"llm": {"W2": torch.rand(7)}, "plain": {"encoder": torch.rand(7)}}
-    figure = draw_room(room, maps, None, at[1], truth, answers)
+    figure = draw_room(room, maps, None, {"llm": seeds, "plain": at}, truth, answers)
     assert len(figure.axes) == 2 * 3
     first, token_map = figure.axes[:2]
     assert [len(drawn.get_offsets()) for drawn in first.collections] == [60, 9]
-    assert len(token_map.collections[1].get_offsets()) == int(at[1].isfinite().all(1).sum()) > 0
+    assert len(token_map.collections[1].get_offsets()) == int(seeds.isfinite().all(2).sum()) > 0
+    coloured = figure.axes[5].collections[1]  # the encoder's map of the plain model: a point a token, in its own colour
+    value, there = maps["plain"]["encoder"], at.isfinite().all(1)
+    assert np.allclose(np.sort(coloured.get_array()), value[there].sort().values.numpy())
     assert len(first.patches) == 3  # its boxes
     tip = np.array(first.texts[0].xy) - room.pose[:2].numpy()
     ahead = -rotation(room.pose[3:].double().numpy())[:2, 0]
@@ -299,7 +307,9 @@ def test_a_picture_shows_the_room_its_tokens_and_the_asker() -> None:
     title = figure.get_suptitle()
     assert title.split() == [Rooms.words[n] or "?" for n in [*room.situation.tolist(), *room.question.tolist()] if n]
     assert next(iter(answers["llm"])) in first.get_xlabel()
-    without = draw_room(room._replace(pose=room.pose * torch.nan, points=room.points[:, :4]), maps, None, at[1])
+    without = draw_room(
+        room._replace(pose=room.pose * torch.nan, points=room.points[:, :4]), maps, None, {"llm": at, "plain": at}
+    )
     assert not without.axes[0].texts
     with pytest.raises(ValueError, match="places"):
         draw_room(room, maps)

@@ -60,6 +60,9 @@ class TokenLayout:
     places: Callable[[nn.Module, tuple[Any, ...]], Tensor] | None = None
     """From a model and the arguments of its call: where each token lies, (B, T, k), in the data's own units.
     Point centres, times of tubelets, ends of lanes; None where the grid says it all. A module-level function."""
+    parts: Callable[[nn.Module, tuple[Any, ...]], Tensor] | None = None
+    """From the same, for pictures: where the K points lie that each token is made of, (B, T, K, k), NaN for none. None
+    where a token is shown at its place."""
     shares: Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor] | None = None
     """From a model, the arguments of its call and a truth (B, ...), bool, of what these hold (points): the share of
     each token that the truth is of, (B, T), NaN for tokens that lie nowhere. None where patches of the grid say it."""

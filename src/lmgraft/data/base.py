@@ -219,6 +219,9 @@ class Data(LightningDataModule, ABC):
     def recall(self, record: Mapping[str, Any]) -> None:
         """Take from a run.json what would be looked up in files, which need not be here; nothing by default."""
 
+    def as_trained(self, record: Mapping[str, Any]) -> None:
+        """Take from a run.json what was measured in training files, before the run is evaluated; nothing by default."""
+
     def open(self, sources: Sequence[str]) -> ItemSet:
         """The items in these files, as evaluation sees them, for a model to predict; labels are not needed.
 

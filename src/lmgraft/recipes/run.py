@@ -317,6 +317,14 @@ def trained_task(run_dir: Path, overrides: Sequence[str] = ()) -> tuple[Recipe, 
     return recipe, load_task(recipe, run_dir)
 
 
+def set_up_trained(recipe: Recipe, run_dir: Path) -> None:
+    """As `set_up_data`, of a run that is trained: what its data measured in training files is taken from its record."""
+    file = run_dir / "run.json"
+    if file.exists():
+        recipe.data.as_trained(records.read_json(file))
+    set_up_data(recipe)
+
+
 def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Path | None = None) -> Task:
     """Data checked and loaded, and the task around the model: all that can fail before training.
 
@@ -324,7 +332,10 @@ def _prepare(recipe: Recipe, retries: Sequence[dict[str, Any]] = (), trained: Pa
         trained: The run folder whose best weights the model gets instead of initial ones.
     """
     check_warmup(recipe.optim, recipe.train.epochs)
-    set_up_data(recipe)
+    if trained is None:
+        set_up_data(recipe)
+    else:
+        set_up_trained(recipe, trained)
     task = build_task(recipe, retries, initial=trained is None)
     if trained is not None:
         _load_best(recipe, task, trained)

@@ -66,7 +66,7 @@ class Sight:
     object_tokens: Tensor | None
     """(T,) bool, the truth over tokens."""
     places: Tensor | None
-    """(T, k), where tokens lie that lie in no grid."""
+    """(T, k) or (T, K, k), where tokens lie that lie in no grid, as they are drawn."""
     padded: Tensor | None
     """(T,) bool."""
     unknown: Tensor | None
@@ -291,7 +291,7 @@ def _sight(run: Opened, batch: Any) -> tuple[Sight, dict[str, str]]:
         inputs=shown(run, batch, 0),
         truth=first(truth),
         object_tokens=first(looked.truth),
-        places=first(looked.places),
+        places=first(looked.drawn),
         padded=first(noted.padded),
         unknown=first(looked.unknown),
         last=run.last,

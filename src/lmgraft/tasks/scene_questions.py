@@ -119,8 +119,7 @@ class SceneQuestions(Task):
     def parts(self, out: SceneAnswers, batch: RoomQuestions) -> dict[str, Tensor]:
         """The parts of the loss by name, before they are weighed; a frozen detector's are left out.
 
-        Raises:
-            RecipeError: If a pose is predicted and the data know none.
+        Questions whose asker's pose is not known count for nothing in "pose"; data say how many these are.
         """
         answers = F.binary_cross_entropy_with_logits(out.answers.float(), batch.targets, reduction="none")
         losses = {"answer": answers.sum(1).mean()}
@@ -128,13 +127,8 @@ class SceneQuestions(Task):
             losses |= detection_losses(_wide(out.proposals), _truth(batch), self._mean_sizes)
         if out.pose is not None:
             known = batch.pose.isfinite().all(1)
-            if not bool(known.any()):
-                raise RecipeError(
-                    "backbone.kwargs.situation_head predicts where the asker is, and the data do not know it",
-                    "leave it out",
-                )
-            off = (out.pose.float() - batch.pose)[known].square()
-            losses["pose"] = off[:, :3].mean() + off[:, 3:].mean()
+            off = (out.pose.float() - batch.pose.nan_to_num()).square() * known[:, None]
+            losses["pose"] = (off[:, :3].mean(1) + off[:, 3:].mean(1)).sum() / known.sum().clamp_min(1)
         return losses
 
     def columns(self, batch: RoomQuestions) -> Items:

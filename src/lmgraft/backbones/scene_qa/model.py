@@ -21,6 +21,7 @@ from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.backbones.weights import load_weights, open_weights
 from lmgraft.contracts import Host, TokenLayout
 from lmgraft.errors import HostError
+from lmgraft.geometry.points import take_points
 
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
@@ -178,7 +179,8 @@ def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
     Args:
         name: One of `SIZES`.
         kwargs: Those of `SceneQA`; `detector` is added to that of the size. `words`: the texts' vocabulary, in order.
-            `pretrained`: {words: GloVe's text file, detector: a checkpoint of such a model}, either of them.
+            `pretrained`: {words: GloVe's text file, detector: a checkpoint of such a model}, either of them; false
+            where trained weights are to be loaded.
 
     Raises:
         HostError: If the name or an argument is unknown, or weights do not fit.
@@ -201,6 +203,11 @@ def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
         raise HostError(f"SceneQA refused its arguments: {error}", "check backbone.kwargs") from None
     if "words" in pretrained:
         _load_words(model, str(pretrained["words"]), words)
+    if "words" in model.frozen and "words" not in pretrained and kwargs.get("pretrained") is not False:
+        raise HostError(
+            "backbone.kwargs.frozen: words without vectors would stay as they were drawn",
+            "give backbone.kwargs.pretrained.words, or take words out of frozen",
+        )
     if "detector" in pretrained:
         load_detector(model, str(pretrained["detector"]))
     return model
@@ -251,7 +258,7 @@ def describe(model: SceneQA) -> Host:
         embed_dim=model.embed_dim,
         layers=tuple(f"{name}.{i}" for name, count in stacks.items() for i in range(count)),
         embedding_paths=("detector", "text", "object_embed", "situation_layers", "question_layers"),
-        layout=TokenLayout(places=places, shares=token_shares),
+        layout=TokenLayout(places=places, parts=parts, shares=token_shares),
         padding_mask=padding_of_call,
         varying=({}, {1: "situation"}, {1: "question"}),
     )
@@ -261,6 +268,13 @@ def places(model: Any, args: tuple[Any, ...]) -> Tensor:
     """Where the proposals' objects are, (B, P, 3) in metres; NaN for what is no object."""
     proposals = _evaluated(model, args[0])
     return proposals.centres.masked_fill(~proposals.is_object[..., None], torch.nan)
+
+
+def parts(model: Any, args: tuple[Any, ...]) -> Tensor:
+    """Where the seeds lie whose votes a proposal is made of, (B, P, K, 3) in metres; NaN for what is no object."""
+    proposals = _evaluated(model, args[0])
+    seeds = take_points(proposals.seeds, proposals.gathered)
+    return seeds.masked_fill(~proposals.is_object[..., None, None], torch.nan)
 
 
 def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:

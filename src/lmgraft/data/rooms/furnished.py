@@ -30,11 +30,11 @@ from lmgraft.data.files import check_prepared, prepared_place
 from lmgraft.data.points.meshes import UnreadableCloudError
 from lmgraft.data.rooms.asking import KINDS
 from lmgraft.data.rooms.batch import QUESTION_TYPE
-from lmgraft.data.rooms.part import RoomPart
+from lmgraft.data.rooms.part import RoomPart, Rooms
 from lmgraft.data.rooms.pieces import LABELS
-from lmgraft.data.rooms.room import Room, pose_of
+from lmgraft.data.rooms.room import Room, pose_of, rows_of, without_flat
 from lmgraft.data.rooms.room_data import RoomData
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, RunError
 
 FORMAT = 1
 _ARRAYS = ("points", "colours", "objects")
@@ -82,15 +82,27 @@ class FurnishedRooms(RoomData):
             )
         return about
 
+    @property
+    def rooms(self) -> Rooms:
+        of = {split: self._rooms(split)[0] for split in SPLITS if self.about["counts"][split]["rooms"]}
+
+        def load(name: str) -> Room:
+            split = name.partition("/")[0]
+            if split not in of:
+                raise UnreadableCloudError(f"rooms are called {' or '.join(f'{known}/00000' for known in of)}")
+            return of[split].load(name)
+
+        return Rooms(self.root, load, lambda _: json_digest(self.about["digests"]))
+
     def find(self) -> dict[str, RoomPart]:
         return {split: self._part(split) for split in SPLITS if self.about["counts"][split]["rooms"]}
 
     def _part(self, split: str) -> RoomPart:
+        rooms, rows = self._rooms(split)
         folder = self.root / split
-        rooms, rows = (records.read_json(folder / f"{name}.json") for name in ("rooms", "questions"))
         if split == "train" and self.per_room is not None:
             rows = first_of_each(rows, self.per_room)
-        names = [f"{split}/{number:05}" for number in range(len(rooms))]
+        names = [f"{split}/{number:05}" for number in range(len(rooms.objects))]
         return RoomPart(
             where=str(folder),
             root=folder,
@@ -103,9 +115,19 @@ class FurnishedRooms(RoomData):
             poses=np.stack([pose_of(row["place"], row["heading"]) for row in rows]),
             objects=[tuple(row["objects"]) for row in rows],
             identity=self.about["digests"][split],
-            load=(of := _Rooms(folder, rooms)).load,
-            problem=of.problem,
+            load=rooms.load,
         )
+
+    def _rooms(self, split: str) -> tuple[_Rooms, list[dict[str, Any]]]:
+        """The rooms of a split, and the questions about them."""
+        folder = self.root / split
+        try:
+            objects, rows = (records.read_json(folder / f"{name}.json") for name in ("rooms", "questions"))
+        except RunError as error:
+            raise DataError(
+                f"{error.message}: the set in {self.root} is not whole", f"remove it, then lmgraft prepare {self.name}"
+            ) from None
+        return _Rooms(folder, objects), rows
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         findings = super().check(workers, progress, near)
@@ -114,7 +136,7 @@ class FurnishedRooms(RoomData):
         return findings
 
 
-def first_of_each(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+def first_of_each(rows: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
     """The first questions of each room, so many at most."""
     seen: Counter[int] = Counter()
     kept = []
@@ -146,21 +168,16 @@ class _Rooms:
             raise UnreadableCloudError(f"{self.folder} has not {len(self.objects):,} rooms")
         return arrays
 
-    def problem(self, name: str) -> str | None:
-        """Why a room cannot be read; None where it can."""
-        try:
-            self.load(name)
-        except UnreadableCloudError as error:
-            return str(error)
-        return None
-
     def load(self, name: str) -> Room:
         """A room.
 
         Raises:
             UnreadableCloudError: If files are damaged or do not agree.
         """
-        number = int(name.rpartition("/")[2])
+        digits = name.rpartition("/")[2]
+        if not digits.isdigit() or int(digits) >= len(self.objects):
+            raise UnreadableCloudError(f"there are rooms 0 to {len(self.objects) - 1} of {self.folder.name}")
+        number = int(digits)
         points, colours, of = (np.asarray(array[number]) for array in self._arrays)
         objects = self.objects[number]
         if int(of.max()) >= len(objects):
@@ -182,14 +199,18 @@ def room_of(
         of: (n,) the object that each point belongs to, -1 for none.
         objects: Label and box (6,) of each, metres.
     """
+    boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 6)
+    whole, notes = without_flat(boxes)
+    ids = np.flatnonzero(whole)
     return Room(
         points=points.astype(np.float32) / np.float32(1000),
         colours=colours,
-        boxes=np.array([box for _, box in objects], np.float32).reshape(-1, 6),
-        classes=np.array([list(LABELS).index(label) for label, _ in objects], np.int64),
-        ids=np.arange(len(objects)),
-        point_box=of.astype(np.int64),
+        boxes=boxes[whole],
+        classes=np.array([list(LABELS).index(label) for label, _ in objects], np.int64)[whole],
+        ids=ids,
+        point_box=rows_of(of.astype(np.int64), ids),
         frame=np.eye(3, 4),
+        notes=notes,
     )
 
 

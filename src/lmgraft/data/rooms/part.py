@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +38,22 @@ class RoomPart(Part):
     """What identifies the contents of the rooms."""
     load: Callable[[str], Room]
     """Gives a room; raises UnreadableCloudError."""
-    problem: Callable[[str], str | None]
-    """Says why a room cannot be read, as far as that is seen quickly."""
 
     def more(self) -> tuple[Sequence[object], ...]:
         poses = [tuple(pose) for pose in self.poses.round(6).tolist()]
         objects = () if self.objects is None else (self.objects,)
         return (self.situations, self.answers, [str(pose) for pose in poses], *objects)
+
+
+class Rooms(NamedTuple):
+    """The rooms of a set by name."""
+
+    root: Path
+    """Where they lie."""
+    load: Callable[[str], Room]
+    """Gives a room; raises UnreadableCloudError."""
+    identity: Callable[[Sequence[str]], str]
+    """What identifies the contents of some of them."""
 
 
 def question_type(question: str) -> str:

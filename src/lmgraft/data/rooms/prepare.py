@@ -20,6 +20,7 @@ from lmgraft.data.rooms.furnished import FORMAT, FurnishedRooms, say_baselines, 
 from lmgraft.data.rooms.furnishing import Layout, draw_layout, scan
 from lmgraft.data.rooms.part import best_in_hindsight, best_of_training
 from lmgraft.data.rooms.pieces import Piece, pieces_of, read_pieces
+from lmgraft.versions import optional
 
 ROOMS = {"train": 1500, "val": 200, "test": 300}
 PAIRS = {"train": 8, "val": 4, "test": 4}
@@ -167,6 +168,7 @@ def _objects(layout: Layout) -> list[dict[str, Any]]:
 
 def prepare(out: Path | None) -> Path:
     """Fetch the furniture and draw the set, unless it is there; some minutes."""
+    optional("trimesh", "points", "reading furniture")  # before 120 MB are fetched for it
     return prepare_out_of(PACKAGE, ".sh3f", ABOUT, _make_set, out)
 
 

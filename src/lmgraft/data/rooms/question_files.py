@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from lmgraft.data.files import identity_of, listed, plural
+from lmgraft.data.files import listed, plural
 from lmgraft.data.rooms.batch import QUESTION_TYPE
-from lmgraft.data.rooms.part import RoomPart, question_type
+from lmgraft.data.rooms.part import RoomPart, Rooms, question_type
 from lmgraft.data.rooms.room import Numbers
-from lmgraft.data.rooms.scannet import ScanFolder
 from lmgraft.errors import DataError
 
 _PLACE, _TURN = ("x", "y", "z"), ("_x", "_y", "_z", "_w")
@@ -85,8 +84,13 @@ def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: P
     return {**question, "answers": answers, "position": pose}
 
 
-def part_of(rows: Sequence[Mapping[str, Any]], file: Path, scans: ScanFolder) -> RoomPart:
+def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> RoomPart:
     """A split of rows: scene_id, question, and as far as there are any situation, answers, position, object_ids.
+
+    Args:
+        rows: As files have them.
+        where: What messages call them.
+        rooms: What the questions are about.
 
     Raises:
         DataError: If a row is not so.
@@ -96,7 +100,7 @@ def part_of(rows: Sequence[Mapping[str, Any]], file: Path, scans: ScanFolder) ->
         answers = row.get("answers", [])
         if not all(isinstance(text, str) for text in [*texts, *answers]) or not isinstance(answers, list):
             raise DataError(
-                f"{file}, question {number}: no texts under scene_id, question, situation and answers",
+                f"{where}, question {number}: no texts under scene_id, question, situation and answers",
                 "it is not the file that its name says",
             )
     names = sorted({row["scene_id"] for row in rows})
@@ -104,8 +108,8 @@ def part_of(rows: Sequence[Mapping[str, Any]], file: Path, scans: ScanFolder) ->
     questions = [row["question"] for row in rows]
     objects = [tuple(row.get("object_ids") or ()) for row in rows]
     return RoomPart(
-        where=str(file),
-        root=scans.root,
+        where=where,
+        root=rooms.root,
         names=names,
         image=[numbers[row["scene_id"]] for row in rows],
         texts=questions,
@@ -114,9 +118,8 @@ def part_of(rows: Sequence[Mapping[str, Any]], file: Path, scans: ScanFolder) ->
         answers=[tuple(row.get("answers", ())) for row in rows],
         poses=np.array([_pose(row.get("position")) for row in rows], np.float64).reshape(-1, 7),
         objects=objects if any(objects) else None,
-        identity=identity_of([f for name in names for f in scans.files(name)], scans.root),
-        load=scans.load,
-        problem=scans.problem,
+        identity=rooms.identity(names),
+        load=rooms.load,
     )
 
 

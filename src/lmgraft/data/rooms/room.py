@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from lmgraft.errors import DataError
 
 Index = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
+Hidden = Literal["room", "situation", "question"]
 
 MEAN_COLOUR = (109.8, 97.2, 83.8)
 """Of ScanNet's scans, as VoteNet and SQA3D have it; colours are divided by 256 after it is taken away."""
@@ -58,12 +59,17 @@ class Brought(NamedTuple):
     """What was recognised; empty for metres with z upwards."""
 
 
-def recognise(points: Array) -> Brought:
-    """Units and axes of a room's points (n, 3), by their extents.
+def recognise(points: Array, is_upright: bool = False) -> Brought:
+    """Units and axes of a room's points, by their extents.
 
     Of metres, centimetres and millimetres those are taken that make the longest side most like 5 m. An axis points
     upwards in place of z where the room is lowest along it and it has the floor: a level of many points at its lower
-    end, and none like it at its upper end, as walls have it.
+    end, and none like it at its upper end, as walls have it. A room whose floor seems to be at the upper end of z is
+    left, with a note. Feet and inches are not told from metres.
+
+    Args:
+        points: (n, 3)
+        is_upright: z is known to point upwards, as in scans that were aligned: what looks otherwise is noted alone.
 
     Raises:
         UnreadableCloudError: If they are no room in any of these.
@@ -80,14 +86,19 @@ def recognise(points: Array) -> Brought:
     size = " x ".join(f"{extent:.4g}" for extent in extents)
     if not _RANGE[0] <= longest * _UNITS[unit] <= _RANGE[1]:
         raise UnreadableCloudError(f"extents of {size} are no room's in metres, centimetres or millimetres")
+    matrix, notes = np.eye(3) * _UNITS[unit], [] if unit == "metres" else [f"taken as {unit}"]
     up = int(extents.argmin())
     floors = [_floor_share(points[:, axis], low[axis], high[axis]) for axis in range(3)]
-    matrix, notes = np.eye(3) * _UNITS[unit], [] if unit == "metres" else [f"taken as {unit}"]
+    if up == 2 and not floors[2] and _floor_share(-points[:, 2], -high[2], -low[2]):
+        notes.append("left with z upwards, though what looks like a floor is at its upper end")
     if up != 2 and floors[up] > max(1.5 * floors[2], 0):
-        order, signs = _UPRIGHT[up]
-        matrix = matrix[list(order)] * np.array(signs)[:, None]
-        notes.append(f"with {'xy'[up]} upwards")
-    return Brought(matrix, f"its extents are {size}: {' and '.join(notes)}" if notes else "")
+        if is_upright:
+            notes.append(f"left with z upwards, though it looks like {'xy'[up]}")
+        else:
+            order, signs = _UPRIGHT[up]
+            matrix = matrix[list(order)] * np.array(signs)[:, None]
+            notes.append(f"with {'xy'[up]} upwards")
+    return Brought(matrix, f"{' and '.join(notes)}, by its points" if notes else "")
 
 
 def _floor_share(heights: Array, low: float, high: float) -> float:
@@ -136,6 +147,9 @@ class RoomView:
     """Whether points have their height above the floor: one feature."""
     max_text_len: int = 100
     """Words of a situation or a question behind which it is cut."""
+    hidden: tuple[Hidden, ...] = ()
+    """What no question shows, in training and after: of "room", "situation" and "question". A model that is trained
+    without one of them says how much of the questions needs it."""
     redraw: bool = True
     """Whether training draws other points of a room each time; else it shows those of evaluation."""
     flip: bool = False
@@ -148,6 +162,8 @@ class RoomView:
 
     def __post_init__(self) -> None:
         at_least_one(points=self.points, max_text_len=self.max_text_len)
+        if unknown := sorted(set(self.hidden) - set(get_args(Hidden))):
+            raise DataError(f"data.hidden: {unknown[0]!r} is not known", f"of {', '.join(get_args(Hidden))}")
         if not (0 <= self.turn < 45 and self.shift >= 0):
             raise DataError(f"data.turn={self.turn} is not in [0, 45), or data.shift={self.shift} is negative")
 
@@ -237,7 +253,16 @@ def degrees_of(pose: Numbers) -> float:
     return float(np.rad2deg(np.arctan2(y, x)))
 
 
-def without_flat(boxes: Array) -> tuple[npt.NDArray[np.bool_], int]:
-    """(k,) which boxes (k, 6) have an extent along each axis, and how many have not."""
+def without_flat(boxes: Array) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
+    """(k,) which boxes (k, 6) have an extent along each axis, and a note of how many have not."""
     whole = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 3:6] > 0).all(1))
-    return whole, int((~whole).sum())
+    flat = int((~whole).sum())
+    return whole, (f"{flat} {'box' if flat == 1 else 'boxes'} without an extent left out",) if flat else ()
+
+
+def rows_of(instances: Index, ids: Index) -> Index:
+    """(n,) the row of `ids` (k,) that has the object of each point; -1 where none has."""
+    rows = np.full(max(instances.max(initial=-1), ids.max(initial=-1)) + 2, -1)  # the last one is for no object
+    rows[ids] = np.arange(len(ids))
+    of: Index = rows[instances]
+    return of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -14,13 +14,14 @@ import torch
 
 from lmgraft.data.base import SPLITS, Data, SplitName, UnreadableItemWarning
 from lmgraft.data.check import Findings, Grid, ShowProgress
-from lmgraft.data.files import listed, plural
+from lmgraft.data.files import files_below, find_loose, listed, plural
 from lmgraft.data.loader import Fault
-from lmgraft.data.points.meshes import UnreadableCloudError
 from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
-from lmgraft.data.rooms.part import QUESTION_TYPES, RoomPart, Worths, answer_names, count_answers
-from lmgraft.data.rooms.room import Index, Room, RoomView
+from lmgraft.data.rooms.part import QUESTION_TYPES, RoomPart, Rooms, Worths, answer_names, count_answers
+from lmgraft.data.rooms.question_files import part_of, read_rows
+from lmgraft.data.rooms.room import Index, RoomView
 from lmgraft.data.rooms.room_set import Asked, RoomSet
+from lmgraft.data.rooms.survey import Seen, Survey, survey
 from lmgraft.data.vision_language.parts import held_out_images, kind_numbers
 from lmgraft.data.vision_language.text import Ids, WordTokenizer
 from lmgraft.errors import DataError
@@ -36,12 +37,15 @@ class RoomData(Data):
             where the set has none of its own. 0: the test questions choose it.
         max_corrupt: Rooms of training and validation that cannot be read, above which a run stops.
         max_corrupt_test: The same of test.
+        vocabulary: Whose words are known: those of the "training" texts, or of "all", for word vectors that are not
+            learnt and know more words than training has.
         num_workers: Loader processes.
         options: See `RoomView`.
     """
 
     things: ClassVar[str] = "room questions"
     leaves_out: ClassVar[bool] = True
+    endings: ClassVar[tuple[str, ...]] = (".json",)
     types: ClassVar[tuple[str, ...]] = QUESTION_TYPES
     """What `kind` numbers."""
 
@@ -53,16 +57,21 @@ class RoomData(Data):
         val_size: int | float = 0.1,
         max_corrupt: int = 0,
         max_corrupt_test: int = 0,
+        vocabulary: Literal["training", "all"] = "training",
         num_workers: int = 0,
         **options: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, eval_batch_size=eval_batch_size, num_workers=num_workers)
         if val_size < 0:
             raise DataError(f"data.val_size={val_size} must not be negative")
+        if vocabulary not in ("training", "all"):
+            raise DataError(f"data.vocabulary={vocabulary!r} is neither 'training' nor 'all'")
+        self.vocabulary = vocabulary
         self.view, self.val_size = RoomView(**options), val_size
         self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
         self._known: dict[str, Any] = {}
         """Words, answers and sizes of boxes as a run remembers them."""
+        self._surveys: dict[int, Survey] = {}
 
     @abstractmethod
     def find(self) -> dict[str, RoomPart]:
@@ -76,6 +85,15 @@ class RoomData(Data):
     @abstractmethod
     def class_names(self) -> tuple[str, ...]:
         """Of the boxes."""
+
+    @property
+    def rooms(self) -> Rooms:
+        """What lists of questions of one's own can be about.
+
+        Raises:
+            DataError: If the set has no rooms by name.
+        """
+        raise DataError(f"{type(self).__name__} has no rooms that questions of one's own could be about")
 
     def candidates(self, parts: Mapping[str, RoomPart]) -> tuple[Sequence[str], Counter[str]]:
         """All answers that a model can give, and how often each is given in the whole data set."""
@@ -106,11 +124,11 @@ class RoomData(Data):
 
     @cached_property
     def tokenizer(self) -> WordTokenizer:
-        """Of the training texts: 0 is padding, 1 an unknown word."""
+        """Of the training texts, or all: 0 is padding, 1 an unknown word."""
         if "words" in self._known:
             return WordTokenizer(tuple(self._known["words"]), ends=False)
-        train = self.parts["train"]
-        return WordTokenizer.of([*train.situations, *train.texts], ends=False)
+        parts = [part for split, part in self.parts.items() if split == "train" or self.vocabulary == "all"]
+        return WordTokenizer.of([text for part in parts for text in (*part.situations, *part.texts)], ends=False)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -123,19 +141,13 @@ class RoomData(Data):
         if "mean_sizes" in self._known:
             sizes: list[list[float]] = self._known["mean_sizes"]
             return sizes
-        part, rooms = self.parts["train"], []
-        for name in part.names:
-            try:
-                rooms.append(part.load(name))
-                for note in rooms[-1].notes:
-                    self.remark(f"{name}: {note}")
-            except UnreadableCloudError:
-                continue  # it is reported when it is drawn
-        boxes = np.concatenate([np.empty((0, 3)), *(room.boxes[:, 3:] for room in rooms)])
-        classes = np.concatenate([np.empty(0, np.int64), *(room.classes for room in rooms)])
-        whole = boxes.mean(0) if len(boxes) else np.ones(3)
-        of = [boxes[classes == n] for n in range(len(self.class_names))]
-        return [[round(float(x), 4) for x in (some.mean(0) if len(some) else whole)] for some in of]
+        return self._survey(self.parts["train"]).mean_sizes(len(self.class_names))
+
+    def _survey(self, part: RoomPart, tell: Callable[[], None] = lambda: None) -> Survey:
+        """What is seen of the rooms of a part, which are read once."""
+        if id(part) not in self._surveys:
+            self._surveys[id(part)] = survey(part, tell)
+        return self._surveys[id(part)]
 
     def model_arguments(self) -> dict[str, Any]:
         return {
@@ -158,6 +170,7 @@ class RoomData(Data):
             found["val"] = found["train"]
         self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
         asked = {id(part): self._asked(part) for part in found.values()}
+        self._say_poses(found["train"])
         for split in SPLITS:
             if split in found:
                 part, kept = found[split], self._readable(split, found[split], index[split])
@@ -166,32 +179,55 @@ class RoomData(Data):
                 self._sets[split] = RoomSet(
                     part, asked[id(part)], kept, self.view, training=training, seed=self.seed
                 )  # fmt: skip
-                if not len(kept):
-                    raise DataError(f"{part.where}: no question of {split} can be shown", "see the notes above")
+                if not len(kept) and not (self._known and split != "test"):
+                    first = next(iter(self._survey(part).faults.items()), None)
+                    why = "" if first is None else f"; of {first[0]}: {first[1]}"
+                    raise DataError(f"{part.where}: no question of {split} can be shown{why}", "see the notes above")
         self._sets.setdefault("val", self._sets["test"])
-        self.fill_a_batch(len(self._sets["train"]))
+        if not self._known:  # a run is evaluated whose training rooms need not be here
+            self.fill_a_batch(len(self._sets["train"]))
 
     def _readable(self, split: SplitName, part: RoomPart, index: Index) -> Index:
-        """Those questions whose room is there; other rooms are reported."""
-        of = np.asarray(part.image, np.int64)
+        """Those questions whose room can be read; other rooms are reported, and what is odd with these is remarked."""
+        of, looked = np.asarray(part.image, np.int64), self._survey(part)
         counts = Counter(of[index].tolist())
-        reasons = {room: reason for room in sorted(counts) if (reason := part.problem(part.names[room])) is not None}
-        asked = {room: plural(counts[room], "question") for room in reasons}
-        self.report(
-            split, [Fault(part.names[room], f"{why}; {asked[room]} about it") for room, why in reasons.items()]
-        )  # fmt: skip
-        kept: Index = index[~np.isin(of[index], list(reasons))]
+        odd: dict[str, list[str]] = {}
+        for name in (part.names[room] for room in sorted(counts)):
+            for note in looked.seen[name].notes if name in looked.seen else ():
+                odd.setdefault(note, []).append(name)
+        for note, names in odd.items():
+            self.remark(f"{split}: {note} ({listed(names)})")
+        lost = {room: looked.faults[part.names[room]] for room in sorted(counts) if part.names[room] in looked.faults}
+        asked = {room: plural(counts[room], "question") for room in lost}
+        faults = [Fault(part.names[room], f"{why}; {asked[room]} about it") for room, why in lost.items()]
+        if self._known and split != "test":
+            if faults:
+                self.remark(f"{plural(len(faults), 'room')} of {split} cannot be read, and an evaluation needs none")
+        else:
+            self.report(split, faults)
+        kept: Index = index[~np.isin(of[index], list(lost))]
         return kept
+
+    def _say_poses(self, part: RoomPart) -> None:
+        """Remark how many training questions do not say where the asker stands, if any does; 0 or all is no remark."""
+        placed = np.array([name in (seen := self._survey(part).seen) and seen[name].is_placed for name in part.names])
+        known = int((placed[np.asarray(part.image, np.int64)] & np.isfinite(part.poses).all(1)).sum())
+        if known < len(part.texts) and any(part.situations):
+            self.remark(
+                f"{part.where}: where the asker stands is known for {known:,} of "
+                f"{plural(len(part.texts), 'question')}; the others teach backbone.kwargs.situation_head nothing"
+            )
 
     def _answerable(self, split: SplitName, part: RoomPart, worths: Worths, index: Index) -> Index:
         """What training shows: questions with a right answer in the vocabulary; others count as wrong in evaluation."""
         lost = index[~worths.is_known[index]]
         if not len(lost):
             return index
-        ends = "are left out" if split == "train" else "count as wrong"
+        what_then = "left out" if split == "train" else "counted as wrong"
         outside = listed(sorted({repr(answer) for i in lost.tolist() for answer in part.answers[i]}))
         self.remark(
-            f"{part.where}, {split}: {plural(len(lost), 'question')} without a right answer in the vocabulary {ends}"
+            f"{part.where}, {split}: {plural(len(lost), 'question')} without a right answer in the vocabulary, "
+            + what_then
             + (f" ({outside})" if outside else "")
         )
         kept: Index = np.setdiff1d(index, lost) if split == "train" else index
@@ -216,6 +252,26 @@ class RoomData(Data):
             self.remark(f"{where}: {plural(encoded.unknown, 'word')} not among training's")
         return encoded.ids
 
+    def open(self, sources: Sequence[str]) -> RoomSet:
+        """Questions in lists as ScanQA has them (JSON), about rooms of the set, in order; answers are not looked at.
+
+        Each has `scene_id`, `question` and perhaps `situation`.
+        """
+        files = find_loose(sources, lambda folder: files_below(folder, self.endings), "lists of questions (.json)")
+        rows = [{**row, "answers": []} for file in files for row in read_rows(file)]
+        if not rows:
+            raise DataError(f"{', '.join(sources)} holds no question", "give a list of objects")
+        part = part_of(rows, ", ".join(sources), self.rooms)
+        for name, why in self._survey(part).faults.items():
+            raise DataError(f"{name} cannot be read ({why})", "scene_id names a room of the set in data.root")
+        count, names = len(part.texts), self.answer_names
+        asked = Asked(
+            situations=self._tokens(part.situations, f"{part.where}, situations"),
+            questions=self._tokens(part.texts, f"{part.where}, questions"),
+            worths=Worths.of(part.answers, names, {}), num_answers=len(names), kinds=np.zeros(count, np.int64),
+        )  # fmt: skip
+        return RoomSet(part, asked, np.arange(count), self.view)
+
     def still(self, name: SplitName) -> RoomSet:
         items = self._sets[name]
         assert isinstance(items, RoomSet)
@@ -235,6 +291,9 @@ class RoomData(Data):
             "classes": list(self.class_names),
             "mean_sizes": self.mean_sizes,
         }
+
+    def as_trained(self, record: Mapping[str, Any]) -> None:
+        self.recall(record)
 
     def recall(self, record: Mapping[str, Any]) -> None:
         self._known = {key: record["data"][key] for key in ("words", "answers", "mean_sizes") if key in record["data"]}
@@ -257,19 +316,14 @@ class RoomData(Data):
         rows, kinds = [], {}
         for split in (name for name in SPLITS if not (name == "val" and self._is_test_again(name))):
             items = self.still(split)
-            part, names = items.part, sorted({items.part.names[n] for n in items.groups.tolist()})
+            part, looked = items.part, self._survey(items.part)
+            names = sorted({part.names[n] for n in items.groups.tolist()})
             absent = [Fault(*fault) for fault in self._unreadable["test" if split == "test" else "train"].items()]
-            faults, rooms = [fault for fault in absent if fault.file in part.names], {}
+            faults = [fault for fault in absent if fault.file in looked.faults]
             with progress(split, len(names)) as tell:
-                for name in names:
-                    before = len(faults)
-                    try:
-                        rooms[name] = part.load(name)
-                    except UnreadableCloudError as error:
-                        faults.append(Fault(name, str(error)))
-                    tell(1, len(faults) - before)
+                tell(len(names), len(faults))
             findings.faults[split] = faults
-            findings.remarks += _notes(split, rooms, self.view.points)
+            findings.remarks += _notes(split, {name: looked.seen[name] for name in names}, self.view.points)
             kinds[split] = Counter(items.asked.kinds[items.indices.numpy()].tolist())
             rows.append((split, f"{len(items):,}", f"{len(names):,}", f"{len(faults):,}"))
         findings.grids.append(Grid(("split", self.things, "rooms", "unreadable"), rows))
@@ -306,13 +360,12 @@ class RoomData(Data):
         )  # fmt: skip
 
 
-def _notes(split: str, rooms: Mapping[str, Room], points: int) -> list[str]:
+def _notes(split: str, rooms: Mapping[str, Seen], points: int) -> list[str]:
     """What is odd with the rooms of a split."""
-    notes = [f"{split}, {name}: {note}" for name, room in rooms.items() for note in room.notes]
     kinds = {
         "without any object": [name for name, room in rooms.items() if not len(room.boxes)],
         f"of fewer than data.points={points} points; some come again": [
-            name for name, room in rooms.items() if len(room.points) < points
+            name for name, room in rooms.items() if room.points < points
         ],
     }
-    return notes + [f"{split}: {plural(len(of), 'room')} {what} ({listed(of)})" for what, of in kinds.items() if of]
+    return [f"{split}: {plural(len(of), 'room')} {what} ({listed(of)})" for what, of in kinds.items() if of]

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import seeds, uniforms
-from lmgraft.data.loader import Draw, Fault, Reported, in_turn
+from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.rooms.batch import RoomQuestions, RoomQuestionsWithTruth
 from lmgraft.data.rooms.part import RoomPart, Worths
 from lmgraft.data.rooms.room import (
     Change,
+    Hidden,
     Index,
     Numbers,
     Room,
@@ -29,6 +30,7 @@ from lmgraft.data.rooms.room import (
     framed_pose,
 )
 from lmgraft.data.vision_language.text import Ids
+from lmgraft.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -66,7 +68,7 @@ class RoomSet(ItemSet):
         asked: The same as numbers.
         index: Which of them, in order.
         view: How rooms are shown.
-        training: Whether they are changed at random, and the next readable item stands for an unreadable one.
+        training: Whether they are changed at random.
         seed: Of the changes.
     """
 
@@ -94,45 +96,27 @@ class RoomSet(ItemSet):
         """The same items as evaluation shows them."""
         return RoomSet(self.part, self.asked, self.indices.numpy(), self.view)
 
-    def __getitems__(self, draws: list[Draw]) -> Reported:
-        faults: list[Fault] = []
-        rooms: dict[int, Room | None] = {}
-        samples = [self._readable(draw.sample, rooms, faults) for draw in draws]
-        index = self.indices[samples].numpy()
+    def __getitems__(self, draws: list[Draw]) -> RoomQuestions | RoomQuestionsWithTruth:
+        index = self.indices[[draw.sample for draw in draws]].numpy()
+        rooms = {number: self._load(number) for number in set(self._rooms[index].tolist())}
         epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
         changes: Sequence[Change | None] = [None] * len(draws)
         redrawn = self.training and self.view.redraw
         words = seeds(self.seed if redrawn else 0, epochs, index, repeats, 1)[:, 0].tolist()
         if self.training:
             changes = list(map(self.view.change, uniforms(self.seed, epochs, index, 8)))
-        shown = []
-        for question, change, word in zip(index.tolist(), changes, words, strict=True):
-            room = rooms[int(self._rooms[question])]
-            shown.append(self._blank() if room is None else self._show(question, room, change, word if redrawn else 0))
-        return Reported(self._collate(shown, index), tuple(faults))
+        shown = [
+            self._show(question, rooms[int(self._rooms[question])], change, word if redrawn else 0)
+            for question, change, word in zip(index.tolist(), changes, words, strict=True)
+        ]
+        return self._collate(shown, index)
 
-    def _readable(self, sample: int, rooms: dict[int, Room | None], faults: list[Fault]) -> int:
-        """The sample, or in training the next one whose room can be read; its room is in `rooms` then."""
-        for candidate in in_turn(sample, len(self), len(self) if self.training else 1):
-            number = int(self.groups[candidate])
-            if number not in rooms:
-                try:
-                    rooms[number] = self.part.load(self.part.names[number])
-                except UnreadableCloudError as error:
-                    rooms[number] = None
-                    faults.append(Fault(self.part.names[number], str(error)))
-            if rooms[number] is not None:
-                return candidate
-        return sample
-
-    def _blank(self) -> _Shown:
-        nothing = np.empty(0, np.int64)
-        points = np.zeros((self.view.points, 3 + self.view.num_features), np.float32)
-        of = np.full(len(points), -1)
-        return _Shown(
-            points=points, boxes=np.empty((0, 6), np.float32), classes=nothing, point_box=of,
-            pose=np.full(7, np.nan), truth=of >= 0,
-        )  # fmt: skip
+    def _load(self, number: int) -> Room:
+        name = self.part.names[number]
+        try:
+            return self.part.load(name)
+        except UnreadableCloudError as error:
+            raise DataError(f"{name} could be read before, and now cannot ({error})", "mend it, then resume") from None
 
     def _show(self, question: int, room: Room, change: Change | None, word: int) -> _Shown:
         draw = np.random.Generator(np.random.Philox(word))
@@ -141,15 +125,23 @@ class RoomSet(ItemSet):
             chosen = np.concatenate([chosen, draw.integers(len(room.points), size=self.view.points - len(chosen))])
         places, of = room.points[chosen], room.point_box[chosen]
         features = self.view.features(places, room.colours[chosen], floor_of(room.points))
-        boxes, pose = room.boxes, framed_pose(self.part.poses[question], room.frame)
+        boxes, classes = room.boxes, room.classes
+        pose = framed_pose(self.part.poses[question], room.frame)
         if change is not None:
             places = (places @ change.matrix.T + change.shift).astype(np.float32)
             boxes, pose = changed_boxes(boxes, change), changed_pose(pose, change)
+        if "room" in self.view.hidden:
+            places, features, boxes, classes = places * 0, features * 0, boxes[:0], classes[:0]
+            of = np.full(len(of), -1)
         about = () if self.part.objects is None else self.part.objects[question]
         return _Shown(
-            points=np.concatenate([places, features], 1), boxes=boxes, classes=room.classes, point_box=of, pose=pose,
+            points=np.concatenate([places, features], 1), boxes=boxes, classes=classes, point_box=of, pose=pose,
             truth=np.isin(of, np.flatnonzero(np.isin(room.ids, about))),
         )  # fmt: skip
+
+    def _text(self, name: Hidden, ids: Ids) -> Tensor:
+        """(B, L) word numbers, 0 throughout where the text is hidden."""
+        return torch.from_numpy(ids).long() * (name not in self.view.hidden)
 
     def _collate(self, shown: Sequence[_Shown], index: Index) -> RoomQuestions | RoomQuestionsWithTruth:
         most = max(1, *(len(one.boxes) for one in shown))
@@ -160,8 +152,8 @@ class RoomSet(ItemSet):
         asked, which = self.asked, index.tolist()
         batch = RoomQuestions(
             points=_stack([one.points for one in shown]),
-            situation=torch.from_numpy(asked.situations[index]).long(),
-            question=torch.from_numpy(asked.questions[index]).long(),
+            situation=self._text("situation", asked.situations[index]),
+            question=self._text("question", asked.questions[index]),
             targets=asked.worths.dense(which, asked.num_answers),
             boxes=boxes,
             box_classes=classes,

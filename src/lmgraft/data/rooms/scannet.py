@@ -13,7 +13,7 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.files import plural
+from lmgraft.data.files import identity_of
 from lmgraft.data.points.meshes import DAMAGE, Array, UnreadableCloudError
-from lmgraft.data.rooms.room import Index, Numbers, Room, brought, recognise, without_flat
+from lmgraft.data.rooms.room import Index, Numbers, Room, brought, recognise, rows_of, without_flat
 from lmgraft.errors import DataError
 from lmgraft.versions import optional
 
@@ -53,7 +53,9 @@ class _Scan(NamedTuple):
     """(k,) numbers among NYU's 40."""
     ids: Index
     """(k,) objects from 0."""
-    frame: Numbers | None
+    before: tuple[Array, Array] | None
+    """(m, 3 or more) points before they were aligned, and the same ones aligned; None where these are not there."""
+    is_aligned: bool
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,10 @@ class ScanFolder:
         folder = self.root / scene
         wanted = [folder / name.format(scene) for name in (_PLY, _SEGMENTS, _GROUPS, "{}.txt")]
         return wanted if wanted[0].is_file() else []
+
+    def identity(self, scenes: Sequence[str]) -> str:
+        """A digest of names and sizes of the files of some scenes."""
+        return identity_of([file for scene in scenes for file in self.files(scene)], self.root)
 
     def problem(self, scene: str) -> str | None:
         """Why a scene cannot be read, as far as one sees without reading its points; None where it can."""
@@ -114,7 +120,8 @@ class ScanFolder:
         ids = boxes[:, 7] if boxes.shape[1] > 7 else np.arange(len(boxes))
         return _Scan(
             points, instances.astype(np.int64) - 1, boxes[:, :6].astype(np.float32), boxes[:, 6].astype(np.int64),
-            np.asarray(ids, np.int64), _frame(unaligned, points),
+            np.asarray(ids, np.int64), None if unaligned is None else (unaligned, points),
+            vert.name == f"{scene}_aligned_vert.npy",
         )  # fmt: skip
 
     def _raw(self, scene: str) -> _Scan:
@@ -138,9 +145,8 @@ class ScanFolder:
                 classes.append(kind)
                 ids.append(number)
         kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
-        points = np.concatenate([aligned, colours], 1)[kept]
-        frame = _frame(places, aligned)
-        return _Scan(points, instances[kept], np.concatenate(boxes), np.array(classes, int), np.array(ids, int), frame)
+        points, of_boxes = np.concatenate([aligned, colours], 1)[kept], (np.array(classes, int), np.array(ids, int))
+        return _Scan(points, instances[kept], np.concatenate(boxes), *of_boxes, (places, aligned), text.is_file())
 
     @cached_property
     def _nyu40(self) -> Mapping[str, int]:
@@ -170,51 +176,50 @@ def class_numbers(nyu40: Index) -> Index:
 
 def _room(scan: _Scan) -> Room:
     points = scan.points[:, :3].astype(np.float32)
-    by = recognise(points)
-    notes = [by.note] if by.note else []
-    whole, flat = without_flat(scan.boxes)
+    by = recognise(points, scan.is_aligned)
+    whole, notes = without_flat(scan.boxes)
     wanted = whole & ~np.isin(scan.classes, _NO_OBJECTS)
-    if flat:
-        notes.append(f"{plural(flat, 'box').replace('boxs', 'boxes')} without an extent left out")
     places, boxes = brought(points, scan.boxes[wanted], by)
+    colours, of_colours = _colours(scan.points[:, 3:6])
     ids = scan.ids[wanted]
-    frame = scan.frame
-    if frame is not None and by.note:
-        frame = by.matrix @ frame
+    frame = None
+    if scan.before is not None:  # annotations are in metres with z upwards, whatever these files are in
+        raw, aligned = (one[:, :3].astype(np.float32) for one in scan.before)
+        of_raw = recognise(raw, scan.is_aligned)
+        frame = _frame(*(brought(one, scan.boxes[:0], how)[0] for one, how in ((raw, of_raw), (aligned, by))))
     return Room(
         points=places,
-        colours=np.rint(scan.points[:, 3:6]).clip(0, 255).astype(np.uint8),
+        colours=colours,
         boxes=boxes.astype(np.float32),
         classes=class_numbers(scan.classes[wanted]),
         ids=ids,
-        point_box=_rows_of(scan.instances, ids),
+        point_box=rows_of(scan.instances, ids),
         frame=frame,
-        notes=tuple(notes),
+        notes=tuple(filter(None, (by.note, of_colours, *notes))),
     )
 
 
-def _rows_of(instances: Index, ids: Index) -> Index:
-    """(n,) the row of `ids` (k,) that has the object of each point; -1 where none has."""
-    rows = np.full(max(instances.max(initial=-1), ids.max(initial=-1)) + 2, -1)  # the last one is for no object
-    rows[ids] = np.arange(len(ids))
-    of: Index = rows[instances]
-    return of
+def _colours(values: Array) -> tuple[npt.NDArray[np.uint8], str]:
+    """Colours (n, 3) from 0 to 255, and a note where they were from 0 to 1."""
+    share = values.dtype.kind == "f" and bool(values.max(initial=0) <= 1 and (values % 1).any())
+    colours = np.rint(values * (255 if share else 1)).clip(0, 255).astype(np.uint8)
+    return colours, "colours from 0 to 1 are taken as shares of 255" if share else ""
 
 
-def _frame(raw: Array | None, points: Array) -> Numbers | None:
+def _frame(raw: Array, points: Array) -> Numbers | None:
     """(3, 4) from SQA3D's places, which are relative to the middle of the scan as it is, to these points.
 
     Args:
-        raw: (n, 3 or more) the points of the scan as it is; None where they are not there.
-        points: (n, 3 or more) the same points, aligned.
+        raw: (n, 3) the points of the scan as it is.
+        points: (n, 3) the same points, aligned.
     """
-    if raw is None or len(raw) != len(points):
+    if len(raw) != len(points):
         return None
     places = raw[:, :3].astype(np.float64)
     middle = (places.min(0) + places.max(0)) / 2
     some = slice(None, None, max(1, len(places) // 1000))
     known = np.concatenate([places - middle, np.ones((len(places), 1))], 1)
-    moved, *_ = np.linalg.lstsq(known[some], points[some, :3].astype(np.float64), rcond=None)
+    moved, *_ = np.linalg.lstsq(known[some], points[some].astype(np.float64), rcond=None)
     frame: Numbers = moved.T
     return frame
 

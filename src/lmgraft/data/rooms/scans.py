@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from lmgraft.data.base import SPLITS
-from lmgraft.data.rooms.part import RoomPart, count_answers
+from lmgraft.data.rooms.part import RoomPart, Rooms, count_answers
 from lmgraft.data.rooms.question_files import first_of, part_of, read_file, read_rows, read_sqa3d
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.data.rooms.scannet import CLASSES, ScanFolder
+from lmgraft.data.vision_language.answers import plain
 from lmgraft.errors import DataError
 
 
@@ -41,6 +42,10 @@ class ScanData(RoomData):
     def class_names(self) -> tuple[str, ...]:
         return tuple(CLASSES)
 
+    @property
+    def rooms(self) -> Rooms:
+        return Rooms(self.scans.root, self.scans.load, self.scans.identity)
+
 
 class Sqa3d(ScanData):
     """SQA3D (arXiv 2210.07474): situated questions about ScanNet's rooms.
@@ -65,7 +70,7 @@ class Sqa3d(ScanData):
             names = [f"v1_balanced_{kind}_{split}_scannetv2.json" for kind in ("questions", "sqa_annotations")]
             questions, annotations = (first_of(self._folders, [name]) for name in names)
             if questions is not None and annotations is not None:
-                parts[split] = part_of(read_sqa3d(questions, annotations), questions, self.scans)
+                parts[split] = part_of(read_sqa3d(questions, annotations), str(questions), self.rooms)
             elif split != "val":
                 lacking = names[0] if questions is None else names[1]
                 raise DataError(f"{lacking} is not in {self.root}", "data.root is the folder sqa_task of SQA3D")
@@ -100,7 +105,7 @@ class ScanQa(ScanData):
         folders = [self.root, self.root / "qa"]
         files = {split: first_of(folders, [name.format(split) for name in self._names]) for split in SPLITS}
         parts: dict[str, RoomPart] = {
-            split: part_of(read_rows(file), file, self.scans) for split, file in files.items() if file is not None
+            split: part_of(read_rows(file), str(file), self.rooms) for split, file in files.items() if file is not None
         }  # fmt: skip
         if "test" in parts and not any(parts["test"].answers):  # as ScanQA keeps those of its tests to itself
             self.remark(f"{parts.pop('test').where} has no answers for the test: the validation questions are tested")
@@ -122,4 +127,4 @@ class ScanQa(ScanData):
             raise DataError(
                 f"{file} is not a list of texts", "it holds the answers of all splits, each as often as given"
             )
-        return answers, Counter(answers)
+        return answers, Counter(map(plain, answers))

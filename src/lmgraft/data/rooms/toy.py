@@ -63,7 +63,6 @@ def _part(number: int, size: int) -> RoomPart:
         objects=[one.objects for _, one in asked],
         identity=f"toy {number}",
         load=partial(_room, drawn),
-        problem=lambda _: None,
     )
 
 

@@ -180,7 +180,7 @@ def _write_gallery(analysis: Analysis, exhibits: Sequence[Exhibit], out: Path) -
     for one in exhibits:
         counts[one.rule] += 1
         file = f"gallery/{one.rule}_{counts[one.rule]}.png"
-        figure = draw(one.inputs, one.maps, one.grid, one.places, one.truth, one.predictions)
+        figure = draw(one.inputs, one.maps, one.grid, one.places or None, one.truth, one.predictions)
         write_png(figure, out / file, dpi=110)
         pictures[file] = data_address((out / file).read_bytes())
         score = one.score if one.score is not None and math.isfinite(one.score) else None

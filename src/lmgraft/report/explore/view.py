@@ -74,5 +74,7 @@ def picture(view: View, things: str) -> Figure | None:
     title, above = measured(view), f"above {view.choice.threshold:.2f}"
     maps = {run: {title: one.values, above: one.above.float()} for run, one in view.marked.items()}
     draw = PICTURES.load(things)
-    figure: Figure = draw(first.inputs, maps, view.grid, first.places, first.truth, view.predictions)
+    sights = {run: view.seen.sights[run] for run in view.marked}
+    places = {run: sight.places for run, sight in sights.items() if sight.places is not None}
+    figure: Figure = draw(first.inputs, maps, view.grid, places or None, first.truth, view.predictions)
     return figure

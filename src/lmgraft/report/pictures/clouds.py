@@ -61,7 +61,7 @@ def draw_clouds(
     points: Tensor,
     maps: Mapping[str, Mapping[str, Tensor]],
     grid: tuple[int, ...] | None = None,
-    places: Tensor | None = None,
+    places: Mapping[str, Tensor] | None = None,
     truth: Tensor | None = None,
     predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
@@ -71,7 +71,7 @@ def draw_clouds(
         points: (N, 3).
         maps: Model -> title -> (T,) in [0, 1].
         grid: Not used: a cloud's tokens lie in no grid.
-        places: (T, 3), where they lie instead.
+        places: Model -> (T, 3), where its tokens lie instead.
         truth: (N,) bool.
         predictions: Not used: these are in words.
 
@@ -80,8 +80,8 @@ def draw_clouds(
     """
     if places is None:
         raise ValueError("a cloud's maps need the places of its tokens")
-    nearest = torch.cdist(points.float(), places.float()).argmin(1)
-    of_points = {model: {title: values[nearest] for title, values in of.items()} for model, of in maps.items()}
+    nearest = {model: torch.cdist(points.float(), where.float()).argmin(1) for model, where in places.items()}
+    of_points = {model: {title: values[nearest[model]] for title, values in of.items()} for model, of in maps.items()}
     _, across, up = _VIEWS[0]
 
     def paint(ax: Axes, title: str, values: Tensor) -> None:

@@ -69,7 +69,7 @@ def draw_clip(
     clip: Tensor,
     maps: Mapping[str, Mapping[str, Tensor]],
     grid: tuple[int, ...] | None,
-    places: Tensor | None = None,
+    places: Mapping[str, Tensor] | None = None,
     truth: Tensor | None = None,
     predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:

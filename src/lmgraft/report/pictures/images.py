@@ -18,7 +18,7 @@ def draw_image(
     image: Tensor,
     maps: Mapping[str, Mapping[str, Tensor]],
     grid: tuple[int, ...] | None,
-    places: Tensor | None = None,
+    places: Mapping[str, Tensor] | None = None,
     truth: Tensor | None = None,
     predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:

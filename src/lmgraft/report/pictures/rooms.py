@@ -26,7 +26,7 @@ def draw_room(
     room: Any,
     maps: Mapping[str, Mapping[str, Tensor]],
     grid: tuple[int, ...] | None = None,
-    places: Tensor | None = None,
+    places: Mapping[str, Tensor] | None = None,
     truth: Tensor | None = None,
     predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:
@@ -40,7 +40,8 @@ def draw_room(
             `box_classes` (K,), `pose` (7,), `situation` and `question` (L,) word numbers, and `words` by number.
         maps: Model -> title -> (T,) in [0, 1].
         grid: Not used: tokens lie in none.
-        places: (T, 3) where they lie; NaN for those that are no objects, which are not drawn.
+        places: Model -> (T, K, 3), the seeds that its tokens are made of, or (T, 3) where they lie; NaN for tokens that
+            are no objects, which are not drawn.
         truth: (N,) bool.
         predictions: Model -> answer -> belief.
 
@@ -49,12 +50,12 @@ def draw_room(
     """
     if places is None:
         raise ValueError("a room's maps need the places of its tokens")
-    where, cloud = places.numpy(), room.points.numpy()
+    cloud = room.points.numpy()
     cloud = cloud[cloud[:, 2].argsort()]  # what is high lies in front
     colours = _colours(cloud[:, 3:])
     asked = None if truth is None else room.points.numpy()[truth.numpy()]
 
-    def paint(ax: Axes, title: str, values: Any) -> None:
+    def paint(ax: Axes, title: str, painted: Any) -> None:
         ax.scatter(cloud[:, 0], cloud[:, 1], c=colours, s=2, linewidths=0, alpha=1.0 if title == _ROOM else 0.25)
         for box in room.boxes[room.box_classes >= 0].tolist():
             ax.add_patch(
@@ -64,20 +65,32 @@ def draw_room(
             if asked is not None:
                 ax.scatter(asked[:, 0], asked[:, 1], color=_TRUTH, s=3, linewidths=0)
         else:
-            there = np.isfinite(where).all(1)
-            order = np.flatnonzero(there)[values.numpy()[there].argsort()]  # the largest in front
-            x, y, shown = where[order, 0], where[order, 1], values.numpy()[order]
-            ax.scatter(x, y, c=shown, s=16, cmap="viridis", vmin=0, vmax=1, linewidths=0)
+            values, where = painted
+            order = values.argsort()  # the largest in front
+            ax.scatter(
+                where[order, 0], where[order, 1], c=values[order], s=9, cmap="viridis", vmin=0, vmax=1, linewidths=0
+            )
         _draw_asker(ax, room.pose.numpy())
         ax.set_aspect("equal")
 
-    figure = panels(maps, {_ROOM: None}, _SIDE, paint)
+    rows = {
+        model: {title: _points_of(values, places[model]) for title, values in of.items()} for model, of in maps.items()
+    }
+    figure = panels(rows, {_ROOM: None}, _SIDE, paint)
     columns = len(figure.axes) // max(1, len(maps))
     for row, model in enumerate(maps):
         figure.axes[row * columns].set_xlabel(_answers((predictions or {}).get(model, {})), fontsize=6)
     text = " ".join(filter(None, (_text(room.situation, room.words), _text(room.question, room.words))))
     figure.suptitle(textwrap.fill(text, 32 * columns), fontsize=7)
     return figure
+
+
+def _points_of(values: Tensor, places: Tensor) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Values (M,) and places (M, 3) of all points that tokens are drawn as, those that lie nowhere left out."""
+    where = places.reshape(len(places), -1, 3)
+    of_points = values[:, None].expand(where.shape[:2])
+    there = where.isfinite().all(2)
+    return of_points[there].numpy(), where[there].numpy()
 
 
 def _colours(features: npt.NDArray[np.float32]) -> Any:

@@ -26,7 +26,7 @@ def draw_scene(
     scene: Any,
     maps: Mapping[str, Mapping[str, Tensor]],
     grid: tuple[int, ...] | None = None,
-    places: Tensor | None = None,
+    places: Mapping[str, Tensor] | None = None,
     truth: Tensor | None = None,
     predictions: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Figure:

@@ -34,7 +34,8 @@ class Exhibit:
     truth: Tensor | None
     """As the data have it."""
     grid: tuple[int, ...] | None
-    places: Tensor | None
+    places: Mapping[str, Tensor]
+    """Run -> (T, k) or (T, K, k), where its tokens lie that lie in no grid; nothing of one whose tokens lie in one."""
     maps: Mapping[str, Mapping[str, Tensor]]
     """Run -> title -> (T,) in [0, 1], or a picture of the task's, (C, H, W)."""
     predictions: Mapping[str, Mapping[str, Any]]
@@ -104,6 +105,7 @@ def exhibits(
     items: list[dict[str, Any]] = []
     maps: list[dict[str, dict[str, Tensor]]] = [{} for _ in chosen]
     predicted: list[dict[str, dict[str, Any]]] = [{} for _ in chosen]
+    places: list[dict[str, Tensor]] = [{} for _ in chosen]
     for number, run in enumerate(runs):
         at = 0
         for batch in run.batches(samples, size):
@@ -123,6 +125,8 @@ def exhibits(
                 predicted[at + place][run.label] = prediction
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
                 maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size) | beside[place]
+                if seen.drawn is not None:
+                    places[at + place][run.label] = seen.drawn[place].cpu()
                 say(number * len(chosen) + at + place + 1)
                 if run is runs[0]:
                     truth = getattr(batch, "truth", None)
@@ -132,16 +136,16 @@ def exhibits(
                             "inputs": shown(run, batch, place),
                             "truth": None if truth is None else truth[place].cpu(),
                             "grid": last.grid,
-                            "places": None if seen.places is None else seen.places[place].cpu(),
                         }
                     )
             at += len(batch.index)
     return [
         Exhibit(
-            rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=of_item, predictions=of, **item
+            rule=rule, index=index, place=runs[0].items.place(index), score=score, maps=maps[n],
+            predictions=predicted[n], places=places[n], **items[n],
         )
-        for (rule, _, index, score), of_item, of, item in zip(chosen, maps, predicted, items, strict=True)
-    ]
+        for n, (rule, _, index, score) in enumerate(chosen)
+    ]  # fmt: skip
 
 
 def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> dict[str, Tensor]:

@@ -35,9 +35,9 @@ from lmgraft.errors import HostError, RecipeError
 from lmgraft.graft import GraftLayer, find_graft
 from lmgraft.graft.hosts import find_host
 from lmgraft.recipes import Recipe
-from lmgraft.recipes.build import build_task, set_up_data
+from lmgraft.recipes.build import build_task
 from lmgraft.recipes.features import network
-from lmgraft.recipes.run import load_task, read_run
+from lmgraft.recipes.run import load_task, read_run, set_up_trained
 from lmgraft.tasks.base import Task
 from lmgraft.tasks.items import joined
 from lmgraft.training.checkpoints import checkpoint_path
@@ -133,7 +133,7 @@ def open_run(run_dir: Path, label: str, overrides: Sequence[str], others: Data |
     """
     recipe = read_run(run_dir, list(overrides))
     if others is None:
-        set_up_data(recipe)
+        set_up_trained(recipe, run_dir)
     else:
         recipe.data.recall(records.read_json(run_dir / "run.json"))
     task = load_task(recipe, run_dir).to("cuda" if on_gpu(recipe.train) else "cpu")
@@ -165,6 +165,8 @@ class Looked:
     """(B, T), the map that knows nothing of the item."""
     places: Tensor | None
     """(B, T, k), where tokens lie that lie in no grid."""
+    drawn: Tensor | None
+    """The same, or (B, T, K, k) what each token is made of, where it is drawn so."""
 
 
 def look(run: Opened, batch: Any, layers: bool) -> Looked:
@@ -186,7 +188,10 @@ def look(run: Opened, batch: Any, layers: bool) -> Looked:
     if truth is not None and getattr(batch, "ignored", None) is not None:
         ignored = _shares(run, noted, inputs, batch.ignored) >= _MOST
         unknown = ignored if unknown is None else unknown | ignored
-    return Looked(noted, maps, amounts, truth, unknown, floor, places)
+    layout, drawn = run.host.layout, places
+    if places is not None and layout.parts is not None:
+        drawn = layout.parts(run.model, inputs)[:, layout.num_prefix_tokens :]
+    return Looked(noted, maps, amounts, truth, unknown, floor, places, drawn)
 
 
 def shown(run: Opened, batch: Any, place: int) -> Any:

@@ -1,0 +1,74 @@
+"""What a look at each room of a part finds before training: damage, oddities, sizes of boxes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from lmgraft.data.files import SlowLines
+from lmgraft.data.points.meshes import Array, UnreadableCloudError
+from lmgraft.data.rooms.part import RoomPart
+from lmgraft.data.rooms.room import Index
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Seen:
+    """What is kept of one room."""
+
+    points: int
+    """How many it has."""
+    boxes: Array
+    """(k, 6)"""
+    classes: Index
+    """(k,)"""
+    is_placed: bool
+    """Whether places of annotations are known in it."""
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Survey:
+    """The rooms of a part by name."""
+
+    seen: Mapping[str, Seen]
+    faults: Mapping[str, str]
+    """Rooms that cannot be read -> why."""
+
+    def mean_sizes(self, count: int) -> list[list[float]]:
+        """(count, 3) of each class's boxes, metres; of a class without any, of all boxes.
+
+        Args:
+            count: Classes.
+        """
+        boxes = np.concatenate([np.empty((0, 3)), *(one.boxes[:, 3:] for one in self.seen.values())])
+        classes = np.concatenate([np.empty(0, np.int64), *(one.classes for one in self.seen.values())])
+        whole = boxes.mean(0) if len(boxes) else np.ones(3)
+        of = [boxes[classes == number] for number in range(count)]
+        return [[round(float(x), 4) for x in (some.mean(0) if len(some) else whole)] for some in of]
+
+
+def survey(part: RoomPart, tell: Callable[[], None] = lambda: None) -> Survey:
+    """Read every room of a part.
+
+    Args:
+        part: The part.
+        tell: Is called behind each room.
+    """
+    seen: dict[str, Seen] = {}
+    faults: dict[str, str] = {}
+    lines = SlowLines()
+    for number, name in enumerate(part.names, 1):
+        try:
+            room = part.load(name)
+        except UnreadableCloudError as error:
+            faults[name] = str(error)
+        else:
+            seen[name] = Seen(
+                points=len(room.points), boxes=room.boxes, classes=room.classes, is_placed=room.frame is not None,
+                notes=room.notes,
+            )  # fmt: skip
+        lines(f"[rooms] {number:,} of {len(part.names):,} rooms read")
+        tell()
+    return Survey(seen=seen, faults=faults)

@@ -20,8 +20,9 @@ from lmgraft.backbones.scene_qa.model import SceneQA, create
 from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction
 from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
-from lmgraft.errors import HostError
+from lmgraft.errors import ExportError, HostError
 from lmgraft.geometry.points import interpolate
+from lmgraft.graft.export import export_onnx, export_torch
 from lmgraft.graft.hosts import find_host
 from tiny import random_block, randomise_, relative_error
 from tiny_rooms import ARGUMENTS, MEAN_SIZES, SIZES, inputs, make_scene_qa, rooms
@@ -335,6 +336,14 @@ class TestFrozen:
         torch.save({"state_dict": {"model.head.0.weight": torch.zeros(1)}}, file)
         with pytest.raises(HostError, match="no detector"):
             create("scene_qa", options)
+
+
+@pytest.mark.parametrize("ending", ["onnx", "pt2"])
+def test_it_is_not_exported_and_says_so(ending: str, tmp_path: Path) -> None:
+    write = {"onnx": export_onnx, "pt2": export_torch}[ending]
+    with pytest.raises(ExportError, match=r"SceneQA is not exported: its LSTM"):
+        write(make_scene_qa(), inputs(), tmp_path / f"model.{ending}")
+    assert not list(tmp_path.iterdir())
 
 
 class TestWords:

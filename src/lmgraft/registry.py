@@ -302,6 +302,7 @@ SUITES = Registry(
         "motion": "lmgraft.studies.robustness.suites.motion:Motion",
         "motion-baselines": "lmgraft.studies.robustness.suites.motion_baselines:MotionBaselines",
         "points-c": "lmgraft.studies.robustness.suites.points:PointCorruptions",
+        "room-grounding": "lmgraft.studies.robustness.suites.rooms:RoomGrounding",
         "imagenet-robustness": "lmgraft.studies.robustness.suites.imagenet:ImageNetSets",
     },
 )

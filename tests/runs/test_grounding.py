@@ -195,5 +195,5 @@ class TestSuite:
         data.split("test").image[:] = 0
         data.still = lambda name: data.split(name)  # type: ignore[method-assign]
         other = next(one for one in Grounding().conditions(data) if one.part == "other_image")
-        with pytest.raises(DataError, match="about one image"):
+        with pytest.raises(DataError, match="about one thing"):
             other.items.__getitems__([Draw(0, 0)])

@@ -26,6 +26,7 @@ from lmgraft.data.rooms.scannet import CLASSES, ScanFolder
 from lmgraft.data.rooms.scans import ScanQa, Sqa3d
 from lmgraft.errors import DataError
 from lmgraft.registry import PREPARERS
+from lmgraft.studies.robustness.suites.rooms import RoomGrounding
 
 ROOMS = {"train": 5, "val": 1, "test": 2}
 
@@ -451,6 +452,23 @@ def test_what_is_hidden_is_shown_nowhere(furnished):
         assert (batch.box_classes == -1).all()
     with pytest.raises(DataError, match=r"data\.hidden: 'rooms'"):
         FurnishedRooms(hidden=["rooms"])
+
+
+def test_a_suite_takes_situation_question_and_room_away(furnished):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=2)
+    clean, *conditions = RoomGrounding().conditions(data)
+    whole = clean.items.batch(range(6))
+    shown = {one.part: one.items.batch(range(6)) for one in conditions}
+    for part, name in (("no_situation", "situation"), ("no_question", "question")):
+        assert not getattr(shown[part], name).any()
+        changed = [n for n, a, b in zip(whole._fields, whole, shown[part], strict=True) if not torch.equal(a, b)]
+        assert changed == [name]
+    other = shown["other_room"]
+    assert torch.equal(other.question, whole.question)
+    everything = clean.items.batch(range(len(clean.items)))
+    for row, points in enumerate(other.points):
+        (room,) = {int(n) for n, of in zip(everything.group, everything.points, strict=True) if torch.equal(of, points)}
+        assert room != int(whole.group[row])
 
 
 def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path):

@@ -154,6 +154,8 @@ class Host:
     varying: tuple[Mapping[int, str], ...] = ()
     """For each input of a call: axes beside the batch whose size differs from call to call -> a name, the same for axes
     that go together ({1: "agents"}). Exported programs take any size there. Empty where the batch alone differs."""
+    not_exported: str = ""
+    """Why no program can be made of it, for the error; empty where one can."""
 
     def point(self, at: str | int) -> GraftPoint | None:
         """The point that `at` names, or None when `at` is no name or index of a point."""

@@ -261,6 +261,7 @@ def describe(model: SceneQA) -> Host:
         layout=TokenLayout(places=places, parts=parts, shares=token_shares),
         padding_mask=padding_of_call,
         varying=({}, {1: "situation"}, {1: "question"}),
+        not_exported="its LSTM and its choice of centres among points are made for PyTorch",
     )
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lmgraft.block.lora import merge_lora
+from lmgraft.contracts import Host
 from lmgraft.errors import ExportError, LmgraftError
 from lmgraft.graft.hosts import find_host
 from lmgraft.graft.layer import baked, find_grafts
@@ -78,8 +79,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     check_versions("export", "torch")
     model = unwrapped(model)
     grafts = find_grafts(model)
+    host = find_host(model)
+    if host is not None and host.not_exported:
+        raise ExportError(f"{type(model).__qualname__} is not exported: {host.not_exported}", "run it in PyTorch")
     given = example if isinstance(example, tuple) else (example,)
-    axes = _axes(model, given, dynamic_batch)
+    axes = _axes(host, given, dynamic_batch)
     inputs = tuple(_two_at_least(x, named) for x, named in zip(given, axes, strict=True))
     names = {name for named in axes for name in named.values()}
     dims = {name: torch.export.Dim(name) for name in names}
@@ -98,9 +102,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...], dynamic_batch:
     return Trace(program=program, model=twin, example=given, axes=axes, left_out=left_out)
 
 
-def _axes(model: nn.Module, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> tuple[dict[int, str], ...]:
+def _axes(host: Host | None, inputs: tuple[Tensor, ...], dynamic_batch: bool) -> tuple[dict[int, str], ...]:
     """Of each input the batch axis, where it is to vary, and those that the model's host says vary."""
-    host = find_host(model)
     varying = host.varying if host is not None and len(host.varying) == len(inputs) else ({},) * len(inputs)
     batch = {0: "batch"} if dynamic_batch else {}
     return tuple(batch | dict(named) for named in varying)

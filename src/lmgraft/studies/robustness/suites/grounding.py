@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lmgraft.data.base import ItemSet, whole_batch
 from lmgraft.data.draws import uniforms
 from lmgraft.data.loader import Draw
 from lmgraft.data.vision_language.captions import CaptionData, CaptionSet
@@ -61,17 +62,28 @@ def shuffled_words(items: ImageTextSet, draws: list[Draw], batch: Any, seed: int
 
 
 def _of_partners(items: ImageTextSet, draws: list[Draw], kinds: Tensor, seed: int) -> Any:
-    """The batch of each item's partner: another of the same kind and of another group; any other where there is none.
+    """The batch of each item's partner."""
+    batch, _ = whole_batch(items.__getitems__(partners(items, draws, kinds.numpy(), seed)))
+    return batch
+
+
+def partners(items: ItemSet, draws: list[Draw], kinds: Index, seed: int) -> list[Draw]:
+    """Draws of a partner for each item: another of the same kind and of another group; any other where there is none.
+
+    Args:
+        items: All of them.
+        draws: Of those whose partners are asked for.
+        kinds: (N,) of all items.
+        seed: Of which partner it is.
 
     Raises:
         DataError: If all items are of one group.
     """
     groups = items.groups.numpy()
     if (groups == groups[0]).all():
-        raise DataError("all test items are about one image", "suite grounding shows them another one")
-    partners = [_partner(draw.sample, groups, kinds.numpy(), *_circle(len(items), seed)) for draw in draws]
-    loaded: Any = items.__getitems__([draw._replace(sample=n) for draw, n in zip(draws, partners, strict=True)])
-    return loaded.batch
+        raise DataError("all test items are about one thing", "this suite shows them another one")
+    circle = _circle(len(items), seed)
+    return [draw._replace(sample=_partner(draw.sample, groups, kinds, *circle)) for draw in draws]
 
 
 @lru_cache(maxsize=2)

@@ -10,6 +10,7 @@ import torch
 from lasting import assert_same_run, interrupt
 
 import lmgraft
+from lmgraft import records
 from lmgraft.cli.main import main
 from lmgraft.recipes import list_recipes, load_recipe, read_result, train_run
 from lmgraft.recipes.recipe import Recipe
@@ -67,9 +68,9 @@ def test_the_paper_s_size_makes_a_step() -> None:
     assert [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])] == []
 
 
-@pytest.mark.long
-def test_a_debug_variant_trains_goes_on_is_frozen_and_explored(
-    tmp_path: Path, llama_folder: Path, monkeypatch: Any
+@pytest.mark.slow
+def test_a_debug_variant_trains_goes_on_is_frozen_and_looked_at(
+    tmp_path: Path, llama_folder: Path, monkeypatch: Any, capsys: Any
 ) -> None:
     monkeypatch.setenv("LMGRAFT_CACHE", str(tmp_path / "cache"))
     given = ["--llm", str(llama_folder), "--train.accelerator", "cpu"]
@@ -93,3 +94,15 @@ def test_a_debug_variant_trains_goes_on_is_frozen_and_explored(
     assert explorer.things == "room questions"
     view = explorer.view(explorer.item(1), explorer.labels, Choice())
     assert "data:image/png" in view_html(view, explorer.things, explorer.stages)
+    (whole / "checkpoints/best.ckpt").unlink()  # neither an evaluation nor a look needs what a run began with
+    cpu = ["--train.accelerator", "cpu"]
+    assert main(["evaluate", str(frozen), "--suite", "room-grounding", "--out", str(tmp_path / "less"), *cpu]) == 0
+    assert "another question's room" in capsys.readouterr().out
+    looked = ["analyze", str(frozen), "--limit", "8", "--causal", "2", "--coherence", "2", "--gallery", "1"]
+    assert main([*looked, "--out", str(tmp_path / "looked"), *cpu]) == 0
+    analysis = records.read_json(tmp_path / "looked/analysis.json")
+    assert any("not looked at as it was before training" in note for note in analysis["notes"])
+    assert {one["score"] for one in analysis["found"] if one["stage"] == "mapper_out"} >= {"share", "best_iou"}
+    assert (tmp_path / "looked/report.html").read_text().count("<img") >= 2
+    assert main(["export", str(frozen), "--out", str(tmp_path / "model.onnx")]) == 2
+    assert "SceneQA is not exported" in capsys.readouterr().err

@@ -23,7 +23,7 @@ from lmgraft.analysis.similarity import linear_cka
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, spread_over
-from lmgraft.errors import HostError, RunError
+from lmgraft.errors import HostError, LmgraftError, RunError
 from lmgraft.studies.analyze.compare import (
     by_arm,
     comparisons,
@@ -115,7 +115,12 @@ def analyze_runs(
         looked = _kept(out / "items", run, config, samples, lambda r, s: _columns(r, s, config, say))
         before = None
         if floor and any(name.startswith("score/") for name in looked):
-            before = _kept(out / "items", untrained(run), config, samples, lambda r, s: _columns(r, s, config, say))
+            try:
+                floored = untrained(run)
+            except LmgraftError as error:  # what it began with need not be here
+                notes.append(f"{run.label}: it was not looked at as it was before training ({error.message}).")
+            else:
+                before = _kept(out / "items", floored, config, samples, lambda r, s: _columns(r, s, config, say))
         masked = _masked(run, config, samples, out, random_blocks, notes, say)
         gradients = _gradients(run, config, independent(samples, looked, config.coherence), out, say)
         ended[run.label] = Ended(_subject(run, looked), looked, before, masked, gradients)

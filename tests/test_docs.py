@@ -114,6 +114,8 @@ QUOTED += [
     "composed_controls",
     "question_controls",
     "retrieval_controls",
+    "sumo_vectornet_controls",
+    "sumo_mmtransformer_controls",
 ]
 
 
@@ -135,16 +137,17 @@ def test_the_evidence_page_quotes_the_evidence(name: str) -> None:
 
     page, result = (ROOT / "docs" / "evidence.md").read_text(), read_study(ROOT / "evidence" / name)
     assert not result.missing or name == "fashion_language"  # whose exploratory arms lack two seeds, as the page says
+    scale, digits = result.metric.scale, result.metric.digits or 2
     for contrast in (*result.contrasts, *(c for c in result.exploratory if c.reference == "plain")):
-        low, high = (f"{100 * end:+.2f}" for end in contrast.interval)
-        quoted = [f"{100 * contrast.mean:+.2f}", f"{low} to {high}"]
+        low, high = (f"{scale * end:+.{digits}f}" for end in contrast.interval)
+        quoted = [f"{scale * contrast.mean:+.{digits}f}", f"{low} to {high}"]
         # In running text a gain's interval stands without signs.
         unsigned = [quoted[0].strip("+"), f"{low} to {high}".replace("+", "")]
         bare = contrast not in result.contrasts and quoted[0] in page
         assert bare or all(text in page for text in quoted) or all(text in page for text in unsigned), contrast
     if name != "fashion_depth":
         for arm in result.arms:
-            assert f"{100 * arm.mean:.2f}" in page, arm.label
+            assert f"{scale * arm.mean:.{digits}f}" in page, arm.label
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from test_motion_data import XML, write_csv
 
 import lmgraft
 from lmgraft.cli.main import main
+from lmgraft.data.motion.toy_scenes import ToyScenes
 from lmgraft.recipes import list_recipes, load_recipe, read_result, train_run
 from lmgraft.recipes.build import build_model, build_task
 from lmgraft.recipes.flops import flops_of
@@ -140,6 +141,15 @@ def test_operations_are_counted(name: str) -> None:
     counts = {form: flops_of(lmgraft.graft(copy.deepcopy(model), random_block(), form=form), recipe) for form in FORMS}
     assert plain.train < counts["auto"].train < counts["dense"].train
     assert plain.evaluation < counts["auto"].evaluation < counts["dense"].evaluation
+
+
+def test_scenes_are_counted_as_large_as_they_are() -> None:
+    data = ToyScenes(train_size=8, test_size=4, batch_size=4)
+    assert torch.equal(data.typical(4).agents, data.example(4).agents)  # nothing is set up
+    data.setup()
+    batch = data.typical(4)
+    assert batch.index.tolist() == [0, 4, 8, 12]
+    assert batch.lanes.shape == data.still("train").batch([0, 4, 8, 12]).lanes.shape != data.example(4).lanes.shape
 
 
 @pytest.mark.slow

@@ -122,6 +122,8 @@ class Data(LightningDataModule, ABC):
     """Unreadable files among the test items above which a run stops."""
     before: ClassVar[Mapping[str, Any]] = {}
     """Keys younger than a run -> what they were without it, so that it is evaluated as it was trained."""
+    many_sizes: ClassVar[bool] = False
+    """Whether items differ in how much there is to compute of them, such as scenes of few agents and of many."""
     leaves_out: ClassVar[bool] = False
     """Whether what cannot be read is left out of its split from the start, rather than replaced when it is drawn."""
     packages: ClassVar[tuple[str, ...]] = ()
@@ -191,6 +193,14 @@ class Data(LightningDataModule, ABC):
     @abstractmethod
     def example(self, size: int, seed: int = 0) -> Batch:
         """A batch of `size` random items of the right shapes and masks, made without reading any file."""
+
+    def typical(self, size: int) -> Any:
+        """A batch as large as training's are, for counting and timing: `example`, or where items are of many sizes and
+        are set up, training items spread over all."""
+        if not (self.many_sizes and self._sets.get("train")):
+            return self.example(size)
+        items = self.still("train")
+        return items.batch([n * len(items) // size for n in range(size)])
 
     def categories(self) -> dict[str, tuple[str, ...]]:
         """Ways to divide the items: name -> names of the parts, which columns `by_NAME` number; none by default."""

@@ -53,7 +53,7 @@ def flops_of(model: nn.Module, recipe: Recipe, *, batch_size: int | None = None)
         batch_size: Items of a step; None for the recipe's.
     """
     batch = batch_size or recipe.data.batch_size
-    example = recipe.data.example(batch)
+    example = recipe.data.typical(batch)
     twin = copy.deepcopy(model, {id(t): t for t in (*model.parameters(), *model.buffers())})
     with _fakes() as mode, sdpa_kernel(SDPBackend.MATH):
         _fake_tensors(twin, mode)

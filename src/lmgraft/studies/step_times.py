@@ -99,7 +99,7 @@ class _Steps:
             )
         model: nn.Module = build_model(recipe).to(self._fabric.device).train()
         self._params = count_params(model)
-        self._batch = on_device(data.example(data.batch_size), self._fabric.device)
+        self._batch = on_device(data.typical(data.batch_size), self._fabric.device)
         if recipe.features.cached:  # the encoder's tokens are stored once, and a step begins with them
             with torch.no_grad():
                 self._batch = self._batch._replace(inputs=encode(model, self._batch.inputs))

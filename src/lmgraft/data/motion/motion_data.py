@@ -47,6 +47,7 @@ class MotionData(Data):
     things: ClassVar[str] = "scenes"
     packages: ClassVar[tuple[str, ...]] = ("pyarrow",)
     leaves_out: ClassVar[bool] = True
+    many_sizes: ClassVar[bool] = True
     test_size: int | float = 0
     """As `val_size`, for the test items of a set that has none of its own."""
 

@@ -45,6 +45,7 @@ class RoomData(Data):
 
     things: ClassVar[str] = "room questions"
     leaves_out: ClassVar[bool] = True
+    many_sizes: ClassVar[bool] = True
     endings: ClassVar[tuple[str, ...]] = (".json",)
     types: ClassVar[tuple[str, ...]] = QUESTION_TYPES
     """What `kind` numbers."""

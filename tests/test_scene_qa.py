@@ -15,6 +15,7 @@ from torch import Tensor
 
 import lmgraft
 from lmgraft.analysis.observe import observe
+from lmgraft.backbones.scene_qa import model as scene_qa
 from lmgraft.backbones.scene_qa.fusion import Attention, AttFlat, GuidedLayer, Norm, SelfLayer
 from lmgraft.backbones.scene_qa.model import SceneQA, create
 from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction
@@ -250,9 +251,11 @@ class TestHost:
         assert host.reads(model, seen, {}) is None
         noted = observe(model, *seen)
         assert noted.padded is not None
-        assert torch.equal(noted.padded, ~proposals.is_object)
-        assert noted.at["encoder"].tokens.shape == (3, 7, 8)
-        words = torch.tensor([[3, 4, 5, 6, 7, 8, 2]] * 3)  # as many as proposals, whose attention is asked for
+        counts = proposals.is_object.sum(1)
+        most = int(counts.max())
+        assert torch.equal(noted.padded, torch.arange(most) >= counts[:, None])
+        assert noted.at["encoder"].tokens.shape == (3, most, 8)
+        words = torch.arange(3, 3 + most).expand(3, -1)  # as many as tokens, whose attention is asked for
         of_proposals = observe(model, *seen[:2], words).attention["encoder"]
         assert not of_proposals.transpose(1, 2)[noted.padded].any()
         assert host.layout.places is not None
@@ -262,9 +265,10 @@ class TestHost:
         truth = torch.rand(3, 60, generator=torch.Generator().manual_seed(1)) < 0.4
         assert host.layout.shares is not None
         shares = host.layout.shares(model, seen, truth)
-        for b, p in proposals.is_object.nonzero().tolist():
-            seeds = [truth[b, proposals.seed_index[b, s]] for s in proposals.gathered[b, p]]
-            assert float(shares[b, p]) == pytest.approx(sum(map(float, seeds)) / 3)
+        for b in range(3):
+            for token, p in enumerate(proposals.is_object[b].nonzero()[:, 0].tolist()):
+                seeds = [truth[b, proposals.seed_index[b, s]] for s in proposals.gathered[b, p]]
+                assert float(shares[b, token]) == pytest.approx(sum(map(float, seeds)) / 3)
         assert not model.training
 
     def test_saved_and_loaded(self, tmp_path: Path, llama_folder: Path) -> None:
@@ -336,6 +340,42 @@ class TestFrozen:
         torch.save({"state_dict": {"model.head.0.weight": torch.zeros(1)}}, file)
         with pytest.raises(HostError, match="no detector"):
             create("scene_qa", options)
+
+
+@pytest.mark.parametrize("options", [{}, {"object_inputs": True}])
+def test_what_is_no_object_in_any_room_is_not_computed(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graft = lmgraft.graft(make_scene_qa(**options), random_block()).eval()
+    seen = inputs()
+    objects = graft.detector(seen[0]).is_object
+    most = int(objects.sum(1).max())
+    assert 0 < most < objects.shape[1]
+    tokens: list[int] = []
+    handle = graft.by_question[-1].register_forward_pre_hook(lambda _, args: tokens.append(args[0].shape[1]))
+    few = graft(*seen)
+    layout = find_host(make_scene_qa()).layout  # type: ignore[union-attr]
+    assert layout.places(graft, seen).shape[1] == layout.parts(graft, seen).shape[1] == most  # type: ignore[misc]
+    monkeypatch.setattr(scene_qa, "objects_first", every_token)
+    every = graft(*seen)
+    handle.remove()
+    assert tokens == [most, objects.shape[1]]
+    torch.testing.assert_close(few.answers, every.answers)
+
+
+def every_token(is_object: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.arange(is_object.shape[1]).expand(is_object.shape), ~is_object
+
+
+def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
+    model, points = make_scene_qa(object_inputs=True), inputs()[0]
+    proposals = model.detector(points)
+    told = model.object_inputs(points, proposals)
+    assert torch.equal(told[..., :6], proposals.boxes(model.detector.mean_sizes))
+    seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
+    torch.testing.assert_close(told[1, 2, 6:], seeds.mean(0))
+    model.requires_grad_(True)
+    assert not model.object_inputs(points, model.detector(points)).requires_grad
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])

@@ -291,7 +291,7 @@ def test_a_picture_shows_the_room_its_tokens_and_the_asker() -> None:
     answers = {"llm": part.predict(model(*part.inputs(fields)), fields)[1]}
     room.pose[3:] /= room.pose[3:].norm()
     truth = torch.arange(60) < 9
-    maps = {"llm": {"W2": torch.rand(7)}, "plain": {"encoder": torch.rand(7)}}
+    maps = {"llm": {"W2": torch.rand(len(at))}, "plain": {"encoder": torch.rand(len(at))}}
     figure = draw_room(room, maps, None, {"llm": seeds, "plain": at}, truth, answers)
     assert len(figure.axes) == 2 * 3
     first, token_map = figure.axes[:2]

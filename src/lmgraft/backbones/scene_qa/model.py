@@ -19,7 +19,7 @@ from lmgraft.backbones.scene_qa.memory import Memory
 from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shares_of_proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.backbones.weights import load_weights, open_weights
-from lmgraft.contracts import Host, TokenLayout
+from lmgraft.contracts import Host, TokenLayout, is_traced
 from lmgraft.errors import HostError
 from lmgraft.geometry.points import take_points
 
@@ -75,6 +75,9 @@ class SceneQA(nn.Module):
         word_dim, word_drop_rate: Of word vectors.
         pool_hidden, pooled: Widths of AttFlat, inside and behind it.
         head_drop_rate: Before the answers.
+        object_inputs: Tell the fusion each proposal's box, and the mean of what its seeds have beside their places
+            (colour, height). Not published: there a token has what the detector made of its surroundings alone, and
+            nothing says where objects lie to each other.
         situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
         remembered_rooms: Rooms of which a frozen detector's proposals are kept in memory; 0 for none.
@@ -100,6 +103,7 @@ class SceneQA(nn.Module):
         pool_hidden: int = 256,
         pooled: int = 512,
         head_drop_rate: float = 0.3,
+        object_inputs: bool = False,
         situation_head: bool = False,
         frozen: Sequence[str] = (),
         remembered_rooms: int = 4096,
@@ -116,6 +120,7 @@ class SceneQA(nn.Module):
         self.detector = Detector(num_features, mean_sizes, Sizes.of(detector or {}))
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
+        self.input_embed = _head(6 + num_features, hidden, hidden, 0.0) if object_inputs else None
         sizes = hidden, num_heads, drop_rate
         self.situation_layers, self.question_layers = (
             nn.ModuleList(SelfLayer(*sizes) for _ in range(layers)) for _ in range(2)
@@ -153,7 +158,10 @@ class SceneQA(nn.Module):
 
     def forward(self, points: Tensor, situation: Tensor, question: Tensor) -> SceneAnswers:
         proposals = self.propose(points)
-        objects, padded = self.object_embed(proposals.features), ~proposals.is_object
+        order, padded = objects_first(proposals.is_object)
+        objects = self.object_embed(take_points(proposals.features, order))
+        if self.input_embed is not None:
+            objects = objects + self.input_embed(take_points(self.object_inputs(points, proposals), order))
         texts = []
         for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
             tokens, no_word = self.text(ids)
@@ -167,6 +175,24 @@ class SceneQA(nn.Module):
         pooled = torch.cat([pool(*tokens) for pool, tokens in read], -1)
         pose = self.pose_head(pooled) if self.pose_head is not None and self.training else None
         return SceneAnswers(self.head(pooled), proposals, pose)
+
+    def object_inputs(self, points: Tensor, proposals: Proposals) -> Tensor:
+        """Each proposal's box in metres and the mean of its seeds' features, (B, P, 6 + F), without a gradient."""
+        of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
+        boxes = proposals.boxes(self.detector.mean_sizes)
+        return torch.cat([boxes, of_seeds.mean(2)], -1).detach()
+
+
+def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:
+    """Which proposals are the tokens (B, T) int64, and which of these are padding (B, T) bool.
+
+    Objects come first, in their order. T is the most that a room of the batch has, one at least: what is no object in
+    any room need not be computed. Under a tracer, or without numbers to look at, all are tokens.
+    """
+    order = (~is_object).to(torch.uint8).argsort(dim=1, stable=True)
+    if not is_traced() and type(is_object) is Tensor:  # fake tensors have no numbers
+        order = order[:, : max(1, int(is_object.sum(1).max()))]
+    return order, ~is_object.gather(1, order)
 
 
 def _head(width: int, hidden: int, out: int, drop_rate: float) -> nn.Sequential:
@@ -252,7 +278,7 @@ def _none(name: str) -> bool:
 
 
 def describe(model: SceneQA) -> Host:
-    """The tail lies behind the last layer that a question guides; each token is a proposal, padded if no object."""
+    """The tail lies behind the last layer that a question guides; each token is a proposal that is an object."""
     stacks = {name: len(getattr(model, name)) for name in ("by_situation", "by_question")}
     return Host(
         embed_dim=model.embed_dim,
@@ -266,22 +292,25 @@ def describe(model: SceneQA) -> Host:
 
 
 def places(model: Any, args: tuple[Any, ...]) -> Tensor:
-    """Where the proposals' objects are, (B, P, 3) in metres; NaN for what is no object."""
+    """Where the tokens' objects are, (B, T, 3) in metres; NaN for what is no object."""
     proposals = _evaluated(model, args[0])
-    return proposals.centres.masked_fill(~proposals.is_object[..., None], torch.nan)
+    order, padded = objects_first(proposals.is_object)
+    return take_points(proposals.centres, order).masked_fill(padded[..., None], torch.nan)
 
 
 def parts(model: Any, args: tuple[Any, ...]) -> Tensor:
-    """Where the seeds lie whose votes a proposal is made of, (B, P, K, 3) in metres; NaN for what is no object."""
+    """Where the seeds lie whose votes a token is made of, (B, T, K, 3) in metres; NaN for what is no object."""
     proposals = _evaluated(model, args[0])
-    seeds = take_points(proposals.seeds, proposals.gathered)
-    return seeds.masked_fill(~proposals.is_object[..., None, None], torch.nan)
+    order, padded = objects_first(proposals.is_object)
+    gathered = take_points(proposals.gathered, order)
+    return take_points(proposals.seeds, gathered).masked_fill(padded[..., None, None], torch.nan)
 
 
 def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
-    """Which share of each proposal's seeds a truth per point (B, N) is of: (B, P), NaN for what is no object."""
+    """Which share of each token's seeds a truth per point (B, N) is of: (B, T), NaN for what is no object."""
     proposals = _evaluated(model, args[0])
-    return shares_of_proposals(proposals, truth).masked_fill(~proposals.is_object, torch.nan)
+    order, padded = objects_first(proposals.is_object)
+    return shares_of_proposals(proposals, truth).gather(1, order).masked_fill(padded, torch.nan)
 
 
 @torch.no_grad()

@@ -100,7 +100,9 @@ def _draw_forecast(ax: Axes, trajectories: Any, probabilities: Sequence[float]) 
 
 
 def _box(paths: _Lines) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """The corners of what holds all paths, and a margin."""
+    """The corners of a square around all paths, with a margin: beside a straight road one sees something too."""
     points = np.concatenate(paths)
     points = points[np.isfinite(points).all(1)]  # a scene that ends with the present has no future
-    return points.min(0) - _MARGIN, points.max(0) + _MARGIN
+    low, high = points.min(0), points.max(0)
+    middle, reach = (low + high) / 2, float((high - low).max()) / 2 + _MARGIN
+    return middle - reach, middle + reach

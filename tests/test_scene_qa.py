@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,10 +18,11 @@ import lmgraft
 from lmgraft.analysis.observe import observe
 from lmgraft.backbones.scene_qa import model as scene_qa
 from lmgraft.backbones.scene_qa.fusion import Attention, AttFlat, GuidedLayer, Norm, SelfLayer
-from lmgraft.backbones.scene_qa.model import SceneQA, create
+from lmgraft.backbones.scene_qa.model import SceneQA, create, from_asker
 from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction
 from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
+from lmgraft.data.rooms.room import pose_of
 from lmgraft.errors import ExportError, HostError
 from lmgraft.geometry.points import interpolate
 from lmgraft.graft.export import export_onnx, export_torch
@@ -342,7 +344,7 @@ class TestFrozen:
             create("scene_qa", options)
 
 
-@pytest.mark.parametrize("options", [{}, {"object_inputs": True}])
+@pytest.mark.parametrize("options", [{}, {"object_inputs": "room"}])
 def test_what_is_no_object_in_any_room_is_not_computed(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -368,14 +370,27 @@ def every_token(is_object: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
-    model, points = make_scene_qa(object_inputs=True), inputs()[0]
+    model, points = make_scene_qa(object_inputs="asker"), inputs()[0]
     proposals = model.detector(points)
-    told = model.object_inputs(points, proposals)
+    told = model.told(points, proposals, None)
     assert torch.equal(told[..., :6], proposals.boxes(model.detector.mean_sizes))
     seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
-    torch.testing.assert_close(told[1, 2, 6:], seeds.mean(0))
+    torch.testing.assert_close(told[1, 2, 6:-3], seeds.mean(0))
+    assert not told[..., -3:].any()
     model.requires_grad_(True)
-    assert not model.object_inputs(points, model.detector(points)).requires_grad
+    assert not model.told(points, model.detector(points), None).requires_grad
+    with pytest.raises(HostError, match="object_inputs='all'"):
+        make_scene_qa(object_inputs="all")
+
+
+@pytest.mark.parametrize("degrees", [0.0, 90.0, 200.0])
+def test_places_from_the_asker(degrees: float) -> None:
+    pose = torch.tensor(np.stack([pose_of((1.0, 2.0), degrees), np.full(7, np.nan)])).float()
+    way = np.deg2rad(degrees)
+    place = [1 + 3 * np.cos(way) - np.sin(way), 2 + 3 * np.sin(way) + np.cos(way), 0.5]  # 3 m ahead, 1 m to the left
+    seen = from_asker(torch.tensor([[place], [place]]).float(), pose)
+    torch.testing.assert_close(seen[0, 0], torch.tensor([3.0, 1.0, 1.0]))
+    assert not seen[1].any()
 
 
 @pytest.mark.parametrize("ending", ["onnx", "pt2"])

@@ -272,6 +272,14 @@ class TestMetrics:
         assert set(part.items) == columns == {"index", "group", "em1", "em10", "predicted", "by_question_type"}
 
 
+def test_a_detector_s_run_is_chosen_by_detection() -> None:
+    part = task(choose_by="map25")
+    assert (part.primary.name, part.alone.name) == ("map25", "em1")
+    assert task().primary.name == "em1"
+    with pytest.raises(RecipeError, match=r"task\.choose_by"):
+        task(choose_by="map50")
+
+
 @pytest.mark.parametrize("options", [{"weights": {"votes": 1.0}}, {"weights": {"vote": -1.0}}, {"total_weight": -1.0}])
 def test_weights_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"task\.weights"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -63,15 +63,17 @@ class SceneQuestions(Task):
     is also given by type of question. Detection counts each room once; its average precision has no form per item.
 
     Args:
-        model: (points, situation, question) -> what has `answers` (B, A), `proposals` and `pose`, as `SceneAnswers`.
+        model: (points, situation, question, pose) -> what has `answers` (B, A), `proposals` and `pose`, as
+            `SceneAnswers` has them.
         data: The questions, with their vocabulary of answers.
         optimizer: Makes the optimiser from the model.
         schedule: Makes the step-wise schedule from optimiser and number of steps.
         weights: Of parts of the loss, where they are other than `WEIGHTS`. A detector that is frozen has no loss.
         total_weight: Of the whole loss.
+        choose_by: The metric that chooses the epoch: "em1", or "map25" of a run for its detector's sake.
 
     Raises:
-        RecipeError: If a weight is unknown or negative.
+        RecipeError: If a weight is unknown or negative, or there is no such metric.
     """
 
     data_type: ClassVar[type[Data]] = RoomData  # type: ignore[type-abstract]
@@ -85,8 +87,12 @@ class SceneQuestions(Task):
         *,
         weights: dict[str, float] | None = None,
         total_weight: float = 10.0,
+        choose_by: Literal["em1", "map25"] = "em1",
     ) -> None:
         super().__init__(model, data, optimizer, schedule)
+        if choose_by not in ("em1", "map25"):
+            raise RecipeError(f"task.choose_by={choose_by!r} is neither 'em1' nor 'map25'")
+        self.choose_by = choose_by
         given = dict(weights or {})
         if unknown := sorted(given.keys() - WEIGHTS.keys()):
             raise RecipeError(f"task.weights: {unknown[0]!r} is no part of the loss", f"of {', '.join(WEIGHTS)}")
@@ -103,8 +109,16 @@ class SceneQuestions(Task):
     def metrics(cls, data: Data | None = None) -> tuple[Metric, ...]:
         return (EM1, EM10, MAP25, MAP50)
 
-    def inputs(self, batch: RoomQuestions) -> tuple[Tensor, Tensor, Tensor]:
-        return batch.points, batch.situation, batch.question
+    @property
+    def primary(self) -> Metric:
+        return self.scored[self.choose_by]
+
+    @property
+    def alone(self) -> Metric:
+        return EM1
+
+    def inputs(self, batch: RoomQuestions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return batch.points, batch.situation, batch.question, batch.pose
 
     def shown(self, batch: RoomQuestions) -> Room:
         texts = batch.situation, batch.question

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from lmgraft.geometry.points import take_points
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
 _FROZEN = ("words", "detector")
+ObjectInputs = Literal["none", "room", "asker"]
 
 SIZES: dict[str, dict[str, Any]] = {
     "scene_qa": {},
@@ -62,7 +63,7 @@ class SceneAnswers(NamedTuple):
 
 
 class SceneQA(nn.Module):
-    """Rooms (B, N, 3 + F), situations (B, L) and questions (B, M) to `SceneAnswers`.
+    """Rooms (B, N, 3 + F), situations (B, L), questions (B, M) and poses (B, 7), as far as known, to `SceneAnswers`.
 
     Args:
         num_words: Of the vocabulary of texts, with padding (0) and the unknown word (1).
@@ -75,9 +76,10 @@ class SceneQA(nn.Module):
         word_dim, word_drop_rate: Of word vectors.
         pool_hidden, pooled: Widths of AttFlat, inside and behind it.
         head_drop_rate: Before the answers.
-        object_inputs: Tell the fusion each proposal's box, and the mean of what its seeds have beside their places
-            (colour, height). Not published: there a token has what the detector made of its surroundings alone, and
-            nothing says where objects lie to each other.
+        object_inputs: What the fusion is told of each proposal beside what the detector made of its surroundings.
+            "none", as published: nothing says where objects lie to each other. "room": its box, and the mean of what
+            its seeds have beside their places (colour, height). "asker": also where it lies from the asker, ahead and
+            to the left in metres, by the pose; an agent knows its own.
         situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
         remembered_rooms: Rooms of which a frozen detector's proposals are kept in memory; 0 for none.
@@ -103,7 +105,7 @@ class SceneQA(nn.Module):
         pool_hidden: int = 256,
         pooled: int = 512,
         head_drop_rate: float = 0.3,
-        object_inputs: bool = False,
+        object_inputs: ObjectInputs = "none",
         situation_head: bool = False,
         frozen: Sequence[str] = (),
         remembered_rooms: int = 4096,
@@ -114,13 +116,19 @@ class SceneQA(nn.Module):
                 f"{layers} layers of {hidden} in {num_heads} heads, {num_words} words, {num_answers} answers",
                 "hidden is a multiple of num_heads, there is at least one of each, and two words are no words",
             )
+        if object_inputs not in get_args(ObjectInputs):
+            raise HostError(
+                f"backbone.kwargs.object_inputs={object_inputs!r}", f"of {', '.join(get_args(ObjectInputs))}"
+            )
         if unknown := sorted(set(frozen) - set(_FROZEN)):
             raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
         self.embed_dim, self.frozen = hidden, tuple(frozen)
         self.detector = Detector(num_features, mean_sizes, Sizes.of(detector or {}))
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
-        self.input_embed = _head(6 + num_features, hidden, hidden, 0.0) if object_inputs else None
+        self.object_inputs = object_inputs
+        told = 6 + num_features + (3 if object_inputs == "asker" else 0)
+        self.input_embed = None if object_inputs == "none" else _head(told, hidden, hidden, 0.0)
         sizes = hidden, num_heads, drop_rate
         self.situation_layers, self.question_layers = (
             nn.ModuleList(SelfLayer(*sizes) for _ in range(layers)) for _ in range(2)
@@ -156,12 +164,12 @@ class SceneQA(nn.Module):
         proposals: Proposals = self.detector(points)
         return proposals
 
-    def forward(self, points: Tensor, situation: Tensor, question: Tensor) -> SceneAnswers:
+    def forward(self, points: Tensor, situation: Tensor, question: Tensor, pose: Tensor | None = None) -> SceneAnswers:
         proposals = self.propose(points)
         order, padded = objects_first(proposals.is_object)
         objects = self.object_embed(take_points(proposals.features, order))
         if self.input_embed is not None:
-            objects = objects + self.input_embed(take_points(self.object_inputs(points, proposals), order))
+            objects = objects + self.input_embed(take_points(self.told(points, proposals, pose), order))
         texts = []
         for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
             tokens, no_word = self.text(ids)
@@ -173,14 +181,34 @@ class SceneQA(nn.Module):
                 objects = layer(objects, padded, *guide)
         read = zip(self.pools.values(), [*texts, (objects, padded)], strict=True)
         pooled = torch.cat([pool(*tokens) for pool, tokens in read], -1)
-        pose = self.pose_head(pooled) if self.pose_head is not None and self.training else None
-        return SceneAnswers(self.head(pooled), proposals, pose)
+        predicted = self.pose_head(pooled) if self.pose_head is not None and self.training else None
+        return SceneAnswers(self.head(pooled), proposals, predicted)
 
-    def object_inputs(self, points: Tensor, proposals: Proposals) -> Tensor:
-        """Each proposal's box in metres and the mean of its seeds' features, (B, P, 6 + F), without a gradient."""
+    def told(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
+        """What the fusion is told of each proposal, without a gradient: (B, P, 6 + F), or 3 more from the asker."""
         of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
-        boxes = proposals.boxes(self.detector.mean_sizes)
-        return torch.cat([boxes, of_seeds.mean(2)], -1).detach()
+        parts = [proposals.boxes(self.detector.mean_sizes), of_seeds.mean(2)]
+        if self.object_inputs == "asker":
+            parts.append(from_asker(proposals.centres, pose))
+        return torch.cat(parts, -1).detach()
+
+
+def from_asker(places: Tensor, pose: Tensor | None) -> Tensor:
+    """Places (B, P, 3) as the asker has them: metres ahead, metres to the left, and 1; 0 throughout without a pose.
+
+    Args:
+        places: In the room.
+        pose: (B, 7) place and quaternion x, y, z, w, which turns -x to where one looks; NaN where it is not known.
+    """
+    if pose is None:
+        return torch.zeros_like(places)
+    known = pose.isfinite().all(1)[:, None]
+    x, y, z, w = pose.nan_to_num()[:, 3:].unbind(1)
+    gaze = torch.stack([2 * (y * y + z * z) - 1, -2 * (x * y + z * w)], 1)
+    gaze = nn.functional.normalize(gaze, dim=1)[:, None]
+    away = places[..., :2] - pose.nan_to_num()[:, None, :2]
+    ahead, left = (away * gaze).sum(-1), gaze[..., 0] * away[..., 1] - gaze[..., 1] * away[..., 0]
+    return torch.stack([ahead, left, torch.ones_like(left)], -1) * known[..., None]
 
 
 def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:
@@ -286,7 +314,7 @@ def describe(model: SceneQA) -> Host:
         embedding_paths=("detector", "text", "object_embed", "situation_layers", "question_layers"),
         layout=TokenLayout(places=places, parts=parts, shares=token_shares),
         padding_mask=padding_of_call,
-        varying=({}, {1: "situation"}, {1: "question"}),
+        varying=({}, {1: "situation"}, {1: "question"}, {}),
         not_exported="its LSTM and its choice of centres among points are made for PyTorch",
     )
 

@@ -148,8 +148,8 @@ class RoomView:
     max_text_len: int = 100
     """Words of a situation or a question behind which it is cut."""
     hidden: tuple[Hidden, ...] = ()
-    """What no question shows, in training and after: of "room", "situation" and "question". A model that is trained
-    without one of them says how much of the questions needs it."""
+    """What no question shows, in training and after: of "room", "situation" (with the asker's pose) and "question". A
+    model that is trained without one of them says how much of the questions needs it."""
     redraw: bool = True
     """Whether training draws other points of a room each time; else it shows those of evaluation."""
     flip: bool = False

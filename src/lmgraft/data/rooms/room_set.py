@@ -133,6 +133,8 @@ class RoomSet(ItemSet):
         if "room" in self.view.hidden:
             places, features, boxes, classes = places * 0, features * 0, boxes[:0], classes[:0]
             of = np.full(len(of), -1)
+        if "situation" in self.view.hidden:
+            pose = np.full(7, np.nan)
         about = () if self.part.objects is None else self.part.objects[question]
         return _Shown(
             points=np.concatenate([places, features], 1), boxes=boxes, classes=classes, point_box=of, pose=pose,

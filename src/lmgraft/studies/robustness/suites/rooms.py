@@ -19,8 +19,8 @@ _OF_ROOM = ("points", "boxes", "box_classes", "point_box")
 
 
 def without_situation(items: RoomSet, draws: list[Draw], batch: Any, seed: int) -> Any:
-    """No word of where the asker stands."""
-    return batch._replace(situation=torch.zeros_like(batch.situation))
+    """No word of where the asker stands, and no pose."""
+    return batch._replace(situation=torch.zeros_like(batch.situation), pose=torch.full_like(batch.pose, torch.nan))
 
 
 def without_question(items: RoomSet, draws: list[Draw], batch: Any, seed: int) -> Any:

@@ -77,8 +77,8 @@ class SceneQA(nn.Module):
         pool_hidden, pooled: Widths of AttFlat, inside and behind it.
         head_drop_rate: Before the answers.
         object_inputs: What the fusion is told of each proposal beside what the detector made of its surroundings.
-            "none", as published: nothing says where objects lie to each other. "room": its box, and the mean of what
-            its seeds have beside their places (colour, height). "asker": also where it lies from the asker, ahead and
+            "none", as published: nothing says where objects lie to each other. "room": its box, its class as the
+            detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker": also where it lies from the asker, ahead and
             to the left in metres, by the pose; an agent knows its own.
         situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
@@ -127,7 +127,7 @@ class SceneQA(nn.Module):
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
         self.object_inputs = object_inputs
-        told = 6 + num_features + (3 if object_inputs == "asker" else 0)
+        told = 6 + len(mean_sizes) + num_features + (3 if object_inputs == "asker" else 0)
         self.input_embed = None if object_inputs == "none" else _head(told, hidden, hidden, 0.0)
         sizes = hidden, num_heads, drop_rate
         self.situation_layers, self.question_layers = (
@@ -185,9 +185,9 @@ class SceneQA(nn.Module):
         return SceneAnswers(self.head(pooled), proposals, predicted)
 
     def told(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
-        """What the fusion is told of each proposal, without a gradient: (B, P, 6 + F), or 3 more from the asker."""
+        """What the fusion is told of each proposal, without a gradient: (B, P, 6 + C + F), or 3 more from the asker."""
         of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
-        parts = [proposals.boxes(self.detector.mean_sizes), of_seeds.mean(2)]
+        parts = [proposals.boxes(self.detector.mean_sizes), proposals.classes.softmax(-1), of_seeds.mean(2)]
         if self.object_inputs == "asker":
             parts.append(from_asker(proposals.centres, pose))
         return torch.cat(parts, -1).detach()

@@ -78,8 +78,8 @@ class SceneQA(nn.Module):
         head_drop_rate: Before the answers.
         object_inputs: What the fusion is told of each proposal beside what the detector made of its surroundings.
             "none", as published: nothing says where objects lie to each other. "room": its box, its class as the
-            detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker": also where it lies from the asker, ahead and
-            to the left in metres, by the pose; an agent knows its own.
+            detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker":
+            also where it lies from the asker, ahead and to the left in metres, by the pose; an agent knows its own.
         situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
         remembered_rooms: Rooms of which a frozen detector's proposals are kept in memory; 0 for none.

@@ -126,8 +126,11 @@ def test_rooms_are_functions_of_their_numbers_and_objects_do_not_overlap(furnish
             boxes = np.array([one["box"] for one in objects])
             apart = np.abs(boxes[:, None, :2] - boxes[None, :, :2]) - (boxes[:, None, 3:5] + boxes[None, :, 3:5]) / 2
             assert (apart.max(-1) + 10 * np.eye(len(boxes)) > 0.3).all()
+    names = {
+        split: {piece.name[-1] for of in pieces_of(tiny_pieces(), split).values() for piece in of} for split in ROOMS
+    }
+    assert names == {"train": {"0"}, "val": {"0"}, "test": {"0", "1"}}  # the second copies are for the test alone
     one = draw_room(pieces_of(tiny_pieces(), "test"), 4, (0, 2, 1), 128)
-    assert {o.piece.name[-1] for o in one.layout.objects} == {"1"}
     assert np.array_equal(one.points, np.load(furnished / "test" / "points.npy")[1])
 
 
@@ -609,7 +612,7 @@ def test_pieces_come_out_of_catalogues_in_metres_with_colours(tmp_path):
             archive.writestr(f"m/{name}.mtl", "newmtl skin\nKd 1.0 0.5 0.0\n")
     pieces, left_out = read_pieces(tmp_path)
     (chair,) = pieces
-    assert (chair.label, chair.shared) == ("chair", True)
+    assert (chair.label, chair.test) == ("chair", False)
     assert np.ptp(chair.points, axis=0) == pytest.approx([0.5, 0.6, 0.9], abs=0.02)
     assert chair.points[:, 2].min() == pytest.approx(0, abs=0.01)
     assert chair.colours[0].tolist() == pytest.approx([255, 127, 0], abs=1)

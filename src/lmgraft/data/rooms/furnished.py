@@ -36,14 +36,14 @@ from lmgraft.data.rooms.room import Room, pose_of, rows_of, without_flat
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import DataError, RunError
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = ("points", "colours", "objects")
 
 
 class FurnishedRooms(RoomData):
     """Situated questions about drawn rooms, after `lmgraft prepare rooms`; those of a room are a group.
 
-    No room of validation or test is in training, and of most labels no shape of the test's furniture. Each question is
+    No room of validation or test is in training, nor about a quarter of the shapes that the test shows. Each question is
     asked of a room twice or more, from situations with different answers.
 
     Args:

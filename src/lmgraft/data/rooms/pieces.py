@@ -66,9 +66,7 @@ class Piece:
     area: float
     """Of its surface, square metres."""
     test: bool = False
-    """Whether only rooms of the test show it."""
-    shared: bool = False
-    """Whether rooms of the test show it as well as others: its label has few shapes."""
+    """Whether only rooms of the test show it; of labels of few shapes none is kept for these."""
 
 
 def label_of(name: str) -> str | None:
@@ -80,7 +78,7 @@ def read_pieces(files: Path) -> tuple[list[Piece], dict[str, str]]:
     """All pieces that stand in rooms, from the catalogues, *.sh3f, below a folder.
 
     Returns:
-        The pieces in order, with `test` and `shared` decided; and why others are left out.
+        The pieces in order, with `test` decided; and why others are left out.
     """
     pieces: list[tuple[Piece, Array]] = []
     left_out: dict[str, str] = {}
@@ -171,7 +169,7 @@ def _piece(name: str, label: str, vertices: Array, faces: Faces, colours: Colour
 
 
 def _split(pieces: Sequence[Piece], again: Sequence[Array]) -> list[Piece]:
-    """The pieces with `test` and `shared` decided: nearly equal ones are on one side."""
+    """The pieces with `test` decided: nearly equal ones are on one side."""
 
     def unit(points: Array) -> Array:
         centred = points - points.mean(0)
@@ -184,12 +182,12 @@ def _split(pieces: Sequence[Piece], again: Sequence[Array]) -> list[Piece]:
     side = split_groups(groups, labels, [piece.name for piece in pieces], {"test": _UNSEEN})
     few = [label for label in np.unique(labels) if len(set(groups[labels == label].tolist())) < _FEWEST]
     return [
-        Piece(p.name, p.label, p.points, p.colours, p.area, s == "test" and n not in few, n in few)
+        Piece(p.name, p.label, p.points, p.colours, p.area, s == "test" and n not in few)
         for p, s, n in zip(pieces, side, labels, strict=True)
     ]
 
 
 def pieces_of(pieces: Sequence[Piece], split: str) -> dict[str, list[Piece]]:
-    """Label -> the pieces that rooms of a split show."""
-    shown = [piece for piece in pieces if piece.shared or piece.test == (split == "test")]
+    """Label -> the pieces that rooms of a split show: the test's those of training too, and those kept for it."""
+    shown = [piece for piece in pieces if split == "test" or not piece.test]
     return {label: of for label in LABELS if (of := [piece for piece in shown if piece.label == label])}

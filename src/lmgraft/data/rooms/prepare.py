@@ -110,9 +110,8 @@ def make_set(
         "pieces": {
             side: dict(sorted(Counter(piece.label for piece in of).items()))
             for side, of in {
-                "train and val": [p for p in pieces if not (p.test or p.shared)],
-                "test": [p for p in pieces if p.test],
-                "all splits": [p for p in pieces if p.shared],
+                "all splits": [p for p in pieces if not p.test],
+                "test alone": [p for p in pieces if p.test],
             }.items()
         },
     }  # fmt: skip

@@ -43,8 +43,8 @@ _ARRAYS = ("points", "colours", "objects")
 class FurnishedRooms(RoomData):
     """Situated questions about drawn rooms, after `lmgraft prepare rooms`; those of a room are a group.
 
-    No room of validation or test is in training; about a quarter of the shapes that the test shows are in it alone. Each
-    question is asked of a room twice or more, from situations with different answers.
+    No room of validation or test is in training; about a quarter of the shapes that the test shows are in it alone.
+    Each question is asked of a room twice or more, from situations with different answers.
 
     Args:
         root: The set's folder; None is lmgraft's cache.

@@ -154,8 +154,8 @@ class TestEqualFlops:
         ],
     )
     def test_encoders_whose_depth_has_another_name(self, name, key, layers, llama_folder):
-        smaller = ["--backbone.kwargs.hidden", "4"] if "vectornet" in name else []
-        recipe = load_recipe(name, ["--arm", "plain_equal_flops", "--graft.llm", str(llama_folder), *smaller])
+        small = ["--backbone.kwargs.hidden", "4"] if key in ("global_layers", "layers") else []
+        recipe = load_recipe(name, ["--arm", "plain_equal_flops", "--graft.llm", str(llama_folder), *small])
         set_up_data(recipe)
         found = equal_flops(recipe)
         assert found.kwargs.keys() == {key}

@@ -1,1 +1,1 @@
-"""Operations on points in space, in plain PyTorch, that data and encoders share; knows neither."""
+"""Operations on points and poses in space, in plain PyTorch, that data, encoders and pictures share; knows none."""

@@ -22,6 +22,7 @@ from lmgraft.backbones.weights import load_weights, open_weights
 from lmgraft.contracts import Host, TokenLayout, is_traced
 from lmgraft.errors import HostError
 from lmgraft.geometry.points import take_points
+from lmgraft.geometry.poses import gaze
 
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
@@ -127,8 +128,8 @@ class SceneQA(nn.Module):
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
         self.object_inputs = object_inputs
-        told = 6 + len(mean_sizes) + num_features + (3 if object_inputs == "asker" else 0)
-        self.input_embed = None if object_inputs == "none" else _head(told, hidden, hidden, 0.0)
+        input_dim = 6 + len(mean_sizes) + num_features + (3 if object_inputs == "asker" else 0)
+        self.input_embed = None if object_inputs == "none" else _head(input_dim, hidden, hidden, 0.0)
         sizes = hidden, num_heads, drop_rate
         self.situation_layers, self.question_layers = (
             nn.ModuleList(SelfLayer(*sizes) for _ in range(layers)) for _ in range(2)
@@ -169,7 +170,7 @@ class SceneQA(nn.Module):
         order, padded = objects_first(proposals.is_object)
         objects = self.object_embed(take_points(proposals.features, order))
         if self.input_embed is not None:
-            objects = objects + self.input_embed(take_points(self.told(points, proposals, pose), order))
+            objects = objects + self.input_embed(take_points(self.input_features(points, proposals, pose), order))
         texts = []
         for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
             tokens, no_word = self.text(ids)
@@ -184,8 +185,8 @@ class SceneQA(nn.Module):
         predicted = self.pose_head(pooled) if self.pose_head is not None and self.training else None
         return SceneAnswers(self.head(pooled), proposals, predicted)
 
-    def told(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
-        """What the fusion is told of each proposal, without a gradient: (B, P, 6 + C + F), or 3 more from the asker."""
+    def input_features(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
+        """What `object_inputs` adds for each proposal, no gradient: (B, P, 6 + C + F), or 3 more from the asker."""
         of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
         parts = [proposals.boxes(self.detector.mean_sizes), proposals.classes.softmax(-1), of_seeds.mean(2)]
         if self.object_inputs == "asker":
@@ -202,13 +203,11 @@ def from_asker(places: Tensor, pose: Tensor | None) -> Tensor:
     """
     if pose is None:
         return torch.zeros_like(places)
-    known = pose.isfinite().all(1)[:, None]
-    x, y, z, w = pose.nan_to_num()[:, 3:].unbind(1)
-    gaze = torch.stack([2 * (y * y + z * z) - 1, -2 * (x * y + z * w)], 1)
-    gaze = nn.functional.normalize(gaze, dim=1)[:, None]
-    away = places[..., :2] - pose.nan_to_num()[:, None, :2]
-    ahead, left = (away * gaze).sum(-1), gaze[..., 0] * away[..., 1] - gaze[..., 1] * away[..., 0]
-    return torch.stack([ahead, left, torch.ones_like(left)], -1) * known[..., None]
+    known, pose = pose.isfinite().all(1), pose.nan_to_num()
+    forward = nn.functional.normalize(gaze(pose), dim=1)[:, None]
+    away = places[..., :2] - pose[:, None, :2]
+    ahead, left = (away * forward).sum(-1), forward[..., 0] * away[..., 1] - forward[..., 1] * away[..., 0]
+    return torch.stack([ahead, left, torch.ones_like(left)], -1) * known[:, None, None]
 
 
 def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:

@@ -182,11 +182,13 @@ class MotionData(Data):
             groups = len({table.items[i].group for i in index})
             rows.append((split, f"{len(index):,}", f"{groups:,}", f"{len(faults):,}"))
             items = self._items(split)
-            bare = sum(not len(table[i].lanes) for i in items.indices.tolist())
+            bare = gaps = 0
+            for framed in (table[i] for i in items.indices.tolist()):
+                bare += not len(framed.lanes)
+                gaps += int(_with_gaps(framed.agent_valid).sum())
             if bare:
                 within = f"data.lane_radius={self.framing.lane_radius:g} m"
                 findings.remarks.append(f"{bare:,} {self.things} of {split} have no lane within {within}")
-            gaps = sum(int(_with_gaps(table[i].agent_valid).sum()) for i in items.indices.tolist())
             if gaps:
                 findings.remarks.append(
                     f"agents around the targets of {split} that are seen, then not, and then again: {gaps:,} (they "

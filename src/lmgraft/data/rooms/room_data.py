@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
 
@@ -144,10 +144,10 @@ class RoomData(Data):
             return sizes
         return self._survey(self.parts["train"]).mean_sizes(len(self.class_names))
 
-    def _survey(self, part: RoomPart, tell: Callable[[], None] = lambda: None) -> Survey:
+    def _survey(self, part: RoomPart) -> Survey:
         """What is seen of the rooms of a part, which are read once."""
         if id(part) not in self._surveys:
-            self._surveys[id(part)] = survey(part, tell)
+            self._surveys[id(part)] = survey(part)
         return self._surveys[id(part)]
 
     def model_arguments(self) -> dict[str, Any]:
@@ -170,7 +170,7 @@ class RoomData(Data):
             index |= held_out_images(found["train"], self.val_size)
             found["val"] = found["train"]
         self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
-        asked = {id(part): self._asked(part) for part in found.values()}
+        asked = {id(part): self._asked(part, self._kinds(part), self._counted[1]) for part in found.values()}
         self._say_poses(found["train"])
         for split in SPLITS:
             if split in found:
@@ -210,7 +210,7 @@ class RoomData(Data):
         return kept
 
     def _say_poses(self, part: RoomPart) -> None:
-        """Remark how many training questions do not say where the asker stands, if any does; 0 or all is no remark."""
+        """Remark how many training questions say where the asker stands, where not all that have a situation do."""
         placed = np.array([name in (seen := self._survey(part).seen) and seen[name].is_placed for name in part.names])
         known = int((placed[np.asarray(part.image, np.int64)] & np.isfinite(part.poses).all(1)).sum())
         if known < len(part.texts) and any(part.situations):
@@ -234,14 +234,18 @@ class RoomData(Data):
         kept: Index = np.setdiff1d(index, lost) if split == "train" else index
         return kept
 
-    def _asked(self, part: RoomPart) -> Asked:
+    def _kinds(self, part: RoomPart) -> Index:
+        """(N,) the type of each question."""
+        return kind_numbers(part, self.categories(), np.arange(len(part.texts)))[:, 0]
+
+    def _asked(self, part: RoomPart, kinds: Index, counts: Mapping[str, int]) -> Asked:
         names = self.answer_names
         return Asked(
             situations=self._tokens(part.situations, f"{part.where}, situations"),
             questions=self._tokens(part.texts, f"{part.where}, questions"),
-            worths=Worths.of(part.answers, names, self._counted[1]),
+            worths=Worths.of(part.answers, names, counts),
             num_answers=len(names),
-            kinds=kind_numbers(part, self.categories(), np.arange(len(part.texts)))[:, 0],
+            kinds=kinds,
         )
 
     def _tokens(self, texts: Sequence[str], where: str) -> Ids:
@@ -265,13 +269,8 @@ class RoomData(Data):
         part = part_of(rows, ", ".join(sources), self.rooms)
         for name, why in self._survey(part).faults.items():
             raise DataError(f"{name} cannot be read ({why})", "scene_id names a room of the set in data.root")
-        count, names = len(part.texts), self.answer_names
-        asked = Asked(
-            situations=self._tokens(part.situations, f"{part.where}, situations"),
-            questions=self._tokens(part.texts, f"{part.where}, questions"),
-            worths=Worths.of(part.answers, names, {}), num_answers=len(names), kinds=np.zeros(count, np.int64),
-        )  # fmt: skip
-        return RoomSet(part, asked, np.arange(count), self.view)
+        asked = self._asked(part, np.zeros(len(part.texts), np.int64), {})  # of no type that the set knows
+        return RoomSet(part, asked, np.arange(len(part.texts)), self.view)
 
     def still(self, name: SplitName) -> RoomSet:
         items = self._sets[name]

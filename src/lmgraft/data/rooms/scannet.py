@@ -106,11 +106,6 @@ class ScanFolder:
                 raise  # a package is missing
             raise UnreadableCloudError(f"{type(error).__name__}: {error}") from None
 
-    def boxes(self, scene: str) -> tuple[Array, Index]:
-        """Boxes (k, 6) and classes (k,) of a scene."""
-        room = self.load(scene)
-        return room.boxes, room.classes
-
     def _exported(self, scene: str) -> _Scan:
         vert, instance, box, *raw = self.files(scene)
         points, instances, boxes = (_numbers(vert, 2, 6), _numbers(instance, 1), _numbers(box, 2, 7))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,13 +49,8 @@ class Survey:
         return [[round(float(x), 4) for x in (some.mean(0) if len(some) else whole)] for some in of]
 
 
-def survey(part: RoomPart, tell: Callable[[], None] = lambda: None) -> Survey:
-    """Read every room of a part.
-
-    Args:
-        part: The part.
-        tell: Is called behind each room.
-    """
+def survey(part: RoomPart) -> Survey:
+    """Read every room of a part."""
     seen: dict[str, Seen] = {}
     faults: dict[str, str] = {}
     lines = SlowLines()
@@ -70,5 +65,4 @@ def survey(part: RoomPart, tell: Callable[[], None] = lambda: None) -> Survey:
                 notes=room.notes,
             )  # fmt: skip
         lines(f"[rooms] {number:,} of {len(part.names):,} rooms read")
-        tell()
     return Survey(seen=seen, faults=faults)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from lmgraft.geometry.poses import gaze
 from lmgraft.report.drawing import INK, SOFT
 from lmgraft.report.pictures.panels import panels
 
@@ -70,7 +71,7 @@ def draw_room(
             ax.scatter(
                 where[order, 0], where[order, 1], c=values[order], s=9, cmap="viridis", vmin=0, vmax=1, linewidths=0
             )
-        _draw_asker(ax, room.pose.numpy())
+        _draw_asker(ax, room.pose)
         ax.set_aspect("equal")
 
     rows = {
@@ -99,13 +100,13 @@ def _colours(features: npt.NDArray[np.float32]) -> Any:
     return ((features[:, :3] * 256 + _MEAN_COLOUR) / 255).clip(0, 1)
 
 
-def _draw_asker(ax: Axes, pose: npt.NDArray[np.float32]) -> None:
-    """Where they are, and where -x lies behind the quaternion's turn; nothing where that is not known."""
-    if not np.isfinite(pose).all():
+def _draw_asker(ax: Axes, pose: Tensor) -> None:
+    """Where they are, and where they look; nothing where that is not known."""
+    if not pose.isfinite().all():
         return
-    x, y, _, a, b, c, d = pose
-    ahead = 0.6 * np.array([2 * (b * b + c * c) - 1, -2 * (a * b + c * d)])
-    ax.annotate("", (x + ahead[0], y + ahead[1]), (x, y), arrowprops={"arrowstyle": "->", "color": _ASKER, "lw": 1.2})
+    x, y = pose[:2].tolist()
+    dx, dy = (0.6 * gaze(pose)).tolist()
+    ax.annotate("", (x + dx, y + dy), (x, y), arrowprops={"arrowstyle": "->", "color": _ASKER, "lw": 1.2})
     ax.plot(x, y, "o", color=_ASKER, markersize=3)
 
 

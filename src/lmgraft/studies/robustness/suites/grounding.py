@@ -39,12 +39,12 @@ def image_only(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> 
 def other_image(items: QuestionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
     """The image of another question with an answer of the same type."""
     kinds = items.kinds[:, 0] if items.kinds.shape[1] else torch.zeros(len(items), dtype=torch.int64)
-    return batch._replace(images=_of_partners(items, draws, kinds, seed).images)
+    return batch._replace(images=of_partners(items, draws, kinds.numpy(), seed).images)
 
 
 def other_caption(items: CaptionSet, draws: list[Draw], batch: Any, seed: int) -> Any:
     """The caption of another image."""
-    other = _of_partners(items, draws, torch.zeros(len(items), dtype=torch.int64), seed)
+    other = of_partners(items, draws, np.zeros(len(items), np.int64), seed)
     return batch._replace(input_ids=other.input_ids, attention_mask=other.attention_mask)
 
 
@@ -61,14 +61,8 @@ def shuffled_words(items: ImageTextSet, draws: list[Draw], batch: Any, seed: int
     return batch._replace(input_ids=ids.gather(-1, order))
 
 
-def _of_partners(items: ImageTextSet, draws: list[Draw], kinds: Tensor, seed: int) -> Any:
-    """The batch of each item's partner."""
-    batch, _ = whole_batch(items.__getitems__(partners(items, draws, kinds.numpy(), seed)))
-    return batch
-
-
-def partners(items: ItemSet, draws: list[Draw], kinds: Index, seed: int) -> list[Draw]:
-    """Draws of a partner for each item: another of the same kind and of another group; any other where there is none.
+def of_partners(items: ItemSet, draws: list[Draw], kinds: Index, seed: int) -> Any:
+    """The batch of each item's partner: another of the same kind and of another group; any other where there is none.
 
     Args:
         items: All of them.
@@ -83,7 +77,8 @@ def partners(items: ItemSet, draws: list[Draw], kinds: Index, seed: int) -> list
     if (groups == groups[0]).all():
         raise DataError("all test items are about one thing", "this suite shows them another one")
     circle = _circle(len(items), seed)
-    return [draw._replace(sample=_partner(draw.sample, groups, kinds, *circle)) for draw in draws]
+    chosen = [draw._replace(sample=_partner(draw.sample, groups, kinds, *circle)) for draw in draws]
+    return whole_batch(items.__getitems__(chosen))[0]
 
 
 @lru_cache(maxsize=2)

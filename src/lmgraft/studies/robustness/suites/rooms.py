@@ -8,12 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from lmgraft.data.base import whole_batch
 from lmgraft.data.loader import Draw
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.data.rooms.room_set import RoomSet
 from lmgraft.studies.robustness.suites.changed import Change, TakenAway
-from lmgraft.studies.robustness.suites.grounding import partners
+from lmgraft.studies.robustness.suites.grounding import of_partners
 
 _OF_ROOM = ("points", "boxes", "box_classes", "point_box")
 
@@ -31,7 +30,7 @@ def without_question(items: RoomSet, draws: list[Draw], batch: Any, seed: int) -
 def other_room(items: RoomSet, draws: list[Draw], batch: Any, seed: int) -> Any:
     """The room of another question of the same type; its objects are those that are to be detected."""
     kinds = items.asked.kinds[items.indices.numpy()]
-    other, _ = whole_batch(items.__getitems__(partners(items, draws, kinds, seed)))
+    other = of_partners(items, draws, kinds, seed)
     return batch._replace(**{name: getattr(other, name) for name in _OF_ROOM})
 
 

@@ -11,12 +11,17 @@ from lasting import assert_same_run, interrupt
 
 import lmgraft
 from lmgraft import records
+from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.cli.main import main
 from lmgraft.recipes import list_recipes, load_recipe, read_result, train_run
+from lmgraft.recipes.build import build_task, set_up_data
 from lmgraft.recipes.recipe import Recipe
 from lmgraft.registry import FACTORIES
 from lmgraft.report.explore.view import view_html
+from lmgraft.studies.analyze.gallery import exhibits
+from lmgraft.studies.analyze.look import Opened
 from lmgraft.studies.explore import Choice, open_explorer
+from lmgraft.tasks.scene_questions import EM1
 from lmgraft.training.checkpoints import read_checkpoint
 from lmgraft.training.optim import make_optimizer
 from lmgraft.training.schedule import make_schedule
@@ -66,6 +71,23 @@ def test_the_paper_s_size_makes_a_step() -> None:
     (out.answers.square().sum() + out.pose.square().sum() + sum(part.square().sum() for part in made)).backward()
     optimizer.step()
     assert [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])] == []
+
+
+def test_every_map_of_an_item_is_over_the_tokens_that_are_drawn(llama_folder: Path, monkeypatch: Any) -> None:
+    """Rooms of a batch have different numbers of objects, and one by itself has no other's padding."""
+    monkeypatch.setattr(Proposals, "is_object", property(lambda one: one.centres[..., 0] > 0))
+    recipe = load_recipe("rooms/furnished_rooms_debug", ["--llm", str(llama_folder)])
+    set_up_data(recipe)
+    run = Opened("llm", recipe, build_task(recipe).eval(), Path())
+    samples = [0, 4, 8, 12]
+    objects = [int(run.model.propose(run.items.batch([n]).points).is_object.sum()) for n in samples]  # type: ignore[operator]
+    assert len(set(objects)) > 1
+    chosen = [("random", sample, sample, None) for sample in samples]
+    for exhibit, count in zip(exhibits([run], chosen, EM1, size=4, say=lambda _: None), objects, strict=True):  # type: ignore[arg-type]
+        (maps,), (places,) = exhibit.maps.values(), exhibit.places.values()
+        assert "needed" in maps
+        assert {len(values) for values in maps.values()} == {len(places)} == {max(objects)}
+        assert not maps["needed"][count:].any()
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -124,7 +125,8 @@ def exhibits(
             for place, prediction in enumerate(predictions(run, seen.noted.output, batch)):
                 predicted[at + place][run.label] = prediction
                 fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
-                maps[at + place][run.label] = fitting | _needed(run, batch, place, metric, size) | beside[place]
+                needed = _needed(run, batch, place, last.tokens.shape[1], metric, size)
+                maps[at + place][run.label] = fitting | needed | beside[place]
                 if seen.drawn is not None:
                     places[at + place][run.label] = seen.drawn[place].cpu()
                 say(number * len(chosen) + at + place + 1)
@@ -148,10 +150,10 @@ def exhibits(
     ]  # fmt: skip
 
 
-def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> dict[str, Tensor]:
-    """What each token carries, from 0 for none to 1 for most; nothing for encoders that do not keep their tokens.
+def _needed(run: Opened, batch: Any, place: int, tokens: int, metric: Metric, size: int) -> dict[str, Tensor]:
+    """What each of an item's tokens carries, from 0 for none to 1 for most, in a map as long as its batch's.
 
-    Nor for items without labels.
+    There is none for encoders that do not keep their tokens, nor for items without labels.
     """
     one = batch._replace(**{name: value[place : place + 1] for name, value in batch._asdict().items()})
     if not run.labelled:
@@ -160,4 +162,5 @@ def _needed(run: Opened, batch: Any, place: int, metric: Metric, size: int) -> d
         lost = carried(run, one, metric, size).clamp_min(0).float()
     except HostError:
         return {}
+    lost = F.pad(lost, (0, tokens - len(lost)))  # an item by itself has no padding, in its batch it may have
     return {NEEDED: lost / lost.max().clamp_min(torch.finfo(torch.float32).tiny) if len(lost) else lost}

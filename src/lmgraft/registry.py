@@ -227,6 +227,7 @@ METRICS = Registry(
         "brier_minfde1": f"{_FORECASTING}:BRIER_MINFDE1",
         "em1": f"{_ROOMS}:EM1",
         "em10": f"{_ROOMS}:EM10",
+        "answer_loss": f"{_ROOMS}:ANSWER_LOSS",
         "map25": f"{_ROOMS}:MAP25",
         "map50": f"{_ROOMS}:MAP50",
         "vqa": f"{_ANSWERING}:VQA",

@@ -499,8 +499,8 @@ def test_maps_and_answers_in_words() -> None:
     assert "no interval" not in sentences[1]
     assert words.object_answer(rows) == (
         "What stands out behind W2 of llm lies on the object more than what stands out behind the encoder of plain; "
-        "not shown to differ from a blob at the centre with the object's area and what the last layer of llm's encoder "
-        "attends to."
+        "not measurably more or less than a blob at the centre with the object's area and what the last layer of llm's "
+        "encoder attends to."
     )
     assert words.map_in_words("a untrained W2 magnitude") == "what stands out behind W2 of a before training"
 

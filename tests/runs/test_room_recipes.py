@@ -21,7 +21,7 @@ from lmgraft.report.explore.view import view_html
 from lmgraft.studies.analyze.gallery import exhibits
 from lmgraft.studies.analyze.look import Opened
 from lmgraft.studies.explore import Choice, open_explorer
-from lmgraft.tasks.scene_questions import EM1
+from lmgraft.tasks.scene_questions import ANSWER_LOSS
 from lmgraft.training.checkpoints import read_checkpoint
 from lmgraft.training.optim import make_optimizer
 from lmgraft.training.schedule import make_schedule
@@ -83,7 +83,7 @@ def test_every_map_of_an_item_is_over_the_tokens_that_are_drawn(llama_folder: Pa
     objects = [int(run.model.propose(run.items.batch([n]).points).is_object.sum()) for n in samples]  # type: ignore[operator]
     assert len(set(objects)) > 1
     chosen = [("random", sample, sample, None) for sample in samples]
-    for exhibit, count in zip(exhibits([run], chosen, EM1, size=4, say=lambda _: None), objects, strict=True):  # type: ignore[arg-type]
+    for exhibit, count in zip(exhibits([run], chosen, ANSWER_LOSS, size=4, say=lambda _: None), objects, strict=True):  # type: ignore[arg-type]
         (maps,), (places,) = exhibit.maps.values(), exhibit.places.values()
         assert "needed" in maps
         assert {len(values) for values in maps.values()} == {len(places)} == {max(objects)}
@@ -99,7 +99,7 @@ def test_a_debug_variant_trains_goes_on_is_frozen_and_looked_at(
     whole, parts, frozen = (tmp_path / name for name in ("whole", "parts", "frozen"))
     assert main(["train", "rooms/furnished_rooms_debug", "--out", str(whole), *given]) == 0
     result = read_result(whole)
-    assert set(result.metrics) == {"em1", "em10", "map25", "map50"}
+    assert set(result.metrics) == {"em1", "em10", "answer_loss", "map25", "map50"}
     assert "question_type" in result.by
     detector = ["--backbone.kwargs.pretrained.detector", str(whole / "checkpoints/best.ckpt")]
     again = [*given, *detector]

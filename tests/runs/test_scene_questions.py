@@ -255,6 +255,9 @@ class TestMetrics:
         assert columns["em10"].tolist() == [1, 1, 0]
         assert columns["by_question_type"].tolist() == [0, 1, 0]
         assert columns["predicted"][0] == answers[0]
+        right, targets = out.answers.sigmoid(), fields.targets
+        losses = -(targets * right.log() + (1 - targets) * (1 - right).log()).sum(1)
+        assert torch.allclose(columns["answer_loss"], losses)
         unknown = part.score(out, fields._replace(targets=fields.targets * 0))
         assert not unknown["em10"].any()
         assert next(iter(part.predict(out, fields)[0])) == f"answer {int(answers[0])}"
@@ -266,10 +269,14 @@ class TestMetrics:
         part, once = task().eval().requires_grad_(False), batch()
         part.settle([part.columns(once)], "val")
         values, columns = dict(part.values), set(part.items)
-        twice = once._replace(index=once.index + 3)
+        twice, precisions = once._replace(index=once.index + 3), {"map25", "map50"}
         part.settle([part.columns(once), part.columns(twice)], "val")
         assert part.values == pytest.approx(values)
-        assert set(part.items) == columns == {"index", "group", "em1", "em10", "predicted", "by_question_type"}
+        assert (
+            part.items.keys()
+            == columns
+            == {*("index", "group"), *of_task, "predicted", "by_question_type"} - precisions
+        )
 
 
 def test_a_detector_s_run_is_chosen_by_detection() -> None:

@@ -40,6 +40,10 @@ def _share(name: str, title: str, margin: float) -> Metric:
 
 
 EM1, EM10 = (_share(f"em{k}", f"test EM@{k}", 0.005) for k in (1, 10))
+ANSWER_LOSS = Metric(
+    name="answer_loss", title="test binary cross-entropy", higher_is_better=False, scale=1, unit="nats",
+    difference_unit="nats", margin=0.01, low=0.0,
+)  # fmt: skip
 MAP25, MAP50 = (_share(f"map{round(100 * iou)}", f"test detection mAP@{iou}", 0.01) for iou in IOUS)
 
 
@@ -107,7 +111,7 @@ class SceneQuestions(Task):
 
     @classmethod
     def metrics(cls, data: Data | None = None) -> tuple[Metric, ...]:
-        return (EM1, EM10, MAP25, MAP50)
+        return (EM1, EM10, ANSWER_LOSS, MAP25, MAP50)
 
     @property
     def primary(self) -> Metric:
@@ -135,8 +139,7 @@ class SceneQuestions(Task):
 
         Questions whose asker's pose is not known count for nothing in "pose"; data say how many these are.
         """
-        answers = F.binary_cross_entropy_with_logits(out.answers.float(), batch.targets, reduction="none")
-        losses = {"answer": answers.sum(1).mean()}
+        losses = {"answer": _answer_losses(out, batch).mean()}
         if out.proposals.votes.requires_grad:
             losses |= detection_losses(_wide(out.proposals), _truth(batch), self._mean_sizes)
         if out.pose is not None:
@@ -157,12 +160,13 @@ class SceneQuestions(Task):
         return self.checked(self.score(out, batch) | rooms, batch)
 
     def score(self, out: SceneAnswers, batch: RoomQuestions) -> dict[str, Tensor]:
-        """Whether the first answer and one of the first ten are right, the first one's number, and the type."""
+        """Whether the first answer and one of the first ten are right, the loss, the first one's number, the type."""
         first = out.answers.topk(min(10, out.answers.shape[1])).indices
         right = batch.targets.gather(1, first) > 0
         return {
             "em1": right[:, 0].float(),
             "em10": right.any(1).float(),
+            "answer_loss": _answer_losses(out, batch),
             "predicted": first[:, 0].int(),
             f"by_{QUESTION_TYPE}": batch.kind.int(),
         }
@@ -186,6 +190,11 @@ class SceneQuestions(Task):
 
     def right(self, batch: RoomQuestions) -> list[str]:
         return best(batch.targets, self._answers)
+
+
+def _answer_losses(out: SceneAnswers, batch: RoomQuestions) -> Tensor:
+    """(B,) binary cross-entropy, the sum over answers."""
+    return F.binary_cross_entropy_with_logits(out.answers.float(), batch.targets, reduction="none").sum(1)
 
 
 def _wide(proposals: Proposals) -> Proposals:

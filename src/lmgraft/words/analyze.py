@@ -109,8 +109,12 @@ def object_answer(comparisons: Sequence[Comparison]) -> str:
 
 
 def _sorted_out(comparisons: Sequence[Comparison], name: Callable[[str], str]) -> str:
-    """More than these; less than those; not shown to differ from the rest."""
-    words: dict[Outcome, str] = {"more": "more than", "less": "less than", "not shown": "not shown to differ from"}
+    """More than these; less than those; not measurably more or less than the rest."""
+    words: dict[Outcome, str] = {
+        "more": "more than",
+        "less": "less than",
+        "not shown": "not measurably more or less than",
+    }
     parts = []
     for outcome, verdict in words.items():
         names = [name(c.second) for c in comparisons if c.outcome == outcome]

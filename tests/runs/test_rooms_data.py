@@ -382,7 +382,7 @@ def test_a_damaged_scan_is_left_out_of_its_split_from_the_start(sqa3d):
         quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, max_corrupt=1, max_corrupt_test=1))
 
 
-def test_a_run_is_evaluated_without_the_rooms_of_training(sqa3d):
+def test_a_run_is_evaluated_without_the_rooms_of_training(sqa3d, monkeypatch):
     data = Sqa3d(str(sqa3d), points=600, batch_size=2)
     record = json.loads(json.dumps({"data": data.fingerprint()}))
     whole = data.still("test").batch([0, 1])
@@ -392,9 +392,13 @@ def test_a_run_is_evaluated_without_the_rooms_of_training(sqa3d):
         Sqa3d(str(sqa3d), points=600, batch_size=2).setup()
     other = Sqa3d(str(sqa3d), points=600, batch_size=2, max_corrupt=1)
     other.as_trained(record)
+    read, load = set(), ScanFolder.load
+    monkeypatch.setattr(ScanFolder, "load", lambda of, name: read.add(name) or load(of, name))
     quiet(other)
     assert other.mean_sizes == data.mean_sizes
-    assert any("2 rooms of train cannot be read" in remark for remark in other.remarks)
+    assert read == {*data.parts["val"].names, *data.parts["test"].names}
+    assert {*data.parts["train"].names} - read == {"scene0001_00"}
+    assert any("1 room of val cannot be read, and an evaluation needs none" in remark for remark in other.remarks)
     assert all(torch.equal(one, two) for one, two in zip(other.still("test").batch([0, 1]), whole, strict=True))
 
 

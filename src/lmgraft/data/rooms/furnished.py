@@ -84,7 +84,7 @@ class FurnishedRooms(RoomData):
 
     @property
     def rooms(self) -> Rooms:
-        of = {split: self._rooms(split)[0] for split in SPLITS if self.about["counts"][split]["rooms"]}
+        of = {split: self._rooms(split) for split in SPLITS if self.about["counts"][split]["rooms"]}
 
         def load(name: str) -> Room:
             split = name.partition("/")[0]
@@ -98,8 +98,8 @@ class FurnishedRooms(RoomData):
         return {split: self._part(split) for split in SPLITS if self.about["counts"][split]["rooms"]}
 
     def _part(self, split: str) -> RoomPart:
-        rooms, rows = self._rooms(split)
-        folder = self.root / split
+        folder, rooms = self.root / split, self._rooms(split)
+        rows: list[dict[str, Any]] = self._list(split, "questions")
         if split == "train" and self.per_room is not None:
             rows = first_of_each(rows, self.per_room)
         names = [f"{split}/{number:05}" for number in range(len(rooms.objects))]
@@ -118,16 +118,18 @@ class FurnishedRooms(RoomData):
             load=rooms.load,
         )
 
-    def _rooms(self, split: str) -> tuple[_Rooms, list[dict[str, Any]]]:
-        """The rooms of a split, and the questions about them."""
-        folder = self.root / split
+    def _rooms(self, split: str) -> _Rooms:
+        return _Rooms(self.root / split, self._list(split, "rooms"))
+
+    def _list(self, split: str, name: str) -> list[Any]:
+        """A list of the set's by the name of its file."""
         try:
-            objects, rows = (records.read_json(folder / f"{name}.json") for name in ("rooms", "questions"))
+            rows: list[Any] = records.read_json(self.root / split / f"{name}.json")
         except RunError as error:
             raise DataError(
                 f"{error.message}: the set in {self.root} is not whole", f"remove it, then lmgraft prepare {self.name}"
             ) from None
-        return _Rooms(folder, objects), rows
+        return rows
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
         findings = super().check(workers, progress, near)

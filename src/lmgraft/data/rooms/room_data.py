@@ -171,10 +171,13 @@ class RoomData(Data):
             found["val"] = found["train"]
         self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
         asked = {id(part): self._asked(part, self._kinds(part), self._counted[1]) for part in found.values()}
-        self._say_poses(found["train"])
+        if not self._known:
+            self._say_poses(found["train"])
         for split in SPLITS:
             if split in found:
-                part, kept = found[split], self._readable(split, found[split], index[split])
+                part, kept = found[split], index[split]
+                if not (self._known and split == "train"):  # nothing of it is shown, and reading it takes minutes
+                    kept = self._readable(split, part, kept)
                 kept = self._answerable(split, part, asked[id(part)].worths, kept)
                 training = split == "train"
                 self._sets[split] = RoomSet(

@@ -112,21 +112,14 @@ def exhibits(
         for batch in run.batches(samples, size):
             seen = look(run, batch, layers=False)
             last = seen.noted.at[run.last]
-            titled = {
-                title: seen.maps[stage, "magnitude"]
-                for stage, title in STAGES.items()
-                if (stage, "magnitude") in seen.maps
-            }
-            for name, title in ATTENTION_TITLES.items():
-                if (name, "attention") in seen.maps:
-                    titled[title] = seen.maps[name, "attention"]
+            titled = _titled(seen.maps, last.tokens.shape[1])
             beside = run.task.pictures(seen.noted.output, batch)
             right = run.task.right(batch) if run.labelled else [""] * len(batch.index)
             for place, prediction in enumerate(predictions(run, seen.noted.output, batch)):
                 predicted[at + place][run.label] = prediction
-                fitting = {t: m[place].cpu() for t, m in titled.items() if m.shape[1] == last.tokens.shape[1]}
+                alone = {title: values[place].cpu() for title, values in titled.items()}
                 needed = _needed(run, batch, place, last.tokens.shape[1], metric, size)
-                maps[at + place][run.label] = fitting | needed | beside[place]
+                maps[at + place][run.label] = alone | needed | beside[place]
                 if seen.drawn is not None:
                     places[at + place][run.label] = seen.drawn[place].cpu()
                 say(number * len(chosen) + at + place + 1)
@@ -148,6 +141,13 @@ def exhibits(
         )
         for n, (rule, _, index, score) in enumerate(chosen)
     ]  # fmt: skip
+
+
+def _titled(maps: Mapping[tuple[str, str], Tensor], tokens: int) -> dict[str, Tensor]:
+    """Magnitude and attention by the titles of their pictures, those that are over so many tokens."""
+    of = {(stage, "magnitude"): title for stage, title in STAGES.items()}
+    of |= {(name, "attention"): title for name, title in ATTENTION_TITLES.items()}
+    return {title: maps[key] for key, title in of.items() if key in maps and maps[key].shape[1] == tokens}
 
 
 def _needed(run: Opened, batch: Any, place: int, tokens: int, metric: Metric, size: int) -> dict[str, Tensor]:

@@ -42,6 +42,9 @@ def normed(x: Tensor, name: str, w: dict[str, Tensor]) -> Tensor:
     return w[f"{name}.weight"] * (x - mean) / (deviation + 1e-6) + w[f"{name}.bias"]
 
 
+ACTIVATIONS = {"relu": lambda x: x.clamp_min(0), "gelu": lambda x: x * (1 + torch.erf(x / math.sqrt(2))) / 2}
+
+
 def attended(tokens: list[Tensor], source: list[Tensor], name: str, w: dict[str, Tensor], heads: int) -> list[Tensor]:
     """Token by token and head by head; nothing where there is no source."""
     if not source:
@@ -61,39 +64,40 @@ def attended(tokens: list[Tensor], source: list[Tensor], name: str, w: dict[str,
     return results
 
 
-def layer_by_loop(layer: SelfLayer, tokens: list[Tensor], guide: list[Tensor] | None) -> list[Tensor]:
+def layer_by_loop(layer: SelfLayer, tokens: list[Tensor], guide: list[Tensor] | None, activation: str) -> list[Tensor]:
     w = layer.state_dict()
-    heads = layer.attention.num_heads
+    heads, act = layer.attention.num_heads, ACTIVATIONS[activation]
     tokens = [
         normed(t + a, "norm1", w) for t, a in zip(tokens, attended(tokens, tokens, "attention", w, heads), strict=True)
     ]
     if guide is not None:
         around = attended(tokens, guide, "guided", w, heads)
         tokens = [normed(t + a, "norm_guided", w) for t, a in zip(tokens, around, strict=True)]
-    return [normed(t + vector(vector(t, "mlp.0", w).relu(), "mlp.3", w), "norm2", w) for t in tokens]
+    return [normed(t + vector(act(vector(t, "mlp.0", w)), "mlp.3", w), "norm2", w) for t in tokens]
 
 
-@pytest.mark.parametrize("guided", [False, True])
-def test_fusion_layers_are_those_of_the_loop(guided: bool) -> None:
+@pytest.mark.parametrize(("guided", "activation"), [(False, "gelu"), (True, "gelu"), (True, "relu")])
+def test_fusion_layers_are_those_of_the_loop(guided: bool, activation: str) -> None:
     draw = torch.Generator().manual_seed(0)
-    layer = randomise_((GuidedLayer if guided else SelfLayer)(8, 2, 0.5), seed=1).eval()
+    layer = randomise_((GuidedLayer if guided else SelfLayer)(8, 2, 0.5, activation), seed=1).eval()
     x, guide = torch.randn(3, 4, 8, generator=draw), torch.randn(3, 5, 8, generator=draw)
     padded, no_word = torch.arange(4) >= torch.tensor([[4], [2], [1]]), torch.arange(5) >= torch.tensor([[5], [3], [0]])
     out = layer(x, padded, guide, no_word) if guided else layer(x, padded)
     for b in range(3):
         words = list(guide[b, ~no_word[b]]) if guided else None
-        expected = torch.stack(layer_by_loop(layer, list(x[b, ~padded[b]]), words))
+        expected = torch.stack(layer_by_loop(layer, list(x[b, ~padded[b]]), words, activation))
         assert relative_error(out[b, ~padded[b]], expected) < 1e-5
 
 
-def test_pooling_is_that_of_the_loop_and_zero_of_nothing() -> None:
-    pool = randomise_(AttFlat(6, 4, 5, 0.5), seed=1).eval()
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_pooling_is_that_of_the_loop_and_zero_of_nothing(activation: str) -> None:
+    pool, act = randomise_(AttFlat(6, 4, 5, 0.5, activation), seed=1).eval(), ACTIVATIONS[activation]
     x = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)).requires_grad_()
     padded = torch.arange(4) >= torch.tensor([[4], [2], [0]])
     out, w = pool(x, padded), pool.state_dict()
     for b in range(2):
         tokens = list(x[b, ~padded[b]])
-        scores = torch.stack([vector(vector(t, "scores.0", w).relu(), "scores.3", w)[0] for t in tokens]).softmax(0)
+        scores = torch.stack([vector(act(vector(t, "scores.0", w)), "scores.3", w)[0] for t in tokens]).softmax(0)
         expected = vector(sum(s * t for s, t in zip(scores, tokens, strict=True)), "out", w)
         assert relative_error(out[b], expected) < 1e-5
     assert not out[2].any()
@@ -322,6 +326,14 @@ class TestFrozen:
         out.sum().backward()
         assert model.object_embed[0].weight.grad is not None
 
+    def test_another_precision_is_asked_again(self) -> None:
+        model, points = make_scene_qa(frozen=["detector"]), inputs()[0]
+        whole = model.propose(points)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = model.propose(points)
+        assert not torch.equal(rough.features.float(), whole.features)
+        assert torch.equal(model.propose(points).features, whole.features)
+
     def test_few_rooms_are_remembered(self) -> None:
         model, points = make_scene_qa(frozen=["detector"], remembered_rooms=2), inputs()[0]
         first = model.propose(points)
@@ -457,6 +469,7 @@ def test_published_parameters_by_hand() -> None:
     layers = 4 * (12 * h * h + 13 * h) + 4 * (16 * h * h + 19 * h)
     pools = 3 * (256 * h + 256 + 257 + 512 * h + 512)
     head = 1536 * h + h + 706 * h + 706
+    assert SceneQA.__init__.__kwdefaults__["activation"] == "gelu"
     counted = {
         "detector": net + voting + proposals,
         "text": text,
@@ -474,6 +487,7 @@ def test_published_parameters_by_hand() -> None:
     [
         ({"hiden": 3}, "refused its arguments"),
         ({"num_heads": 3}, "multiple of num_heads"),
+        ({"activation": "silu"}, "of gelu and relu"),
         ({"frozen": ["text"]}, "'text' is not known"),
         ({"mean_sizes": [[1.0, 0.0, 1.0]]}, "three sizes above 0"),
         ({"detector": {"proposals": 99}}, "99 proposals"),

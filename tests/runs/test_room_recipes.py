@@ -49,7 +49,7 @@ def test_the_paper_s_settings(name: str) -> None:
     block = random_block(dim=4096, head_dim=8, mlp_dim=8)
     with torch.device("meta"):
         model = model_of(recipe)
-        aux = 1536 * 768 + 768 + 768 * 7 + 7 if "sqa3d" in name else 0
+        aux = 1024 * 768 + 768 + 768 * 7 + 7 if "sqa3d" in name else 0
         counted = 75_484_425 + aux  # tests/test_scene_qa.py
         assert sum(p.numel() for p in model.parameters()) == counted
         lmgraft.graft(model, block)

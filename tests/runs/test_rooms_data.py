@@ -15,7 +15,8 @@ import torch
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import UnreadableCloudError
-from lmgraft.data.rooms.asking import KINDS, NUMBERS, Thing, ask
+from lmgraft.data.rooms import asking
+from lmgraft.data.rooms.asking import KINDS, NUMBERS, Thing, ask, every_question, views
 from lmgraft.data.rooms.furnished import FurnishedRooms
 from lmgraft.data.rooms.furnishing import draw_layout
 from lmgraft.data.rooms.part import Worths, best_in_hindsight, best_of_training, question_type
@@ -396,6 +397,7 @@ def test_a_run_is_evaluated_without_the_rooms_of_training(sqa3d, monkeypatch):
     monkeypatch.setattr(ScanFolder, "load", lambda of, name: read.add(name) or load(of, name))
     quiet(other)
     assert other.mean_sizes == data.mean_sizes
+    assert other.fingerprint()["sizes"]["train"] == data.fingerprint()["sizes"]["train"] == 4
     assert read == {*data.parts["val"].names, *data.parts["test"].names}
     assert {*data.parts["train"].names} - read == {"scene0001_00"}
     assert any("1 room of val cannot be read, and an evaluation needs none" in remark for remark in other.remarks)
@@ -445,6 +447,12 @@ def test_words_of_all_splits_are_known_on_request(sqa3d):
     data = quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, vocabulary="all"))
     assert "wardrobe" in data.words
     assert not any("not among" in remark for remark in data.remarks)
+    letters = quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, lower_case=False))
+    assert {"I", "What"} <= {*letters.words}
+    assert not {"i", "what"} & {*letters.words}
+    again = Sqa3d(str(sqa3d), lower_case=False)
+    again.recall(json.loads(json.dumps({"data": letters.fingerprint()})))
+    assert again.tokenizer == letters.tokenizer
     with pytest.raises(DataError, match=r"data\.vocabulary"):
         Sqa3d(vocabulary="test")
 
@@ -458,6 +466,12 @@ def test_what_is_hidden_is_shown_nowhere(furnished):
         assert batch.pose.isnan().all()
         assert batch.question.any()
         assert (batch.box_classes == -1).all()
+    for hidden, words, placed in (("pose", True, False), ("situation_text", False, True)):
+        batch = FurnishedRooms(str(furnished), points=64, batch_size=2, hidden=[hidden])
+        batch.setup()
+        shown = batch.still("test").batch([0, 1])
+        assert (bool(shown.situation.any()), bool(shown.pose.isfinite().all())) == (words, placed)
+        assert shown.points.any()
     with pytest.raises(DataError, match=r"data\.hidden: 'rooms'"):
         FurnishedRooms(hidden=["rooms"])
 
@@ -467,11 +481,12 @@ def test_a_suite_takes_situation_question_and_room_away(furnished):
     clean, *conditions = RoomGrounding().conditions(data)
     whole = clean.items.batch(range(6))
     shown = {one.part: one.items.batch(range(6)) for one in conditions}
-    for part, name in (("no_situation", "situation"), ("no_question", "question")):
+    for part, name in (("no_situation", "situation"), ("no_situation_text", "situation"), ("no_question", "question")):
         assert not getattr(shown[part], name).any()
         changed = {n for n, a, b in zip(whole._fields, whole, shown[part], strict=True) if not torch.equal(a, b)}
         assert changed - {"pose"} == {name}
-    assert shown["no_situation"].pose.isnan().all()
+    assert [part for part, batch in shown.items() if batch.pose.isnan().all()] == ["no_situation", "no_pose"]
+    assert torch.equal(shown["no_pose"].situation, whole.situation)
     other = shown["other_room"]
     assert torch.equal(other.question, whole.question)
     everything = clean.items.batch(range(len(clean.items)))
@@ -494,6 +509,16 @@ def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path
     for name, why in (("test/7", "rooms 0 to"), ("kitchen", "called train/00000")):
         (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": name}]))
         with pytest.raises(DataError, match=why):
+            data.open([str(tmp_path / "asked.json")])
+    assert "0 of 1 question have a position" in data.remarks[-1]
+    placed = [{**rows[0], "position": [1, -2], "heading": 90}, {**rows[0], "position": [1, -2, 0, 0, 0, -1, 1]}]
+    (tmp_path / "asked.json").write_text(json.dumps(placed), encoding="utf-8-sig")
+    one, other = data.open([str(tmp_path / "asked.json")]).batch([0, 1]).pose.tolist()
+    assert one == pytest.approx([1, -2, 0, 0, 0, -(0.5**0.5), 0.5**0.5])
+    assert other == pytest.approx(one)
+    for wrong in ({"position": [1, -2]}, {"position": [1, 2, 3], "heading": 90}, {"position": "here"}):
+        (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], **wrong}]))
+        with pytest.raises(DataError, match="question 1: position is"):
             data.open([str(tmp_path / "asked.json")])
     (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": "scene0000_00"}]))
     assert Sqa3d(str(sqa3d), points=32).open([str(tmp_path / "asked.json")]).batch([0]).points.any()
@@ -527,7 +552,22 @@ def test_scans_as_scannet_has_them(tmp_path):
     assert room.boxes[0, :2] == pytest.approx([2 - (low + high)[1] / 2, (low + high)[0] / 2], abs=1e-3)
     assert (room.point_box == 0).sum() == 30
     assert room.colours[0].tolist() == [10, 20, 30]
-    assert room.frame is not None
+    turn, middle = np.array([[0, -1, 0], [1, 0, 0], [0, 0, 1]]), (points.min(0) + points.max(0)) / 2
+    assert room.frame == pytest.approx(np.column_stack([turn, turn @ middle + [2, 0, 0]]), abs=1e-3)
+    assert room.notes == ()
+    fields = "".join(f"property float {x}\n" for x in "xyz")
+    plain = "\n".join(f"{x:.5f} {y:.5f} {z:.5f}" for x, y, z in points)
+    for face in (faces + plain + "\n3 0 1 2\n", "end_header\n" + plain + "\n"):
+        (folder / "scene0000_00_vh_clean_2.ply").write_text(head + fields + face)
+        room = ScanFolder(tmp_path / "scans").load("scene0000_00")
+        assert room.colours[0].tolist() == [110, 97, 84]
+        assert ["without colours" in note for note in room.notes] == [True]
+    (folder / "scene0000_00.txt").write_text("\t axisAlignment=0 -1 0 2 1 0 0 0 0 0 1 0 0 0 0 1\n")
+    assert ScanFolder(tmp_path / "scans").load("scene0000_00").boxes == pytest.approx(room.boxes)
+    (folder / "scene0000_00.txt").write_text("numColorFrames = 3\n")
+    room = ScanFolder(tmp_path / "scans").load("scene0000_00")
+    assert "without axisAlignment" in room.notes[1]
+    assert room.boxes[0, :2] == pytest.approx(((low + high) / 2)[:2], abs=1e-3)
 
 
 def test_scanqa_is_read_with_what_its_questions_are_about(tmp_path):
@@ -546,19 +586,40 @@ def test_scanqa_is_read_with_what_its_questions_are_about(tmp_path):
     batch = data.still("test").batch([0])
     assert batch.truth.tolist() == (batch.point_box == 1).tolist()
     assert batch.truth.sum() > 0
-    assert batch.targets.tolist() == pytest.approx(torch.tensor([[0, 0.6, 0]]))
+    # by training alone, as ScanQA's code counts
+    assert batch.targets.tolist() == pytest.approx(torch.tensor([[0, 0.3, 0]]))
     assert batch.situation.shape[1] == 0
     assert batch.pose.isnan().all()
     (tmp_path / "answer_counter.json").write_text(json.dumps(["right"] * 5 + ["unheard of"]))
     assert ScanQa(str(tmp_path)).answer_names == ("right", "unheard of")
-    hidden = [{key: value for key, value in row.items() if key != "answers"}]
+    hidden = [{key: value for key, value in row.items() if key != "answers"}, {**row, "answers": None}]
     (tmp_path / "ScanQA_v1.0_test_w_obj.json").write_text(json.dumps(hidden))
     kept = ScanQa(str(tmp_path), points=440, batch_size=1, val_size=0)
     kept.setup()
     assert len(kept.split("test")) == 1
     assert "has no answers for the test" in kept.remarks[0]
+    for wrong in ("7", ["7"], 7):
+        lists["ScanQA_v1.0_val.json"][0]["object_ids"] = wrong
+        (tmp_path / "ScanQA_v1.0_val.json").write_text(json.dumps(lists["ScanQA_v1.0_val.json"]))
+        with pytest.raises(DataError, match="question 1: object_ids is"):
+            ScanQa(str(tmp_path)).setup()
     with pytest.raises(DataError, match="none for test"):
         ScanQa(str(tmp_path / "scans")).setup()
+
+
+@pytest.mark.parametrize(("kind", "key", "change", "words"), [
+    ("questions", "questions", lambda rows: rows.append(rows[0]), "1 question_id more than once: 0"),
+    ("sqa_annotations", "annotations", lambda rows: rows.append(rows[1]), "1 question_id more than once: 1"),
+    ("sqa_annotations", "annotations", lambda rows: rows[2].update(scene_id="scene0009"), "2 is about scene0009"),
+    ("sqa_annotations", "annotations", lambda rows: rows[0].update(position="here"), "question 0 has no"),
+])  # fmt: skip
+def test_files_that_do_not_agree_are_refused(sqa3d, kind, key, change, words):
+    file = sqa3d / f"balanced/v1_balanced_{kind}_train_scannetv2.json"
+    content = json.loads(file.read_text())
+    change(content[key])
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=words):
+        Sqa3d(str(sqa3d)).setup()
 
 
 def test_types_of_questions_follow_sqa3ds_rule():
@@ -580,21 +641,24 @@ def test_baselines_count_what_needs_no_room():
     assert set(shares.values()) == {0.5}
 
 
-def test_nothing_is_asked_where_it_is_near():
-    """A thing at the border of two sides, or as near as another, is in no question about them."""
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize(("limit", "value"), [(None, 0), ("_MARGIN", 0), ("_FARTHER", 1)])
+def test_nothing_is_asked_where_it_is_near(monkeypatch, limit, value):
+    """A thing at the border of two sides, or as near as another, is in no question about them; without limits it is."""
+    if limit:
+        monkeypatch.setattr(asking, limit, value)
 
     def thing(label, x, y):
         return Thing(label, "red", (x, y, 0.5, 0.4, 0.4, 1.0))
 
     room = [thing("bed", 0, 0), thing("sofa", 4, 0), thing("lamp", 0, 2), thing("plant", 1.4, 1.4)]
-    for asked in ask(room, 20, rng):
-        situation = asked.situation
-        names = {room[n].label for n in (situation.beside, situation.other)}
-        if names == {"bed", "sofa"} and situation.beside == 0:
-            assert "plant" not in asked.question or asked.kind == "nearest"
-            assert asked.kind != "nearest" or "lamp or the plant" not in asked.question
-    assert not ask([thing("bed", 0, 0), thing("bed", 4, 0), thing("lamp", 0, 2)], 3, rng)
+    of_bed = [view for view in views(room, np.random.default_rng(0)) if view.situation[-2:] == (0, 1)]
+    assert len(of_bed) == 4
+    asked = [one for view in of_bed for one in every_question(view)]
+    assert any("lamp" in one.question for one in asked if one.kind == "existence")
+    assert any(3 in one.objects for one in asked if one.kind == "existence") == (limit == "_MARGIN")
+    assert any("lamp or the plant" in one.question for one in asked) == (limit == "_FARTHER")
+    twins = [thing("bed", 0, 0), thing("bed", 4, 0), thing("lamp", 0, 2)]
+    assert not ask(twins, 3, np.random.default_rng(0))
 
 
 def test_pieces_come_out_of_catalogues_in_metres_with_colours(tmp_path):

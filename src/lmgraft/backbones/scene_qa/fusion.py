@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from lmgraft.block.parts import see
 
 _EPS = 1e-6
+ACTIVATIONS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU}
+"""SQA3D's and ScanQA's code has the first, MCAN's own the second."""
 
 
 class Norm(nn.Module):
@@ -55,11 +57,11 @@ class Attention(nn.Module):
 class SelfLayer(nn.Module):
     """MCAN's SA: tokens attend to themselves, then a feed-forward net; each is added and normed."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, num_heads: int, drop_rate: float, activation: str) -> None:
         super().__init__()
         self.attention, self.norm1 = Attention(dim, num_heads, drop_rate), Norm(dim)
         self.mlp = nn.Sequential(
-            nn.Linear(dim, 4 * dim), nn.ReLU(inplace=True), nn.Dropout(drop_rate), nn.Linear(4 * dim, dim)
+            nn.Linear(dim, 4 * dim), ACTIVATIONS[activation](), nn.Dropout(drop_rate), nn.Linear(4 * dim, dim)
         )
         self.norm2, self.dropout = Norm(dim), nn.Dropout(drop_rate)
 
@@ -72,8 +74,8 @@ class SelfLayer(nn.Module):
 class GuidedLayer(SelfLayer):
     """MCAN's SGA: the same, and between the two the tokens attend to a guide, here a text."""
 
-    def __init__(self, dim: int, num_heads: int, drop_rate: float) -> None:
-        super().__init__(dim, num_heads, drop_rate)
+    def __init__(self, dim: int, num_heads: int, drop_rate: float, activation: str) -> None:
+        super().__init__(dim, num_heads, drop_rate, activation)
         self.guided, self.norm_guided = Attention(dim, num_heads, drop_rate), Norm(dim)
 
     def forward(  # type: ignore[override] # it is called with a guide
@@ -88,10 +90,10 @@ class GuidedLayer(SelfLayer):
 class AttFlat(nn.Module):
     """Tokens (B, T, V) to one vector (B, out): their mean by learnt weights, mapped; zero where all is padding."""
 
-    def __init__(self, dim: int, hidden: int, out: int, drop_rate: float) -> None:
+    def __init__(self, dim: int, hidden: int, out: int, drop_rate: float, activation: str) -> None:
         super().__init__()
         self.scores = nn.Sequential(
-            nn.Linear(dim, hidden), nn.ReLU(inplace=True), nn.Dropout(drop_rate), nn.Linear(hidden, 1)
+            nn.Linear(dim, hidden), ACTIVATIONS[activation](), nn.Dropout(drop_rate), nn.Linear(hidden, 1)
         )
         self.out = nn.Linear(dim, out)
 

@@ -36,7 +36,8 @@ class Memory:
         if is_traced() or not self.rooms or type(cloud) is not Tensor:  # fake tensors have no bytes
             return _asked(detector, cloud)
         # Weights that are loaded or moved are other tensors, or have another version.
-        state = tuple((id(t), t.data_ptr(), t._version) for t in (*detector.parameters(), *detector.buffers()))
+        tensors = (*detector.parameters(), *detector.buffers())
+        state = (_precision(cloud.device.type), *((id(t), t.data_ptr(), t._version) for t in tensors))
         if state != self._state:
             self._kept.clear()
             self._state = state
@@ -54,6 +55,11 @@ class Memory:
         while len(self._kept) > self.rooms:
             self._kept.popitem(last=False)
         return Proposals(*(torch.cat(parts) for parts in zip(*(known[key] for key in keys), strict=True)))
+
+
+def _precision(device: str) -> torch.dtype | None:
+    """In which proposals are computed; None where autocast is off."""
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
 
 def _asked(detector: nn.Module, cloud: Tensor) -> Proposals:

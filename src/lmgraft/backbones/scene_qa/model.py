@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.backbones.scene_parts import padding_of_call
-from lmgraft.backbones.scene_qa.fusion import AttFlat, GuidedLayer, SelfLayer
+from lmgraft.backbones.scene_qa.fusion import ACTIVATIONS, AttFlat, GuidedLayer, SelfLayer
 from lmgraft.backbones.scene_qa.memory import Memory
 from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shares_of_proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
@@ -26,6 +26,7 @@ from lmgraft.geometry.poses import gaze
 
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
+_POSE_DROP_RATE = 0.1  # as SQA3D has it
 _FROZEN = ("words", "detector")
 ObjectInputs = Literal["none", "room", "asker"]
 
@@ -37,6 +38,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "word_dim": 64,
         "pool_hidden": 64,
         "pooled": 64,
+        "activation": "relu",
         "detector": {
             "levels": [
                 [256, 0.3, 16, [32, 32, 64]],
@@ -74,6 +76,7 @@ class SceneQA(nn.Module):
         detector: What is other than in `Sizes`.
         hidden: Width of the fusion's tokens: 256 in SQA3D, 768 in the paper.
         num_heads, layers, drop_rate: Of each stack of the fusion.
+        activation: Of the fusion's feed-forward nets and of AttFlat: "gelu" as SQA3D has it, or MCAN's "relu".
         word_dim, word_drop_rate: Of word vectors.
         pool_hidden, pooled: Widths of AttFlat, inside and behind it.
         head_drop_rate: Before the answers.
@@ -81,7 +84,8 @@ class SceneQA(nn.Module):
             "none", as published: nothing says where objects lie to each other. "room": its box, its class as the
             detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker":
             also where it lies from the asker, ahead and to the left in metres, by the pose; an agent knows its own.
-        situation_head: Predict the asker's place and view too, in training (SQA3D's auxiliary task).
+        situation_head: Predict the asker's place and view too, in training, from situation and objects (SQA3D's
+            auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
         remembered_rooms: Rooms of which a frozen detector's proposals are kept in memory; 0 for none.
 
@@ -101,6 +105,7 @@ class SceneQA(nn.Module):
         num_heads: int = 8,
         layers: int = 2,
         drop_rate: float = 0.1,
+        activation: str = "gelu",
         word_dim: int = 300,
         word_drop_rate: float = 0.3,
         pool_hidden: int = 256,
@@ -121,6 +126,8 @@ class SceneQA(nn.Module):
             raise HostError(
                 f"backbone.kwargs.object_inputs={object_inputs!r}", f"of {', '.join(get_args(ObjectInputs))}"
             )
+        if activation not in ACTIVATIONS:
+            raise HostError(f"backbone.kwargs.activation={activation!r}", f"of {' and '.join(ACTIVATIONS)}")
         if unknown := sorted(set(frozen) - set(_FROZEN)):
             raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
         self.embed_dim, self.frozen = hidden, tuple(frozen)
@@ -130,7 +137,7 @@ class SceneQA(nn.Module):
         self.object_inputs = object_inputs
         input_dim = 6 + len(mean_sizes) + num_features + (3 if object_inputs == "asker" else 0)
         self.input_embed = None if object_inputs == "none" else _head(input_dim, hidden, hidden, 0.0)
-        sizes = hidden, num_heads, drop_rate
+        sizes = hidden, num_heads, drop_rate, activation
         self.situation_layers, self.question_layers = (
             nn.ModuleList(SelfLayer(*sizes) for _ in range(layers)) for _ in range(2)
         )
@@ -138,10 +145,13 @@ class SceneQA(nn.Module):
             nn.ModuleList(GuidedLayer(*sizes) for _ in range(layers)) for _ in range(2)
         )
         self.pools = nn.ModuleDict(
-            {name: AttFlat(hidden, pool_hidden, pooled, drop_rate) for name in ("situation", "question", "objects")}
+            {
+                name: AttFlat(hidden, pool_hidden, pooled, drop_rate, activation)
+                for name in ("situation", "question", "objects")
+            }
         )
         self.head = _head(3 * pooled, hidden, num_answers, head_drop_rate)
-        self.pose_head = _head(3 * pooled, hidden, POSE, head_drop_rate) if situation_head else None
+        self.pose_head = _head(2 * pooled, hidden, POSE, _POSE_DROP_RATE) if situation_head else None
         self._memory = Memory(remembered_rooms)
         for name in self.frozen:
             (self.text.words if name == "words" else self.detector).requires_grad_(False)
@@ -181,9 +191,12 @@ class SceneQA(nn.Module):
             for layer in layers:
                 objects = layer(objects, padded, *guide)
         read = zip(self.pools.values(), [*texts, (objects, padded)], strict=True)
-        pooled = torch.cat([pool(*tokens) for pool, tokens in read], -1)
-        predicted = self.pose_head(pooled) if self.pose_head is not None and self.training else None
-        return SceneAnswers(self.head(pooled), proposals, predicted)
+        of_situation, of_question, of_objects = (pool(*tokens) for pool, tokens in read)
+        predicted = None
+        if self.pose_head is not None and self.training:  # as SQA3D has it, without the question's vector
+            predicted = self.pose_head(torch.cat([of_situation, of_objects], -1))
+        answers = self.head(torch.cat([of_situation, of_question, of_objects], -1))
+        return SceneAnswers(answers, proposals, predicted)
 
     def input_features(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
         """What `object_inputs` adds for each proposal, no gradient: (B, P, 6 + C + F), or 3 more from the asker."""

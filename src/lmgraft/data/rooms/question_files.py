@@ -8,6 +8,7 @@ ScanQA  SQA_{split}.json, ScanQA_v1.0_{split}.json: a list of questions with the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 from lmgraft.data.files import listed, plural
 from lmgraft.data.rooms.batch import QUESTION_TYPE
 from lmgraft.data.rooms.part import RoomPart, Rooms, question_type
-from lmgraft.data.rooms.room import Numbers
+from lmgraft.data.rooms.room import Numbers, pose_of
 from lmgraft.errors import DataError
 
 _PLACE, _TURN = ("x", "y", "z"), ("_x", "_y", "_z", "_w")
@@ -49,7 +50,7 @@ def read_file(file: Path) -> Any:
         DataError: If it cannot be read.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error})", "fetch it again") from None
 
@@ -58,10 +59,17 @@ def read_sqa3d(questions: Path, annotations: Path) -> list[dict[str, Any]]:
     """Questions with their answers and poses, in the order of the questions' file.
 
     Raises:
-        DataError: If a file is not what its name says, or questions have no annotation.
+        DataError: If a file is not what its name says, an id comes twice, or questions have no annotation.
     """
-    by_id = {row.get("question_id"): row for row in read_rows(annotations, "annotations")}
-    rows = read_rows(questions, "questions")
+    about, rows = read_rows(annotations, "annotations"), read_rows(questions, "questions")
+    for file, of in ((annotations, about), (questions, rows)):
+        twice = [f"{key}" for key, count in Counter(row.get("question_id") for row in of).items() if count > 1]
+        if twice:
+            raise DataError(
+                f"{file} has {plural(len(twice), 'question_id')} more than once: {listed(twice)}",
+                "each question has an id of its own, by which its answer is found",
+            )
+    by_id = {row.get("question_id"): row for row in about}
     alone = [str(row.get("question_id")) for row in rows if row.get("question_id") not in by_id]
     if alone:
         raise DataError(
@@ -72,6 +80,12 @@ def read_sqa3d(questions: Path, annotations: Path) -> list[dict[str, Any]]:
 
 
 def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: Path) -> dict[str, Any]:
+    one, other = question.get("scene_id"), annotation.get("scene_id", question.get("scene_id"))
+    if one != other:
+        raise DataError(
+            f"{where}: question {question.get('question_id')} is about {other}, and in the questions' file about {one}",
+            "the two files are of one version",
+        )
     try:
         answers = [answer["answer"] for answer in annotation["answers"]]
         pose = [float(annotation["position"][key]) for key in _PLACE]
@@ -87,6 +101,9 @@ def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: P
 def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> RoomPart:
     """A split of rows: scene_id, question, and as far as there are any situation, answers, position, object_ids.
 
+    A position is x, y, z in metres and a quaternion x, y, z, w that turns -x to where the asker looks; or x, y, with
+    `heading` beside it, degrees from +x towards +y.
+
     Args:
         rows: As files have them.
         where: What messages call them.
@@ -97,16 +114,23 @@ def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> Room
     """
     for number, row in enumerate(rows, 1):
         texts = [row.get("scene_id"), row.get("question"), row.get("situation", "")]
-        answers = row.get("answers", [])
-        if not all(isinstance(text, str) for text in [*texts, *answers]) or not isinstance(answers, list):
+        answers = row.get("answers") or []  # null where they are kept secret
+        if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
             raise DataError(
                 f"{where}, question {number}: no texts under scene_id, question, situation and answers",
                 "it is not the file that its name says",
             )
+        objects = row.get("object_ids") or []
+        if not isinstance(objects, list) or not all(type(number) is int for number in objects):
+            raise DataError(
+                f"{where}, question {number}: object_ids is {objects!r}",
+                "it is a list of numbers of objects, or absent",
+            )
     names = sorted({row["scene_id"] for row in rows})
     numbers = {name: number for number, name in enumerate(names)}
     questions = [row["question"] for row in rows]
-    objects = [tuple(row.get("object_ids") or ()) for row in rows]
+    poses = [_pose(row, f"{where}, question {number}") for number, row in enumerate(rows, 1)]
+    of_objects = [tuple(row.get("object_ids") or ()) for row in rows]
     return RoomPart(
         where=where,
         root=rooms.root,
@@ -115,19 +139,33 @@ def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> Room
         texts=questions,
         kinds={QUESTION_TYPE: [question_type(question) for question in questions]},
         situations=[row.get("situation", "") for row in rows],
-        answers=[tuple(row.get("answers", ())) for row in rows],
-        poses=np.array([_pose(row.get("position")) for row in rows], np.float64).reshape(-1, 7),
-        objects=objects if any(objects) else None,
+        answers=[tuple(row.get("answers") or ()) for row in rows],
+        poses=np.array(poses, np.float64).reshape(-1, 7),
+        objects=of_objects if any(of_objects) else None,
         identity=rooms.identity(names),
         load=rooms.load,
     )
 
 
-def _pose(position: object) -> Numbers:
-    """(7,); NaN where a row has none, or its quaternion is none."""
+def _pose(row: Mapping[str, Any], where: str) -> Numbers:
+    """(7,); NaN where a row has none, or its quaternion is none.
+
+    Raises:
+        DataError: If it is given in another way.
+    """
+    position, heading = row.get("position"), row.get("heading")
+    if position is None:
+        return np.full(7, np.nan)
     try:
         pose = np.array(position, np.float64)
+        if pose.shape == (2,):
+            pose = pose_of((pose[0], pose[1]), float(heading))  # type: ignore[arg-type] # TypeError without one
     except (TypeError, ValueError):
-        return np.full(7, np.nan)
-    length = np.linalg.norm(pose[3:]) if pose.shape == (7,) else 0.0
+        pose = np.empty(0)
+    if pose.shape != (7,):
+        raise DataError(
+            f"{where}: position is {position!r} with heading {heading!r}",
+            "give [x, y, z, and a quaternion x, y, z, w], or [x, y] and a heading in degrees from +x towards +y",
+        )
+    length = np.linalg.norm(pose[3:])
     return np.concatenate([pose[:3], pose[3:] / length]) if length > 0 else np.full(7, np.nan)

@@ -14,7 +14,7 @@ from lmgraft.errors import DataError
 
 Index = npt.NDArray[np.int64]
 Numbers = npt.NDArray[np.float64]
-Hidden = Literal["room", "situation", "question"]
+Hidden = Literal["room", "situation", "situation_text", "pose", "question"]
 
 MEAN_COLOUR = (109.8, 97.2, 83.8)
 """Of ScanNet's scans, as VoteNet and SQA3D have it; colours are divided by 256 after it is taken away."""
@@ -148,8 +148,9 @@ class RoomView:
     max_text_len: int = 100
     """Words of a situation or a question behind which it is cut."""
     hidden: tuple[Hidden, ...] = ()
-    """What no question shows, in training and after: of "room", "situation" (with the asker's pose) and "question". A
-    model that is trained without one of them says how much of the questions needs it."""
+    """What no question shows, in training and after: of "room", "situation" (its words, "situation_text", and the
+    asker's "pose") and "question". A model that is trained without one of them says how much of the questions needs
+    it."""
     redraw: bool = True
     """Whether training draws other points of a room each time; else it shows those of evaluation."""
     flip: bool = False

@@ -39,6 +39,8 @@ class RoomData(Data):
         max_corrupt_test: The same of test.
         vocabulary: Whose words are known: those of the "training" texts, or of "all", for word vectors that are not
             learnt and know more words than training has.
+        lower_case: Whether capital letters are taken for small ones. SQA3D's code leaves them, so that GloVe's vectors,
+            which are of small letters, know neither its "I" nor its "What".
         num_workers: Loader processes.
         options: See `RoomView`.
     """
@@ -59,6 +61,7 @@ class RoomData(Data):
         max_corrupt: int = 0,
         max_corrupt_test: int = 0,
         vocabulary: Literal["training", "all"] = "training",
+        lower_case: bool = True,
         num_workers: int = 0,
         **options: Any,
     ) -> None:
@@ -67,7 +70,7 @@ class RoomData(Data):
             raise DataError(f"data.val_size={val_size} must not be negative")
         if vocabulary not in ("training", "all"):
             raise DataError(f"data.vocabulary={vocabulary!r} is neither 'training' nor 'all'")
-        self.vocabulary = vocabulary
+        self.vocabulary, self.lower_case = vocabulary, lower_case
         self.view, self.val_size = RoomView(**options), val_size
         self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
         self._known: dict[str, Any] = {}
@@ -127,9 +130,10 @@ class RoomData(Data):
     def tokenizer(self) -> WordTokenizer:
         """Of the training texts, or all: 0 is padding, 1 an unknown word."""
         if "words" in self._known:
-            return WordTokenizer(tuple(self._known["words"]), ends=False)
+            return WordTokenizer(tuple(self._known["words"]), ends=False, lower_case=self.lower_case)
         parts = [part for split, part in self.parts.items() if split == "train" or self.vocabulary == "all"]
-        return WordTokenizer.of([text for part in parts for text in (*part.situations, *part.texts)], ends=False)
+        texts = [text for part in parts for text in (*part.situations, *part.texts)]
+        return WordTokenizer.of(texts, ends=False, lower_case=self.lower_case)
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -144,11 +148,16 @@ class RoomData(Data):
             return sizes
         return self._survey(self.parts["train"]).mean_sizes(len(self.class_names))
 
-    def _survey(self, part: RoomPart) -> Survey:
-        """What is seen of the rooms of a part, which are read once."""
-        if id(part) not in self._surveys:
-            self._surveys[id(part)] = survey(part)
-        return self._surveys[id(part)]
+    def _survey(self, part: RoomPart, rooms: Sequence[int] | None = None) -> Survey:
+        """What is seen of the rooms of a part, or at least of these; each is read once."""
+        known = self._surveys.get(id(part), Survey(seen={}, faults={}))
+        names = part.names if rooms is None else [part.names[room] for room in rooms]
+        others = [name for name in names if name not in known.seen and name not in known.faults]
+        if others:
+            found = survey(part, others)
+            known = Survey(seen={**known.seen, **found.seen}, faults={**known.faults, **found.faults})
+            self._surveys[id(part)] = known
+        return known
 
     def model_arguments(self) -> dict[str, Any]:
         return {
@@ -184,7 +193,7 @@ class RoomData(Data):
                     part, asked[id(part)], kept, self.view, training=training, seed=self.seed
                 )  # fmt: skip
                 if not len(kept) and not (self._known and split != "test"):
-                    first = next(iter(self._survey(part).faults.items()), None)
+                    first = next(iter(self._survey(part, ()).faults.items()), None)
                     why = "" if first is None else f"; of {first[0]}: {first[1]}"
                     raise DataError(f"{part.where}: no question of {split} can be shown{why}", "see the notes above")
         self._sets.setdefault("val", self._sets["test"])
@@ -193,8 +202,9 @@ class RoomData(Data):
 
     def _readable(self, split: SplitName, part: RoomPart, index: Index) -> Index:
         """Those questions whose room can be read; other rooms are reported, and what is odd with these is remarked."""
-        of, looked = np.asarray(part.image, np.int64), self._survey(part)
+        of = np.asarray(part.image, np.int64)
         counts = Counter(of[index].tolist())
+        looked = self._survey(part, sorted(counts))
         odd: dict[str, list[str]] = {}
         for name in (part.names[room] for room in sorted(counts)):
             for note in looked.seen[name].notes if name in looked.seen else ():
@@ -263,7 +273,7 @@ class RoomData(Data):
     def open(self, sources: Sequence[str]) -> RoomSet:
         """Questions in lists as ScanQA has them (JSON), about rooms of the set, in order; answers are not looked at.
 
-        Each has `scene_id`, `question` and perhaps `situation`.
+        Each has `scene_id`, `question` and perhaps `situation` and `position` (`part_of` says how that is given).
         """
         files = find_loose(sources, lambda folder: files_below(folder, self.endings), "lists of questions (.json)")
         rows = [{**row, "answers": []} for file in files for row in read_rows(file)]
@@ -272,6 +282,12 @@ class RoomData(Data):
         part = part_of(rows, ", ".join(sources), self.rooms)
         for name, why in self._survey(part).faults.items():
             raise DataError(f"{name} cannot be read ({why})", "scene_id names a room of the set in data.root")
+        placed = int(np.isfinite(part.poses).all(1).sum())
+        if placed < len(part.texts):
+            self.remark(
+                f"{part.where}: {placed:,} of {plural(len(part.texts), 'question')} have a position, which a model "
+                "with backbone.kwargs.object_inputs: asker needs"
+            )
         asked = self._asked(part, np.zeros(len(part.texts), np.int64), {})  # of no type that the set knows
         return RoomSet(part, asked, np.arange(len(part.texts)), self.view)
 
@@ -283,11 +299,14 @@ class RoomData(Data):
     def fingerprint(self) -> dict[str, Any]:
         """Digests of all questions, how many there are, and what identifies rooms, words, answers and boxes."""
         self.setup()
+        sizes = {split: len(items) for split, items in self._sets.items()}
+        if "train" in self._known.get("sizes", {}):  # an evaluation does not look which training rooms can be read
+            sizes["train"] = self._known["sizes"]["train"]
         return {
             "name": self.name,
             "sha256": {split: part.digest() for split, part in self.parts.items()},
             "rooms": {split: part.identity for split, part in self.parts.items()},
-            "sizes": {split: len(items) for split, items in self._sets.items()},
+            "sizes": sizes,
             "selection": self.selection,
             "words": list(self.tokenizer.words),
             "answers": list(self.answer_names),
@@ -299,7 +318,8 @@ class RoomData(Data):
         self.recall(record)
 
     def recall(self, record: Mapping[str, Any]) -> None:
-        self._known = {key: record["data"][key] for key in ("words", "answers", "mean_sizes") if key in record["data"]}
+        keys = ("words", "answers", "mean_sizes", "sizes")
+        self._known = {key: record["data"][key] for key in keys if key in record["data"]}
 
     def transform_record(self) -> dict[str, Any]:
         view = dict(vars(self.view))

@@ -133,7 +133,7 @@ class RoomSet(ItemSet):
         if "room" in self.view.hidden:
             places, features, boxes, classes = places * 0, features * 0, boxes[:0], classes[:0]
             of = np.full(len(of), -1)
-        if "situation" in self.view.hidden:
+        if {"situation", "pose"} & set(self.view.hidden):
             pose = np.full(7, np.nan)
         about = () if self.part.objects is None else self.part.objects[question]
         return _Shown(
@@ -141,9 +141,9 @@ class RoomSet(ItemSet):
             truth=np.isin(of, np.flatnonzero(np.isin(room.ids, about))),
         )  # fmt: skip
 
-    def _text(self, name: Hidden, ids: Ids) -> Tensor:
-        """(B, L) word numbers, 0 throughout where the text is hidden."""
-        return torch.from_numpy(ids).long() * (name not in self.view.hidden)
+    def _text(self, ids: Ids, *names: Hidden) -> Tensor:
+        """(B, L) word numbers, 0 throughout where the text is hidden by one of these names."""
+        return torch.from_numpy(ids).long() * (not set(names) & set(self.view.hidden))
 
     def _collate(self, shown: Sequence[_Shown], index: Index) -> RoomQuestions | RoomQuestionsWithTruth:
         most = max(1, *(len(one.boxes) for one in shown))
@@ -154,8 +154,8 @@ class RoomSet(ItemSet):
         asked, which = self.asked, index.tolist()
         batch = RoomQuestions(
             points=_stack([one.points for one in shown]),
-            situation=self._text("situation", asked.situations[index]),
-            question=self._text("question", asked.questions[index]),
+            situation=self._text(asked.situations[index], "situation", "situation_text"),
+            question=self._text(asked.questions[index], "question"),
             targets=asked.worths.dense(which, asked.num_answers),
             boxes=boxes,
             box_classes=classes,

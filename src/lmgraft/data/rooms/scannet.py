@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from lmgraft.data.files import identity_of
 from lmgraft.data.points.meshes import DAMAGE, Array, UnreadableCloudError
-from lmgraft.data.rooms.room import Index, Numbers, Room, brought, recognise, rows_of, without_flat
+from lmgraft.data.rooms.room import MEAN_COLOUR, Index, Numbers, Room, brought, recognise, rows_of, without_flat
 from lmgraft.errors import DataError
 from lmgraft.versions import optional
 
@@ -56,6 +56,8 @@ class _Scan(NamedTuple):
     before: tuple[Array, Array] | None
     """(m, 3 or more) points before they were aligned, and the same ones aligned; None where these are not there."""
     is_aligned: bool
+    notes: tuple[str, ...] = ()
+    """What its files lack."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +125,17 @@ class ScanFolder:
         ply, segments, groups, text = self.files(scene)
         mesh = optional("trimesh", "points", "reading PLY").load(ply, process=False)
         places = np.asarray(mesh.vertices, np.float32)
-        colours = np.asarray(mesh.visual.vertex_colors)[:, :3]
-        aligned = places @ (matrix := _alignment(text))[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)
+        notes = []
+        colours = np.asarray(mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else ())
+        if len(colours) != len(places):
+            colours = np.tile(np.array(MEAN_COLOUR), (len(places), 1))
+            notes.append("without colours; its points have the mean colour of ScanNet's")
+        matrix = _alignment(text)
+        is_aligned = matrix is not None
+        if matrix is None:
+            notes.append(f"without axisAlignment in {text.name}; left as it was scanned")
+            matrix = np.eye(4)
+        aligned = places @ matrix[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)
         of = np.array(_json(segments)["segIndices"], np.int64)
         if len(of) != len(places):
             raise UnreadableCloudError(f"{ply.name} has {len(places):,} vertices, {segments.name} {len(of):,}")
@@ -140,8 +151,13 @@ class ScanFolder:
                 classes.append(kind)
                 ids.append(number)
         kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
-        points, of_boxes = np.concatenate([aligned, colours], 1)[kept], (np.array(classes, int), np.array(ids, int))
-        return _Scan(points, instances[kept], np.concatenate(boxes), *of_boxes, (places, aligned), text.is_file())
+        points, of_boxes = (
+            np.concatenate([aligned, colours[:, :3]], 1)[kept],
+            (np.array(classes, int), np.array(ids, int)),
+        )
+        return _Scan(
+            points, instances[kept], np.concatenate(boxes), *of_boxes, (places, aligned), is_aligned, tuple(notes)
+        )  # fmt: skip
 
     @cached_property
     def _nyu40(self) -> Mapping[str, int]:
@@ -190,7 +206,7 @@ def _room(scan: _Scan) -> Room:
         ids=ids,
         point_box=rows_of(scan.instances, ids),
         frame=frame,
-        notes=tuple(filter(None, (by.note, of_colours, *notes))),
+        notes=tuple(filter(None, (by.note, of_colours, *scan.notes, *notes))),
     )
 
 
@@ -231,7 +247,7 @@ def _json(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def _alignment(text: Path) -> Numbers:
-    """(4, 4) of a scene's text file; none where it has none."""
-    found = re.search(r"^axisAlignment\s*=\s*(.+)$", text.read_text(), re.MULTILINE) if text.is_file() else None
-    return np.eye(4) if found is None else np.array(found[1].split(), float).reshape(4, 4)
+def _alignment(text: Path) -> Numbers | None:
+    """(4, 4) of a scene's text file; None where it has none."""
+    found = re.search(r"^\s*axisAlignment\s*=\s*(.+)$", text.read_text(), re.MULTILINE) if text.is_file() else None
+    return None if found is None else np.array(found[1].split(), float).reshape(4, 4)

@@ -89,7 +89,8 @@ class Sqa3d(ScanData):
 class ScanQa(ScanData):
     """Questions in ScanQA's format (arXiv 2112.10482), with or without situations.
 
-    Answers are those of answer_counter.json where that is there, else those of training.
+    Answers, and how often each is given, are those of answer_counter.json where that is there, as SQA3D's code has it;
+    else those of training, as ScanQA's has it.
 
     Args:
         root: The folder of the lists of questions.
@@ -121,7 +122,8 @@ class ScanQa(ScanData):
     def candidates(self, parts: Mapping[str, RoomPart]) -> tuple[Sequence[str], Counter[str]]:
         file = first_of([self.root, self.root / "qa"], ["answer_counter.json"])
         if file is None:
-            return super().candidates(parts)
+            counts = count_answers([parts["train"]])
+            return list(counts), counts
         answers = read_file(file)
         if not (isinstance(answers, list) and all(isinstance(answer, str) for answer in answers)):
             raise DataError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,19 +42,20 @@ class Survey:
         Args:
             count: Classes.
         """
-        boxes = np.concatenate([np.empty((0, 3)), *(one.boxes[:, 3:] for one in self.seen.values())])
-        classes = np.concatenate([np.empty(0, np.int64), *(one.classes for one in self.seen.values())])
+        rooms = [self.seen[name] for name in sorted(self.seen)]
+        boxes = np.concatenate([np.empty((0, 3)), *(one.boxes[:, 3:] for one in rooms)])
+        classes = np.concatenate([np.empty(0, np.int64), *(one.classes for one in rooms)])
         whole = boxes.mean(0) if len(boxes) else np.ones(3)
         of = [boxes[classes == number] for number in range(count)]
         return [[round(float(x), 4) for x in (some.mean(0) if len(some) else whole)] for some in of]
 
 
-def survey(part: RoomPart) -> Survey:
-    """Read every room of a part."""
+def survey(part: RoomPart, names: Sequence[str]) -> Survey:
+    """Read these rooms of a part."""
     seen: dict[str, Seen] = {}
     faults: dict[str, str] = {}
     lines = SlowLines()
-    for number, name in enumerate(part.names, 1):
+    for number, name in enumerate(names, 1):
         try:
             room = part.load(name)
         except UnreadableCloudError as error:
@@ -64,5 +65,5 @@ def survey(part: RoomPart) -> Survey:
                 points=len(room.points), boxes=room.boxes, classes=room.classes, is_placed=room.frame is not None,
                 notes=room.notes,
             )  # fmt: skip
-        lines(f"[rooms] {number:,} of {len(part.names):,} rooms read")
+        lines(f"[rooms] {number:,} of {len(names):,} rooms read")
     return Survey(seen=seen, faults=faults)

@@ -61,18 +61,21 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class WordTokenizer:
-    """Words and punctuation marks in small letters; others than the known ones share one number."""
+    """Words and punctuation marks; others than the known ones share one number."""
 
     words: tuple[str, ...]
     ends: bool = True
     """Whether a text has a token at each end; without them words are numbered from 2."""
+    lower_case: bool = True
+    """Whether capital letters are taken for small ones."""
 
     pad_token_id = 0
 
     @classmethod
-    def of(cls, texts: Iterable[str], ends: bool = True) -> WordTokenizer:
+    def of(cls, texts: Iterable[str], ends: bool = True, lower_case: bool = True) -> WordTokenizer:
         """All words of these texts, in alphabetical order."""
-        return cls(tuple(sorted({word for text in texts for word in _split(text)})), ends)
+        words = {word for text in texts for word in _split(text, lower_case)}
+        return cls(tuple(sorted(words)), ends, lower_case)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,7 +90,7 @@ class WordTokenizer:
         numbers = {word: number for number, word in enumerate(self.names)}
         first, last = ([2], [3]) if self.ends else ([], [])
         most -= len(first + last)
-        words = [_split(text) for text in texts]
+        words = [_split(text, self.lower_case) for text in texts]
         rows = [[*first, *(numbers.get(word, _UNKNOWN) for word in of[:most]), *last] for of in words]
         return Encoded(
             _padded(rows, self.pad_token_id),
@@ -104,8 +107,8 @@ class WordTokenizer:
         return {"name": WORDS, "vocab_size": self.vocab_size, "sha256": digest}
 
 
-def _split(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+def _split(text: str, lower_case: bool) -> list[str]:
+    return _WORD.findall(text.lower() if lower_case else text)
 
 
 def _padded(rows: Sequence[Sequence[int]], pad: int) -> Ids:

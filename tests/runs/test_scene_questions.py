@@ -173,6 +173,11 @@ def test_rooms_without_any_object_have_a_loss() -> None:
     assert (part.values["map25"], part.values["map50"]) == (0, 0)
 
 
+def above(boxes: Tensor) -> Tensor:
+    """Corners (k, 4) of boxes (k, 6) from above, in centimetres."""
+    return 100 * torch.cat([boxes[:, :2] - boxes[:, 3:5] / 2, boxes[:, :2] + boxes[:, 3:5] / 2], 1)
+
+
 class TestAveragePrecision:
     def test_overlap_by_counting(self) -> None:
         a, b = torch.tensor([0.0, 0, 0, 4, 4, 2]), torch.tensor([1.0, 1, 0, 4, 2, 2])
@@ -233,6 +238,41 @@ class TestAveragePrecision:
             assert values == pytest.approx([self.reference(proposed, fields, iou) for iou in IOUS])
             reached += values
         assert len(set(reached)) > 8
+
+    def test_torchmetrics_on_boxes_of_one_height(self) -> None:
+        """Between the same two heights a box's IoU is that seen from above, which COCO's evaluation knows."""
+        detection = pytest.importorskip("torchmetrics.detection")
+        pytest.importorskip("pycocotools")
+        for seed in range(4):
+            fields = rooms(seed=seed)
+            fields["boxes"][..., [2, 5]] = 1.0
+            known, near = fields["box_classes"][:, [0, 1, 2] * 4].clamp_min(0), fields["boxes"][:, [0, 1, 2] * 4]
+            drawn = proposals(seed, count=12, truth=fields)
+            residual = (near[..., 3:] / SIZES[known] - 1)[:, :, None] + 0.1 * drawn.size_residuals
+            residual[..., 2] = (1 / SIZES[known][..., 2] - 1)[:, :, None]
+            made = drawn._replace(
+                size_residuals=residual, size_scores=torch.nn.functional.one_hot(known, 3).float(),
+                centres=drawn.centres * torch.tensor([1.0, 1.0, 0.0]) + torch.tensor([0.0, 0.0, 1.0]),
+                classes=drawn.classes + 2 * torch.nn.functional.one_hot(known, 3),
+            )  # fmt: skip
+            truth = Truth(fields["boxes"], fields["box_classes"], fields["point_box"])
+            found = matched(made, truth, SIZES, IOUS)
+            beliefs = made.objectness.softmax(-1)[..., 1] * made.classes.softmax(-1).amax(-1)
+            order = beliefs.masked_fill(~made.is_object, -1).argsort(dim=1, descending=True, stable=True)
+            boxes = made.boxes(SIZES).gather(1, order[..., None].expand(-1, -1, 6))
+            objects = (truth.classes[..., None] == torch.arange(3)).sum(1).numpy()
+            values = mean_average_precision(found.numpy(), objects)
+            grid = torch.linspace(0, 1, 2001).tolist()  # of recall, over which COCO's evaluation takes a mean
+            for value, iou in zip(values, IOUS, strict=True):
+                metric = detection.MeanAveragePrecision(iou_thresholds=[iou], rec_thresholds=grid)
+                for room, rows, of, classes in zip(found, boxes, *truth[:2], strict=True):
+                    kept = room[:, 0] >= 0
+                    metric.update(
+                        [{"boxes": above(rows[kept]), "scores": room[kept, 0], "labels": room[kept, 1].long()}],
+                        [{"boxes": above(of[classes >= 0]), "labels": classes[classes >= 0]}],
+                    )
+                assert value == pytest.approx(float(metric.compute()["map"]), abs=1e-3)
+                assert 0 < value < 1
 
     def test_of_one_class(self) -> None:
         beliefs, right = np.array([0.9, 0.8, 0.7, 0.1]), np.array([1, 0, 1, 0])

@@ -16,7 +16,19 @@ from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import UnreadableCloudError
 from lmgraft.data.rooms import asking
-from lmgraft.data.rooms.asking import KINDS, NUMBERS, Thing, ask, every_question, views
+from lmgraft.data.rooms.asking import (
+    DIRECTIONS,
+    KINDS,
+    NUMBERS,
+    Asked,
+    Balance,
+    Situation,
+    Thing,
+    ask,
+    every_question,
+    middle,
+    views,
+)
 from lmgraft.data.rooms.furnished import FurnishedRooms
 from lmgraft.data.rooms.furnishing import draw_layout
 from lmgraft.data.rooms.part import Worths, best_in_hindsight, best_of_training, question_type
@@ -131,7 +143,7 @@ def test_rooms_are_functions_of_their_numbers_and_objects_do_not_overlap(furnish
         split: {piece.name[-1] for of in pieces_of(tiny_pieces(), split).values() for piece in of} for split in ROOMS
     }
     assert names == {"train": {"0"}, "val": {"0"}, "test": {"0", "1"}}  # the second copies are for the test alone
-    one = draw_room(pieces_of(tiny_pieces(), "test"), 4, (0, 2, 1), 128)
+    one = draw_room(pieces_of(tiny_pieces(), "test"), 4, (0, 2, 1), Balance(), 128)
     assert np.array_equal(one.points, np.load(furnished / "test" / "points.npy")[1])
 
 
@@ -636,7 +648,7 @@ def test_baselines_count_what_needs_no_room():
     worths = Worths.of([("b",), ("c", "a"), ()], ("a", "b"), {"a": 2, "b": 9})
     assert worths.dense([0, 1, 2], 2).tolist() == pytest.approx(torch.tensor([[0, 1], [0.6, 0], [0, 0]]))
     assert worths.is_known.tolist() == [True, True, False]
-    row = {"situation": "s", "question": "q", "kind": "k", "room": 0}
+    row = {"situation": "s", "question": "q", "kind": "k", "room": 0, "place": [1, 2], "heading": 90}
     shares = measure([{**row, "answer": "x"}], [{**row, "answer": "x"}, {**row, "answer": "y"}])
     assert set(shares.values()) == {0.5}
 
@@ -658,7 +670,47 @@ def test_nothing_is_asked_where_it_is_near(monkeypatch, limit, value):
     assert any(3 in one.objects for one in asked if one.kind == "existence") == (limit == "_MARGIN")
     assert any("lamp or the plant" in one.question for one in asked) == (limit == "_FARTHER")
     twins = [thing("bed", 0, 0), thing("bed", 4, 0), thing("lamp", 0, 2)]
-    assert not ask(twins, 3, np.random.default_rng(0))
+    assert not ask(twins, 3, np.random.default_rng(0), Balance())
+
+
+@pytest.mark.parametrize(("place", "heading", "sector", "ring"), [
+    ((2, 0), 180, 0, 3), ((2, 0), 90, 2, 3), ((0, 1), 0, 6, 1), ((-0.5, -0.5), 45, 0, 1), ((-0.1, 0), 180, 4, 0),
+])  # fmt: skip
+def test_where_the_middle_lies(place, heading, sector, ring):
+    """In eighths of a turn to the left of ahead."""
+    assert middle(place, heading) == (sector, ring)
+
+
+def test_where_the_middle_lies_says_no_answer():
+    """Of many rooms, whoever knows the pose and the question's words alone is right about as often as by the words."""
+    pieces, balance, asked = pieces_of(tiny_pieces(), "train"), Balance(), []
+    for index in range(40):
+        layout = draw_layout(pieces, rng := np.random.default_rng(index))
+        things = [Thing(one.label, one.paint, tuple(one.box.tolist())) for one in layout.objects]
+        of_room = ask(things, 8, rng, balance)
+        for one in of_room:
+            balance.add(one)
+        asked += of_room
+    given = {}
+    for one in asked:
+        if one.side is not None:
+            where = (one.kind, middle(one.situation.place, one.situation.heading + one.side))
+            given.setdefault(where, Counter())[one.answer] += 1
+    assert sum(of.total() for of in given.values()) > 100
+    for (kind, _), of in given.items():
+        shares = asking._SHARES[kind]
+        for answer, count in of.items():
+            assert count <= (shares[answer] + 0.04) * of.total() + 2 + 2  # the second of a pair may come on top
+    ahead = Asked(Situation("", (-2.0, 0.0), 0.0, 0, 1), "Where is it?", "front", "relation", (), 0.0)
+    fresh = Balance()
+    for _ in range(2):
+        assert fresh.allows(ahead)
+        fresh.add(ahead)
+    assert not fresh.allows(ahead)
+    assert fresh.allows(ahead._replace(answer="back"))
+    assert fresh.allows(ahead._replace(situation=ahead.situation._replace(heading=180.0)))
+    assert fresh.allows(ahead._replace(side=None))
+    assert set(DIRECTIONS.values()) == set(asking._SHARES["relation"])
 
 
 def test_pieces_come_out_of_catalogues_in_metres_with_colours(tmp_path):

@@ -3,6 +3,9 @@
 Someone stands beside an object on the side towards another, and faces it, or has it at the left, the right or behind.
 What lies on a side of them is what is at most 45 degrees off it. Both must hold with a margin from the place where they
 stand and from the middle of what they stand beside, since the words do not say which it is.
+
+Most of a room lies where its middle is. So that this alone does not answer, `Balance` has each answer given as often
+from wherever one has the middle.
 """
 
 from __future__ import annotations
@@ -33,6 +36,15 @@ _WITHIN, _UNSURE, _BEYOND = 1, 0, -1
 DIRECTIONS = dict(zip(SIDES, ("front", "left", "back", "right"), strict=True))
 """Words of a side -> the answer to where something is."""
 NUMBERS = ("zero", "one", "two", "three")
+_SHARES: dict[str, dict[str, float]] = {
+    "existence": {"yes": 0.5, "no": 0.5},
+    "count": dict(zip(NUMBERS, (0.35, 0.35, 0.22, 0.08), strict=True)),
+    "relation": dict.fromkeys(DIRECTIONS.values(), 0.25),
+}
+"""Kind of what is asked about a side -> how often each answer is to be given, wherever the room's middle is."""
+_SECTORS, _RINGS = 8, (0.6, 1.2, 1.8)  # directions of the middle, and distances in metres, that are told apart
+_SLACK, _TOLERANCE = 2.0, 0.04  # answers, and share of answers, that may be too many
+_TRIES = 12  # pairs looked at for a question
 
 
 class Thing(NamedTuple):
@@ -68,6 +80,43 @@ class Asked(NamedTuple):
     """One of `KINDS`."""
     objects: tuple[int, ...]
     """The objects that it is about, as far as they are there."""
+    side: float | None = None
+    """Degrees to the left of ahead, where it asks what is there, or on which side (0) something is, by its middle."""
+
+
+def middle(place: tuple[float, float], heading: float) -> tuple[int, int]:
+    """In which of eight directions, and in which of four distances, the origin lies from a place and heading."""
+    (x, y), width = place, 360 / _SECTORS
+    turn = math.degrees(math.atan2(-y, -x)) - heading
+    return int((turn + width / 2) % 360 // width), sum(math.hypot(x, y) > ring for ring in _RINGS)
+
+
+class Balance:
+    """How often each answer is given, by kind and by where the asker has the room's middle, which is the origin."""
+
+    def __init__(self) -> None:
+        self._given: dict[tuple[str, int, int], Counter[str]] = defaultdict(Counter)
+
+    def _of(self, asked: Asked) -> Counter[str] | None:
+        """Answers given so far to such questions; None for those that the middle says nothing about."""
+        if asked.side is None:
+            return None
+        situation = asked.situation
+        return self._given[(asked.kind, *middle(situation.place, situation.heading + asked.side))]
+
+    def allows(self, asked: Asked) -> bool:
+        """Whether the answer is not given too often already."""
+        given = self._of(asked)
+        if given is None:
+            return True
+        total, share = given.total() + 1, _SHARES[asked.kind][asked.answer]
+        return given[asked.answer] + 1 <= share * total + _SLACK + _TOLERANCE * total
+
+    def add(self, asked: Asked) -> None:
+        """Count a question that is asked."""
+        given = self._of(asked)
+        if given is not None:
+            given[asked.answer] += 1
 
 
 @dataclass(frozen=True)
@@ -146,11 +195,12 @@ def _of_label(view: View, side: str, label: str, of: Sequence[int]) -> Iterator[
     situation, things = view.situation, view.things
     there = tuple(n for n in of if view.sure[side][n] == _WITHIN)
     article, answer = ("an" if label[0] in "aeiou" else "a"), ("yes" if there else "no")
-    yield Asked(situation, f"Is there {article} {label} {side}?", answer, "existence", there)
+    degrees = SIDES[side]
+    yield Asked(situation, f"Is there {article} {label} {side}?", answer, "existence", there, degrees)
     if len(of) > 1:
-        yield Asked(situation, f"How many {label}s are {side}?", NUMBERS[len(there)], "count", there)
+        yield Asked(situation, f"How many {label}s are {side}?", NUMBERS[len(there)], "count", there, degrees)
     elif there:
-        yield Asked(situation, f"On which side of me is the {label}?", DIRECTIONS[side], "relation", there)
+        yield Asked(situation, f"On which side of me is the {label}?", DIRECTIONS[side], "relation", there, 0.0)
     if len(there) == 1 and (paint := things[there[0]].paint):
         yield Asked(situation, f"What colour is the {label} {side}?", paint, "attribute", there)
 
@@ -162,9 +212,15 @@ def _nearest(view: View, among: Sequence[int]) -> int | None:
     return first if all(view.far[n][at] >= _FARTHER * near[at] for n in rest for at in (0, 1)) else None
 
 
-def ask(things: Sequence[Thing], pairs: int, rng: np.random.Generator) -> list[Asked]:
+def ask(things: Sequence[Thing], pairs: int, rng: np.random.Generator, balance: Balance) -> list[Asked]:
     """Up to `pairs` pairs: the same question from two situations with different answers, so that it takes the situation
     to answer it; all kinds in turn as far as a room has them.
+
+    Args:
+        things: In the room.
+        pairs: How many.
+        rng: Of all draws.
+        balance: Of the questions of other rooms; these are not added yet.
     """
     answers: dict[str, dict[str, list[Asked]]] = defaultdict(lambda: defaultdict(list))
     for view in views(things, rng):
@@ -179,7 +235,8 @@ def ask(things: Sequence[Thing], pairs: int, rng: np.random.Generator) -> list[A
         if turn % len(kinds) == 0:
             order = [list(kinds)[n] for n in rng.permutation(len(kinds)).tolist()]
         of = kinds[order[turn % len(kinds)]]
-        drawn = _pair(answers[of[int(rng.integers(len(of)))]], rng)
+        by_answer = answers[of[int(rng.integers(len(of)))]]
+        drawn = next((pair for _ in range(_TRIES) if all(map(balance.allows, pair := _pair(by_answer, rng)))), [])
         if len(chosen) < 2 * pairs and not any(_key(one) in chosen for one in drawn):
             chosen |= {_key(one): one for one in drawn}
     return list(chosen.values())

@@ -36,7 +36,7 @@ from lmgraft.data.rooms.room import Room, pose_of, rows_of, without_flat
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import DataError, RunError
 
-FORMAT = 2
+FORMAT = 3
 _ARRAYS = ("points", "colours", "objects")
 
 
@@ -44,7 +44,8 @@ class FurnishedRooms(RoomData):
     """Situated questions about drawn rooms, after `lmgraft prepare rooms`; those of a room are a group.
 
     No room of validation or test is in training; about a quarter of the shapes that the test shows are in it alone.
-    Each question is asked of a room twice or more, from situations with different answers.
+    Each question is asked of a room twice or more, from situations with different answers; where the room's middle lies
+    from the asker says nothing of the answer.
 
     Args:
         root: The set's folder; None is lmgraft's cache.

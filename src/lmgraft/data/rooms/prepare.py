@@ -15,7 +15,7 @@ from lmgraft.data.base import SPLITS
 from lmgraft.data.debian import prepare_out_of
 from lmgraft.data.files import SlowLines
 from lmgraft.data.points.furniture import ORIGIN, PACKAGE
-from lmgraft.data.rooms.asking import Asked, Thing, ask
+from lmgraft.data.rooms.asking import Asked, Balance, Thing, ask, middle
 from lmgraft.data.rooms.furnished import FORMAT, FurnishedRooms, say_baselines, write_split
 from lmgraft.data.rooms.furnishing import Layout, draw_layout, scan
 from lmgraft.data.rooms.part import best_in_hindsight, best_of_training
@@ -32,7 +32,8 @@ PROCEDURE = (
     "their label: one stands beside one and has the other ahead, behind, left or right. Sides are quarters of the "
     "circle. Nothing is asked that lies within 10 degrees of a border between them, or where others are not 1.3 times "
     "as far as the nearest, from where one stands or from the middle of what one stands beside. Each question is asked "
-    "of a room in pairs of situations with different answers."
+    "of a room in pairs of situations with different answers. Answers about sides are as frequent wherever the room's "
+    "middle lies from the asker."
 )
 ABOUT = {
     "name": FurnishedRooms.name,
@@ -54,22 +55,25 @@ class Drawn(NamedTuple):
 
 
 def draw_room(
-    pieces: Mapping[str, Sequence[Piece]], pairs: int, seed: Sequence[int], points: int = POINTS
+    pieces: Mapping[str, Sequence[Piece]], pairs: int, seed: Sequence[int], balance: Balance, points: int = POINTS
 ) -> Drawn:  # fmt: skip
-    """A room of which so many pairs of questions can be asked: the same for the same pieces and numbers.
+    """A room of which so many pairs of questions can be asked: the same for the same pieces, numbers and rooms before.
 
     Args:
         pieces: Label -> what there is of it.
         pairs: Of questions.
         seed: Numbers that decide every draw.
+        balance: Of the questions of the rooms before; this one's are added.
         points: Of the room.
     """
     rng = np.random.default_rng(list(seed))
     while True:
         layout = draw_layout(pieces, rng)
         things = [Thing(one.label, one.paint, tuple(one.box.tolist())) for one in layout.objects]
-        questions = ask(things, pairs, rng)
+        questions = ask(things, pairs, rng, balance)
         if len(questions) == 2 * pairs:
+            for one in questions:
+                balance.add(one)
             places, colours, of = scan(layout, points, rng)
             return Drawn(layout, np.rint(places * 1000).astype(np.int16), colours, of, questions)
 
@@ -87,9 +91,9 @@ def make_set(
     """
     digests, counts, asked = {}, {}, {}
     for number, split in enumerate(SPLITS):
-        shown, drawn, progress = pieces_of(pieces, split), [], SlowLines()
+        shown, drawn, progress, balance = pieces_of(pieces, split), [], SlowLines(), Balance()
         for index in range(rooms[split]):
-            drawn.append(draw_room(shown, PAIRS[split], (0, number, index), points))
+            drawn.append(draw_room(shown, PAIRS[split], (0, number, index), balance, points))
             progress(f"[rooms] {index + 1:,} of {rooms[split]:,} rooms of {split}")
         asked[split] = [row for index, one in enumerate(drawn) for row in _rows(index, one.questions)]
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -129,10 +133,14 @@ def measure(train: Sequence[Mapping[str, Any]], test: Sequence[Mapping[str, Any]
         "the most frequent answer of the kind": ("kind",),
         "the question's words": ("question", "kind"),
         "the words of situation and question": ("words", "question", "kind"),
+        "the question's words and the asker's pose": ("middle and question", "question", "kind"),
     }  # fmt: skip
 
     def of(row: Mapping[str, Any], names: Sequence[str]) -> list[object]:
-        known = {**row, "words": (row["situation"], row["question"])}
+        known = {
+            **row, "words": (row["situation"], row["question"]),
+            "middle and question": (middle(row["place"], row["heading"]), row["question"]),
+        }  # fmt: skip
         return [known[name] for name in names]
 
     answers = [row["answer"] for row in train]

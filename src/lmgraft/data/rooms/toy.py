@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmgraft.data.base import SPLITS
-from lmgraft.data.rooms.asking import KINDS
+from lmgraft.data.rooms.asking import KINDS, Balance
 from lmgraft.data.rooms.batch import QUESTION_TYPE
 from lmgraft.data.rooms.furnished import room_of
 from lmgraft.data.rooms.part import RoomPart
@@ -48,7 +48,7 @@ class ToyRooms(RoomData):
 
 @lru_cache(maxsize=8)
 def _part(number: int, size: int) -> RoomPart:
-    drawn = {f"{number}/{index}": draw_room(_pieces(), 2, (number, index), _POINTS) for index in range(size)}
+    drawn = {f"{number}/{index}": draw_room(_pieces(), 2, (number, index), Balance(), _POINTS) for index in range(size)}
     asked = [(index, one) for index, room in enumerate(drawn.values()) for one in room.questions]
     return RoomPart(
         where="toy rooms",

@@ -27,6 +27,7 @@ from lmgraft.geometry.poses import gaze
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
 _POSE_DROP_RATE = 0.1  # as SQA3D has it
+_ASKER_FEATURES, _NEAR = 6, 1e-3  # of `from_asker`; metres within which no direction is told
 _FROZEN = ("words", "detector")
 ObjectInputs = Literal["none", "room", "asker"]
 
@@ -83,7 +84,7 @@ class SceneQA(nn.Module):
         object_inputs: What the fusion is told of each proposal beside what the detector made of its surroundings.
             "none", as published: nothing says where objects lie to each other. "room": its box, its class as the
             detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker":
-            also where it lies from the asker, ahead and to the left in metres, by the pose; an agent knows its own.
+            also where it lies from the asker, in metres and as a direction, by the pose; an agent knows its own.
         situation_head: Predict the asker's place and view too, in training, from situation and objects (SQA3D's
             auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
@@ -135,7 +136,7 @@ class SceneQA(nn.Module):
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
         self.object_inputs = object_inputs
-        input_dim = 6 + len(mean_sizes) + num_features + (3 if object_inputs == "asker" else 0)
+        input_dim = 6 + len(mean_sizes) + num_features + (_ASKER_FEATURES if object_inputs == "asker" else 0)
         self.input_embed = None if object_inputs == "none" else _head(input_dim, hidden, hidden, 0.0)
         sizes = hidden, num_heads, drop_rate, activation
         self.situation_layers, self.question_layers = (
@@ -199,7 +200,7 @@ class SceneQA(nn.Module):
         return SceneAnswers(answers, proposals, predicted)
 
     def input_features(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
-        """What `object_inputs` adds for each proposal, no gradient: (B, P, 6 + C + F), or 3 more from the asker."""
+        """What `object_inputs` adds for each proposal, no gradient: (B, P, 6 + C + F), or 6 more from the asker."""
         of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
         parts = [proposals.boxes(self.detector.mean_sizes), proposals.classes.softmax(-1), of_seeds.mean(2)]
         if self.object_inputs == "asker":
@@ -208,19 +209,23 @@ class SceneQA(nn.Module):
 
 
 def from_asker(places: Tensor, pose: Tensor | None) -> Tensor:
-    """Places (B, P, 3) as the asker has them: metres ahead, metres to the left, and 1; 0 throughout without a pose.
+    """Places (B, P, 3) as the asker has them, (B, P, 6); 0 throughout without a pose.
+
+    Metres ahead and to the left, how far it is, the direction as cosine (ahead) and sine (left), and 1.
 
     Args:
         places: In the room.
         pose: (B, 7) place and quaternion x, y, z, w, which turns -x to where one looks; NaN where it is not known.
     """
     if pose is None:
-        return torch.zeros_like(places)
+        return places.new_zeros(*places.shape[:2], _ASKER_FEATURES)
     known, pose = pose.isfinite().all(1), pose.nan_to_num()
     forward = nn.functional.normalize(gaze(pose), dim=1)[:, None]
     away = places[..., :2] - pose[:, None, :2]
     ahead, left = (away * forward).sum(-1), forward[..., 0] * away[..., 1] - forward[..., 1] * away[..., 0]
-    return torch.stack([ahead, left, torch.ones_like(left)], -1) * known[:, None, None]
+    far = torch.hypot(ahead, left)
+    cosine, sine = (way / far.clamp_min(_NEAR) for way in (ahead, left))
+    return torch.stack([ahead, left, far, cosine, sine, torch.ones_like(left)], -1) * known[:, None, None]
 
 
 def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:

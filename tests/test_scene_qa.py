@@ -387,8 +387,8 @@ def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
     told = model.input_features(points, proposals, None)
     assert torch.equal(told[..., :6], proposals.boxes(model.detector.mean_sizes))
     seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
-    torch.testing.assert_close(told[1, 2, 6:-3], torch.cat([proposals.classes[1, 2].softmax(0), seeds.mean(0)]))
-    assert not told[..., -3:].any()
+    torch.testing.assert_close(told[1, 2, 6:-6], torch.cat([proposals.classes[1, 2].softmax(0), seeds.mean(0)]))
+    assert not told[..., -6:].any()
     model.requires_grad_(True)
     assert not model.input_features(points, model.detector(points), None).requires_grad
     with pytest.raises(HostError, match="object_inputs='all'"):

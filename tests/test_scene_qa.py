@@ -395,6 +395,33 @@ def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
         make_scene_qa(object_inputs="all")
 
 
+def test_first_weights_keep_what_tokens_say() -> None:
+    """By Xavier's gain of 1 a map keeps the variance of its inputs; PyTorch's own leaves a third."""
+
+    def spread(model: SceneQA) -> list[float]:
+        maps = [
+            m for m in model.by_question.modules() if isinstance(m, torch.nn.Linear) and m.in_features == m.out_features
+        ]
+        return [
+            m(torch.randn(400, m.in_features, generator=torch.Generator().manual_seed(0))).var().item() for m in maps
+        ]
+
+    sizes = {**ARGUMENTS, **SIZES, "hidden": 96, "num_heads": 4}
+    torch.manual_seed(0)
+    model = SceneQA(**sizes, init_gain=1.0, answer_prior=0.02, object_inputs="asker", object_features=False)
+    torch.manual_seed(0)
+    published = SceneQA(**sizes)
+    assert np.mean(spread(model)) == pytest.approx(1, rel=0.1)
+    assert np.mean(spread(published)) == pytest.approx(1 / 3, rel=0.1)
+    pairs = zip(model.detector.parameters(), published.detector.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    answers = model.eval()(*inputs()).answers
+    assert answers.sigmoid().mean().item() == pytest.approx(0.02, abs=0.02)
+    assert model.object_embed is None
+    assert "object_embed" not in find_host(model).embedding_paths
+    assert "input_embed" in find_host(model).embedding_paths
+
+
 @pytest.mark.parametrize("degrees", [0.0, 90.0, 200.0])
 def test_places_from_the_asker(degrees: float) -> None:
     pose = torch.tensor(np.stack([pose_of((1.0, 2.0), degrees), np.full(7, np.nan)])).float()
@@ -488,6 +515,8 @@ def test_published_parameters_by_hand() -> None:
         ({"hiden": 3}, "refused its arguments"),
         ({"num_heads": 3}, "multiple of num_heads"),
         ({"activation": "silu"}, "of gelu and relu"),
+        ({"object_features": False}, "nothing tells objects apart"),
+        ({"answer_prior": 1.0}, "above 0 and below 1"),
         ({"frozen": ["text"]}, "'text' is not known"),
         ({"mean_sizes": [[1.0, 0.0, 1.0]]}, "three sizes above 0"),
         ({"detector": {"proposals": 99}}, "99 proposals"),

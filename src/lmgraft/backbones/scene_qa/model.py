@@ -6,6 +6,7 @@ graft lies behind the last of these layers, before the pooling, with what is no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -85,6 +86,11 @@ class SceneQA(nn.Module):
             "none", as published: nothing says where objects lie to each other. "room": its box, its class as the
             detector believes it, and the mean of what its seeds have beside their places (colour, height). "asker":
             also where it lies from the asker, in metres and as a direction, by the pose; an agent knows its own.
+        object_features: Whether tokens also have what the detector made of their surroundings; they need not where
+            `object_inputs` tells them enough.
+        init_gain: Of Xavier's first weights, which all linear maps but the detector's then have. None: PyTorch's, as
+            published, whose gain is 0.58 at each map; what small models are to tell apart is then long lost in depth.
+        answer_prior: The belief in each answer to begin with, by the head's biases; None: about a half, as published.
         situation_head: Predict the asker's place and view too, in training, from situation and objects (SQA3D's
             auxiliary task).
         frozen: What is not trained, of "words" and "detector"; a frozen detector is as in evaluation.
@@ -113,6 +119,9 @@ class SceneQA(nn.Module):
         pooled: int = 512,
         head_drop_rate: float = 0.3,
         object_inputs: ObjectInputs = "none",
+        object_features: bool = True,
+        init_gain: float | None = None,
+        answer_prior: float | None = None,
         situation_head: bool = False,
         frozen: Sequence[str] = (),
         remembered_rooms: int = 4096,
@@ -129,12 +138,20 @@ class SceneQA(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise HostError(f"backbone.kwargs.activation={activation!r}", f"of {' and '.join(ACTIVATIONS)}")
+        if not (object_features or object_inputs != "none"):
+            raise HostError(
+                "backbone.kwargs.object_features=false", "give object_inputs, or nothing tells objects apart"
+            )
+        if not 0 < (0.5 if answer_prior is None else answer_prior) < 1:
+            raise HostError(f"backbone.kwargs.answer_prior={answer_prior}", "a share above 0 and below 1, or null")
         if unknown := sorted(set(frozen) - set(_FROZEN)):
             raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
         self.embed_dim, self.frozen = hidden, tuple(frozen)
         self.detector = Detector(num_features, mean_sizes, Sizes.of(detector or {}))
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
-        self.object_embed = nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU())
+        self.object_embed = (
+            nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU()) if object_features else None
+        )
         self.object_inputs = object_inputs
         input_dim = 6 + len(mean_sizes) + num_features + (_ASKER_FEATURES if object_inputs == "asker" else 0)
         self.input_embed = None if object_inputs == "none" else _head(input_dim, hidden, hidden, 0.0)
@@ -153,6 +170,7 @@ class SceneQA(nn.Module):
         )
         self.head = _head(3 * pooled, hidden, num_answers, head_drop_rate)
         self.pose_head = _head(2 * pooled, hidden, POSE, _POSE_DROP_RATE) if situation_head else None
+        self._draw(init_gain, answer_prior)
         self._memory = Memory(remembered_rooms)
         for name in self.frozen:
             (self.text.words if name == "words" else self.detector).requires_grad_(False)
@@ -163,6 +181,17 @@ class SceneQA(nn.Module):
         if "detector" in self.frozen:
             self.detector.eval()
         return self
+
+    def _draw(self, gain: float | None, prior: float | None) -> None:
+        """Other first weights than PyTorch's, as far as asked for."""
+        if gain is not None:
+            for module in (m for name, part in self.named_children() if name != "detector" for m in part.modules()):
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight, gain)
+                    nn.init.zeros_(module.bias)
+        if prior is not None:
+            answers: Any = self.head[-1]
+            nn.init.constant_(answers.bias, math.log(prior / (1 - prior)))
 
     def propose(self, points: Tensor) -> Proposals:
         """What the detector says of points (B, N, 3 + F); a frozen one is asked once for each room.
@@ -179,7 +208,9 @@ class SceneQA(nn.Module):
     def forward(self, points: Tensor, situation: Tensor, question: Tensor, pose: Tensor | None = None) -> SceneAnswers:
         proposals = self.propose(points)
         order, padded = objects_first(proposals.is_object)
-        objects = self.object_embed(take_points(proposals.features, order))
+        objects: Any = 0
+        if self.object_embed is not None:
+            objects = objects + self.object_embed(take_points(proposals.features, order))
         if self.input_embed is not None:
             objects = objects + self.input_embed(take_points(self.input_features(points, proposals, pose), order))
         texts = []
@@ -325,10 +356,11 @@ def _none(name: str) -> bool:
 def describe(model: SceneQA) -> Host:
     """The tail lies behind the last layer that a question guides; each token is a proposal that is an object."""
     stacks = {name: len(getattr(model, name)) for name in ("by_situation", "by_question")}
+    embeds = [name for name in ("object_embed", "input_embed") if getattr(model, name) is not None]
     return Host(
         embed_dim=model.embed_dim,
         layers=tuple(f"{name}.{i}" for name, count in stacks.items() for i in range(count)),
-        embedding_paths=("detector", "text", "object_embed", "situation_layers", "question_layers"),
+        embedding_paths=("detector", "text", *embeds, "situation_layers", "question_layers"),
         layout=TokenLayout(places=places, parts=parts, shares=token_shares),
         padding_mask=padding_of_call,
         varying=({}, {1: "situation"}, {1: "question"}, {}),

@@ -23,7 +23,7 @@ from lmgraft.data.rooms.pieces import Piece, pieces_of, read_pieces
 from lmgraft.versions import optional
 
 ROOMS = {"train": 1500, "val": 200, "test": 300}
-PAIRS = {"train": 8, "val": 4, "test": 4}
+PAIRS = {"train": 20, "val": 4, "test": 4}
 """Pairs of questions of a room."""
 POINTS = 4096
 PROCEDURE = (

@@ -15,7 +15,7 @@ import torch
 from lmgraft.data.base import UnreadableItemWarning
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import UnreadableCloudError
-from lmgraft.data.rooms import asking
+from lmgraft.data.rooms import asking, room_set
 from lmgraft.data.rooms.asking import (
     DIRECTIONS,
     KINDS,
@@ -486,6 +486,30 @@ def test_what_is_hidden_is_shown_nowhere(furnished):
         assert shown.points.any()
     with pytest.raises(DataError, match=r"data\.hidden: 'rooms'"):
         FurnishedRooms(hidden=["rooms"])
+
+
+def test_rooms_that_are_shown_alike_are_read_once(furnished, monkeypatch):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=2, redraw=False, turn=0, shift=0)
+    data.setup()
+    read, items = [], data.split("train")
+    part_load = items.part.load
+    object.__setattr__(items.part, "load", lambda name: read.append(name) or part_load(name))
+    draws = [Draw(epoch, sample) for epoch in (0, 1) for sample in range(4)]
+    first, again = items.__getitems__(draws), items.__getitems__(draws)
+    assert len(read) == len(set(read)) == len(set(items.groups[:4].tolist()))
+    assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
+    still = items.still().batch(range(4))
+    differ = [n for n, a, b in zip(first._fields, first, still, strict=False) if not torch.equal(a, torch.cat([b, b]))]
+    assert not differ
+    monkeypatch.setattr(room_set, "_KEPT", 64 * 7 * 4)
+    few = items.still()
+    few.batch(range(len(few)))
+    assert len(few._kept) == 1
+    assert not few.__getstate__()["_kept"]
+    moved = FurnishedRooms(str(furnished), points=64, batch_size=2, redraw=False)
+    moved.setup()
+    assert not torch.equal(moved.split("train").__getitems__(draws).points, first.points)
+    assert torch.equal(moved.split("train").still().batch(range(4)).points, still.points)
 
 
 def test_a_suite_takes_situation_question_and_room_away(furnished):

@@ -173,6 +173,11 @@ class RoomView:
         """What a point has beside its place."""
         return 3 * self.colour + self.height
 
+    @property
+    def changes(self) -> bool:
+        """Whether training moves, turns or mirrors rooms."""
+        return bool(self.flip or self.turn or self.shift)
+
     def change(self, drawn: Numbers) -> Change:
         """The change of eight uniform numbers (8,)."""
         flips = (self.flip and drawn[0] < 0.5, self.flip and drawn[1] < 0.5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +47,22 @@ class Asked:
     """(N,)"""
 
 
+_STILL = 0  # the draw of points that evaluation shows
+_KEPT = 2**27  # bytes of points that are kept in memory
+
+
+class _Sample(NamedTuple):
+    """The points of a room that are shown, before any change."""
+
+    places: Array
+    features: Array
+    point_box: Index
+    boxes: Array
+    classes: Index
+    ids: Index
+    frame: Numbers | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Shown:
     """One item."""
@@ -79,6 +95,7 @@ class RoomSet(ItemSet):
         self.indices = torch.from_numpy(np.asarray(index, np.int64))
         self._rooms = np.asarray(part.image, np.int64)
         self.groups = torch.from_numpy(self._rooms[index])
+        self._kept: dict[int, _Sample] = {}
 
     def place(self, index: int) -> str:
         return f"{self._room(index)}: {self.part.situations[index]} {self.part.texts[index]}".strip()
@@ -98,18 +115,34 @@ class RoomSet(ItemSet):
 
     def __getitems__(self, draws: list[Draw]) -> RoomQuestions | RoomQuestionsWithTruth:
         index = self.indices[[draw.sample for draw in draws]].numpy()
-        rooms = {number: self._load(number) for number in set(self._rooms[index].tolist())}
         epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
+        words: Sequence[int] = [_STILL] * len(draws)
         changes: Sequence[Change | None] = [None] * len(draws)
-        redrawn = self.training and self.view.redraw
-        words = seeds(self.seed if redrawn else 0, epochs, index, repeats, 1)[:, 0].tolist()
-        if self.training:
+        if self.training and self.view.redraw:
+            words = seeds(self.seed, epochs, index, repeats, 1)[:, 0].tolist()
+        if self.training and self.view.changes:
             changes = list(map(self.view.change, uniforms(self.seed, epochs, index, 8)))
-        shown = [
-            self._show(question, rooms[int(self._rooms[question])], change, word if redrawn else 0)
-            for question, change, word in zip(index.tolist(), changes, words, strict=True)
-        ]
-        return self._collate(shown, index)
+        which = zip(index.tolist(), changes, words, strict=True)
+        return self._collate([self._show(question, change, word) for question, change, word in which], index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": {}}  # loader processes begin with none
+
+    def _sampled(self, number: int, word: int) -> _Sample:
+        """So many points of a room as are shown; those that come again and again are kept while there is space."""
+        if word == _STILL and number in self._kept:
+            return self._kept[number]
+        room = self._load(number)
+        draw = np.random.Generator(np.random.Philox(word))
+        chosen = draw.permutation(len(room.points))[: self.view.points]
+        if len(chosen) < self.view.points:
+            chosen = np.concatenate([chosen, draw.integers(len(room.points), size=self.view.points - len(chosen))])
+        places = room.points[chosen]
+        features = self.view.features(places, room.colours[chosen], floor_of(room.points))
+        sample = _Sample(places, features, room.point_box[chosen], room.boxes, room.classes, room.ids, room.frame)
+        if word == _STILL and (len(self._kept) + 1) * (places.nbytes + features.nbytes) <= _KEPT:
+            self._kept[number] = sample
+        return sample
 
     def _load(self, number: int) -> Room:
         name = self.part.names[number]
@@ -118,15 +151,9 @@ class RoomSet(ItemSet):
         except UnreadableCloudError as error:
             raise DataError(f"{name} could be read before, and now cannot ({error})", "mend it, then resume") from None
 
-    def _show(self, question: int, room: Room, change: Change | None, word: int) -> _Shown:
-        draw = np.random.Generator(np.random.Philox(word))
-        chosen = draw.permutation(len(room.points))[: self.view.points]
-        if len(chosen) < self.view.points:
-            chosen = np.concatenate([chosen, draw.integers(len(room.points), size=self.view.points - len(chosen))])
-        places, of = room.points[chosen], room.point_box[chosen]
-        features = self.view.features(places, room.colours[chosen], floor_of(room.points))
-        boxes, classes = room.boxes, room.classes
-        pose = framed_pose(self.part.poses[question], room.frame)
+    def _show(self, question: int, change: Change | None, word: int) -> _Shown:
+        places, features, of, boxes, classes, ids, frame = self._sampled(int(self._rooms[question]), word)
+        pose = framed_pose(self.part.poses[question], frame)
         if change is not None:
             places = (places @ change.matrix.T + change.shift).astype(np.float32)
             boxes, pose = changed_boxes(boxes, change), changed_pose(pose, change)
@@ -138,7 +165,7 @@ class RoomSet(ItemSet):
         about = () if self.part.objects is None else self.part.objects[question]
         return _Shown(
             points=np.concatenate([places, features], 1), boxes=boxes, classes=classes, point_box=of, pose=pose,
-            truth=np.isin(of, np.flatnonzero(np.isin(room.ids, about))),
+            truth=np.isin(of, np.flatnonzero(np.isin(ids, about))),
         )  # fmt: skip
 
     def _text(self, ids: Ids, *names: Hidden) -> Tensor:

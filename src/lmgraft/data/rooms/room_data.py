@@ -10,13 +10,13 @@ from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 
 from lmgraft.data.base import SPLITS, Data, SplitName, UnreadableItemWarning
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.files import files_below, find_loose, listed, plural
 from lmgraft.data.loader import Fault
 from lmgraft.data.rooms.batch import QUESTION_TYPE, RoomQuestions
+from lmgraft.data.rooms.example import Counts, drawn_questions
 from lmgraft.data.rooms.part import QUESTION_TYPES, RoomPart, Rooms, Worths, answer_names, count_answers
 from lmgraft.data.rooms.question_files import part_of, read_rows
 from lmgraft.data.rooms.room import Index, RoomView
@@ -360,27 +360,10 @@ class RoomData(Data):
 
     def example(self, size: int, seed: int = 0) -> RoomQuestions:
         """Random points around random boxes; every second room has one box only."""
-        draw = torch.Generator().manual_seed(seed)
-        index, most = torch.arange(size), 3
-        centres, sizes = torch.rand(2, size, most, 3, generator=draw)
-        boxes = torch.cat([4 * centres, 0.5 + sizes], -1)
-        classes = torch.randint(len(self.class_names), (size, most), generator=draw)
-        classes[1::2, 1:] = -1
-        boxes = boxes * (classes >= 0)[..., None]
-        of = torch.randint(-1, most, (size, self.view.points), generator=draw)
-        of = torch.where((classes >= 0).gather(1, of.clamp_min(0)) & (of >= 0), of, -1)
-        around = boxes.gather(1, of.clamp_min(0)[..., None].expand(-1, -1, 6))
-        spread = torch.where((of >= 0)[..., None], around[..., 3:], 5.0)
-        places = around[..., :3] * (of >= 0)[..., None] + spread * (torch.rand(*of.shape, 3, generator=draw) - 0.5)
-        features = torch.randn(*of.shape, self.view.num_features, generator=draw)
-        texts = torch.randint(1, len(self.words), (2, size, min(12, self.view.max_text_len)), generator=draw)
-        count = len(self.answer_names)
-        return RoomQuestions(
-            points=torch.cat([places, features], -1), situation=texts[0], question=texts[1],
-            targets=torch.nn.functional.one_hot(index % count, count).float(), boxes=boxes, box_classes=classes,
-            point_box=of, kind=index % len(self.types), pose=torch.randn(size, 7, generator=draw), index=index,
-            group=index,
-        )  # fmt: skip
+        counts = Counts(
+            words=len(self.words), answers=len(self.answer_names), classes=len(self.class_names), types=len(self.types)
+        )
+        return drawn_questions(size, self.view, counts, seed)
 
 
 def _notes(split: str, rooms: Mapping[str, Seen], points: int) -> list[str]:

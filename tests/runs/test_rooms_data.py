@@ -506,6 +506,14 @@ def test_rooms_that_are_shown_alike_are_read_once(furnished, monkeypatch):
     few.batch(range(len(few)))
     assert len(few._kept) == 1
     assert not few.__getstate__()["_kept"]
+    read.clear()
+    redrawn = FurnishedRooms(str(furnished), points=64, batch_size=2)
+    redrawn.setup()
+    train = redrawn.split("train")
+    of_part = train.part.load
+    object.__setattr__(train.part, "load", lambda name: read.append(name) or of_part(name))
+    assert not torch.equal(train.__getitems__(draws).points[:4], train.__getitems__(draws).points[4:])
+    assert len(read) == 2 * len(set(read))  # once a batch
     moved = FurnishedRooms(str(furnished), points=64, batch_size=2, redraw=False)
     moved.setup()
     assert not torch.equal(moved.split("train").__getitems__(draws).points, first.points)

@@ -138,11 +138,11 @@ class SceneQA(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise HostError(f"backbone.kwargs.activation={activation!r}", f"of {' and '.join(ACTIVATIONS)}")
-        if not (object_features or object_inputs != "none"):
+        if not object_features and object_inputs == "none":
             raise HostError(
                 "backbone.kwargs.object_features=false", "give object_inputs, or nothing tells objects apart"
             )
-        if not 0 < (0.5 if answer_prior is None else answer_prior) < 1:
+        if answer_prior is not None and not 0 < answer_prior < 1:
             raise HostError(f"backbone.kwargs.answer_prior={answer_prior}", "a share above 0 and below 1, or null")
         if unknown := sorted(set(frozen) - set(_FROZEN)):
             raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")

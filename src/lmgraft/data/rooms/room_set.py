@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -122,17 +123,17 @@ class RoomSet(ItemSet):
             words = seeds(self.seed, epochs, index, repeats, 1)[:, 0].tolist()
         if self.training and self.view.changes:
             changes = list(map(self.view.change, uniforms(self.seed, epochs, index, 8)))
-        which = zip(index.tolist(), changes, words, strict=True)
-        return self._collate([self._show(question, change, word) for question, change, word in which], index)
+        which, load = zip(index.tolist(), changes, words, strict=True), cache(self._load)  # once for a batch
+        return self._collate([self._show(question, load, change, word) for question, change, word in which], index)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_kept": {}}  # loader processes begin with none
 
-    def _sampled(self, number: int, word: int) -> _Sample:
+    def _sampled(self, number: int, load: Callable[[int], Room], word: int) -> _Sample:
         """So many points of a room as are shown; those that come again and again are kept while there is space."""
         if word == _STILL and number in self._kept:
             return self._kept[number]
-        room = self._load(number)
+        room = load(number)
         draw = np.random.Generator(np.random.Philox(word))
         chosen = draw.permutation(len(room.points))[: self.view.points]
         if len(chosen) < self.view.points:
@@ -151,8 +152,8 @@ class RoomSet(ItemSet):
         except UnreadableCloudError as error:
             raise DataError(f"{name} could be read before, and now cannot ({error})", "mend it, then resume") from None
 
-    def _show(self, question: int, change: Change | None, word: int) -> _Shown:
-        places, features, of, boxes, classes, ids, frame = self._sampled(int(self._rooms[question]), word)
+    def _show(self, question: int, load: Callable[[int], Room], change: Change | None, word: int) -> _Shown:
+        places, features, of, boxes, classes, ids, frame = self._sampled(int(self._rooms[question]), load, word)
         pose = framed_pose(self.part.poses[question], frame)
         if change is not None:
             places = (places @ change.matrix.T + change.shift).astype(np.float32)

@@ -151,12 +151,10 @@ class ScanFolder:
                 classes.append(kind)
                 ids.append(number)
         kept = np.sort(np.random.Generator(np.random.Philox(0)).permutation(len(aligned))[:_MOST_POINTS])
-        points, of_boxes = (
-            np.concatenate([aligned, colours[:, :3]], 1)[kept],
-            (np.array(classes, int), np.array(ids, int)),
-        )
+        points = np.concatenate([aligned, colours[:, :3]], 1)[kept]
         return _Scan(
-            points, instances[kept], np.concatenate(boxes), *of_boxes, (places, aligned), is_aligned, tuple(notes)
+            points, instances[kept], np.concatenate(boxes), np.array(classes, int), np.array(ids, int),
+            (places, aligned), is_aligned, tuple(notes),
         )  # fmt: skip
 
     @cached_property

@@ -23,7 +23,7 @@ from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction
 from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.data.rooms.room import pose_of
-from lmgraft.errors import ExportError, HostError
+from lmgraft.errors import ExportError, HostError, SourceError
 from lmgraft.geometry.points import interpolate
 from lmgraft.graft.export import export_onnx, export_torch
 from lmgraft.graft.hosts import find_host
@@ -352,6 +352,8 @@ class TestFrozen:
         with pytest.raises(HostError, match="shape"):
             create("scene_qa", options | {"detector": SIZES["detector"] | {"proposal_width": 11}})
         torch.save({"state_dict": {"model.head.0.weight": torch.zeros(1)}}, file)
+        with pytest.raises(SourceError, match="lmgraft train rooms/furnished_detector"):
+            create("scene_qa", options | {"pretrained": {"detector": str(tmp_path / "none.ckpt")}})
         with pytest.raises(HostError, match="no detector"):
             create("scene_qa", options)
 

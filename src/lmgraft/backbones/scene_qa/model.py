@@ -21,7 +21,7 @@ from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shar
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.backbones.weights import load_weights, open_weights
 from lmgraft.contracts import Host, TokenLayout, is_traced
-from lmgraft.errors import HostError
+from lmgraft.errors import HostError, SourceError
 from lmgraft.geometry.points import take_points
 from lmgraft.geometry.poses import gaze
 
@@ -340,7 +340,11 @@ def load_detector(model: SceneQA, source: str) -> None:
         HostError: If the file has no detector, or one of another size.
         LmgraftError: If it cannot be read.
     """
-    checkpoint, place = open_weights(source), "detector."
+    try:
+        checkpoint, place = open_weights(source), "detector."
+    except SourceError as error:
+        first = "if the detector is yours to train: lmgraft train rooms/furnished_detector --out runs/detector; otherwise "
+        raise SourceError(error.message, first + error.remedy) from error
     names = {name: name.removeprefix("model.") for name in checkpoint.names()}
     inner = {name: short.removeprefix(place) for name, short in names.items() if short.startswith(place)}
     if not inner:

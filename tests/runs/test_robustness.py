@@ -46,6 +46,7 @@ from lmgraft.studies.robustness.suite import Condition, Spread, Suite
 from lmgraft.studies.robustness.suites import imagenet, timm_model
 from lmgraft.studies.robustness.suites.corruptions import Corruptions
 from lmgraft.studies.robustness.suites.imagenet import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS, ImageNetSets
+from lmgraft.studies.robustness.suites.imagenet_classes import check_classes
 from lmgraft.studies.robustness.suites.imagenet_places import FoundSets
 from lmgraft.studies.robustness.suites.points import PointCorruptions
 from lmgraft.studies.study.config import parse_study
@@ -437,9 +438,9 @@ def test_models_of_other_classes_are_refused():
         ((1000, 3, names[::-1]), "in another order"),
     ):
         with pytest.raises(RunError, match=message):
-            imagenet.check_classes("toy", *given)
-    imagenet.check_classes("toy", 1000, 3, names)
-    imagenet.check_classes("toy", 1000, 3, tuple(map(str, range(1000))))
+            check_classes("toy", *given)
+    check_classes("toy", 1000, 3, names)
+    check_classes("toy", 1000, 3, tuple(map(str, range(1000))))
 
 
 def test_outputs_that_are_no_numbers_stop_it(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ class TestFinding:
         found = find_clips(Places(root=str(tree)))
         assert {split: len(part.names) for split, part in found.items()} == {"train": 8, "val": 4}
         assert found["val"].labels == ["down", "down", "up", "up"]
+
+    def test_a_folder_linked_to_one_above_it_is_not_entered(self, tree: Path, tmp_path: Path) -> None:
+        shutil.copytree(tree, tmp_path / "clips")
+        (tmp_path / "clips/train/up/again").symlink_to(tmp_path / "clips/train")
+        found = find_clips(Places(root=str(tmp_path / "clips")))
+        assert len(found["train"].names) == 8
 
     @pytest.mark.parametrize(("separator", "word"), [(" ", "a space"), (",", "a comma"), ("\t", "a tab")])
     def test_separators_are_recognised_and_said(self, separator: str, word: str, tree: Path, tmp_path: Path) -> None:

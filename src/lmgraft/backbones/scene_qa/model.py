@@ -343,8 +343,8 @@ def load_detector(model: SceneQA, source: str) -> None:
     try:
         checkpoint, place = open_weights(source), "detector."
     except SourceError as error:
-        first = "if the detector is yours to train: lmgraft train rooms/furnished_detector --out runs/detector; otherwise "
-        raise SourceError(error.message, first + error.remedy) from error
+        train = "lmgraft train rooms/furnished_detector --out runs/detector, if it is yours to train; otherwise "
+        raise SourceError(error.message, train + error.remedy) from error
     names = {name: name.removeprefix("model.") for name in checkpoint.names()}
     inner = {name: short.removeprefix(place) for name, short in names.items() if short.startswith(place)}
     if not inner:

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from lmgraft.data.files import as_names, composed, file_sizes, is_system_folder, listed
+from lmgraft.data.files import as_names, composed, file_sizes, listed
 from lmgraft.data.image.folders import find_in_folder, tree_notes
 from lmgraft.data.image.images import images_below
 from lmgraft.data.image.layouts import find_splits
 from lmgraft.data.image.masked import MaskedImages, only, with_pictures
 from lmgraft.data.image.masks import ANY, MaskPictures
-from lmgraft.data.image.opening import is_image
 from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.errors import DataError
 
@@ -122,14 +121,8 @@ class MaskFolders(MaskedImages):
 
 def _stems(folder: Path) -> dict[str, str]:
     """Name without its type -> name, of all images below a folder."""
-    stems = {}
-    for where, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not is_system_folder(name)]
-        inner = os.path.relpath(where, folder)
-        for file in filter(is_image, files):
-            name = file if inner == "." else f"{inner}/{file}".replace(os.sep, "/")
-            stems[composed(os.path.splitext(name)[0])] = name
-    return stems
+    names = (path.relative_to(folder).as_posix() for path in images_below(folder))
+    return {composed(os.path.splitext(name)[0]): name for name in names}
 
 
 def _loose(folder: Path) -> Found:

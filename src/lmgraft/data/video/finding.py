@@ -11,7 +11,17 @@ from pathlib import Path
 import numpy as np
 from timm.utils.misc import natural_key
 
-from lmgraft.data.files import as_names, composed, counted, extension, file_sizes, is_system_folder, listed, plural
+from lmgraft.data.files import (
+    as_names,
+    composed,
+    counted,
+    extension,
+    file_sizes,
+    is_system_folder,
+    leads_back,
+    listed,
+    plural,
+)
 from lmgraft.data.image.opening import is_image
 from lmgraft.data.image.tables import FolderFiles, Found
 from lmgraft.data.video.decoding import VIDEO_EXTENSIONS, is_video
@@ -224,7 +234,7 @@ def _clips_in(folder: str, ignored: Counter[str], inner: str = "") -> Iterator[s
         return
     for entry in entries:
         if entry.is_dir():
-            if not is_system_folder(entry.name):
+            if not is_system_folder(entry.name) and not leads_back(folder, entry.name):
                 yield from _clips_in(entry.path, ignored, f"{inner}{entry.name}/")
         elif is_video(entry.name):
             yield f"{inner}{entry.name}"

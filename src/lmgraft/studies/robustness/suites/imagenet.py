@@ -19,17 +19,18 @@ from torch import Tensor
 from lmgraft.contracts import Metric
 from lmgraft.data.base import Data, ItemSet
 from lmgraft.data.image.corruptions import SIZE
-from lmgraft.data.image.imagenet_sets import NUM_CLASSES, PublishedSet, wnids
+from lmgraft.data.image.imagenet_sets import NUM_CLASSES, PublishedSet
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.tables import UNREADABLE
 from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Draw, Fault, Reported
-from lmgraft.errors import RunError
 from lmgraft.studies.engine.progress import Say
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.studies.robustness.suite import Among, Condition, Row, Suite
 from lmgraft.studies.robustness.suites.corruptions import NOT_COMPARABLE
+from lmgraft.studies.robustness.suites.imagenet_classes import check_classes
 from lmgraft.studies.robustness.suites.imagenet_places import SETS, FoundSets, find_sets, other_totals
+from lmgraft.studies.robustness.suites.timm_model import timm_task
 from lmgraft.tasks.base import Task
 
 Prepare = Callable[[Image.Image], Tensor]
@@ -104,8 +105,6 @@ class ImageNetSets(Suite):
                 say(f"  {sentence}")
 
     def elsewhere(self, model: str, checkpoint: Path) -> tuple[Task, Data]:
-        from lmgraft.studies.robustness.suites.timm_model import timm_task
-
         return timm_task(model, checkpoint)
 
     def conditions(self, data: ImageData) -> list[Condition]:
@@ -184,26 +183,6 @@ class PublishedImages(ItemSet):
 
     def place(self, index: int) -> str:
         return str(self.files.root / self.files.files[index])
-
-
-def check_classes(label: str, num_classes: int, in_chans: int, class_names: Sequence[str]) -> None:
-    """Refuse a model whose outputs are not ImageNet's classes in their order.
-
-    Raises:
-        RunError: If they are not.
-    """
-    if num_classes != NUM_CLASSES:
-        raise RunError(
-            f"{label} ends in {num_classes} classes, ImageNet's sets have {NUM_CLASSES}",
-            "--suite corruptions works with any classes",
-        )
-    if in_chans != 3:
-        raise RunError(f"{label} takes images of {in_chans} channels, ImageNet's have 3")
-    if all(name[:1] == "n" and name[1:].isdigit() for name in class_names) and tuple(class_names) != wnids():
-        raise RunError(
-            f"{label} was trained on 1000 classes that are not ImageNet's, or in another order",
-            "--suite corruptions works with any classes",
-        )
 
 
 def crop_transform(mean: Sequence[float], std: Sequence[float], img_size: tuple[int, int]) -> Prepare:

@@ -13,7 +13,7 @@ from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.images import ImageData
 from lmgraft.errors import CheckpointError, DataError, RunError
 from lmgraft.registry import suggest
-from lmgraft.studies.robustness.suites.imagenet import check_classes
+from lmgraft.studies.robustness.suites.imagenet_classes import check_classes
 from lmgraft.tasks.classification import Classification
 
 _WRAPPED = ("state_dict", "model", "module", "model_ema", "state_dict_ema")

@@ -73,8 +73,8 @@ class _Shown:
     classes: Index
     point_box: Index
     pose: Numbers
-    truth: npt.NDArray[np.bool_]
-    """(N,)"""
+    truth: npt.NDArray[np.bool_] | None
+    """(N,); None in training, which does not look at it."""
 
 
 class RoomSet(ItemSet):
@@ -163,10 +163,12 @@ class RoomSet(ItemSet):
             of = np.full(len(of), -1)
         if {"situation", "pose"} & set(self.view.hidden):
             pose = np.full(7, np.nan)
-        about = () if self.part.objects is None else self.part.objects[question]
+        truth = None
+        if self.part.objects is not None and not self.training:
+            truth = np.isin(of, np.flatnonzero(np.isin(ids, self.part.objects[question])))
         return _Shown(
             points=np.concatenate([places, features], 1), boxes=boxes, classes=classes, point_box=of, pose=pose,
-            truth=np.isin(of, np.flatnonzero(np.isin(ids, about))),
+            truth=truth,
         )  # fmt: skip
 
     def _text(self, ids: Ids, *names: Hidden) -> Tensor:
@@ -193,9 +195,8 @@ class RoomSet(ItemSet):
             index=torch.from_numpy(index),
             group=torch.from_numpy(self._rooms[index]),
         )
-        if self.part.objects is None or self.training:
-            return batch
-        return RoomQuestionsWithTruth(**batch._asdict(), truth=_stack([one.truth for one in shown]))
+        truths = [one.truth for one in shown if one.truth is not None]
+        return RoomQuestionsWithTruth(**batch._asdict(), truth=_stack(truths)) if truths else batch
 
 
 def _stack(rows: Sequence[npt.NDArray[Any]]) -> Tensor:

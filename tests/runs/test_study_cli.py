@@ -57,11 +57,23 @@ def test_a_plan_counts_packed_runs_as_done(recipe_file, tiny_study, tmp_path, ca
     assert [path.name for path in moved.iterdir()] == ["runs.jsonl"]
 
 
+def test_a_plan_says_once_why_arms_cannot_be_timed(recipe_file, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    overrides = f"{{train.epochs: 1, data.root: {tmp_path / 'nowhere'}}}"
+    file.write_text(STUDY.format(recipe=recipe_file).replace("{train.epochs: 1}", overrides))
+    assert main(["study", str(file), "--dry-run", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    (reason,) = (line for line in said.splitlines() if line.startswith("Steps of "))
+    assert "cannot be timed" in reason
+    assert "nowhere" in reason
+    assert said.count("What to do: ") == 1
+
+
 def test_what_a_plan_says_of_an_arm(recipe_file, tiny_study, tmp_path):
     cells = make_cells(study_of(recipe_file), tmp_path)
     states = {cell: "done" if cell.arm == "plain" else "missing" for cell in cells}
     plain, llm, control = plan(cells, states, measure=True, say=lambda _: None)
-    assert (plain.runs, plain.missing, plain.estimate, plain.why_not, plain.seconds) == (2, 0, None, "all done", 0.0)
+    assert (plain.runs, plain.missing, plain.estimate, plain.why_not, plain.seconds) == (2, 0, None, "", 0.0)
     for row in (llm, control):
         assert (row.runs, row.missing) == (2, 2)
         assert row.estimate.seconds == pytest.approx(4 * row.estimate.step_seconds)  # 100 images, 24 a step, an epoch

@@ -190,10 +190,13 @@ def _print_plan(study: Study, folder: Path, reuse: list[Path], *, measure: bool)
             str(row.missing),
             "" if cost is None else f"{cost.trained_params:,}",
             "" if cost is None else f"{cost.frozen_params:,}",
-            row.why_not if cost is None else duration(cost.seconds),
+            duration(cost.seconds) if cost else "" if row.missing else "all done",
             "" if row.seconds is None else duration(row.seconds),
         )
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+    for reason in dict.fromkeys(row.why_not for row in rows if row.why_not):
+        arms = [row.arm for row in rows if row.why_not == reason]
+        print(f"Steps of {', '.join(arms)} cannot be timed: {reason}")
     missing = list(missing_blocks([cell for cell in cells if states[cell] != "done"]))
     if not missing:
         check_different(cells)

@@ -80,9 +80,7 @@ def time_arms(
             times[arm] = steps.times(seconds[arm], seconds.get(reference) if base else None)
             base = {reference: steps} if arm == reference else base
             del steps  # its model goes before the next one comes
-        except LmgraftError as error:
-            why_not[arm] = error.message
-        except (OSError, torch.OutOfMemoryError) as error:
+        except (LmgraftError, OSError, torch.OutOfMemoryError) as error:
             why_not[arm] = str(error)
     return times, why_not
 

@@ -30,6 +30,7 @@ class Row:
     missing: int
     estimate: Estimate | None
     why_not: str = ""
+    """Why its steps cannot be timed here."""
 
     @property
     def seconds(self) -> float | None:
@@ -69,7 +70,7 @@ def plan(
             runs=len(runs),
             missing=len(todo[arm]),
             estimate=_estimate(times[arm]) if arm in times else None,
-            why_not=why_not.get(arm, "") if todo[arm] else "all done",
+            why_not=why_not.get(arm, ""),
         )
         for arm, runs in of_arm.items()
     ]

@@ -378,6 +378,7 @@ def test_a_root_or_a_block_that_is_missing_is_said_before_training(recipe_file, 
         ("--graft.llm=/nowhere/llm", "arm llm: .*/nowhere/llm"),
         ("--graft.layer=7", "arm llm: .*7"),
         ("--train.devices=2", "one process on one device"),
+        ("--backbone.name=vit_nowhere", "vit_nowhere"),
     ):
         with pytest.raises(LmgraftError, match=said):
             run_here(study_of(recipe_file, option), tmp_path / "new", executor=no_executor)

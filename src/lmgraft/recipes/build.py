@@ -36,11 +36,23 @@ def build_model(recipe: Recipe, initial: bool = True) -> nn.Module:
     Args:
         initial: False where trained weights are loaded into it: pretrained ones are not fetched then.
     """
+    encoder = build_encoder(recipe, initial)
+    return graft_arm(encoder, recipe.arm, recipe.graft, recipe.seed, host_spec=host_spec(recipe))
+
+
+def build_encoder(recipe: Recipe, initial: bool = True) -> nn.Module:
+    """The encoder of the arm's model by itself, with its initial weights.
+
+    Args:
+        initial: As in `build_model`.
+
+    Raises:
+        LmgraftError: If it cannot be made so, or pretrained weights cannot be had.
+    """
     arguments = _arguments(recipe)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        model = _make(recipe.backbone, arguments if initial else _without_weights(recipe, arguments))
-    return graft_arm(model, recipe.arm, recipe.graft, recipe.seed, host_spec=host_spec(recipe))
+        return _make(recipe.backbone, arguments if initial else _without_weights(recipe, arguments))
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:

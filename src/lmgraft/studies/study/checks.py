@@ -12,7 +12,7 @@ from lmgraft.block import inspect_llm
 from lmgraft.errors import LmgraftError, RecipeError, RunError
 from lmgraft.recipes import ARMS, Recipe
 from lmgraft.recipes.arms import arm_layer
-from lmgraft.recipes.build import set_up_data
+from lmgraft.recipes.build import build_encoder, set_up_data
 from lmgraft.recipes.record import changed_keys
 from lmgraft.studies.engine.runs import Run
 from lmgraft.studies.study.config import Study
@@ -41,12 +41,12 @@ def check_cells(cells: Sequence[Run]) -> None:
                 )
 
 
-def check_data(study: Study, cell: Run, facts: Sequence[Fact]) -> None:
-    """Find, check and split the data, which all runs share, before any is begun.
+def check_data_and_encoder(study: Study, cell: Run, facts: Sequence[Fact]) -> None:
+    """Find, check and split the data, which all runs share, and make the encoder once, before any is begun.
 
     Raises:
-        LmgraftError: If they cannot be had, are not those of the runs that are finished, would choose the epoch by
-            the test items, or have no such metric.
+        LmgraftError: If the data cannot be had, are not those of the runs that are finished, would choose the epoch
+            by the test items, or have no such metric; if the encoder cannot be made, or its weights cannot be had.
     """
     recipe = cell.load()
     set_up_data(recipe)
@@ -64,6 +64,7 @@ def check_data(study: Study, cell: Run, facts: Sequence[Fact]) -> None:
             f"the data are not those of the runs that are finished: {'; '.join(map(str, changed[:3]))}",
             "give the same data, or choose another --out",
         )
+    build_encoder(recipe)
 
 
 def check_selection(recipe: Recipe, name: str) -> None:

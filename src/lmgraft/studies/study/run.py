@@ -27,7 +27,7 @@ from lmgraft.studies.engine.progress import Say, silent
 from lmgraft.studies.engine.runs import Run, State, as_command, find_runs, reuse, same_run, state_of, train_missing
 from lmgraft.studies.robustness.run import check_weights, evaluate_robustness
 from lmgraft.studies.study.assemble import assemble, best_rate, completed
-from lmgraft.studies.study.checks import check_blocks, check_cells, check_data, check_environment
+from lmgraft.studies.study.checks import check_blocks, check_cells, check_data_and_encoder, check_environment
 from lmgraft.studies.study.claim import changes_of_others, check_claim, read_changes, write_claim
 from lmgraft.studies.study.config import Study, options_of
 from lmgraft.studies.study.costs import counted_flops, timed_pairs
@@ -176,7 +176,7 @@ def _prepare(
     if missing:
         if study.robustness is not None:
             study.robustness.suite.check(runs[0].plan.data, study.name, say)
-        check_data(study, runs[0], facts)
+        check_data_and_encoder(study, runs[0], facts)
         check_environment(facts, allow_difference)
         check_blocks([run for run in runs if states[run] != "done"])
     write_claim(study, out, changes)

@@ -202,7 +202,8 @@ class FrozenBlock(FrozenModule):
 
         Args:
             x: (B, T, D) tokens in any floating dtype; the output has the same.
-            key_padding_mask: (B, T) bool, True = padded: such tokens are not attended to.
+            key_padding_mask: (B, T) bool, True = padded: such tokens are not attended to. Or (B, T, T): which tokens
+                each does not attend to; lmgraft's own layers know that, not others' code (`opaque`).
             reads: Which tokens' outputs are wanted; None for all.
 
         Returns:

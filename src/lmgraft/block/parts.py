@@ -121,7 +121,7 @@ class Attention(FrozenModule):
             )
 
     def forward(self, queries: Tensor, x: Tensor, key_padding_mask: Tensor | None = None) -> Tensor:
-        """Attend from `queries` (B, R, D) to `x` (B, T, D); True in the mask (B, T) = padded."""
+        """Attend from `queries` (B, R, D) to `x` (B, T, D); True in the mask (B, T) = padded, or (B, R, T)."""
         q = self.split_queries(self.q(queries))
         k = self.split_keys(self.k(x))
         v = self.values_in(k) if self.v is None else self.split_values(self.v(x))
@@ -198,12 +198,14 @@ class Attention(FrozenModule):
 def see(key_padding_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Which keys are visible (B, 1, 1, T), and which samples have none (B, 1, 1, 1).
 
+    Of a mask of pairs (B, R, T), for each query: (B, 1, R, T) and (B, 1, R, 1).
+
     A sample without any visible key would be a softmax over nothing: it sees all keys instead
     (finite numbers, finite gradients), and `Attention.output` then takes exactly zero.
     """
     if key_padding_mask is None:
         return None, None
-    visible = ~key_padding_mask[:, None, None, :]
+    visible = ~(key_padding_mask[:, None, None] if key_padding_mask.dim() == 2 else key_padding_mask[:, None])
     alone = ~visible.any(-1, keepdim=True)
     return visible | alone, alone
 

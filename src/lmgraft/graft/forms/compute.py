@@ -64,8 +64,11 @@ class Compute:
     def __reduce__(self) -> tuple[type[Compute], tuple[BlockConfig, int, int]]:
         return Compute, self._shape
 
-    def __call__(self, graft: Wired, x: Tensor, mask: Tensor | None, reads: Reads) -> tuple[Tensor, Tensor]:
-        """block(W1 x) and W1 x of the tokens that are read, (B, R, D) each; of a mean, (B, 1, D)."""
+    def __call__(self, graft: Wired, x: Tensor, mask: Tensor | None, reads: Reads = None) -> tuple[Tensor, Tensor]:
+        """block(W1 x) and W1 x of the tokens that are read, (B, R, D) each; of a mean, (B, 1, D).
+
+        `mask` is as a block of lmgraft's own layers takes it.
+        """
         mapper, form = graft.mapper_in, graft.config.form
         block = self.approximation.block(graft, graft.block, x)
         tokens, mean = (reads.tokens, True) if isinstance(reads, MeanOf) else (reads, False)

@@ -1,8 +1,8 @@
 """Padding that is not computed: in training the short samples of a batch lie in one row, and see nothing of each other.
 
 Padding costs what tokens cost, though nothing reads what comes of it; where samples differ much, as rooms do in their
-objects and scenes in their agents, that is half of the work. Every token that is no padding has the same output as
-without. Knows tokens and masks, not what is computed of them.
+objects, that is half of the work. Every token that is no padding has the same output as without. Knows tokens and
+masks, not what is computed of them.
 """
 
 from __future__ import annotations

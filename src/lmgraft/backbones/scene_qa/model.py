@@ -340,8 +340,9 @@ def load_detector(model: SceneQA, source: str) -> None:
         HostError: If the file has no detector, or one of another size.
         LmgraftError: If it cannot be read.
     """
+    place = "detector."
     try:
-        checkpoint, place = open_weights(source), "detector."
+        checkpoint = open_weights(source)
     except SourceError as error:
         train = "lmgraft train rooms/furnished_detector --out runs/detector, if it is yours to train; otherwise "
         raise SourceError(error.message, train + error.remedy) from error

@@ -285,6 +285,35 @@ class TestHost:
         assert torch.equal(again(*seen).answers, model(*seen).answers)
 
 
+class TestLearning:
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_detector_that_learns_computes_rooms_that_follow_each_other_once(self, training: bool) -> None:
+        model, points = make_scene_qa().train(training), inputs()[0]
+        once = copy.deepcopy(model)
+        asked: list[int] = []
+        model.detector.register_forward_hook(lambda _, args, __: asked.append(len(args[0])))
+        rows = torch.tensor([0, 0, 1, 2, 2, 2, 0])
+        out = model.propose(points[rows])
+        which = torch.tensor([0, 1, 2, 0])
+        expected = once.detector(points[which])
+        assert asked == [4]
+        repeats = torch.tensor([0, 0, 1, 2, 2, 2, 3])
+        assert all(torch.equal(a, b[repeats]) for a, b in zip(out, expected, strict=True))
+        weights = torch.randn(out.votes.shape, generator=torch.Generator().manual_seed(0))
+        (out.votes * weights).sum().backward()
+        summed = torch.stack([weights[repeats == room].sum(0) for room in range(4)])
+        (expected.votes * summed).sum().backward()
+        for ours, theirs in zip(model.detector.net.parameters(), once.detector.net.parameters(), strict=True):
+            assert ours.grad is not None
+            assert theirs.grad is not None
+            assert relative_error(ours.grad, theirs.grad) < 1e-4
+
+    def test_one_room_and_none_equal(self) -> None:
+        model, points = make_scene_qa(), inputs()[0]
+        assert torch.equal(model.propose(points).features, model.detector(points).features)
+        assert torch.equal(model.propose(points[:1]).features, model.detector(points[:1]).features)
+
+
 class TestFrozen:
     def test_a_frozen_detector_is_asked_once_for_each_room(self) -> None:
         model, seen = make_scene_qa(frozen=["detector"]).train(), inputs()

@@ -11,8 +11,11 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lmgraft.data.base import UnreadableItemWarning
+from lmgraft.data.draws import permutation
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import UnreadableCloudError
 from lmgraft.data.rooms import asking, room_set
@@ -35,6 +38,7 @@ from lmgraft.data.rooms.part import Worths, best_in_hindsight, best_of_training,
 from lmgraft.data.rooms.pieces import LABELS, Piece, pieces_of, read_pieces
 from lmgraft.data.rooms.prepare import draw_room, make_set, measure
 from lmgraft.data.rooms.room import RoomView, changed_boxes, changed_pose, degrees_of, pose_of, recognise
+from lmgraft.data.rooms.room_set import in_rows
 from lmgraft.data.rooms.scannet import CLASSES, ScanFolder
 from lmgraft.data.rooms.scans import ScanQa, Sqa3d
 from lmgraft.errors import DataError
@@ -486,6 +490,47 @@ def test_what_is_hidden_is_shown_nowhere(furnished):
         assert shown.points.any()
     with pytest.raises(DataError, match=r"data\.hidden: 'rooms'"):
         FurnishedRooms(hidden=["rooms"])
+
+
+@given(
+    rooms=st.lists(st.integers(0, 6), min_size=1, max_size=60),
+    together=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_an_order_in_rows_keeps_each_sample_once_and_rooms_in_rows(rooms, together, seed):
+    drawn, groups = permutation(seed, 0, len(rooms)), np.array(rooms)
+    order, first = in_rows(drawn, groups, together)
+    expected, left = [], list(drawn)  # sample by sample
+    while left:
+        row = [sample for sample in left if rooms[sample] == rooms[left[0]]][:together]
+        assert {first[sample] for sample in row} == {row[0]}
+        expected += row
+        left = [sample for sample in left if sample not in row]
+    assert order.tolist() == expected
+
+
+def test_questions_of_a_room_in_a_row_have_the_same_points_and_others_in_another_row(furnished):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=8, together=4, flip=True)
+    data.setup()
+    items, loader = data.split("train"), data.loader("train", progress=lambda: (3, 0))
+    rows = {}
+    for batch in loader:
+        assert len(batch.group.unique()) <= 4
+        for n, sample in enumerate(batch.index.tolist()):
+            alone = items.__getitems__([Draw(3, sample)])
+            assert torch.equal(alone.points[0], batch.points[n])
+            assert torch.equal(alone.pose[0], batch.pose[n])
+            row = rows.setdefault(batch.points[n].numpy().tobytes(), [])
+            row.append((int(batch.group[n]), batch.boxes[n][: ROOMS["train"]].sum().item()))
+    assert max(map(len, rows.values())) == 4
+    assert all(len(set(row)) == 1 for row in rows.values())
+    rooms = Counter(row[0][0] for row in rows.values())
+    assert max(rooms.values()) > 1
+    other = items.__getitems__([Draw(4, 0)])
+    assert not torch.equal(other.points, items.__getitems__([Draw(3, 0)]).points)
+    assert data.transform_record()["together"] == 4
+    with pytest.raises(DataError, match="together"):
+        FurnishedRooms(str(furnished), together=0)
 
 
 def test_rooms_that_are_shown_alike_are_read_once(furnished, monkeypatch):

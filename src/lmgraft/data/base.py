@@ -8,14 +8,18 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmgraft.contracts import Batch
 from lmgraft.data.check import Findings, ShowProgress, check_items
+from lmgraft.data.draws import permutation
 from lmgraft.data.files import say_once
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
 from lmgraft.errors import DataError
@@ -55,6 +59,10 @@ class ItemSet(Dataset[Any], ABC):
         if faults:
             raise DataError(f"{faults[0].file} cannot be read ({faults[0].reason})", "leave it out, or mend it")
         return batch
+
+    def order(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
+        """The order (N,) in which an epoch of training shows the items."""
+        return permutation(seed, epoch, len(self))
 
     def _whole(self, samples: Sequence[int]) -> tuple[Any, tuple[Fault, ...]]:
         return whole_batch(self.__getitems__([Draw(0, int(sample)) for sample in samples]))
@@ -109,9 +117,9 @@ class Data(LightningDataModule, ABC):
     things: ClassVar[str] = "items"
     """What its items are, in the plural: images, clips, scenes, questions."""
     endings: ClassVar[tuple[str, ...]] = ()
+    """How files that `open` reads end, in small letters with their dots; none where it reads none."""
     beside: ClassVar[tuple[str, ...]] = ()
     """How files end that may be given along with an item's own, such as the map of a scene."""
-    """How files that `open` reads end, in small letters with their dots; none where it reads none."""
     selection: Literal["val", "test", "last"] = "val"
     """What chooses the epoch: held-out items, the test items as the paper does, or nothing: the last epoch counts."""
     repeats: int = 1
@@ -294,19 +302,20 @@ class Data(LightningDataModule, ABC):
         Args:
             options: Further ones of `EpochLoader`, such as `progress`.
         """
-        training, trainer = split == "train", self.trainer
+        training, trainer, items = split == "train", self.trainer, self._sets[split]
         sampler = EpochSampler(
-            len(self._sets[split]),
+            len(items),
             self.batch_size if training else self.eval_batch_size,
             seed=self.seed,
             shuffle=training,
+            order=partial(items.order, self.seed),
             drop_last=training,
             rank=trainer.global_rank if trainer is not None else 0,
             world=trainer.world_size if trainer is not None else 1,
             repeats=self.repeats if training else 1,
         )
         return EpochLoader(
-            self._sets[split],
+            items,
             sampler,
             report=lambda faults: self.report(split, faults),
             num_workers=self.num_workers,

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lmgraft.contracts import Batch
@@ -62,6 +63,7 @@ class EpochSampler(Sampler[list[Draw]]):
         batch_size: Samples a batch (and a rank).
         seed: Seed of the order.
         shuffle: Whether to permute; evaluation does not.
+        order: What of an epoch's number gives the order of its samples, (size,), in place of a plain permutation.
         drop_last: Whether to drop an incomplete last batch.
         rank, world: Which of how many processes this is; each takes every `world`-th sample.
         repeats: Repeated augmentation (Hoffer et al., arXiv 1901.09335): each sample comes so often in
@@ -77,6 +79,7 @@ class EpochSampler(Sampler[list[Draw]]):
         *,
         seed: int = 0,
         shuffle: bool = False,
+        order: Callable[[int], npt.NDArray[np.int64]] | None = None,
         drop_last: bool = False,
         rank: int = 0,
         world: int = 1,
@@ -84,6 +87,7 @@ class EpochSampler(Sampler[list[Draw]]):
     ) -> None:
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.shuffle, self.drop_last = shuffle, drop_last
+        self._order = order or (lambda epoch: permutation(seed, epoch, size))
         self.rank, self.world, self.repeats = rank, world, repeats
         self.epoch, self.start = 0, 0
 
@@ -105,7 +109,7 @@ class EpochSampler(Sampler[list[Draw]]):
         return min(-(-self.samples_of(0) // self.batch_size), self.samples_of(self.rank))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        order = permutation(self.seed, self.epoch, self.size) if self.shuffle else np.arange(self.size)
+        order = self._order(self.epoch) if self.shuffle else np.arange(self.size)
         for batch in range(self.start, len(self)):
             first, stop = self._bound(batch), self._bound(batch + 1)
             yield [self._draw(order, self.rank + self.world * position) for position in range(first, stop)]
@@ -118,7 +122,7 @@ class EpochSampler(Sampler[list[Draw]]):
         full = batch * self.batch_size
         return full if self.drop_last else min(full, self.samples_of(self.rank) - len(self) + batch)
 
-    def _draw(self, order: np.ndarray[Any, Any], position: int) -> Draw:
+    def _draw(self, order: npt.NDArray[np.int64], position: int) -> Draw:
         # With more ranks than samples DeiT's sampler begins again, hence the modulus.
         sample, repeat = divmod(position % (self.size * self.repeats), self.repeats)
         return Draw(self.epoch, int(order[sample]), repeat)

@@ -1,4 +1,4 @@
-"""What a frozen detector says of a room, kept so that it is asked once: many questions are about one room."""
+"""What a detector says of a room, asked once for many questions about it: within a batch, or kept if it is frozen."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.backbones.scene_qa.vote_net import Proposals
@@ -55,6 +56,17 @@ class Memory:
         while len(self._kept) > self.rooms:
             self._kept.popitem(last=False)
         return Proposals(*(torch.cat(parts) for parts in zip(*(known[key] for key in keys), strict=True)))
+
+
+def asked_in_turn(detector: nn.Module, cloud: Tensor) -> Proposals:
+    """What the detector says of points (B, N, C): computed once for rooms that follow each other and are the same."""
+    if is_traced() or type(cloud) is not Tensor or len(cloud) < 2:
+        same: Proposals = detector(cloud)
+        return same
+    is_other = (cloud[1:] != cloud[:-1]).flatten(1).any(1)
+    others = F.pad(is_other, (1, 0), value=True)
+    proposals: Proposals = detector(cloud[others])
+    return Proposals(*(part[others.cumsum(0) - 1] for part in proposals))
 
 
 def _precision(device: str) -> torch.dtype | None:

@@ -160,9 +160,12 @@ class RoomView:
     """Degrees up to which training turns rooms about each axis."""
     shift: float = 0.5
     """Metres up to which training moves rooms along each axis."""
+    together: int = 1
+    """Questions of a room that training asks in a row, of the same points and changes: a detector that learns computes
+    the room once for all of them."""
 
     def __post_init__(self) -> None:
-        at_least_one(points=self.points, max_text_len=self.max_text_len)
+        at_least_one(points=self.points, max_text_len=self.max_text_len, together=self.together)
         if unknown := sorted(set(self.hidden) - set(get_args(Hidden))):
             raise DataError(f"data.hidden: {unknown[0]!r} is not known", f"of {', '.join(get_args(Hidden))}")
         if not (0 <= self.turn < 45 and self.shift >= 0):

@@ -323,7 +323,7 @@ class RoomData(Data):
 
     def transform_record(self) -> dict[str, Any]:
         view = dict(vars(self.view))
-        training = {key: view.pop(key) for key in ("redraw", "flip", "turn", "shift")}
+        training = {key: view.pop(key) for key in ("redraw", "flip", "turn", "shift", "together")}
         return {"preprocess": view, **training}
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:

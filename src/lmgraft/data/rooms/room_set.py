@@ -77,6 +77,32 @@ class _Shown:
     """(N,); None in training, which does not look at it."""
 
 
+class _Epoch(NamedTuple):
+    """What an epoch of training shows."""
+
+    order: Index
+    """(N,) samples."""
+    first: Index
+    """(N,) of each sample the one that begins its row: its points and changes are drawn for all of the row."""
+
+
+def in_rows(drawn: Index, groups: Index, together: int) -> _Epoch:
+    """An order changed so that up to `together` samples of a group follow each other, where the first of them was.
+
+    Args:
+        drawn: (N,) samples in an order.
+        groups: (N,) of each sample.
+        together: One leaves the order as it is.
+    """
+    by_group = np.argsort(groups[drawn], kind="stable")  # places in the order, group by group
+    counts = np.unique(groups, return_counts=True)[1]
+    number = np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each in its group
+    begins = by_group[np.arange(len(drawn)) - number % together]
+    first = np.empty_like(drawn)
+    first[drawn[by_group]] = drawn[begins]
+    return _Epoch(drawn[by_group[np.argsort(begins, kind="stable")]], first)
+
+
 class RoomSet(ItemSet):
     """Some questions of a part.
 
@@ -97,6 +123,7 @@ class RoomSet(ItemSet):
         self._rooms = np.asarray(part.image, np.int64)
         self.groups = torch.from_numpy(self._rooms[index])
         self._kept: dict[int, _Sample] = {}
+        self._drawn: tuple[tuple[int, int], _Epoch] | None = None
 
     def place(self, index: int) -> str:
         return f"{self._room(index)}: {self.part.situations[index]} {self.part.texts[index]}".strip()
@@ -114,20 +141,31 @@ class RoomSet(ItemSet):
         """The same items as evaluation shows them."""
         return RoomSet(self.part, self.asked, self.indices.numpy(), self.view)
 
+    def order(self, seed: int, epoch: int) -> Index:
+        return self._epoch(seed, epoch).order
+
+    def _epoch(self, seed: int, epoch: int) -> _Epoch:
+        if self._drawn is None or self._drawn[0] != (seed, epoch):
+            drawn = super().order(seed, epoch)
+            self._drawn = (seed, epoch), in_rows(drawn, self.groups.numpy(), self.view.together)
+        return self._drawn[1]
+
     def __getitems__(self, draws: list[Draw]) -> RoomQuestions | RoomQuestionsWithTruth:
         index = self.indices[[draw.sample for draw in draws]].numpy()
         epochs, repeats = [draw.epoch for draw in draws], [draw.repeat for draw in draws]
         words: Sequence[int] = [_STILL] * len(draws)
         changes: Sequence[Change | None] = [None] * len(draws)
-        if self.training and self.view.redraw:
-            words = seeds(self.seed, epochs, index, repeats, 1)[:, 0].tolist()
-        if self.training and self.view.changes:
-            changes = list(map(self.view.change, uniforms(self.seed, epochs, index, 8)))
+        if self.training:
+            by = self.indices[[self._epoch(self.seed, draw.epoch).first[draw.sample] for draw in draws]].numpy()
+            if self.view.redraw:
+                words = seeds(self.seed, epochs, by, repeats, 1)[:, 0].tolist()
+            if self.view.changes:
+                changes = list(map(self.view.change, uniforms(self.seed, epochs, by, 8)))
         which, load = zip(index.tolist(), changes, words, strict=True), cache(self._load)  # once for a batch
         return self._collate([self._show(question, load, change, word) for question, change, word in which], index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": {}}  # loader processes begin with none
+        return self.__dict__ | {"_kept": {}, "_drawn": None}  # loader processes begin with none
 
     def _sampled(self, number: int, load: Callable[[int], Room], word: int) -> _Sample:
         """So many points of a room as are shown; those that come again and again are kept while there is space."""

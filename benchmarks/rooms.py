@@ -95,6 +95,9 @@ def main() -> None:
 
     report("points", {"vectorised": tokens, "by loops": by_loop}, options.rounds, options.batch * POINTS)
     ways = {name: lambda m=model: step(m, cloud, texts) for name, model in models.items()}
+    one_room = cloud[:1].expand_as(cloud).contiguous()
+    for name in ("detector trained", "detector trained, with a block"):
+        ways[f"{name}, all about one room"] = lambda m=models[name]: step(m, one_room, texts)
     report("questions in training", ways, options.rounds, options.batch)
 
 

@@ -1,5 +1,6 @@
 """Questions about rooms as data: drawn rooms and their answers, SQA3D's and ScanQA's layouts, changes, faults."""
 
+import gc
 import json
 import re
 import shutil
@@ -7,6 +8,7 @@ import warnings
 import zipfile
 from collections import Counter
 from contextlib import nullcontext
+from functools import partial
 
 import numpy as np
 import pytest
@@ -378,13 +380,73 @@ def test_what_is_wrong_with_scans_is_named_and_counted(sqa3d, capsys):
     assert [fault.file for fault in data.faults] == ["scene0009_00"]
     for change, words in (
         (lambda rows: rows[:-1], "has nothing about 1 question"),
-        (lambda _: [{}], "nothing about"),
+        (lambda _: [{}], "question 1: question_id is None"),
+        (lambda rows: [{**rows[0], "question_id": [1]}], r"question 1: question_id is \[1\]"),
     ):
+        write_sqa3d(sqa3d, ROWS)
         file = sqa3d / "balanced" / "v1_balanced_sqa_annotations_test_scannetv2.json"
         rows = json.loads(file.read_text())["annotations"]
         file.write_text(json.dumps({"annotations": change(rows)}))
         with pytest.raises(DataError, match=words):
             Sqa3d(str(sqa3d)).setup()
+
+
+@pytest.mark.parametrize(("part", "change", "words"), [
+    ("aligned_vert", lambda file: file.write_bytes(file.read_bytes()[:-9]), "aligned_vert.npy: ValueError"),
+    ("aligned_vert", lambda file: np.save(file, np.array([{}])), "aligned_vert.npy: ValueError: no array of numbers"),
+    ("vert", lambda file: edit(file, (0, 1), np.nan), "scene0000_00_vert.npy has numbers that are not finite"),
+    ("aligned_bbox", lambda file: np.save(file, np.load(file)[:, :7]), r"\(2, 7\), and numbers \(n, 8 or more\)"),
+    ("aligned_bbox", lambda file: edit(file, (1, 7), 3), "aligned_bbox.npy: the last column is no number"),
+    ("aligned_bbox", lambda file: edit(file, (1, 6), np.nan), "aligned_bbox.npy has numbers that are not finite"),
+])  # fmt: skip
+def test_damage_names_its_file(sqa3d, part, change, words):
+    change(sqa3d / "scans" / f"scene0000_00_{part}.npy")
+    with pytest.raises(UnreadableCloudError, match=words):
+        ScanFolder(sqa3d / "scans").load("scene0000_00")
+
+
+def edit(file, place, value):
+    array = np.load(file)
+    array[place] = value
+    np.save(file, array)
+
+
+def test_labels_below_0_are_no_object(sqa3d):
+    file = sqa3d / "scans" / "scene0000_00_ins_label.npy"
+    before = ScanFolder(sqa3d / "scans").load("scene0000_00").point_box
+    labels = np.load(file).astype(np.int64)
+    labels[np.flatnonzero(labels == 0)[::2]] = -1
+    labels[np.flatnonzero(labels == 0)[::2]] = -100
+    np.save(file, labels)
+    assert (ScanFolder(sqa3d / "scans").load("scene0000_00").point_box == before).all()
+    boxes = sqa3d / "scans" / "scene0000_00_aligned_bbox.npy"  # as scripts leave objects without points
+    np.save(boxes, np.concatenate([np.zeros((2, 8)), np.load(boxes)]))
+    room = ScanFolder(sqa3d / "scans").load("scene0000_00")
+    assert (room.point_box == before).all()
+    assert room.flat == 2
+
+
+def test_folders_and_files_that_lack_are_named(sqa3d):
+    with pytest.raises(DataError, match=r"scans: there is no such folder\n.*data\.scans"):
+        Sqa3d(str(sqa3d), scans=str(sqa3d / "other" / "scans")).setup()
+    write_sqa3d(sqa3d, [row for row in ROWS if row[0] != "val" and row[1] != "scene0001_00"])
+    for file in (sqa3d / "balanced").glob("*_val_*"):
+        file.unlink()
+    with pytest.raises(DataError, match=r"no question of val can be shown\n.*data\.val_size=0\.5 holds out no room"):
+        quiet(Sqa3d(str(sqa3d), points=32, batch_size=2, val_size=0.5))
+    write_sqa3d(sqa3d, ROWS)
+    (sqa3d / "balanced" / "v1_balanced_sqa_annotations_val_scannetv2.json").unlink()
+    with pytest.raises(DataError, match="v1_balanced_sqa_annotations_val_scannetv2"):
+        Sqa3d(str(sqa3d)).setup()
+
+
+def test_rooms_of_two_splits_and_tests_without_poses_are_said(sqa3d):
+    data = quiet(Sqa3d(str(sqa3d), points=32, batch_size=2))
+    assert "1 room of val also in train: " in "".join(data.remarks)
+    assert not any("where the asker stands" in remark for remark in data.remarks)
+    (sqa3d / "scans" / "scene0002_00_vert.npy").unlink()
+    data = quiet(Sqa3d(str(sqa3d), points=32, batch_size=2))
+    assert any("known for 0 of 2 questions" in remark for remark in data.remarks)
 
 
 def test_a_damaged_scan_is_left_out_of_its_split_from_the_start(sqa3d):
@@ -498,15 +560,28 @@ def test_what_is_hidden_is_shown_nowhere(furnished):
     seed=st.integers(0, 9),
 )
 def test_an_order_in_rows_keeps_each_sample_once_and_rooms_in_rows(rooms, together, seed):
-    drawn, groups = permutation(seed, 0, len(rooms)), np.array(rooms)
-    order, first = in_rows(drawn, groups, together)
-    expected, left = [], list(drawn)  # sample by sample
-    while left:
-        row = [sample for sample in left if rooms[sample] == rooms[left[0]]][:together]
-        assert {first[sample] for sample in row} == {row[0]}
-        expected += row
-        left = [sample for sample in left if sample not in row]
-    assert order.tolist() == expected
+    draw = partial(permutation, seed, 0)
+    order, first = in_rows(np.array(rooms), together, draw)
+    assert sorted(order.tolist()) == list(range(len(rooms)))
+    assert together > 1 or order.tolist() == draw(len(rooms)).tolist()
+    at, lengths = 0, Counter()
+    while at < len(rooms):
+        row = [sample for sample in order[at:].tolist() if first[sample] == order[at]]
+        assert order[at : at + len(row)].tolist() == row
+        (room,) = {rooms[sample] for sample in row}
+        lengths[room, len(row)] += 1
+        at += len(row)
+    for room, count in Counter(rooms).items():  # as few rows as there can be
+        assert lengths[room, together] == count // together
+        assert sum(lengths[room, length] for length in range(together)) == (count % together > 0)
+
+
+def test_short_rows_are_anywhere():
+    ends = []
+    for epoch in range(40):
+        order, first = in_rows(np.repeat(np.arange(6), 5), 4, partial(permutation, 1, epoch))
+        ends.append(Counter(first.tolist())[first[order[-1]]])
+    assert {1, 4} == set(ends)
 
 
 def test_questions_of_a_room_in_a_row_have_the_same_points_and_others_in_another_row(furnished):
@@ -599,7 +674,7 @@ def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path
         (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": name}]))
         with pytest.raises(DataError, match=why):
             data.open([str(tmp_path / "asked.json")])
-    assert "0 of 1 question have a position" in data.remarks[-1]
+    assert "the asker stands is known for 0 of 1 question" in data.remarks[-1]
     placed = [{**rows[0], "position": [1, -2], "heading": 90}, {**rows[0], "position": [1, -2, 0, 0, 0, -1, 1]}]
     (tmp_path / "asked.json").write_text(json.dumps(placed), encoding="utf-8-sig")
     one, other = data.open([str(tmp_path / "asked.json")]).batch([0, 1]).pose.tolist()
@@ -609,8 +684,40 @@ def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path
         (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], **wrong}]))
         with pytest.raises(DataError, match="question 1: position is"):
             data.open([str(tmp_path / "asked.json")])
+    for row, words in (
+        ({"scene_id": 3, "question": "Is it?"}, "question 1: scene_id is 3"),
+        ({"scene_id": "test/00001"}, "question 1: question is None"),
+        ({**rows[0], "situation": ["here"]}, r"question 1: situation is \['here'\]"),
+        ({**rows[0], "position": [10**400, 0], "heading": 0}, "question 1: position is"),
+        ({**rows[0], "scene_id": "test/\u00b3"}, "there are rooms 0 to"),
+        ({**rows[0], "scene_id": "test/x/00001"}, "there are rooms 0 to"),
+    ):
+        (tmp_path / "asked.json").write_text(json.dumps([row]))
+        with pytest.raises(DataError, match=words):
+            data.open([str(tmp_path / "asked.json")])
+    (tmp_path / "asked.json").write_text(json.dumps({"questions": rows}))
+    with pytest.raises(DataError, match=r'it holds \[\{"scene_id"'):
+        data.open([str(tmp_path / "asked.json")])
+    (tmp_path / "asked.json").write_text("[" * 100_000)
+    with pytest.raises(DataError, match="RecursionError"):
+        data.open([str(tmp_path / "asked.json")])
+    (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "situation": None}]))
+    assert not data.open([str(tmp_path / "asked.json")]).batch([0]).situation.any()
     (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "scene_id": "scene0000_00"}]))
     assert Sqa3d(str(sqa3d), points=32).open([str(tmp_path / "asked.json")]).batch([0]).points.any()
+
+
+def test_a_list_is_judged_by_itself(furnished, tmp_path):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=2)
+    data.setup()
+    for name, scene in (("bad", "test/9"), ("good", "test/00001")):
+        (tmp_path / f"{name}.json").write_text(json.dumps([{"scene_id": scene, "question": "Is it?"}]))
+    for _ in range(20):  # what a list said must not stay when its memory is another list's
+        with pytest.raises(DataError, match="test/9"):
+            data.open([str(tmp_path / "bad.json")])
+        assert len(data.open([str(tmp_path / "good.json")])) == 1
+    gc.collect()
+    assert len(data._surveys) == len(data.parts)
 
 
 def test_scans_as_scannet_has_them(tmp_path):
@@ -655,7 +762,18 @@ def test_scans_as_scannet_has_them(tmp_path):
     assert ScanFolder(tmp_path / "scans").load("scene0000_00").boxes == pytest.approx(room.boxes)
     (folder / "scene0000_00.txt").write_text("numColorFrames = 3\n")
     room = ScanFolder(tmp_path / "scans").load("scene0000_00")
-    assert "without axisAlignment" in room.notes[1]
+    assert room.notes[1] == "without axisAlignment in its text file; left as it was scanned"
+    (tmp_path / "scannetv2-labels.combined.tsv").write_text("raw_category\tnyu40id\nfloor\t2\n")
+    other = ScanFolder(tmp_path / "scans").load("scene0000_00")
+    assert other.classes.tolist() == [list(CLASSES).index("others")]
+    assert "labels that scannetv2-labels.combined.tsv lacks" in other.notes[2]
+    for name, words in (("_vh_clean_2.0.010000.segs.json", "segs.json: JSON"), (".aggregation.json", "aggregation"),
+                        (".txt", r"\.txt: ValueError"), ("_vh_clean_2.ply", r"\.ply: ")):  # fmt: skip
+        content = (folder / f"scene0000_00{name}").read_bytes()
+        (folder / f"scene0000_00{name}").write_text("axisAlignment = 1 2 3\n")
+        with pytest.raises(UnreadableCloudError, match=words):
+            ScanFolder(tmp_path / "scans").load("scene0000_00")
+        (folder / f"scene0000_00{name}").write_bytes(content)
     assert room.boxes[0, :2] == pytest.approx(((low + high) / 2)[:2], abs=1e-3)
 
 
@@ -686,7 +804,8 @@ def test_scanqa_is_read_with_what_its_questions_are_about(tmp_path):
     kept = ScanQa(str(tmp_path), points=440, batch_size=1, val_size=0)
     kept.setup()
     assert len(kept.split("test")) == 1
-    assert "has no answers for the test" in kept.remarks[0]
+    assert "ScanQA_v1.0_train.json has 1 question_id more than once: q" in kept.remarks[0]
+    assert any("has no answers for the test" in remark for remark in kept.remarks)
     for wrong in ("7", ["7"], 7):
         lists["ScanQA_v1.0_val.json"][0]["object_ids"] = wrong
         (tmp_path / "ScanQA_v1.0_val.json").write_text(json.dumps(lists["ScanQA_v1.0_val.json"]))
@@ -700,7 +819,7 @@ def test_scanqa_is_read_with_what_its_questions_are_about(tmp_path):
     ("questions", "questions", lambda rows: rows.append(rows[0]), "1 question_id more than once: 0"),
     ("sqa_annotations", "annotations", lambda rows: rows.append(rows[1]), "1 question_id more than once: 1"),
     ("sqa_annotations", "annotations", lambda rows: rows[2].update(scene_id="scene0009"), "2 is about scene0009"),
-    ("sqa_annotations", "annotations", lambda rows: rows[0].update(position="here"), "question 0 has no"),
+    ("sqa_annotations", "annotations", lambda rows: rows[0].update(position="here"), "rotation of question 0"),
 ])  # fmt: skip
 def test_files_that_do_not_agree_are_refused(sqa3d, kind, key, change, words):
     file = sqa3d / f"balanced/v1_balanced_{kind}_train_scannetv2.json"

@@ -1,4 +1,4 @@
-"""What a detector says of a room, asked once for many questions about it: within a batch, or kept if it is frozen."""
+"""What a detector says of a room, asked once for a batch's questions about it, or kept if it is frozen."""
 
 from __future__ import annotations
 
@@ -58,15 +58,18 @@ class Memory:
         return Proposals(*(torch.cat(parts) for parts in zip(*(known[key] for key in keys), strict=True)))
 
 
-def asked_in_turn(detector: nn.Module, cloud: Tensor) -> Proposals:
-    """What the detector says of points (B, N, C): computed once for rooms that follow each other and are the same."""
+def asked_once(detector: nn.Module, cloud: Tensor) -> Proposals:
+    """What the detector says of points (B, N, C): computed once for rooms of the batch that are the same."""
     if is_traced() or type(cloud) is not Tensor or len(cloud) < 2:
-        same: Proposals = detector(cloud)
-        return same
-    is_other = (cloud[1:] != cloud[:-1]).flatten(1).any(1)
-    others = F.pad(is_other, (1, 0), value=True)
-    proposals: Proposals = detector(cloud[others])
-    return Proposals(*(part[others.cumsum(0) - 1] for part in proposals))
+        each: Proposals = detector(cloud)
+        return each
+    order = cloud.flatten(1).double().sum(1).argsort(stable=True)  # equal rooms lie side by side, others hardly ever
+    is_other = (cloud[order[1:]] != cloud[order[:-1]]).flatten(1).any(1)
+    begins = F.pad(is_other, (1, 0), value=True)
+    which = torch.empty_like(order)
+    which[order] = begins.cumsum(0) - 1
+    distinct: Proposals = detector(cloud[order[begins]])
+    return Proposals(*(part[which] for part in distinct))
 
 
 def _precision(device: str) -> torch.dtype | None:

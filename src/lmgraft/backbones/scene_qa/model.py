@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lmgraft.backbones.scene_parts import padding_of_call
 from lmgraft.backbones.scene_qa.fusion import ACTIVATIONS, AttFlat, GuidedLayer, SelfLayer
-from lmgraft.backbones.scene_qa.memory import Memory, asked_in_turn
+from lmgraft.backbones.scene_qa.memory import Memory, asked_once
 from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shares_of_proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.backbones.weights import load_weights, open_weights
@@ -202,7 +202,7 @@ class SceneQA(nn.Module):
         if "detector" in self.frozen and not self.detector.training:
             self.detector.check(points)
             return self._memory.ask(self.detector, points)
-        return asked_in_turn(self.detector, points)
+        return asked_once(self.detector, points)
 
     def forward(self, points: Tensor, situation: Tensor, question: Tensor, pose: Tensor | None = None) -> SceneAnswers:
         proposals = self.propose(points)

@@ -32,7 +32,7 @@ from lmgraft.data.rooms.asking import KINDS
 from lmgraft.data.rooms.batch import QUESTION_TYPE
 from lmgraft.data.rooms.part import RoomPart, Rooms
 from lmgraft.data.rooms.pieces import LABELS
-from lmgraft.data.rooms.room import Room, pose_of, rows_of, without_flat
+from lmgraft.data.rooms.room import Room, pose_of, rows_of, with_extent
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.errors import DataError, RunError
 
@@ -177,8 +177,9 @@ class _Rooms:
         Raises:
             UnreadableCloudError: If files are damaged or do not agree.
         """
-        digits = name.rpartition("/")[2]
-        if not digits.isdigit() or int(digits) >= len(self.objects):
+        split, _, digits = name.rpartition("/")
+        is_number = digits.isascii() and digits.isdecimal()
+        if split != self.folder.name or not is_number or int(digits) >= len(self.objects):
             raise UnreadableCloudError(f"there are rooms 0 to {len(self.objects) - 1} of {self.folder.name}")
         number = int(digits)
         points, colours, of = (np.asarray(array[number]) for array in self._arrays)
@@ -203,7 +204,7 @@ def room_of(
         objects: Label and box (6,) of each, metres.
     """
     boxes = np.array([box for _, box in objects], np.float32).reshape(-1, 6)
-    whole, notes = without_flat(boxes)
+    whole = with_extent(boxes)
     ids = np.flatnonzero(whole)
     return Room(
         points=points.astype(np.float32) / np.float32(1000),
@@ -213,7 +214,7 @@ def room_of(
         ids=ids,
         point_box=rows_of(of.astype(np.int64), ids),
         frame=np.eye(3, 4),
-        notes=notes,
+        flat=int((~whole).sum()),
     )
 
 

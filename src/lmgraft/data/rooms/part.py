@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,7 @@ QUESTION_TYPES = ("can", "how", "is", "others", "what", "which")
 class RoomPart(Part):
     """The questions of one split: `names` are rooms, `image` is each question's room, `texts` are the questions."""
 
+    thing: ClassVar[str] = "room"
     situations: Sequence[str]
     """(N,)"""
     answers: Sequence[tuple[str, ...]]

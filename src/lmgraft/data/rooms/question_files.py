@@ -39,7 +39,8 @@ def read_rows(file: Path, key: str | None = None) -> list[dict[str, Any]]:
     rows = content if key is None else content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         what = "a list of objects" if key is None else f'an object with a list of objects under "{key}"'
-        raise DataError(f"{file} is not {what}", "it is not the file that its name says")
+        form = '[{"scene_id": ..., "question": ...}, ...]' if key is None else f'{{"{key}": [...]}}, as SQA3D has it'
+        raise DataError(f"{file} is not {what}", f"it holds {form}")
     return rows
 
 
@@ -51,8 +52,27 @@ def read_file(file: Path) -> Any:
     """
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read ({type(error).__name__}: {error})", "fetch it again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(
+            f"{file} cannot be read ({type(error).__name__}: {error})",
+            "it is one value in JSON; mend or fetch it",
+        ) from None
+
+
+def repeated_ids(file: Path, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Which question_ids of a file's rows come more than once, in words; empty where none does.
+
+    Raises:
+        DataError: If one is neither a number nor a text.
+    """
+    counts: Counter[int | str] = Counter()
+    for number, row in enumerate(rows, 1):
+        name = row.get("question_id")
+        if not isinstance(name, int | str):
+            raise DataError(f"{file}, question {number}: question_id is {name!r}", "it is a number or a text")
+        counts[name] += 1
+    twice = [f"{name}" for name, count in counts.items() if count > 1]
+    return f"{file} has {plural(len(twice), 'question_id')} more than once: {listed(twice)}" if twice else ""
 
 
 def read_sqa3d(questions: Path, annotations: Path) -> list[dict[str, Any]]:
@@ -63,27 +83,23 @@ def read_sqa3d(questions: Path, annotations: Path) -> list[dict[str, Any]]:
     """
     about, rows = read_rows(annotations, "annotations"), read_rows(questions, "questions")
     for file, of in ((annotations, about), (questions, rows)):
-        twice = [f"{key}" for key, count in Counter(row.get("question_id") for row in of).items() if count > 1]
-        if twice:
-            raise DataError(
-                f"{file} has {plural(len(twice), 'question_id')} more than once: {listed(twice)}",
-                "each question has an id of its own, by which its answer is found",
-            )
-    by_id = {row.get("question_id"): row for row in about}
-    alone = [str(row.get("question_id")) for row in rows if row.get("question_id") not in by_id]
+        if twice := repeated_ids(file, of):
+            raise DataError(twice, "each question has an id of its own, by which its answer is found")
+    by_id = {row["question_id"]: row for row in about}
+    alone = [str(row["question_id"]) for row in rows if row["question_id"] not in by_id]
     if alone:
         raise DataError(
             f"{annotations} has nothing about {plural(len(alone), 'question')} of {questions.name}: {listed(alone)}",
             "the two files are of one version",
         )
-    return [_joined(row, by_id[row.get("question_id")], annotations) for row in rows]
+    return [_joined(row, by_id[row["question_id"]], annotations) for row in rows]
 
 
 def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: Path) -> dict[str, Any]:
     one, other = question.get("scene_id"), annotation.get("scene_id", question.get("scene_id"))
     if one != other:
         raise DataError(
-            f"{where}: question {question.get('question_id')} is about {other}, and in the questions' file about {one}",
+            f"{where}: question {question['question_id']} is about {other}, and in the questions' file about {one}",
             "the two files are of one version",
         )
     try:
@@ -92,8 +108,9 @@ def _joined(question: Mapping[str, Any], annotation: Mapping[str, Any], where: P
         pose += [float(annotation["rotation"][key]) for key in _TURN]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{where}: question {question.get('question_id')} has no {error} as SQA3D's annotations have it",
-            "they have answers, position and rotation",
+            f"{where}: answers, position or rotation of question {question['question_id']} are not as SQA3D's "
+            f"annotations have them ({type(error).__name__}: {error})",
+            "answers: [{answer: a text}], position: {x, y, z}, rotation: {_x, _y, _z, _w}",
         ) from None
     return {**question, "answers": answers, "position": pose}
 
@@ -113,13 +130,13 @@ def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> Room
         DataError: If a row is not so.
     """
     for number, row in enumerate(rows, 1):
-        texts = [row.get("scene_id"), row.get("question"), row.get("situation", "")]
+        texts = {"scene_id": row.get("scene_id"), "question": row.get("question"), "situation": _situation(row)}
+        for key, text in texts.items():
+            if not isinstance(text, str):
+                raise DataError(f"{where}, question {number}: {key} is {text!r}", "it is a text")
         answers = row.get("answers") or []  # null where they are kept secret
-        if not isinstance(answers, list) or not all(isinstance(text, str) for text in [*texts, *answers]):
-            raise DataError(
-                f"{where}, question {number}: no texts under scene_id, question, situation and answers",
-                "it is not the file that its name says",
-            )
+        if not isinstance(answers, list) or not all(isinstance(text, str) for text in answers):
+            raise DataError(f"{where}, question {number}: answers are {answers!r}", "they are a list of texts")
         objects = row.get("object_ids") or []
         if not isinstance(objects, list) or not all(type(number) is int for number in objects):
             raise DataError(
@@ -138,13 +155,19 @@ def part_of(rows: Sequence[Mapping[str, Any]], where: str, rooms: Rooms) -> Room
         image=[numbers[row["scene_id"]] for row in rows],
         texts=questions,
         kinds={QUESTION_TYPE: [question_type(question) for question in questions]},
-        situations=[row.get("situation", "") for row in rows],
+        situations=[_situation(row) for row in rows],
         answers=[tuple(row.get("answers") or ()) for row in rows],
         poses=np.array(poses, np.float64).reshape(-1, 7),
         objects=of_objects if any(of_objects) else None,
         identity=rooms.identity(names),
         load=rooms.load,
     )
+
+
+def _situation(row: Mapping[str, Any]) -> Any:
+    """What a row says of it; an empty text where it says nothing."""
+    situation = row.get("situation")
+    return "" if situation is None else situation
 
 
 def _pose(row: Mapping[str, Any], where: str) -> Numbers:
@@ -160,9 +183,9 @@ def _pose(row: Mapping[str, Any], where: str) -> Numbers:
         pose = np.array(position, np.float64)
         if pose.shape == (2,):
             pose = pose_of((pose[0], pose[1]), float(heading))  # type: ignore[arg-type] # TypeError without one
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         pose = np.empty(0)
-    if pose.shape != (7,):
+    if pose.shape != (7,) or not np.isfinite(pose).all():
         raise DataError(
             f"{where}: position is {position!r} with heading {heading!r}",
             "give [x, y, z, and a quaternion x, y, z, w], or [x, y] and a heading in degrees from +x towards +y",

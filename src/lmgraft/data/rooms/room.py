@@ -48,6 +48,8 @@ class Room:
     """(3, 4) what turns places of annotations into these; None where that is not known."""
     notes: tuple[str, ...] = ()
     """What is odd with its files, and was mended."""
+    flat: int = 0
+    """Boxes of its files that have no extent along an axis, or numbers that are none, and were left out."""
 
 
 class Brought(NamedTuple):
@@ -262,16 +264,14 @@ def degrees_of(pose: Numbers) -> float:
     return float(np.rad2deg(np.arctan2(y, x)))
 
 
-def without_flat(boxes: Array) -> tuple[npt.NDArray[np.bool_], tuple[str, ...]]:
-    """(k,) which boxes (k, 6) have an extent along each axis, and a note of how many have not."""
-    whole = np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 3:6] > 0).all(1))
-    flat = int((~whole).sum())
-    return whole, (f"{flat} {'box' if flat == 1 else 'boxes'} without an extent left out",) if flat else ()
+def with_extent(boxes: Array) -> npt.NDArray[np.bool_]:
+    """(k,) which boxes (k, 6) have an extent along each axis."""
+    return np.asarray(np.isfinite(boxes).all(1) & (boxes[:, 3:6] > 0).all(1))
 
 
 def rows_of(instances: Index, ids: Index) -> Index:
     """(n,) the row of `ids` (k,) that has the object of each point; -1 where none has."""
     rows = np.full(max(instances.max(initial=-1), ids.max(initial=-1)) + 2, -1)  # the last one is for no object
     rows[ids] = np.arange(len(ids))
-    of: Index = rows[instances]
+    of: Index = rows[np.maximum(instances, -1)]
     return of

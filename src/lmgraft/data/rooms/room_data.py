@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -21,8 +22,8 @@ from lmgraft.data.rooms.part import QUESTION_TYPES, RoomPart, Rooms, Worths, ans
 from lmgraft.data.rooms.question_files import part_of, read_rows
 from lmgraft.data.rooms.room import Index, RoomView
 from lmgraft.data.rooms.room_set import Asked, RoomSet
-from lmgraft.data.rooms.survey import Seen, Survey, survey
-from lmgraft.data.vision_language.parts import held_out_images, kind_numbers
+from lmgraft.data.rooms.survey import Survey, survey
+from lmgraft.data.vision_language.parts import held_out_images, images_in_both, kind_numbers
 from lmgraft.data.vision_language.text import Ids, WordTokenizer
 from lmgraft.errors import DataError
 
@@ -75,7 +76,7 @@ class RoomData(Data):
         self.max_corrupt, self.max_corrupt_test = max_corrupt, max_corrupt_test
         self._known: dict[str, Any] = {}
         """Words, answers and sizes of boxes as a run remembers them."""
-        self._surveys: dict[int, Survey] = {}
+        self._surveys: WeakKeyDictionary[RoomPart, Survey] = WeakKeyDictionary()
 
     @abstractmethod
     def find(self) -> dict[str, RoomPart]:
@@ -150,13 +151,13 @@ class RoomData(Data):
 
     def _survey(self, part: RoomPart, rooms: Sequence[int] | None = None) -> Survey:
         """What is seen of the rooms of a part, or at least of these; each is read once."""
-        known = self._surveys.get(id(part), Survey(seen={}, faults={}))
+        known = self._surveys.get(part, Survey(seen={}, faults={}))
         names = part.names if rooms is None else [part.names[room] for room in rooms]
         others = [name for name in names if name not in known.seen and name not in known.faults]
         if others:
             found = survey(part, others)
             known = Survey(seen={**known.seen, **found.seen}, faults={**known.faults, **found.faults})
-            self._surveys[id(part)] = known
+            self._surveys[part] = known
         return known
 
     def model_arguments(self) -> dict[str, Any]:
@@ -180,11 +181,13 @@ class RoomData(Data):
             found["val"] = found["train"]
         self.selection: Literal["val", "test", "last"] = "val" if "val" in found else "test"
         asked = {id(part): self._asked(part, self._kinds(part), self._counted[1]) for part in found.values()}
-        if not self._known:
-            self._say_poses(found["train"])
+        for sentence in images_in_both({split: (part, index[split]) for split, part in found.items()}):
+            self.remark(sentence)
         for split in SPLITS:
             if split in found:
                 part, kept = found[split], index[split]
+                if split == "test" or (split == "train" and not self._known):
+                    self._say_poses(part)
                 if not (self._known and split == "train"):  # nothing of it is shown, and reading it takes minutes
                     kept = self._readable(split, part, kept)
                 kept = self._answerable(split, part, asked[id(part)].worths, kept)
@@ -195,7 +198,11 @@ class RoomData(Data):
                 if not len(kept) and not (self._known and split != "test"):
                     first = next(iter(self._survey(part, ()).faults.items()), None)
                     why = "" if first is None else f"; of {first[0]}: {first[1]}"
-                    raise DataError(f"{part.where}: no question of {split} can be shown{why}", "see the notes above")
+                    none_held_out = f"data.val_size={self.val_size} holds out no room: make it larger, or 0"
+                    raise DataError(
+                        f"{part.where}: no question of {split} can be shown{why}",
+                        "see the notes above" if len(index[split]) else none_held_out,
+                    )
         self._sets.setdefault("val", self._sets["test"])
         if not self._known:  # a run is evaluated whose training rooms need not be here
             self.fill_a_batch(len(self._sets["train"]))
@@ -206,11 +213,17 @@ class RoomData(Data):
         counts = Counter(of[index].tolist())
         looked = self._survey(part, sorted(counts))
         odd: dict[str, list[str]] = {}
-        for name in (part.names[room] for room in sorted(counts)):
-            for note in looked.seen[name].notes if name in looked.seen else ():
+        flat: dict[str, int] = {}
+        for name in (part.names[room] for room in sorted(counts) if part.names[room] in looked.seen):
+            for note in looked.seen[name].notes:
                 odd.setdefault(note, []).append(name)
+            if looked.seen[name].flat:
+                flat[name] = looked.seen[name].flat
         for note, names in odd.items():
             self.remark(f"{split}: {note} ({listed(names)})")
+        if total := sum(flat.values()):
+            boxes = "1 box" if total == 1 else f"{total:,} boxes"
+            self.remark(f"{split}: {boxes} without an extent left out ({listed(list(flat))})")
         lost = {room: looked.faults[part.names[room]] for room in sorted(counts) if part.names[room] in looked.faults}
         asked = {room: plural(counts[room], "question") for room in lost}
         faults = [Fault(part.names[room], f"{why}; {asked[room]} about it") for room, why in lost.items()]
@@ -223,13 +236,13 @@ class RoomData(Data):
         return kept
 
     def _say_poses(self, part: RoomPart) -> None:
-        """Remark how many training questions say where the asker stands, where not all that have a situation do."""
-        placed = np.array([name in (seen := self._survey(part).seen) and seen[name].is_placed for name in part.names])
-        known = int((placed[np.asarray(part.image, np.int64)] & np.isfinite(part.poses).all(1)).sum())
+        """Remark of how many questions it is known where the asker stands, where that is not all with a situation."""
+        known = self._survey(part).placed(part)
         if known < len(part.texts) and any(part.situations):
             self.remark(
                 f"{part.where}: where the asker stands is known for {known:,} of "
-                f"{plural(len(part.texts), 'question')}; the others teach backbone.kwargs.situation_head nothing"
+                f"{plural(len(part.texts), 'question')}; object_inputs: asker and situation_head of backbone.kwargs "
+                "have nothing to go by in the others"
             )
 
     def _answerable(self, split: SplitName, part: RoomPart, worths: Worths, index: Index) -> Index:
@@ -280,14 +293,13 @@ class RoomData(Data):
         if not rows:
             raise DataError(f"{', '.join(sources)} holds no question", "give a list of objects")
         part = part_of(rows, ", ".join(sources), self.rooms)
-        for name, why in self._survey(part).faults.items():
-            raise DataError(f"{name} cannot be read ({why})", "scene_id names a room of the set in data.root")
-        placed = int(np.isfinite(part.poses).all(1).sum())
-        if placed < len(part.texts):
-            self.remark(
-                f"{part.where}: {placed:,} of {plural(len(part.texts), 'question')} have a position, which a model "
-                "with backbone.kwargs.object_inputs: asker needs"
+        if faults := self._survey(part).faults:
+            name, why = next(iter(faults.items()))
+            raise DataError(
+                f"{part.where}: {listed(list(faults))} cannot be read ({name}: {why})",
+                f"scene_id names a room of those in {part.root}",
             )
+        self._say_poses(part)
         asked = self._asked(part, np.zeros(len(part.texts), np.int64), {})  # of no type that the set knows
         return RoomSet(part, asked, np.arange(len(part.texts)), self.view)
 
@@ -327,7 +339,7 @@ class RoomData(Data):
         return {"preprocess": view, **training}
 
     def check(self, workers: int, progress: ShowProgress, near: bool = False) -> Findings:
-        """Every room read; what cannot be, what is odd with it, and how many questions of each type there are."""
+        """Every room read, with lines of its own; what cannot be, what is odd, and the questions of each type."""
         self.batch_size = 1
         self.max_corrupt = self.max_corrupt_test = len(self.parts) * max(
             len(part.names) for part in self.parts.values()
@@ -343,10 +355,8 @@ class RoomData(Data):
             names = sorted({part.names[n] for n in items.groups.tolist()})
             absent = [Fault(*fault) for fault in self._unreadable["test" if split == "test" else "train"].items()]
             faults = [fault for fault in absent if fault.file in looked.faults]
-            with progress(split, len(names)) as tell:
-                tell(len(names), len(faults))
             findings.faults[split] = faults
-            findings.remarks += _notes(split, {name: looked.seen[name] for name in names}, self.view.points)
+            findings.remarks += looked.notes(split, names, self.view.points)
             kinds[split] = Counter(items.asked.kinds[items.indices.numpy()].tolist())
             rows.append((split, f"{len(items):,}", f"{len(names):,}", f"{len(faults):,}"))
         findings.grids.append(Grid(("split", self.things, "rooms", "unreadable"), rows))
@@ -364,14 +374,3 @@ class RoomData(Data):
             words=len(self.words), answers=len(self.answer_names), classes=len(self.class_names), types=len(self.types)
         )
         return drawn_questions(size, self.view, counts, seed)
-
-
-def _notes(split: str, rooms: Mapping[str, Seen], points: int) -> list[str]:
-    """What is odd with the rooms of a split."""
-    kinds = {
-        "without any object": [name for name, room in rooms.items() if not len(room.boxes)],
-        f"of fewer than data.points={points} points; some come again": [
-            name for name, room in rooms.items() if room.points < points
-        ],
-    }
-    return [f"{split}: {plural(len(of), 'room')} {what} ({listed(of)})" for what, of in kinds.items() if of]

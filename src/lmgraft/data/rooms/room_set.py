@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lmgraft.data.base import ItemSet
-from lmgraft.data.draws import seeds, uniforms
+from lmgraft.data.draws import permutation, seeds, uniforms
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.rooms.batch import RoomQuestions, RoomQuestionsWithTruth
@@ -86,21 +86,24 @@ class _Epoch(NamedTuple):
     """(N,) of each sample the one that begins its row: its points and changes are drawn for all of the row."""
 
 
-def in_rows(drawn: Index, groups: Index, together: int) -> _Epoch:
-    """An order changed so that up to `together` samples of a group follow each other, where the first of them was.
+def in_rows(groups: Index, together: int, draw: Callable[[int], Index]) -> _Epoch:
+    """Samples in a drawn order, up to `together` of a group in a row.
 
     Args:
-        drawn: (N,) samples in an order.
         groups: (N,) of each sample.
-        together: One leaves the order as it is.
+        together: One is a plain permutation.
+        draw: Gives a permutation of so many.
     """
-    by_group = np.argsort(groups[drawn], kind="stable")  # places in the order, group by group
+    drawn = draw(len(groups))
+    if together == 1:
+        return _Epoch(drawn, np.arange(len(groups)))
+    ordered = drawn[np.argsort(groups[drawn], kind="stable")]  # group by group
     counts = np.unique(groups, return_counts=True)[1]
-    number = np.arange(len(drawn)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each in its group
-    begins = by_group[np.arange(len(drawn)) - number % together]
-    first = np.empty_like(drawn)
-    first[drawn[by_group]] = drawn[begins]
-    return _Epoch(drawn[by_group[np.argsort(begins, kind="stable")]], first)
+    number = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)  # of each in its group
+    row = np.cumsum(number % together == 0) - 1
+    first = np.empty_like(ordered)
+    first[ordered] = ordered[np.arange(len(groups)) - number % together]
+    return _Epoch(ordered[np.argsort(draw(int(row[-1]) + 1)[row], kind="stable")], first)
 
 
 class RoomSet(ItemSet):
@@ -146,8 +149,8 @@ class RoomSet(ItemSet):
 
     def _epoch(self, seed: int, epoch: int) -> _Epoch:
         if self._drawn is None or self._drawn[0] != (seed, epoch):
-            drawn = super().order(seed, epoch)
-            self._drawn = (seed, epoch), in_rows(drawn, self.groups.numpy(), self.view.together)
+            rows = in_rows(self.groups.numpy(), self.view.together, partial(permutation, seed, epoch))
+            self._drawn = (seed, epoch), rows
         return self._drawn[1]
 
     def __getitems__(self, draws: list[Draw]) -> RoomQuestions | RoomQuestionsWithTruth:

@@ -13,7 +13,8 @@ from __future__ import annotations
 import csv
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,8 +25,8 @@ import numpy.typing as npt
 
 from lmgraft.data.files import identity_of
 from lmgraft.data.points.meshes import DAMAGE, Array, UnreadableCloudError
-from lmgraft.data.rooms.room import MEAN_COLOUR, Index, Numbers, Room, brought, recognise, rows_of, without_flat
-from lmgraft.errors import DataError
+from lmgraft.data.rooms.room import MEAN_COLOUR, Index, Numbers, Room, brought, recognise, rows_of, with_extent
+from lmgraft.errors import DataError, LmgraftError
 from lmgraft.versions import optional
 
 CLASSES: dict[str, int | None] = {
@@ -101,50 +102,59 @@ class ScanFolder:
             raise UnreadableCloudError(reason)
         try:
             return _room(self._exported(scene) if self.files(scene)[0].suffix == ".npy" else self._raw(scene))
-        except UnreadableCloudError:
+        except (UnreadableCloudError, LmgraftError):
             raise
         except DAMAGE as error:
-            if hasattr(error, "remedy"):
-                raise  # a package is missing
             raise UnreadableCloudError(f"{type(error).__name__}: {error}") from None
 
     def _exported(self, scene: str) -> _Scan:
         vert, instance, box, *raw = self.files(scene)
-        points, instances, boxes = (_numbers(vert, 2, 6), _numbers(instance, 1), _numbers(box, 2, 7))
+        points, labels = _numbers(vert, (None, 6), slice(6)), _numbers(instance, (None,))
+        boxes = _numbers(box, (None, 8), slice(6, 8))
+        instances, ids = np.maximum(labels.astype(np.int64), 0) - 1, boxes[:, 7].astype(np.int64)
+        there = ids[with_extent(boxes[:, :6])]  # rows of objects without points are left zero by the scripts
+        if len(np.unique(there)) < len(there) or there.min(initial=0) < 0:
+            raise UnreadableCloudError(f"{box.name}: the last column is no number from 0 for each object, but {there}")
         if len(points) != len(instances):
             raise UnreadableCloudError(f"{vert.name} has {len(points):,} points, {instance.name} {len(instances):,}")
-        unaligned = _numbers(raw[0], 2, 3) if raw else points if vert.name == f"{scene}_vert.npy" else None
-        ids = boxes[:, 7] if boxes.shape[1] > 7 else np.arange(len(boxes))
+        is_aligned = vert.name == f"{scene}_aligned_vert.npy"
+        unaligned = _numbers(raw[0], (None, 3), slice(3)) if raw else None if is_aligned else points
         return _Scan(
-            points, instances.astype(np.int64) - 1, boxes[:, :6].astype(np.float32), boxes[:, 6].astype(np.int64),
-            np.asarray(ids, np.int64), None if unaligned is None else (unaligned, points),
-            vert.name == f"{scene}_aligned_vert.npy",
+            points, instances, boxes[:, :6].astype(np.float32), boxes[:, 6].astype(np.int64), ids,
+            None if unaligned is None else (unaligned, points), is_aligned,
         )  # fmt: skip
 
     def _raw(self, scene: str) -> _Scan:
         ply, segments, groups, text = self.files(scene)
-        mesh = optional("trimesh", "points", "reading PLY").load(ply, process=False)
-        places = np.asarray(mesh.vertices, np.float32)
+        trimesh = optional("trimesh", "points", "reading PLY")
+        with _reading(ply):
+            mesh = trimesh.load(ply, process=False)
+            places = np.asarray(mesh.vertices, np.float32)
+            colours = np.asarray(mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else ())
         notes = []
-        colours = np.asarray(mesh.visual.vertex_colors if mesh.visual.kind == "vertex" else ())
         if len(colours) != len(places):
             colours = np.tile(np.array(MEAN_COLOUR), (len(places), 1))
             notes.append("without colours; its points have the mean colour of ScanNet's")
         matrix = _alignment(text)
         is_aligned = matrix is not None
         if matrix is None:
-            notes.append(f"without axisAlignment in {text.name}; left as it was scanned")
+            notes.append("without axisAlignment in its text file; left as it was scanned")
             matrix = np.eye(4)
         aligned = places @ matrix[:3, :3].T.astype(np.float32) + matrix[:3, 3].astype(np.float32)
-        of = np.array(_json(segments)["segIndices"], np.int64)
+        with _reading(segments):
+            of = np.array(_json(segments)["segIndices"], np.int64)
+        with _reading(groups):
+            objects = [(int(g["objectId"]), g["segments"], str(g["label"])) for g in _json(groups)["segGroups"]]
         if len(of) != len(places):
             raise UnreadableCloudError(f"{ply.name} has {len(places):,} vertices, {segments.name} {len(of):,}")
         instances = np.full(len(of), -1, np.int64)
         boxes, classes, ids = [np.empty((0, 6), np.float32)], [], []
-        for group in _json(groups)["segGroups"]:
-            number, inside = int(group["objectId"]), np.isin(of, group["segments"])
+        if not {label for _, _, label in objects} <= self._nyu40.keys():
+            notes.append(f"with labels that {_TABLE} lacks, which count as others")
+        for number, of_object, label in objects:
+            inside = np.isin(of, of_object)
             instances[inside] = number
-            kind = self._nyu40.get(str(group["label"]), 0)
+            kind = self._nyu40.get(label, 0)
             if inside.any() and kind not in _NO_OBJECTS:
                 low, high = aligned[inside].min(0), aligned[inside].max(0)
                 boxes.append(np.concatenate([(low + high) / 2, high - low])[None])
@@ -186,7 +196,7 @@ def class_numbers(nyu40: Index) -> Index:
 def _room(scan: _Scan) -> Room:
     points = scan.points[:, :3].astype(np.float32)
     by = recognise(points, scan.is_aligned)
-    whole, notes = without_flat(scan.boxes)
+    whole = with_extent(scan.boxes)
     wanted = whole & ~np.isin(scan.classes, _NO_OBJECTS)
     places, boxes = brought(points, scan.boxes[wanted], by)
     colours, of_colours = _colours(scan.points[:, 3:6])
@@ -204,7 +214,8 @@ def _room(scan: _Scan) -> Room:
         ids=ids,
         point_box=rows_of(scan.instances, ids),
         frame=frame,
-        notes=tuple(filter(None, (by.note, of_colours, *scan.notes, *notes))),
+        notes=tuple(filter(None, (by.note, of_colours, *scan.notes))),
+        flat=int((~whole).sum()),
     )
 
 
@@ -233,11 +244,33 @@ def _frame(raw: Array, points: Array) -> Numbers | None:
     return frame
 
 
-def _numbers(file: Path, dimensions: int, columns: int = 0) -> npt.NDArray[Any]:
-    """The array of an npy file, which is not unpickled."""
-    values: npt.NDArray[Any] = np.load(file, allow_pickle=False)
-    if values.dtype.kind not in "fiu" or values.ndim != dimensions or (columns and values.shape[1] < columns):
-        raise UnreadableCloudError(f"{file.name} holds {values.dtype} {values.shape}")
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Names the file of what fails meanwhile."""
+    try:
+        yield
+    except DAMAGE as error:
+        reason = (str(error).splitlines() or [""])[0][:120]
+        if "pickle" in reason:  # numpy advises to unpickle whatever is no array
+            reason = "no array of numbers"
+        raise UnreadableCloudError(f"{file.name}: {type(error).__name__}: {reason}") from None
+
+
+def _numbers(file: Path, shape: tuple[int | None, ...], finite: slice = slice(None)) -> npt.NDArray[Any]:
+    """The array of an npy file, which is not unpickled.
+
+    Args:
+        file: Its name ends in npy.
+        shape: None is any number; of the last axis there may be more.
+        finite: Columns that are looked at for numbers that are none.
+    """
+    with _reading(file):
+        values: npt.NDArray[Any] = np.load(file, allow_pickle=False)
+    if values.dtype.kind not in "fiu" or values.ndim != len(shape) or values.shape[-1] < (shape[-1] or 0):
+        wanted = ", ".join("n" if size is None else f"{size} or more" for size in shape)
+        raise UnreadableCloudError(f"{file.name} holds {values.dtype} {values.shape}, and numbers ({wanted}) are read")
+    if not np.isfinite(values[..., finite]).all():
+        raise UnreadableCloudError(f"{file.name} has numbers that are not finite")
     return values
 
 
@@ -247,5 +280,8 @@ def _json(file: Path) -> Any:
 
 def _alignment(text: Path) -> Numbers | None:
     """(4, 4) of a scene's text file; None where it has none."""
-    found = re.search(r"^\s*axisAlignment\s*=\s*(.+)$", text.read_text(), re.MULTILINE) if text.is_file() else None
-    return None if found is None else np.array(found[1].split(), float).reshape(4, 4)
+    if not text.is_file():
+        return None
+    with _reading(text):
+        found = re.search(r"^\s*axisAlignment\s*=\s*(.+)$", text.read_text(), re.MULTILINE)
+        return None if found is None else np.array(found[1].split(), float).reshape(4, 4)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from lmgraft.data.base import SPLITS
 from lmgraft.data.rooms.part import RoomPart, Rooms, count_answers
-from lmgraft.data.rooms.question_files import first_of, part_of, read_file, read_rows, read_sqa3d
+from lmgraft.data.rooms.question_files import first_of, part_of, read_file, read_rows, read_sqa3d, repeated_ids
 from lmgraft.data.rooms.room_data import RoomData
 from lmgraft.data.rooms.scannet import CLASSES, ScanFolder
 from lmgraft.data.vision_language.answers import plain
@@ -44,6 +44,8 @@ class ScanData(RoomData):
 
     @property
     def rooms(self) -> Rooms:
+        if not self.scans.root.is_dir():
+            raise DataError(f"{self.scans.root}: there is no such folder", "data.scans is the folder of the rooms")
         return Rooms(self.scans.root, self.scans.load, self.scans.identity)
 
 
@@ -71,7 +73,7 @@ class Sqa3d(ScanData):
             questions, annotations = (first_of(self._folders, [name]) for name in names)
             if questions is not None and annotations is not None:
                 parts[split] = part_of(read_sqa3d(questions, annotations), str(questions), self.rooms)
-            elif split != "val":
+            elif split != "val" or questions or annotations:
                 lacking = names[0] if questions is None else names[1]
                 raise DataError(f"{lacking} is not in {self.root}", "data.root is the folder sqa_task of SQA3D")
         return parts
@@ -104,10 +106,14 @@ class ScanQa(ScanData):
 
     def find(self) -> dict[str, RoomPart]:
         folders = [self.root, self.root / "qa"]
-        files = {split: first_of(folders, [name.format(split) for name in self._names]) for split in SPLITS}
-        parts: dict[str, RoomPart] = {
-            split: part_of(read_rows(file), str(file), self.rooms) for split, file in files.items() if file is not None
-        }  # fmt: skip
+        parts: dict[str, RoomPart] = {}
+        for split in SPLITS:
+            file = first_of(folders, [name.format(split) for name in self._names])
+            if file is not None:
+                rows = read_rows(file)
+                if twice := repeated_ids(file, [row for row in rows if "question_id" in row]):
+                    self.remark(twice)
+                parts[split] = part_of(rows, str(file), self.rooms)
         if "test" in parts and not any(parts["test"].answers):  # as ScanQA keeps those of its tests to itself
             self.remark(f"{parts.pop('test').where} has no answers for the test: the validation questions are tested")
         if "test" not in parts and "val" in parts:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmgraft.data.files import SlowLines
+from lmgraft.data.files import SlowLines, listed, plural
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.rooms.part import RoomPart
 from lmgraft.data.rooms.room import Index
@@ -26,6 +26,8 @@ class Seen:
     is_placed: bool
     """Whether places of annotations are known in it."""
     notes: tuple[str, ...]
+    flat: int
+    """Boxes without an extent, which were left out."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,6 +37,21 @@ class Survey:
     seen: Mapping[str, Seen]
     faults: Mapping[str, str]
     """Rooms that cannot be read -> why."""
+
+    def placed(self, part: RoomPart) -> int:
+        """Of how many questions of a part it is known where the asker stands."""
+        rooms = np.array([name in self.seen and self.seen[name].is_placed for name in part.names])
+        return int((rooms[np.asarray(part.image, np.int64)] & np.isfinite(part.poses).all(1)).sum())
+
+    def notes(self, split: str, names: Sequence[str], points: int) -> list[str]:
+        """What is odd with these rooms of a split, that can be read, where so many points of each are shown."""
+        kinds = {
+            "without any object": [name for name in names if not len(self.seen[name].boxes)],
+            f"of fewer than data.points={points} points; some come again": [
+                name for name in names if self.seen[name].points < points
+            ],
+        }
+        return [f"{split}: {plural(len(of), 'room')} {what} ({listed(of)})" for what, of in kinds.items() if of]
 
     def mean_sizes(self, count: int) -> list[list[float]]:
         """(count, 3) of each class's boxes, metres; of a class without any, of all boxes.
@@ -63,7 +80,7 @@ def survey(part: RoomPart, names: Sequence[str]) -> Survey:
         else:
             seen[name] = Seen(
                 points=len(room.points), boxes=room.boxes, classes=room.classes, is_placed=room.frame is not None,
-                notes=room.notes,
+                notes=room.notes, flat=room.flat,
             )  # fmt: skip
         lines(f"[rooms] {number:,} of {len(names):,} rooms read")
     return Survey(seen=seen, faults=faults)

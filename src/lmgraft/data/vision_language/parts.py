@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ Categories = Mapping[str, Sequence[str]]
 class Part:
     """The texts of one split, as their files have them, each about one image."""
 
+    thing: ClassVar[str] = "image"
+    """What each text is about."""
     where: str
     """What an error calls them."""
     root: Path
@@ -65,7 +68,7 @@ def held_out_images(part: Part, size: int | float) -> dict[str, Index]:
     shown = part.shown()
     numbers = {name: number for number, name in enumerate(dict.fromkeys(shown))}
     labels = np.zeros(len(numbers), np.int64)
-    things = "images" if shown is part.names else "concepts"
+    things = f"{part.thing}s" if shown is part.names else "concepts"
     sides = hold_out(as_names(list(numbers)), labels, {"val": size}, ("any",), part.where, things)
     of_text = np.array([numbers[name] for name in shown], np.int64)[np.asarray(part.image)]
     return {split: np.flatnonzero(np.isin(of_text, side)) for split, side in sides.items()}
@@ -83,7 +86,7 @@ def images_in_both(parts: Mapping[str, tuple[Part, Index]]) -> list[str]:
     }
     shared = {pair: sorted(paths[pair[0]] & paths[pair[1]]) for pair in combinations(paths, 2)}
     return [
-        f"{plural(len(both), 'image')} of {second} also in {first}: {listed(both)}"
+        f"{plural(len(both), parts[second][0].thing)} of {second} also in {first}: {listed(both)}"
         for (first, second), both in shared.items()
         if both
     ]

@@ -143,7 +143,7 @@ HOSTS = Registry(
         "torchvision.models.vision_transformer.VisionTransformer": "lmgraft.backbones.torchvision_vit:describe",
         "lmgraft.backbones.point_bert.PointBert": "lmgraft.backbones.point_bert:describe",
         "lmgraft.backbones.meter.Meter": "lmgraft.backbones.meter:describe",
-        "lmgraft.backbones.scene_qa.model.SceneQA": "lmgraft.backbones.scene_qa.model:describe",
+        "lmgraft.backbones.scene_qa.model.SceneQA": "lmgraft.backbones.scene_qa.host:describe",
         "lmgraft.backbones.vectornet.VectorNet": "lmgraft.backbones.vectornet:describe",
         "lmgraft.backbones.mmtransformer.MMTransformer": "lmgraft.backbones.mmtransformer:describe",
     },

@@ -68,6 +68,7 @@ Every file is read in full. Exit status: 0 if all is well, 1 if something is wro
         if self.workers is not None and self.workers < 0:
             raise RecipeError(f"--workers {self.workers} is no whole number of at least 0", "for instance --workers 0")
         data = self._of_files() if self.recipe is None else load_recipe(self.recipe, self.more).data
+        data.says_remarks = False  # they are listed below
         workers = os.cpu_count() or 1 if self.workers is None else self.workers
         findings = data.check(workers, _progress(data.things), self.near)
         if self.json:

@@ -128,6 +128,8 @@ class Data(LightningDataModule, ABC):
     """Unreadable files, in training and validation, above which a run stops."""
     max_corrupt_test: int = 0
     """Unreadable files among the test items above which a run stops."""
+    says_remarks: bool = True
+    """Whether remarks are written to the terminal at once, as whoever lists them at the end need not have."""
     before: ClassVar[Mapping[str, Any]] = {}
     """Keys younger than a run -> what they were without it, so that it is evaluated as it was trained."""
     many_sizes: ClassVar[bool] = False
@@ -153,7 +155,8 @@ class Data(LightningDataModule, ABC):
     def remark(self, sentence: str) -> None:
         """Say once what is odd with the data, or is left out of them, but stops nothing."""
         self._remarks[sentence] = None
-        say_once(f"note: {sentence}\n")
+        if self.says_remarks:
+            say_once(f"note: {sentence}\n")
 
     @property
     def remarks(self) -> tuple[str, ...]:

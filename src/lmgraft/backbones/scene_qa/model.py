@@ -14,13 +14,13 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from lmgraft.backbones.scene_parts import padding_of_call
 from lmgraft.backbones.scene_qa.fusion import ACTIVATIONS, AttFlat, GuidedLayer, SelfLayer
+from lmgraft.backbones.scene_qa.given import GIVEN, GivenObjects
 from lmgraft.backbones.scene_qa.memory import Memory, asked_once
-from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes, shares_of_proposals
+from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes
 from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
 from lmgraft.backbones.weights import load_weights, open_weights
-from lmgraft.contracts import Host, TokenLayout, is_traced
+from lmgraft.contracts import is_traced
 from lmgraft.errors import HostError, SourceError
 from lmgraft.geometry.points import take_points
 from lmgraft.geometry.poses import gaze
@@ -29,6 +29,7 @@ POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
 _POSE_DROP_RATE = 0.1  # as SQA3D has it
 _ASKER_FEATURES, _NEAR = 6, 1e-3  # of `from_asker`; metres within which no direction is told
+_FEATURE_SCALE = 4.0  # of what tokens are told of points: two colours are a tenth apart, too little to learn from
 _FROZEN = ("words", "detector")
 ObjectInputs = Literal["none", "room", "asker"]
 
@@ -75,6 +76,8 @@ class SceneQA(nn.Module):
         num_answers: A.
         mean_sizes: (C, 3), of each class of objects, metres.
         num_features: F, what points have beside their places.
+        given_objects: Whether the last two features say which object a point is of and its class (`GIVEN`): tokens are
+            these objects, and nothing is detected.
         detector: What is other than in `Sizes`.
         hidden: Width of the fusion's tokens: 256 in SQA3D, 768 in the paper.
         num_heads, layers, drop_rate: Of each stack of the fusion.
@@ -107,6 +110,7 @@ class SceneQA(nn.Module):
         num_answers: int,
         mean_sizes: Sequence[Sequence[float]],
         num_features: int = 4,
+        given_objects: bool = False,
         detector: dict[str, Any] | None = None,
         hidden: int = 256,
         num_heads: int = 8,
@@ -138,6 +142,11 @@ class SceneQA(nn.Module):
             )
         if activation not in ACTIVATIONS:
             raise HostError(f"backbone.kwargs.activation={activation!r}", f"of {' and '.join(ACTIVATIONS)}")
+        if given_objects and (object_features or object_inputs == "none" or detector or "detector" in frozen):
+            raise HostError(
+                "data.given_objects leaves nothing to detect",
+                "set backbone.kwargs.object_features: false and object_inputs: room or asker, and nothing of detector",
+            )
         if not object_features and object_inputs == "none":
             raise HostError(
                 "backbone.kwargs.object_features=false", "give object_inputs, or nothing tells objects apart"
@@ -147,13 +156,17 @@ class SceneQA(nn.Module):
         if unknown := sorted(set(frozen) - set(_FROZEN)):
             raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
         self.embed_dim, self.frozen = hidden, tuple(frozen)
-        self.detector = Detector(num_features, mean_sizes, Sizes.of(detector or {}))
+        self.num_inputs = num_features - GIVEN * given_objects  # of a point, for tokens
+        of_detector = Sizes.of(detector or {})
+        self.detector: Detector | GivenObjects = (
+            GivenObjects(num_features, mean_sizes) if given_objects else Detector(num_features, mean_sizes, of_detector)
+        )
         self.text = TextEncoder(num_words, word_dim, hidden, word_drop_rate)
         self.object_embed = (
-            nn.Sequential(nn.Linear(self.detector.sizes.proposal_width, hidden), nn.GELU()) if object_features else None
+            nn.Sequential(nn.Linear(of_detector.proposal_width, hidden), nn.GELU()) if object_features else None
         )
         self.object_inputs = object_inputs
-        input_dim = 6 + len(mean_sizes) + num_features + (_ASKER_FEATURES if object_inputs == "asker" else 0)
+        input_dim = 6 + len(mean_sizes) + self.num_inputs + (_ASKER_FEATURES if object_inputs == "asker" else 0)
         self.input_embed = None if object_inputs == "none" else _head(input_dim, hidden, hidden, 0.0)
         sizes = hidden, num_heads, drop_rate, activation
         self.situation_layers, self.question_layers = (
@@ -199,6 +212,9 @@ class SceneQA(nn.Module):
         Raises:
             HostError: If they are no such points.
         """
+        if isinstance(self.detector, GivenObjects):
+            given: Proposals = self.detector(points)
+            return given
         if "detector" in self.frozen and not self.detector.training:
             self.detector.check(points)
             return self._memory.ask(self.detector, points)
@@ -231,8 +247,11 @@ class SceneQA(nn.Module):
 
     def input_features(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> Tensor:
         """What `object_inputs` adds for each proposal, no gradient: (B, P, 6 + C + F), or 6 more from the asker."""
-        of_seeds = take_points(take_points(points[..., 3:], proposals.seed_index), proposals.gathered)
-        parts = [proposals.boxes(self.detector.mean_sizes), proposals.classes.softmax(-1), of_seeds.mean(2)]
+        of_seeds = take_points(
+            take_points(points[..., 3 : 3 + self.num_inputs], proposals.seed_index), proposals.gathered
+        )
+        seen = _FEATURE_SCALE * of_seeds.mean(2)
+        parts = [proposals.boxes(self.detector.mean_sizes), proposals.classes.softmax(-1), seen]
         if self.object_inputs == "asker":
             parts.append(from_asker(proposals.centres, pose))
         return torch.cat(parts, -1).detach()
@@ -290,7 +309,8 @@ def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
     if name not in SIZES:
         raise HostError(f"there is no encoder of rooms {name!r}", f"backbone.name is one of {', '.join(SIZES)}")
     arguments = SIZES[name] | kwargs
-    arguments["detector"] = SIZES[name].get("detector", {}) | (kwargs.get("detector") or {})
+    of_size = {} if arguments.get("given_objects") else SIZES[name].get("detector", {})
+    arguments["detector"] = of_size | (kwargs.get("detector") or {})
     pretrained, words = arguments.pop("pretrained", None) or {}, arguments.pop("words", None)
     if not isinstance(pretrained, dict) or not pretrained.keys() <= set(_FROZEN):
         raise HostError(
@@ -355,50 +375,3 @@ def load_detector(model: SceneQA, source: str) -> None:
 
 def _none(name: str) -> bool:
     return False
-
-
-def describe(model: SceneQA) -> Host:
-    """The tail lies behind the last layer that a question guides; each token is a proposal that is an object."""
-    stacks = {name: len(getattr(model, name)) for name in ("by_situation", "by_question")}
-    embeds = [name for name in ("object_embed", "input_embed") if getattr(model, name) is not None]
-    return Host(
-        embed_dim=model.embed_dim,
-        layers=tuple(f"{name}.{i}" for name, count in stacks.items() for i in range(count)),
-        embedding_paths=("detector", "text", *embeds, "situation_layers", "question_layers"),
-        layout=TokenLayout(places=places, parts=parts, shares=token_shares),
-        padding_mask=padding_of_call,
-        varying=({}, {1: "situation"}, {1: "question"}, {}),
-        not_exported="its LSTM and its choice of centres among points are made for PyTorch",
-    )
-
-
-def places(model: Any, args: tuple[Any, ...]) -> Tensor:
-    """Where the tokens' objects are, (B, T, 3) in metres; NaN for what is no object."""
-    proposals = _evaluated(model, args[0])
-    order, padded = objects_first(proposals.is_object)
-    return take_points(proposals.centres, order).masked_fill(padded[..., None], torch.nan)
-
-
-def parts(model: Any, args: tuple[Any, ...]) -> Tensor:
-    """Where the seeds lie whose votes a token is made of, (B, T, K, 3) in metres; NaN for what is no object."""
-    proposals = _evaluated(model, args[0])
-    order, padded = objects_first(proposals.is_object)
-    gathered = take_points(proposals.gathered, order)
-    return take_points(proposals.seeds, gathered).masked_fill(padded[..., None, None], torch.nan)
-
-
-def token_shares(model: Any, args: tuple[Any, ...], truth: Tensor) -> Tensor:
-    """Which share of each token's seeds a truth per point (B, N) is of: (B, T), NaN for what is no object."""
-    proposals = _evaluated(model, args[0])
-    order, padded = objects_first(proposals.is_object)
-    return shares_of_proposals(proposals, truth).gather(1, order).masked_fill(padded, torch.nan)
-
-
-@torch.no_grad()
-def _evaluated(model: Any, points: Tensor) -> Proposals:
-    training = model.training
-    try:
-        proposals: Proposals = model.eval().propose(points)
-    finally:
-        model.train(training)
-    return proposals

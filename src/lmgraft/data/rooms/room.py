@@ -147,6 +147,8 @@ class RoomView:
     """Whether points have their colour: three features."""
     height: bool = True
     """Whether points have their height above the floor: one feature."""
+    given_objects: bool = False
+    """Whether points also say which object they are of and its class, -1 where of none: two features, the last ones."""
     max_text_len: int = 100
     """Words of a situation or a question behind which it is cut."""
     hidden: tuple[Hidden, ...] = ()
@@ -176,7 +178,7 @@ class RoomView:
     @property
     def num_features(self) -> int:
         """What a point has beside its place."""
-        return 3 * self.colour + self.height
+        return 3 * self.colour + self.height + 2 * self.given_objects
 
     @property
     def changes(self) -> bool:

@@ -164,6 +164,7 @@ class RoomData(Data):
         return {
             "num_words": len(self.words), "num_answers": len(self.answer_names), "num_features": self.view.num_features,
             "mean_sizes": self.mean_sizes, "words": list(self.words),
+            **({"given_objects": True} if self.view.given_objects else {}),
         }  # fmt: skip
 
     def categories(self) -> dict[str, tuple[str, ...]]:
@@ -237,11 +238,11 @@ class RoomData(Data):
 
     def _say_poses(self, part: RoomPart) -> None:
         """Remark of how many questions it is known where the asker stands, where that is not all with a situation."""
-        known = self._survey(part).placed(part)
-        if known < len(part.texts) and any(part.situations):
+        known, questions = self._survey(part).placed(part)
+        if known < questions and any(part.situations):
             self.remark(
                 f"{part.where}: where the asker stands is known for {known:,} of "
-                f"{plural(len(part.texts), 'question')}; object_inputs: asker and situation_head of backbone.kwargs "
+                f"{plural(questions, 'question')}; object_inputs: asker and situation_head of backbone.kwargs "
                 "have nothing to go by in the others"
             )
 

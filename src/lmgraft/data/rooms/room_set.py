@@ -207,8 +207,12 @@ class RoomSet(ItemSet):
         truth = None
         if self.part.objects is not None and not self.training:
             truth = np.isin(of, np.flatnonzero(np.isin(ids, self.part.objects[question])))
+        parts = [places, features]
+        if self.view.given_objects:
+            kinds = np.append(classes, -1)[of]  # the last one is for no object
+            parts.append(np.column_stack([of, kinds]).astype(np.float32))
         return _Shown(
-            points=np.concatenate([places, features], 1), boxes=boxes, classes=classes, point_box=of, pose=pose,
+            points=np.concatenate(parts, 1), boxes=boxes, classes=classes, point_box=of, pose=pose,
             truth=truth,
         )  # fmt: skip
 

@@ -38,10 +38,12 @@ class Survey:
     faults: Mapping[str, str]
     """Rooms that cannot be read -> why."""
 
-    def placed(self, part: RoomPart) -> int:
-        """Of how many questions of a part it is known where the asker stands."""
-        rooms = np.array([name in self.seen and self.seen[name].is_placed for name in part.names])
-        return int((rooms[np.asarray(part.image, np.int64)] & np.isfinite(part.poses).all(1)).sum())
+    def placed(self, part: RoomPart) -> tuple[int, int]:
+        """Of how many questions about rooms that are seen it is known where the asker stands; of how many at all."""
+        seen = np.array([name in self.seen for name in part.names])
+        placed = np.array([name in self.seen and self.seen[name].is_placed for name in part.names])
+        of = np.asarray(part.image, np.int64)
+        return int((placed[of] & np.isfinite(part.poses).all(1)).sum()), int(seen[of].sum())
 
     def notes(self, split: str, names: Sequence[str], points: int) -> list[str]:
         """What is odd with these rooms of a split, that can be read, where so many points of each are shown."""

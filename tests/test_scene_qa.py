@@ -28,7 +28,7 @@ from lmgraft.geometry.points import interpolate
 from lmgraft.graft.export import export_onnx, export_torch
 from lmgraft.graft.hosts import find_host
 from tiny import random_block, randomise_, relative_error
-from tiny_rooms import ARGUMENTS, MEAN_SIZES, SIZES, inputs, make_scene_qa, rooms
+from tiny_rooms import ARGUMENTS, MEAN_SIZES, OBJECTS, SIZES, inputs, make_scene_qa, rooms
 
 
 def vector(x: Tensor, name: str, w: dict[str, Tensor]) -> Tensor:
@@ -285,6 +285,97 @@ class TestHost:
         assert torch.equal(again(*seen).answers, model(*seen).answers)
 
 
+class TestGiven:
+    OPTIONS: dict[str, Any] = {
+        "num_features": 6,
+        "given_objects": True,
+        "object_features": False,
+        "object_inputs": "asker",
+        "detector": None,
+    }
+
+    def seen(self) -> tuple[dict[str, Tensor], Tensor]:
+        """A batch, and its points with the object of each and its class."""
+        fields = rooms()
+        of = fields["point_box"]
+        kinds = fields["box_classes"].gather(1, of.clamp_min(0)).masked_fill(of < 0, -1)
+        return fields, torch.cat([fields["points"], of[..., None].float(), kinds[..., None].float()], -1)
+
+    def test_objects_are_those_of_the_points(self) -> None:
+        model = make_scene_qa(**self.OPTIONS)
+        fields, points = self.seen()
+        out = model.propose(points)
+        told = model.input_features(points, out, fields["pose"])
+        assert scene_qa.objects_first(out.is_object)[1][-1].all()
+        found = 0
+        for b, of in enumerate(fields["point_box"]):
+            assert out.is_object[b].nonzero()[:, 0].tolist() == sorted({n for n in of.tolist() if n >= 0})
+            for number in range(OBJECTS):
+                mine = (of == number).nonzero()[:, 0]
+                if not len(mine):
+                    continue
+                found += 1
+                places = points[b, mine, :3]
+                low, high = places.amin(0), places.amax(0)
+                box = out.boxes(model.detector.mean_sizes)[b, number]
+                assert torch.allclose(box, torch.cat([(low + high) / 2, high - low]), atol=1e-5)
+                assert out.gathered[b, number].tolist() == list(itertools.islice(itertools.cycle(mine.tolist()), 32))
+                kind = int(fields["box_classes"][b, number])
+                assert told[b, number, 6:9].argmax() == kind
+                assert told[b, number, 6:9].max() > 1 - 1e-6
+                mean = points[b, out.gathered[b, number], 3:7].mean(0)
+                assert torch.allclose(told[b, number, 9:13], 4 * mean, atol=1e-5)
+                assert torch.allclose(
+                    told[b, number, 13:], from_asker(box[None, None, :3], fields["pose"][b : b + 1])[0, 0]
+                )
+        assert found >= 4
+
+    def test_an_answer_follows_from_objects_alone(self) -> None:
+        model = make_scene_qa(**self.OPTIONS)
+        fields, points = self.seen()
+        texts = fields["situation"], fields["question"], fields["pose"]
+        answers = model(points, *texts).answers
+        other = points.clone()
+        other[points[..., -2] < 0, :-2] += 1  # of no object
+        assert torch.allclose(model(other, *texts).answers, answers, atol=1e-6)
+        moved = points.clone()
+        moved[0, points[0, :, -2] == 0, 0] += 1
+        assert relative_error(model(moved, *texts).answers[0], answers[0]) > 1e-4
+        nothing = points.clone()
+        nothing[..., -2:] = -1
+        assert model(nothing, *texts).answers.isfinite().all()
+        assert not model.propose(nothing).is_object.any()
+
+    def test_a_graft_and_its_tokens(self, tmp_path: Path, llama_folder: Path) -> None:
+        spec = {"factory": "scene_qa", "name": "scene_qa", "kwargs": {**ARGUMENTS, **SIZES, **self.OPTIONS}}
+        fields, points = self.seen()
+        seen = points, fields["situation"], fields["question"], fields["pose"]
+        model = lmgraft.graft(make_scene_qa(**self.OPTIONS), llama_folder, host_spec=spec).eval()
+        lmgraft.save_pretrained(model, tmp_path / "model")
+        again = lmgraft.load_pretrained(tmp_path / "model").eval()
+        assert torch.equal(again(*seen).answers, model(*seen).answers)
+        host = find_host(make_scene_qa(**self.OPTIONS))
+        assert host is not None
+        truth = fields["point_box"] == 1
+        shares = host.layout.shares(model, seen, truth)
+        order, padded = scene_qa.objects_first(model.propose(points).is_object)
+        assert torch.equal(shares.nan_to_num(-1), (order == 1).float().masked_fill(padded, -1))
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"object_features": True}, {"object_inputs": "none"}, {"frozen": ["detector"]}, {"detector": {"width": 9}}],
+    )
+    def test_what_would_detect_is_refused(self, options: dict[str, Any]) -> None:
+        with pytest.raises(HostError, match=r"data\.given_objects leaves nothing to detect"):
+            make_scene_qa(**{**self.OPTIONS, **options})
+
+    def test_points_without_objects_are_refused(self) -> None:
+        with pytest.raises(HostError, match=r"data\.given_objects: true adds"):
+            make_scene_qa(**{**self.OPTIONS, "num_features": 1})
+        with pytest.raises(HostError, match="the last two a point's object and its class"):
+            make_scene_qa(**self.OPTIONS).propose(rooms()["points"])
+
+
 class TestLearning:
     @pytest.mark.parametrize("training", [False, True])
     def test_a_detector_that_learns_computes_equal_rooms_once(self, training: bool) -> None:
@@ -419,7 +510,7 @@ def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
     told = model.input_features(points, proposals, None)
     assert torch.equal(told[..., :6], proposals.boxes(model.detector.mean_sizes))
     seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
-    torch.testing.assert_close(told[1, 2, 6:-6], torch.cat([proposals.classes[1, 2].softmax(0), seeds.mean(0)]))
+    torch.testing.assert_close(told[1, 2, 6:-6], torch.cat([proposals.classes[1, 2].softmax(0), 4 * seeds.mean(0)]))
     assert not told[..., -6:].any()
     model.requires_grad_(True)
     assert not model.input_features(points, model.detector(points), None).requires_grad

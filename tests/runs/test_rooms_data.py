@@ -707,6 +707,26 @@ def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path
     assert Sqa3d(str(sqa3d), points=32).open([str(tmp_path / "asked.json")]).batch([0]).points.any()
 
 
+def test_points_say_which_object_they_are_of(furnished):
+    data = FurnishedRooms(str(furnished), points=64, batch_size=2, given_objects=True)
+    data.setup()
+    assert data.model_arguments()["num_features"] == 6
+    assert data.model_arguments()["given_objects"]
+    for batch in (data.still("test").batch([0, 9]), data.split("train").batch([0, 1])):
+        of = batch.point_box
+        assert torch.equal(batch.points[..., -2].long(), of)
+        kinds = batch.box_classes.gather(1, of.clamp_min(0)).masked_fill(of < 0, -1)
+        assert torch.equal(batch.points[..., -1].long(), kinds)
+        assert (of >= 0).any()
+        assert (of < 0).any()
+    hidden = FurnishedRooms(str(furnished), points=64, batch_size=2, given_objects=True, hidden=("room",))
+    hidden.setup()
+    batch = hidden.still("test").batch([0])
+    assert (batch.points[..., -2:] == -1).all()
+    assert not batch.points[..., :-2].any()
+    assert "given_objects" not in FurnishedRooms(str(furnished), batch_size=2).model_arguments()
+
+
 def test_a_list_is_judged_by_itself(furnished, tmp_path):
     data = FurnishedRooms(str(furnished), points=64, batch_size=2)
     data.setup()

@@ -73,10 +73,14 @@ def test_the_paper_s_size_makes_a_step() -> None:
     assert [name for name, p in model.named_parameters() if p.requires_grad and torch.equal(p, before[name])] == []
 
 
-def test_every_map_of_an_item_is_over_the_tokens_that_are_drawn(llama_folder: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("name", ["furnished_rooms", "furnished_objects"])
+def test_every_map_of_an_item_is_over_the_tokens_that_are_drawn(
+    name: str, llama_folder: Path, monkeypatch: Any
+) -> None:
     """Rooms of a batch have different numbers of objects, and one by itself has no other's padding."""
-    monkeypatch.setattr(Proposals, "is_object", property(lambda one: one.centres[..., 0] > 0))
-    recipe = load_recipe("rooms/furnished_rooms_debug", ["--llm", str(llama_folder)])
+    if name == "furnished_rooms":
+        monkeypatch.setattr(Proposals, "is_object", property(lambda one: one.centres[..., 0] > 0))
+    recipe = load_recipe(f"rooms/{name}_debug", ["--llm", str(llama_folder)])
     set_up_data(recipe)
     run = Opened("llm", recipe, build_task(recipe).eval(), Path())
     samples = [0, 4, 8, 12]

@@ -321,12 +321,12 @@ class TestGiven:
                 assert torch.allclose(box, torch.cat([(low + high) / 2, high - low]), atol=1e-5)
                 assert out.gathered[b, number].tolist() == list(itertools.islice(itertools.cycle(mine.tolist()), 32))
                 kind = int(fields["box_classes"][b, number])
-                assert told[b, number, 6:9].argmax() == kind
-                assert told[b, number, 6:9].max() > 1 - 1e-6
+                assert told["class"][b, number].argmax() == kind
+                assert told["class"][b, number].max() > 1 - 1e-6
                 mean = points[b, out.gathered[b, number], 3:7].mean(0)
-                assert torch.allclose(told[b, number, 9:13], 4 * mean, atol=1e-5)
+                assert torch.allclose(told["seen"][b, number], 4 * mean, atol=1e-5)
                 assert torch.allclose(
-                    told[b, number, 13:], from_asker(box[None, None, :3], fields["pose"][b : b + 1])[0, 0]
+                    told["asker"][b, number], from_asker(box[None, None, :3], fields["pose"][b : b + 1])[0, 0]
                 )
         assert found >= 4
 
@@ -508,12 +508,14 @@ def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
     model, points = make_scene_qa(object_inputs="asker"), inputs()[0]
     proposals = model.detector(points)
     told = model.input_features(points, proposals, None)
-    assert torch.equal(told[..., :6], proposals.boxes(model.detector.mean_sizes))
+    assert torch.equal(told["box"], proposals.boxes(model.detector.mean_sizes))
+    assert torch.equal(told["class"], proposals.classes.softmax(-1))
     seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
-    torch.testing.assert_close(told[1, 2, 6:-6], torch.cat([proposals.classes[1, 2].softmax(0), 4 * seeds.mean(0)]))
-    assert not told[..., -6:].any()
+    torch.testing.assert_close(told["seen"][1, 2], 4 * seeds.mean(0))
+    assert not told["asker"].any()
     model.requires_grad_(True)
-    assert not model.input_features(points, model.detector(points), None).requires_grad
+    assert not any(one.requires_grad for one in model.input_features(points, model.detector(points), None).values())
+    assert set(make_scene_qa(object_inputs="room").input_embed) == {"box", "class", "seen"}
     with pytest.raises(HostError, match="object_inputs='all'"):
         make_scene_qa(object_inputs="all")
 

@@ -169,7 +169,7 @@ class SceneQA(nn.Module):
         told = {"box": 6, "class": len(mean_sizes), "seen": self.num_inputs, "asker": _ASKER_FEATURES}
         if object_inputs != "asker":
             del told["asker"]
-        # Sums of maps, not a net of all together: that is learnt in half the time.
+        # A sum of maps, not one net of all together: that is learnt sooner (docs/rooms.md).
         self.input_embed = (
             None if object_inputs == "none" else nn.ModuleDict({name: nn.Linear(n, hidden) for name, n in told.items()})
         )

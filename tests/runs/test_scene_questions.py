@@ -146,6 +146,25 @@ def test_all_of_the_loss_and_what_a_frozen_detector_leaves_out() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_one_answer_of_all() -> None:
+    part, fields = task(answer_loss="softmax"), batch()
+    out = SceneAnswers(torch.randn(3, ANSWERS, generator=torch.Generator().manual_seed(0)), proposals(), None)
+    fields.targets[1] = 0
+    fields.targets[1, 2:4] = torch.tensor([0.3, 0.9])
+    fields.targets[2] = 0
+    logs = out.answers.double().softmax(1).log()
+    right = int(fields.targets[0].argmax())
+    by_hand = [-logs[0, right], -(0.25 * logs[1, 2] + 0.75 * logs[1, 3]), -logs[2].mean()]
+    assert part.score(out, fields)["answer_loss"].tolist() == pytest.approx([loss.item() for loss in by_hand], rel=1e-5)
+    assert part.parts(out, fields)["answer"].item() == pytest.approx(sum(by_hand).item() / 3, rel=1e-5)
+    first = part.predict(out, fields)[0]
+    name, belief = next(iter(first.items()))
+    assert name == f"answer {int(out.answers[0].argmax())}"
+    assert belief == pytest.approx(logs[0].max().exp().item(), abs=1e-6)
+    with pytest.raises(RecipeError, match=r"task\.answer_loss"):
+        task(answer_loss="hinge")
+
+
 def test_the_situation_s_loss() -> None:
     part, fields = task(), batch()
     out = make_scene_qa(situation_head=True).train()(*part.inputs(fields))

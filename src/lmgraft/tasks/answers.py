@@ -9,17 +9,17 @@ from torch import Tensor
 _MOST = 5
 
 
-def likeliest(logits: Tensor, names: Sequence[str]) -> list[dict[str, float]]:
-    """Each question's likeliest answers, up to five, with the model's belief in each by itself.
+def likeliest(beliefs: Tensor, names: Sequence[str]) -> list[dict[str, float]]:
+    """Each question's likeliest answers, up to five, with the model's belief in each.
 
     Args:
-        logits: (B, A)
+        beliefs: (B, A) in [0, 1].
         names: Of the A answers.
     """
-    beliefs, answers = logits.float().sigmoid().topk(min(_MOST, logits.shape[1]))
+    most, answers = beliefs.topk(min(_MOST, beliefs.shape[1]))
     return [
         {names[a]: round(belief, 6) for a, belief in zip(row, of, strict=True)}
-        for row, of in zip(answers.tolist(), beliefs.tolist(), strict=True)
+        for row, of in zip(answers.tolist(), most.tolist(), strict=True)
     ]
 
 

@@ -71,7 +71,7 @@ class QuestionAnswering(Task):
 
     def predict(self, out: Tensor, batch: QuestionBatch) -> list[dict[str, Any]]:
         """Each question's likeliest answers, up to five, with the model's belief in each by itself."""
-        return likeliest(out, self._answers)
+        return likeliest(out.float().sigmoid(), self._answers)
 
     def right(self, batch: QuestionBatch) -> list[str]:
         """The answers that count most by VQAv2's rule."""

@@ -41,7 +41,7 @@ def _share(name: str, title: str, margin: float) -> Metric:
 
 EM1, EM10 = (_share(f"em{k}", f"test EM@{k}", 0.005) for k in (1, 10))
 ANSWER_LOSS = Metric(
-    name="answer_loss", title="test binary cross-entropy", higher_is_better=False, scale=1, unit="nats",
+    name="answer_loss", title="test cross-entropy", higher_is_better=False, scale=1, unit="nats",
     difference_unit="nats", margin=0.01, low=0.0,
 )  # fmt: skip
 MAP25, MAP50 = (_share(f"map{round(100 * iou)}", f"test detection mAP@{iou}", 0.01) for iou in IOUS)
@@ -74,10 +74,12 @@ class SceneQuestions(Task):
         schedule: Makes the step-wise schedule from optimiser and number of steps.
         weights: Of parts of the loss, where they are other than `WEIGHTS`. A detector that is frozen has no loss.
         total_weight: Of the whole loss.
+        answer_loss: How answers are learnt. "binary": cross-entropy of each answer by itself, as published; several may
+            be right. "softmax": cross-entropy over all of them, where one is right; that is learnt sooner.
         choose_by: The metric that chooses the epoch: "em1", or "map25" of a run for its detector's sake.
 
     Raises:
-        RecipeError: If a weight is unknown or negative, or there is no such metric.
+        RecipeError: If a weight is unknown or negative, or there is no such loss or metric.
     """
 
     data_type: ClassVar[type[Data]] = RoomData  # type: ignore[type-abstract]
@@ -91,12 +93,15 @@ class SceneQuestions(Task):
         *,
         weights: dict[str, float] | None = None,
         total_weight: float = 10.0,
+        answer_loss: Literal["binary", "softmax"] = "binary",
         choose_by: Literal["em1", "map25"] = "em1",
     ) -> None:
         super().__init__(model, data, optimizer, schedule)
         if choose_by not in ("em1", "map25"):
             raise RecipeError(f"task.choose_by={choose_by!r} is neither 'em1' nor 'map25'")
-        self.choose_by = choose_by
+        if answer_loss not in ("binary", "softmax"):
+            raise RecipeError(f"task.answer_loss={answer_loss!r} is neither 'binary' nor 'softmax'")
+        self.choose_by, self.answer_loss = choose_by, answer_loss
         given = dict(weights or {})
         if unknown := sorted(given.keys() - WEIGHTS.keys()):
             raise RecipeError(f"task.weights: {unknown[0]!r} is no part of the loss", f"of {', '.join(WEIGHTS)}")
@@ -129,7 +134,7 @@ class SceneQuestions(Task):
         return Room(batch.points, batch.boxes, batch.box_classes, batch.pose, *texts, self._words)
 
     def loss(self, out: SceneAnswers, batch: RoomQuestions) -> Tensor:
-        """The weighed sum of binary cross-entropy over answers (mean over questions), and the parts of `parts`."""
+        """The weighed sum of the answers' cross-entropy (mean over questions), and the parts of `parts`."""
         parts = self.parts(out, batch)
         total = sum(self.weights[name] * loss for name, loss in parts.items())
         return self.total_weight * torch.as_tensor(total)
@@ -139,7 +144,7 @@ class SceneQuestions(Task):
 
         Questions whose asker's pose is not known count for nothing in "pose"; data say how many these are.
         """
-        losses = {"answer": _answer_losses(out, batch).mean()}
+        losses = {"answer": self._answer_losses(out, batch).mean()}
         if out.proposals.votes.requires_grad:
             losses |= detection_losses(_wide(out.proposals), _truth(batch), self._mean_sizes)
         if out.pose is not None:
@@ -147,6 +152,14 @@ class SceneQuestions(Task):
             off = (out.pose.float() - batch.pose.nan_to_num()).square() * known[:, None]
             losses["pose"] = (off[:, :3].mean(1) + off[:, 3:].mean(1)).sum() / known.sum().clamp_min(1)
         return losses
+
+    def _answer_losses(self, out: SceneAnswers, batch: RoomQuestions) -> Tensor:
+        """(B,) cross-entropy: the sum over answers, or over the one that is right; any, where none is known."""
+        logits, worths = out.answers.float(), batch.targets
+        if self.answer_loss == "binary":
+            return F.binary_cross_entropy_with_logits(logits, worths, reduction="none").sum(1)
+        shares = worths.where(worths.sum(1, keepdim=True) > 0, 1.0)
+        return F.cross_entropy(logits, shares / shares.sum(1, keepdim=True), reduction="none")
 
     def columns(self, batch: RoomQuestions) -> Items:
         """Also what the detector says of each question's room, of which `finish` makes average precision."""
@@ -166,7 +179,7 @@ class SceneQuestions(Task):
         return {
             "em1": right[:, 0].float(),
             "em10": right.any(1).float(),
-            "answer_loss": _answer_losses(out, batch),
+            "answer_loss": self._answer_losses(out, batch),
             "predicted": first[:, 0].int(),
             f"by_{QUESTION_TYPE}": batch.kind.int(),
         }
@@ -185,16 +198,13 @@ class SceneQuestions(Task):
         return batch.targets
 
     def predict(self, out: SceneAnswers, batch: RoomQuestions) -> list[dict[str, Any]]:
-        """Each question's likeliest answers, up to five, with the model's belief in each by itself."""
-        return likeliest(out.answers, self._answers)
+        """Each question's likeliest answers, up to five, with the model's belief in each."""
+        logits = out.answers.float()
+        beliefs = logits.sigmoid() if self.answer_loss == "binary" else logits.softmax(1)
+        return likeliest(beliefs, self._answers)
 
     def right(self, batch: RoomQuestions) -> list[str]:
         return best(batch.targets, self._answers)
-
-
-def _answer_losses(out: SceneAnswers, batch: RoomQuestions) -> Tensor:
-    """(B,) binary cross-entropy, the sum over answers."""
-    return F.binary_cross_entropy_with_logits(out.answers.float(), batch.targets, reduction="none").sum(1)
 
 
 def _wide(proposals: Proposals) -> Proposals:

@@ -605,7 +605,7 @@ class TestWords:
             ("left 1 2 3\nthe 1 2 3\n", "lacks 2 of the 3"),  # as of a file that is cut
             ("sofa 1 x 3\n", "no word vectors"),
             ("400000 300\nleft 1 2 3\n", "line 1: 1 numbers"),
-            ("the 1 2\nleft 1 2 3\n", "line 2: 3 numbers"),
+            ("the 1 2\nleft 1 2 3\n", "line 2: 3 numbers behind 'left', and 2"),
             ("left 1 nan 3\nsofa 1 2 3\n", "line 1: the vector of 'left' is not finite"),
         ],
     )

@@ -675,6 +675,10 @@ def test_questions_of_ones_own_about_rooms_of_the_set(furnished, sqa3d, tmp_path
         with pytest.raises(DataError, match=why):
             data.open([str(tmp_path / "asked.json")])
     assert "the asker stands is known for 0 of 1 question" in data.remarks[-1]
+    (tmp_path / "asked.json").write_text(json.dumps([{**rows[0], "situation": ""}]))
+    fresh = FurnishedRooms(str(furnished), points=64, batch_size=2)
+    fresh.open([str(tmp_path / "asked.json")])
+    assert "the asker stands is known for 0 of 1 question" in fresh.remarks[-1]
     placed = [{**rows[0], "position": [1, -2], "heading": 90}, {**rows[0], "position": [1, -2, 0, 0, 0, -1, 1]}]
     (tmp_path / "asked.json").write_text(json.dumps(placed), encoding="utf-8-sig")
     one, other = data.open([str(tmp_path / "asked.json")]).batch([0, 1]).pose.tolist()

@@ -1,4 +1,4 @@
-"""The model of ScanQA and SQA3D (arXiv 2112.10482, 2210.07474) in plain PyTorch, and as a host.
+"""The model of ScanQA and SQA3D (arXiv 2112.10482, 2210.07474) in plain PyTorch.
 
 A detector's proposals are the tokens; they attend to a situation and then to a question, and are pooled with both. A
 graft lies behind the last of these layers, before the pooling, with what is no object as padding.
@@ -166,12 +166,14 @@ class SceneQA(nn.Module):
             nn.Sequential(nn.Linear(of_detector.proposal_width, hidden), nn.GELU()) if object_features else None
         )
         self.object_inputs = object_inputs
-        told = {"box": 6, "class": len(mean_sizes), "seen": self.num_inputs, "asker": _ASKER_FEATURES}
+        widths = {"box": 6, "class": len(mean_sizes), "seen": self.num_inputs, "asker": _ASKER_FEATURES}
         if object_inputs != "asker":
-            del told["asker"]
+            del widths["asker"]
         # A sum of maps, not one net of all together: that is learnt sooner (docs/rooms.md).
         self.input_embed = (
-            None if object_inputs == "none" else nn.ModuleDict({name: nn.Linear(n, hidden) for name, n in told.items()})
+            None
+            if object_inputs == "none"
+            else nn.ModuleDict({name: nn.Linear(width, hidden) for name, width in widths.items()})
         )
         sizes = hidden, num_heads, drop_rate, activation
         self.situation_layers, self.question_layers = (
@@ -232,9 +234,9 @@ class SceneQA(nn.Module):
         if self.object_embed is not None:
             objects = objects + self.object_embed(take_points(proposals.features, order))
         if self.input_embed is not None:
-            told = self.input_features(points, proposals, pose)
+            inputs = self.input_features(points, proposals, pose)
             for name, embed in self.input_embed.items():
-                objects = objects + embed(take_points(told[name], order))
+                objects = objects + embed(take_points(inputs[name], order))
         texts = []
         for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
             tokens, no_word = self.text(ids)
@@ -256,14 +258,14 @@ class SceneQA(nn.Module):
         """What `object_inputs` tells of each proposal, (B, P, ...) by name, without gradient."""
         features = points[..., 3 : 3 + self.num_inputs]
         of_seeds = take_points(take_points(features, proposals.seed_index), proposals.gathered)
-        told = {
+        inputs = {
             "box": proposals.boxes(self.detector.mean_sizes),
             "class": proposals.classes.softmax(-1),
             "seen": _FEATURE_SCALE * of_seeds.mean(2),
         }
         if self.object_inputs == "asker":
-            told["asker"] = from_asker(proposals.centres, pose)
-        return {name: one.detach() for name, one in told.items()}
+            inputs["asker"] = from_asker(proposals.centres, pose)
+        return {name: one.detach() for name, one in inputs.items()}
 
 
 def from_asker(places: Tensor, pose: Tensor | None) -> Tensor:

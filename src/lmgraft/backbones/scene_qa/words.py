@@ -72,7 +72,8 @@ def read_word_vectors(path: Path, words: Sequence[str]) -> Tensor:
                 word, *values = line.rstrip().rsplit(" ", max(dim, 1))
                 if not _is_row(word, values, dim):
                     raise HostError(
-                        f"{path}, line {count}: {line.count(' ')} numbers behind {word[:20]!r}, and {dim} in line 1",
+                        f"{path}, line {count}: {line.count(' ')} numbers behind {line.split(' ')[0][:20]!r}, and "
+                        f"{dim} in line 1",
                         "give word vectors as GloVe's text files have them: a word and its numbers a line, no header",
                     )
                 if word in numbers or word == "unk":

@@ -187,7 +187,7 @@ class RoomData(Data):
         for split in SPLITS:
             if split in found:
                 part, kept = found[split], index[split]
-                if split == "test" or (split == "train" and not self._known):
+                if any(part.situations) and (split == "test" or (split == "train" and not self._known)):
                     self._say_poses(part)
                 if not (self._known and split == "train"):  # nothing of it is shown, and reading it takes minutes
                     kept = self._readable(split, part, kept)
@@ -237,9 +237,9 @@ class RoomData(Data):
         return kept
 
     def _say_poses(self, part: RoomPart) -> None:
-        """Remark of how many questions it is known where the asker stands, where that is not all with a situation."""
+        """Remark of how many questions it is known where the asker stands, where that is not all."""
         known, questions = self._survey(part).placed(part)
-        if known < questions and any(part.situations):
+        if known < questions:
             self.remark(
                 f"{part.where}: where the asker stands is known for {known:,} of "
                 f"{plural(questions, 'question')}; object_inputs: asker and situation_head of backbone.kwargs "

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import lmgraft
 from lmgraft.backbones.scene_qa import point_net
-from lmgraft.backbones.scene_qa.model import SceneQA, create
+from lmgraft.backbones.scene_qa.create import create
+from lmgraft.backbones.scene_qa.model import SceneQA
 from lmgraft.studies.bench.blocks import make_block
 from lmgraft.studies.bench.measure import interleave
 

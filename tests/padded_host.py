@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.contracts import Host, Metric, Reads
-from lmgraft.data.base import Data, ItemSet, SplitName
+from lmgraft.data.base import Data, SplitName
+from lmgraft.data.items import ItemSet
 from lmgraft.registry import HOSTS
 from lmgraft.tasks.base import Task
 

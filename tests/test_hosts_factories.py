@@ -89,7 +89,7 @@ class TestWithoutTheHub:
 
         monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fail)
         if failure == "value":  # torchvision's word for arguments
-            with pytest.raises(HostError, match="torchvision refused 'squeezenet1_1': the reason"):
+            with pytest.raises(HostError, match="torchvision's 'squeezenet1_1' refused its arguments: the reason"):
                 create("torchvision", "squeezenet1_1", pretrained=True)
         else:
             self._check("torchvision", "squeezenet1_1")
@@ -132,6 +132,35 @@ def test_a_wrong_argument_is_not_taken_for_a_missing_hub() -> None:
     with pytest.raises(HostError, match="refused its arguments") as caught:
         create("timm", "vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=True, no_such=1)
     assert caught.value.remedy == "check backbone.kwargs"
+
+
+@pytest.mark.parametrize(
+    ("factory", "name", "options", "words"),
+    [
+        (
+            "timm",
+            "vit_tiny_patch16_224",
+            {"num_heads": 5},
+            r"create_model\('vit_tiny_patch16_224'\) refused .*divisible",
+        ),
+        ("timm", "vit_tiny_patch16_224", {"depth": -1}, "must be non-negative"),
+        ("timm", "vit_tiny_patch16_224", {"patch_size": 0}, "by zero"),
+        ("torchvision", "vit_b_16", {"img_size": 30}, "vit_b_16.* refused its arguments: Input shape indivisible"),
+        ("torchvision", "resnet18", {"groups": 0}, "refused"),
+        ("point_bert", "point_bert", {"pretrained": False, "num_heads": 5}, "PointBert refused .*divisible"),
+        ("point_bert", "point_bert", {"pretrained": False, "num_heads": 0}, r"backbone\.kwargs\.num_heads=0"),
+        ("point_bert", "point_bert", {"pretrained": False, "drop_path_rate": 3}, r"kwargs\.drop_path_rate=3"),
+        ("point_bert", "point_bert", {"pretrained": False, "point_widths": [1]}, "not enough values"),
+        ("videomae", "videomae_small", {"num_heads": 0}, r"kwargs\.num_heads=0"),
+        ("videomae", "videomae_small", {"patch_size": 0}, r"kwargs\.patch_size=0"),
+        ("videomae", "videomae_small", {"mlp_ratio": -1}, "VideoMAE refused .*negative dimension"),
+        ("vectornet", "vectornet", {"history": 20, "future": 30, "hidden": 2.5}, "VectorNet refused its arguments"),
+        ("mmtransformer", "mmtransformer", {"history": 20, "future": 30, "num_heads": 0}, "in 0 heads"),
+    ],
+)
+def test_sizes_that_cannot_be_are_refused(factory: str, name: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(HostError, match=words):
+        create(factory, name, **options)
 
 
 def test_a_file_of_one_s_own(tmp_path: Path) -> None:
@@ -217,7 +246,7 @@ class TestTransformers:
 
 class TestTorchvision:
     def test_a_vit(self) -> None:
-        with pytest.raises(HostError, match="torchvision refused 'vit_b_16'"):
+        with pytest.raises(HostError, match="torchvision's 'vit_b_16' refused"):
             create("torchvision", "vit_b_16", num_layers=1, **SIZE)
         model = create("torchvision", "vit_b_16", **SIZE)
         assert model.training

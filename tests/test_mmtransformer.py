@@ -145,7 +145,7 @@ def test_proposals_begin_far_apart() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"read": "lanes"}, "neither"),
+        ({"read": "lanes"}, "one of "),
         ({"embed_dim": 12}, "multiple of 4"),
         ({"depth": 0}, "0 layers"),
         ({"num_heads": 0}, "0 heads"),

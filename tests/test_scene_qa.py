@@ -17,8 +17,10 @@ from torch import Tensor
 import lmgraft
 from lmgraft.analysis.observe import observe
 from lmgraft.backbones.scene_qa import model as scene_qa
+from lmgraft.backbones.scene_qa.create import create
 from lmgraft.backbones.scene_qa.fusion import Attention, AttFlat, GuidedLayer, Norm, SelfLayer
-from lmgraft.backbones.scene_qa.model import SceneQA, create, from_asker
+from lmgraft.backbones.scene_qa.inputs import from_asker
+from lmgraft.backbones.scene_qa.model import SceneQA
 from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction
 from lmgraft.backbones.scene_qa.vote_net import Proposals
 from lmgraft.backbones.scene_qa.words import TextEncoder, WordVectorWarning, read_word_vectors
@@ -305,7 +307,7 @@ class TestGiven:
         model = make_scene_qa(**self.OPTIONS)
         fields, points = self.seen()
         out = model.propose(points)
-        told = model.input_features(points, out, fields["pose"])
+        told = model.input_embed.read(points, out, model.detector.mean_sizes, fields["pose"])
         assert scene_qa.objects_first(out.is_object)[1][-1].all()
         found = 0
         for b, of in enumerate(fields["point_box"]):
@@ -507,14 +509,15 @@ def every_token(is_object: Tensor) -> tuple[Tensor, Tensor]:
 def test_tokens_are_told_where_objects_lie_and_what_colour_they_are() -> None:
     model, points = make_scene_qa(object_inputs="asker"), inputs()[0]
     proposals = model.detector(points)
-    told = model.input_features(points, proposals, None)
+    told = model.input_embed.read(points, proposals, model.detector.mean_sizes, None)
     assert torch.equal(told["box"], proposals.boxes(model.detector.mean_sizes))
     assert torch.equal(told["class"], proposals.classes.softmax(-1))
     seeds = points[1, proposals.seed_index[1, proposals.gathered[1, 2]], 3:]
     torch.testing.assert_close(told["seen"][1, 2], 4 * seeds.mean(0))
     assert not told["asker"].any()
     model.requires_grad_(True)
-    assert not any(one.requires_grad for one in model.input_features(points, model.detector(points), None).values())
+    again = model.input_embed.read(points, model.detector(points), model.detector.mean_sizes, None)
+    assert not any(one.requires_grad for one in again.values())
     assert set(make_scene_qa(object_inputs="room").input_embed) == {"box", "class", "seen"}
     with pytest.raises(HostError, match="object_inputs='all'"):
         make_scene_qa(object_inputs="all")
@@ -655,13 +658,20 @@ def test_published_parameters_by_hand() -> None:
     [
         ({"hiden": 3}, "refused its arguments"),
         ({"num_heads": 3}, "multiple of num_heads"),
-        ({"activation": "silu"}, "of gelu and relu"),
+        ({"activation": "silu"}, "one of gelu, relu"),
         ({"object_features": False}, "nothing tells objects apart"),
         ({"answer_prior": 1.0}, "above 0 and below 1"),
-        ({"frozen": ["text"]}, "'text' is not known"),
+        ({"frozen": ["text"]}, "a list, of words and detector"),
+        ({"frozen": "words"}, "a list, of words and detector"),
+        ({"num_heads": 0}, r"backbone\.kwargs\.num_heads=0"),
+        ({"drop_rate": 2}, r"kwargs\.drop_rate=2"),
+        ({"init_gain": -1.0}, r"kwargs\.init_gain=-1"),
+        ({"word_dim": 2.5}, "refused its arguments"),
         ({"mean_sizes": [[1.0, 0.0, 1.0]]}, "three sizes above 0"),
         ({"detector": {"proposals": 99}}, "99 proposals"),
-        ({"detector": {"levels": [[9, 0.2]]}}, r"docs/rooms\.md"),
+        ({"detector": {"levels": [[9, 0.2]]}}, r"detector refused its arguments: not enough values"),
+        ({"detector": {"levels": [[9, 0.2, 3, [3, 3]], [12, 0.4, 3, [3, 3]]]}}, "9, 12 centres"),
+        ({"detector": {"wide": 3}}, "'wide'"),
         ({"detector": {"levels": [[9, -0.2, 3, [3, 3]]]}}, r"levels\[0\]"),
         ({"detector": {"width": 0}}, "above 0"),
         ({"pretrained": True}, "names no weights"),

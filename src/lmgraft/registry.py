@@ -181,7 +181,7 @@ FACTORIES = Registry(
         "meter": "lmgraft.backbones.meter:create",
         "mmtransformer": "lmgraft.backbones.mmtransformer:create",
         "point_bert": "lmgraft.backbones.point_bert:create",
-        "scene_qa": "lmgraft.backbones.scene_qa.model:create",
+        "scene_qa": "lmgraft.backbones.scene_qa.create:create",
         "timm": "lmgraft.backbones.timm_vit:create",
         "timm_frames": "lmgraft.backbones.timm_frames:create",
         "torchvision": "lmgraft.backbones.torchvision_vit:create",

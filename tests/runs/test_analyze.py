@@ -27,7 +27,7 @@ from lmgraft.analysis.masks import average_precision, iou, mask_of_tokens
 from lmgraft.analysis.observe import observe
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.cli.main import main
-from lmgraft.data.base import spread_over
+from lmgraft.data.items import spread_over
 from lmgraft.data.motion.scenes import Scenes
 from lmgraft.data.video.motion_clips import Filming, write_motion_clips
 from lmgraft.errors import RecipeError, RunError

@@ -21,10 +21,10 @@ from lmgraft.analysis.intervals import items_interval, wilson_interval
 from lmgraft.analysis.items import metric_interval
 from lmgraft.analysis.robustness import level_means
 from lmgraft.cli.main import main
-from lmgraft.data.base import ItemSet
 from lmgraft.data.image import imagenet_sets
 from lmgraft.data.image.corruptions import CORRUPTIONS, corrupt
 from lmgraft.data.image.fashion_mnist import FashionMNIST
+from lmgraft.data.items import ItemSet
 from lmgraft.data.labelled import LabelledBatch
 from lmgraft.errors import DataError, RecipeError, RunError
 from lmgraft.recipes import load_trained, train_run

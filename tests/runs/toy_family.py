@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmgraft.contracts import Host, Metric
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data
 from lmgraft.data.draws import uniforms
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.registry import HOSTS
 from lmgraft.tasks.base import Task

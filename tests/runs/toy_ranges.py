@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data
+from lmgraft.data.items import ItemSet
 from lmgraft.studies.robustness.suite import Condition, Suite
 from lmgraft.tasks.base import Task
 

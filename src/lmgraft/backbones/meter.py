@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lmgraft.backbones.meter_towers import check_tokenizer, make_text, make_vision
 from lmgraft.backbones.meter_weights import load_meter, load_towers
 from lmgraft.backbones.own_path import is_own
+from lmgraft.backbones.refusals import at_least_one, construct, one_of, shares
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout
 from lmgraft.errors import HostError
 
@@ -165,9 +166,11 @@ class Meter(nn.Module):
         init_std: float = 0.02,
     ) -> None:
         super().__init__()
-        if head not in ("vqa", "matching"):
-            raise HostError(f"backbone.kwargs.head={head!r} is neither 'vqa' nor 'matching'")
-        if fusion_dim % fusion_heads or fusion_layers < 1:
+        one_of("head", head, ("vqa", "matching"))
+        at_least_one(fusion_dim=fusion_dim, fusion_layers=fusion_layers, fusion_heads=fusion_heads)
+        at_least_one(num_classes=num_classes, max_text_len=max_text_len)
+        shares(drop_rate=drop_rate)
+        if fusion_dim % fusion_heads:
             raise HostError(
                 f"{fusion_layers} fusion layers of {fusion_dim} in {fusion_heads} heads cannot be made",
                 "change fusion_dim, fusion_layers or fusion_heads in backbone.kwargs",
@@ -332,10 +335,7 @@ def create(name: str, kwargs: dict[str, Any]) -> Meter:
     sources = _sources(name, {"vision": True, "text": True} if pretrained is True else pretrained, options)
     if "text" in sources or isinstance(pretrained, str):
         check_tokenizer(options.get("text_vocab"), sources.get("text", str(pretrained)))
-    try:
-        model = Meter(**options)
-    except TypeError as error:
-        raise HostError(f"Meter refused its arguments: {error}", "check backbone.kwargs") from None
+    model = construct(Meter, "Meter", options)
     if isinstance(pretrained, str):
         load_meter(model, pretrained)
     load_towers(model, options, sources)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lmgraft.backbones.meter_towers import make_timm
 from lmgraft.backbones.weights import load_weights, open_weights
-from lmgraft.checkpoint.source import Checkpoint
+from lmgraft.checkpoint.base import Checkpoint
 
 _CLIP = (
     (r"^conv1\.", "embeddings.patch_embedding."),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lmgraft.backbones import scene_parts as parts
 from lmgraft.backbones.own_path import is_own
+from lmgraft.backbones.refusals import one_of
 from lmgraft.backbones.scene_parts import AGENT_WIDTH, LANE_WIDTH, Forecast, Seen, Subgraph, unit
 from lmgraft.contracts import Host, Reads, TokenLayout
 from lmgraft.errors import HostError
@@ -129,8 +130,7 @@ class MMTransformer(nn.Module):
         read: Literal["vehicle", "proposals"] = "vehicle",
     ) -> None:
         super().__init__()
-        if read not in ("vehicle", "proposals"):
-            raise HostError(f"backbone.kwargs.read={read!r} is neither 'vehicle' nor 'proposals'")
+        one_of("read", read, ("vehicle", "proposals"))
         least = min(history - 1, future, num_modes, depth, num_heads, embed_dim, mlp_ratio * embed_dim)
         if least < 1 or embed_dim % (4 * num_heads):
             raise HostError(

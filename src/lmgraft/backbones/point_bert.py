@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from lmgraft.backbones.own_path import is_own
 from lmgraft.backbones.point_bert_weights import load_released
+from lmgraft.backbones.refusals import at_least_one, construct, one_of, shares
 from lmgraft.contracts import Host, Reads, TokenLayout
 from lmgraft.errors import HostError
 from lmgraft.geometry.points import group_index, group_points
@@ -121,8 +122,10 @@ class PointBert(nn.Module):
         skip_near_origin: bool = False,
     ) -> None:
         super().__init__()
-        if head not in ("all", "cls"):
-            raise HostError(f"backbone.kwargs.head={head!r} is neither 'all' nor 'cls'")
+        one_of("head", head, ("all", "cls"))
+        at_least_one(embed_dim=embed_dim, depth=depth, num_heads=num_heads, num_classes=num_classes)
+        at_least_one(num_groups=num_groups, group_size=group_size, encoder_dims=encoder_dims)
+        shares(drop_path_rate=drop_path_rate)
         self.embed_dim, self.num_groups, self.group_size = embed_dim, num_groups, group_size
         self.head, self.skip_near_origin = head, skip_near_origin
         first, local = point_widths
@@ -196,10 +199,7 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
             "backbone.kwargs.pretrained needs a file",
             "give backbone.kwargs.weights, or --backbone.kwargs.pretrained false",
         )
-    try:
-        model = PointBert(**arguments)
-    except TypeError as error:
-        raise HostError(f"PointBert refused its arguments: {error}", "check backbone.kwargs") from None
+    model = construct(PointBert, "PointBert", arguments)
     if pretrained:
         load_released(model, Path(weights).expanduser())
     return model

@@ -2,17 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
 from lmgraft.checkpoint.hub_http import is_offline, network_errors, reach
 from lmgraft.errors import HostError, LmgraftError, SourceError
 
+T = TypeVar("T")
 _WEIGHT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, SafetensorError, UnpicklingError)
+_SIZE_ERRORS = (TypeError, ValueError, ArithmeticError, AssertionError, IndexError, RuntimeError)
+
+
+def construct(
+    make: Callable[..., T], what: str, arguments: Mapping[str, Any], leave: tuple[type[Exception], ...] = ()
+) -> T:
+    """Call what makes a model with a recipe's arguments.
+
+    Args:
+        make: A class or a function.
+        what: How messages call it.
+        arguments: By name, `backbone.kwargs` above all.
+        leave: Errors that say something of weights, where it reads them too, and not of arguments.
+
+    Raises:
+        HostError: If it refuses them: one is unknown, is no number, or is a size that cannot be.
+    """
+    try:
+        return make(**arguments)
+    except LmgraftError:
+        raise
+    except _SIZE_ERRORS as error:
+        if isinstance(error, leave):
+            raise
+        raise HostError(f"{what} refused its arguments: {_first_line(error)}", "check backbone.kwargs") from error
+
+
+def at_least_one(**sizes: float) -> None:
+    """Refuse sizes below one.
+
+    Raises:
+        HostError: If there is one; it names the key.
+    """
+    for key, size in sizes.items():
+        if size < 1:
+            raise HostError(f"backbone.kwargs.{key}={size}", "give 1 or more")
+
+
+def one_of(key: str, value: Any, known: Iterable[str]) -> None:
+    """Refuse a word that is not known.
+
+    Raises:
+        HostError: Naming the key and the words that are.
+    """
+    if value not in (words := tuple(known)):
+        raise HostError(f"backbone.kwargs.{key}={value!r}", f"one of {', '.join(words)}")
+
+
+def shares(**rates: float) -> None:
+    """Refuse rates, of dropout for instance, outside 0 to 1.
+
+    Raises:
+        HostError: If there is one; it names the key.
+    """
+    for key, rate in rates.items():
+        if not 0 <= rate < 1:
+            raise HostError(f"backbone.kwargs.{key}={rate}", "give a share from 0 to below 1")
 
 
 @contextmanager
@@ -33,8 +92,7 @@ def in_words(what: str, remedy: str, pretrained: bool) -> Iterator[None]:
     except LmgraftError:
         raise
     except _error_types(pretrained) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise HostError(f"{what}: {lines[0] if lines else type(error).__name__}", remedy) from error
+        raise HostError(f"{what}: {_first_line(error)}", remedy) from error
 
 
 @contextmanager
@@ -59,6 +117,11 @@ def in_seconds(name: str) -> Iterator[None]:
             constants.HF_HUB_OFFLINE = asked
     else:
         yield
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _error_types(pretrained: bool) -> tuple[type[Exception], ...]:

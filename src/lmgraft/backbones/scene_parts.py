@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmgraft.backbones.refusals import construct
 from lmgraft.errors import HostError
 
 AGENT_TYPES, LANE_ATTRIBUTES = 6, (3, 4, 3)
@@ -239,7 +240,4 @@ def made(cls: type[Any], name: str, expected: str, kwargs: Mapping[str, Any]) ->
     arguments = dict(kwargs)
     if arguments.pop("pretrained", None):
         raise HostError("backbone.kwargs.pretrained: there are no released weights", "leave it out")
-    try:
-        return cls(**arguments)
-    except TypeError as error:
-        raise HostError(f"{cls.__name__} refused its arguments: {error}", "check backbone.kwargs") from None
+    return construct(cls, cls.__name__, arguments)

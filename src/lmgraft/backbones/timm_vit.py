@@ -5,6 +5,7 @@ It is imported on demand through the tables in `lmgraft.registry`; it knows timm
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
@@ -15,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from lmgraft.backbones.own_path import TIMM_PATH, is_own
-from lmgraft.backbones.refusals import in_seconds, in_words
+from lmgraft.backbones.refusals import construct, in_seconds, in_words
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout, unseen_keys
 from lmgraft.errors import HostError
 
@@ -42,12 +43,9 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 
 def _made(name: str, kwargs: dict[str, Any]) -> nn.Module:
-    try:
-        model: nn.Module = timm.create_model(name, **kwargs)
-    except TypeError as error:
-        raise HostError(
-            f"timm.create_model({name!r}) refused its arguments: {error}", "check backbone.kwargs"
-        ) from None
+    of_weights = (ValueError, RuntimeError) if kwargs.get("pretrained") else ()
+    make = partial(timm.create_model, name)
+    model: nn.Module = construct(make, f"timm.create_model({name!r})", kwargs, of_weights)
     return model
 
 

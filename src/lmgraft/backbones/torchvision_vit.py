@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torchvision
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models.vision_transformer import Encoder, VisionTransformer
 
 from lmgraft.backbones.own_path import is_own
-from lmgraft.backbones.refusals import in_words
+from lmgraft.backbones.refusals import construct, in_words
 from lmgraft.contracts import Host, Reads, TokenLayout
 from lmgraft.errors import HostError
 
@@ -41,9 +42,9 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
             "hub/checkpoints under the folder that TORCH_HOME names"
         )
         with in_words(f"no pretrained weights of torchvision's {name!r}", remedy, pretrained=True):
-            model = _made(name, options)
+            model = _made(name, options, pretrained=True)
     else:
-        model = _made(name, options)
+        model = _made(name, options, pretrained=False)
     if pretrained and classes != 1000:
         if not isinstance(model, VisionTransformer):
             raise HostError(f"the pretrained {name!r} has 1000 classes, not {classes}", "use a ViT, or timm")
@@ -51,11 +52,9 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
     return model
 
 
-def _made(name: str, options: dict[str, Any]) -> nn.Module:
-    try:
-        model: nn.Module = torchvision.models.get_model(name, **options)
-    except (TypeError, ValueError) as error:
-        raise HostError(f"torchvision refused {name!r}: {error}", "check backbone.kwargs") from None
+def _made(name: str, options: dict[str, Any], pretrained: bool) -> nn.Module:
+    make = partial(torchvision.models.get_model, name)
+    model: nn.Module = construct(make, f"torchvision's {name!r}", options, (RuntimeError,) if pretrained else ())
     return model
 
 

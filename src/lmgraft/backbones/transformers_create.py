@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from lmgraft.backbones.refusals import in_seconds, in_words
+from lmgraft.backbones.refusals import construct, in_seconds, in_words
 from lmgraft.errors import HostError
 from lmgraft.versions import needs
 
@@ -57,8 +58,8 @@ def create(name: str, kwargs: dict[str, Any]) -> nn.Module:
         )
     with in_words(what, remedy, pretrained), in_seconds(name):
         if not pretrained:
-            make: Any = AutoModelForImageClassification.from_config
-            model: nn.Module = make(config, trust_remote_code=False)
+            make = partial(AutoModelForImageClassification.from_config, config)
+            model: nn.Module = construct(make, f"transformers' {name!r}", {"trust_remote_code": False}, (ValueError,))
             return _without_unused(model).train()
         # A classifier of another size is drawn anew; other weights that do not fit are refused below.
         model, info = AutoModelForImageClassification.from_pretrained(

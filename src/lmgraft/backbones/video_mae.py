@@ -17,8 +17,9 @@ from timm.layers import DropPath, Mlp, trunc_normal_
 from torch import Tensor, nn
 
 from lmgraft.backbones.own_path import is_own
+from lmgraft.backbones.refusals import at_least_one, construct, shares
 from lmgraft.backbones.weights import load_weights, open_weights
-from lmgraft.checkpoint.source import Checkpoint
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.contracts import Host, MeanOf, Reads, TokenLayout
 from lmgraft.errors import HostError
 
@@ -112,6 +113,9 @@ class VideoMAE(nn.Module):
     ) -> None:
         super().__init__()
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        at_least_one(num_frames=num_frames, tubelet_size=tubelet_size, patch_size=patch_size, in_chans=in_chans)
+        at_least_one(embed_dim=embed_dim, depth=depth, num_heads=num_heads, num_classes=num_classes)
+        shares(drop_path_rate=drop_path_rate, drop_rate=drop_rate)
         clip, tubelet = (num_frames, height, width), (tubelet_size, patch_size, patch_size)
         if any(size % part for size, part in zip(clip, tubelet, strict=True)) or embed_dim % num_heads:
             raise HostError(
@@ -215,10 +219,7 @@ def create(name: str, kwargs: dict[str, Any]) -> VideoMAE:
         raise HostError(f"there is no VideoMAE {name!r}", f"one of {', '.join(SIZES)}")
     options = SIZES[name] | kwargs
     source = options.pop("pretrained", False)
-    try:
-        model = VideoMAE(**options)
-    except TypeError as error:
-        raise HostError(f"VideoMAE refused its arguments: {error}", "check backbone.kwargs") from None
+    model = construct(VideoMAE, "VideoMAE", options)
     if source:
         load_pretrained(model, str(source), heads_chosen="num_heads" in kwargs)
     return model

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.checkpoint.places import LocalFolder
 from lmgraft.checkpoint.safetensors_file import SafetensorsCheckpoint, read_json
-from lmgraft.checkpoint.source import CONFIG, Checkpoint, open_checkpoint
+from lmgraft.checkpoint.source import CONFIG, open_checkpoint
 from lmgraft.checkpoint.torch_file import TorchCheckpoint
 from lmgraft.errors import HostError
 

@@ -4,8 +4,9 @@ Opens a source, reads only what is asked for, and says exactly what is wrong wit
 Knows file formats and where they lie; knows no architecture and no block.
 """
 
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.checkpoint.digest import tensor_digest
 from lmgraft.checkpoint.names import NameMap, read_tensors
-from lmgraft.checkpoint.source import Checkpoint, open_checkpoint
+from lmgraft.checkpoint.source import open_checkpoint
 
 __all__ = ["Checkpoint", "NameMap", "open_checkpoint", "read_tensors", "tensor_digest"]

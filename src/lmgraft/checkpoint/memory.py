@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lmgraft.checkpoint.source import Checkpoint
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.errors import CheckpointError
 
 _CGROUPS = (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.checkpoint.places import CHUNK
-from lmgraft.checkpoint.source import Checkpoint
 from lmgraft.errors import CheckpointError
 
 BESIDE_THE_MODEL = ("mtp.",)  # layers that predict further tokens, named as the model's own

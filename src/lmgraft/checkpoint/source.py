@@ -17,10 +17,9 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol, cast
 
-from torch import Tensor
-
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.checkpoint.gguf_file import GgufCheckpoint, find_parts
 from lmgraft.checkpoint.hub import WHOLE, HubFolder, HubSource, in_safetensors, parse_hub_source, warn_of_licence
 from lmgraft.checkpoint.joined import fetch_known
@@ -39,41 +38,6 @@ from lmgraft.registry import suggest
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"
 _OF_TRAINING = re.compile(r"training_args|optimizer|scheduler|scaler|rng_state")  # beside the weights, by transformers
-
-
-class Checkpoint(Protocol):
-    """An open LLM checkpoint: its header is read, its tensors are not.
-
-    One from the Hub has an attribute `revision`, the commit.
-    """
-
-    label: str
-    """File, folder or repository that was opened, for error messages."""
-    config: dict[str, Any]
-    """config.json, params.json, or GGUF metadata without arrays of strings."""
-    licence: str | None
-
-    @property
-    def style(self) -> Literal["hf", "gguf", "meta"]:
-        """Which vocabulary `config` and the tensor names are in."""
-
-    def names(self) -> Collection[str]:
-        """Names of all tensors."""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header."""
-
-    def nbytes(self, name: str) -> int:
-        """Bytes that a tensor takes in the file."""
-
-    def to_fetch(self, name: str) -> int:
-        """Bytes of a tensor that neither lie on this machine nor in the cache."""
-
-    def dtype(self, name: str) -> str:
-        """The file's own name for the tensor's type."""
-
-    def read(self, name: str) -> Tensor:
-        """Read one tensor; a quantised one comes as float32."""
 
 
 def open_checkpoint(source: str, revision: str | None = None) -> Checkpoint:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from torch import Tensor
 
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from lmgraft.checkpoint.source import Checkpoint
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer)\.")
 _ADAPTERS = re.compile(r"\.lora_(?:A|B|embedding_A|embedding_B|magnitude_vector)\b")
@@ -39,7 +37,7 @@ def with_plain_names(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class PlainNames:
-    """Another checkpoint by other names; see `lmgraft.checkpoint.source.Checkpoint`.
+    """Another checkpoint by other names; see `lmgraft.checkpoint.base.Checkpoint`.
 
     Args:
         wrapped: The checkpoint.

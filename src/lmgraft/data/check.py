@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw, Fault, Reported
-
-if TYPE_CHECKING:
-    from lmgraft.data.base import ItemSet
 
 Tell = Callable[[int, int], None]
 """(items more, unreadable among them)"""

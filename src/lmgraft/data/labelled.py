@@ -8,7 +8,8 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data
+from lmgraft.data.items import ItemSet
 
 
 class LabelledBatch(NamedTuple):

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lmgraft.analysis.activations import scaled_to_one
 from lmgraft.analysis.masks import best_iou, iou
-from lmgraft.data.base import Data, ItemSet, on_device
+from lmgraft.data.base import Data, on_device
+from lmgraft.data.items import ItemSet
 from lmgraft.errors import DataError, RecipeError
 from lmgraft.studies.analyze.gallery import ATTENTION_TITLES, STAGES
 from lmgraft.studies.analyze.given import open_runs

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import map_axes, to_tokens
-from lmgraft.data.base import whole_batch
 from lmgraft.data.features import FeatureSet, Storage, Stored, store_features
+from lmgraft.data.items import whole_batch
 from lmgraft.data.labelled import LabelledBatch, LabelledSet
 from lmgraft.data.loader import Draw, Fault
 from lmgraft.errors import RecipeError

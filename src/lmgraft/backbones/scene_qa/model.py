@@ -8,53 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lmgraft.backbones.refusals import at_least_one, one_of, shares
 from lmgraft.backbones.scene_qa.fusion import ACTIVATIONS, AttFlat, GuidedLayer, SelfLayer
 from lmgraft.backbones.scene_qa.given import GIVEN, GivenObjects
+from lmgraft.backbones.scene_qa.inputs import InputKind, ObjectInputs
 from lmgraft.backbones.scene_qa.memory import Memory, asked_once
 from lmgraft.backbones.scene_qa.vote_net import Detector, Proposals, Sizes
-from lmgraft.backbones.scene_qa.words import TextEncoder, read_word_vectors
-from lmgraft.backbones.weights import load_weights, open_weights
+from lmgraft.backbones.scene_qa.words import UNKNOWN, TextEncoder
 from lmgraft.contracts import is_traced
-from lmgraft.errors import HostError, SourceError
+from lmgraft.errors import HostError
 from lmgraft.geometry.points import take_points
-from lmgraft.geometry.poses import gaze
 
 POSE = 7
 """Numbers of a situation: x, y, z in metres and a quaternion x, y, z, w."""
 _POSE_DROP_RATE = 0.1  # as SQA3D has it
-_ASKER_FEATURES, _NEAR = 6, 1e-3  # of `from_asker`; metres within which no direction is told
-_FEATURE_SCALE = 4.0  # of what tokens are told of points: two colours are a tenth apart, too little to learn from
-_FROZEN = ("words", "detector")
-ObjectInputs = Literal["none", "room", "asker"]
-
-SIZES: dict[str, dict[str, Any]] = {
-    "scene_qa": {},
-    "scene_qa_tiny": {
-        "hidden": 64,
-        "num_heads": 4,
-        "word_dim": 64,
-        "pool_hidden": 64,
-        "pooled": 64,
-        "activation": "relu",
-        "detector": {
-            "levels": [
-                [256, 0.3, 16, [32, 32, 64]],
-                [128, 0.6, 16, [64, 64, 64]],
-                [64, 1.2, 16, [64, 64, 64]],
-            ],
-            "width": 64,
-            "proposals": 32,
-            "proposal_width": 64,
-        },
-    },
-}
-"""Name -> arguments of `SceneQA`. The first is SQA3D's own; the second is for rooms of about 1,024 points on CPUs."""
+FREEZABLE = ("words", "detector")
+"""Parts of the model that need not be trained."""
 
 
 class SceneAnswers(NamedTuple):
@@ -122,7 +96,7 @@ class SceneQA(nn.Module):
         pool_hidden: int = 256,
         pooled: int = 512,
         head_drop_rate: float = 0.3,
-        object_inputs: ObjectInputs = "none",
+        object_inputs: InputKind = "none",
         object_features: bool = True,
         init_gain: float | None = None,
         answer_prior: float | None = None,
@@ -131,17 +105,19 @@ class SceneQA(nn.Module):
         remembered_rooms: int = 4096,
     ) -> None:
         super().__init__()
-        if hidden % num_heads or min(hidden, layers, num_words - 2, num_answers, pool_hidden, pooled) < 1:
+        at_least_one(hidden=hidden, num_heads=num_heads, layers=layers, word_dim=word_dim)
+        at_least_one(pool_hidden=pool_hidden, pooled=pooled, num_answers=num_answers)
+        shares(drop_rate=drop_rate, word_drop_rate=word_drop_rate, head_drop_rate=head_drop_rate)
+        one_of("object_inputs", object_inputs, get_args(InputKind))
+        one_of("activation", activation, ACTIVATIONS)
+        if hidden % num_heads:
+            raise HostError(f"a width of {hidden} in {num_heads} heads", "hidden is a multiple of num_heads")
+        if num_words <= UNKNOWN + 1:
+            raise HostError(f"the texts have {num_words} words", "there is one at least beside padding and the unknown")
+        if isinstance(frozen, str) or not set(frozen) <= set(FREEZABLE):
             raise HostError(
-                f"{layers} layers of {hidden} in {num_heads} heads, {num_words} words, {num_answers} answers",
-                "hidden is a multiple of num_heads, there is at least one of each, and two words are no words",
+                f"backbone.kwargs.frozen={frozen!r}", f"a list, of {' and '.join(FREEZABLE)} or one of them"
             )
-        if object_inputs not in get_args(ObjectInputs):
-            raise HostError(
-                f"backbone.kwargs.object_inputs={object_inputs!r}", f"of {', '.join(get_args(ObjectInputs))}"
-            )
-        if activation not in ACTIVATIONS:
-            raise HostError(f"backbone.kwargs.activation={activation!r}", f"of {' and '.join(ACTIVATIONS)}")
         if given_objects and (object_features or object_inputs == "none" or detector or "detector" in frozen):
             raise HostError(
                 "data.given_objects leaves nothing to detect",
@@ -151,12 +127,7 @@ class SceneQA(nn.Module):
             raise HostError(
                 "backbone.kwargs.object_features=false", "give object_inputs, or nothing tells objects apart"
             )
-        if answer_prior is not None and not 0 < answer_prior < 1:
-            raise HostError(f"backbone.kwargs.answer_prior={answer_prior}", "a share above 0 and below 1, or null")
-        if unknown := sorted(set(frozen) - set(_FROZEN)):
-            raise HostError(f"backbone.kwargs.frozen: {unknown[0]!r} is not known", f"of {' and '.join(_FROZEN)}")
         self.embed_dim, self.frozen = hidden, tuple(frozen)
-        self.num_inputs = num_features - GIVEN * given_objects  # of a point, for tokens
         of_detector = Sizes.of(detector or {})
         self.detector: Detector | GivenObjects = (
             GivenObjects(num_features, mean_sizes) if given_objects else Detector(num_features, mean_sizes, of_detector)
@@ -165,15 +136,9 @@ class SceneQA(nn.Module):
         self.object_embed = (
             nn.Sequential(nn.Linear(of_detector.proposal_width, hidden), nn.GELU()) if object_features else None
         )
-        self.object_inputs = object_inputs
-        widths = {"box": 6, "class": len(mean_sizes), "seen": self.num_inputs, "asker": _ASKER_FEATURES}
-        if object_inputs != "asker":
-            del widths["asker"]
-        # A sum of maps, not one net of all together: that is learnt sooner (docs/rooms.md).
+        features = num_features - GIVEN * given_objects
         self.input_embed = (
-            None
-            if object_inputs == "none"
-            else nn.ModuleDict({name: nn.Linear(width, hidden) for name, width in widths.items()})
+            None if object_inputs == "none" else ObjectInputs(object_inputs, len(mean_sizes), features, hidden)
         )
         sizes = hidden, num_heads, drop_rate, activation
         self.situation_layers, self.question_layers = (
@@ -205,11 +170,15 @@ class SceneQA(nn.Module):
     def _draw(self, gain: float | None, prior: float | None) -> None:
         """Other first weights than PyTorch's, as far as asked for."""
         if gain is not None:
+            if gain <= 0:
+                raise HostError(f"backbone.kwargs.init_gain={gain}", "give a number above 0, or null")
             for module in (m for name, part in self.named_children() if name != "detector" for m in part.modules()):
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight, gain)
                     nn.init.zeros_(module.bias)
         if prior is not None:
+            if not 0 < prior < 1:
+                raise HostError(f"backbone.kwargs.answer_prior={prior}", "give a share above 0 and below 1, or null")
             answers: Any = self.head[-1]
             nn.init.constant_(answers.bias, math.log(prior / (1 - prior)))
 
@@ -234,9 +203,8 @@ class SceneQA(nn.Module):
         if self.object_embed is not None:
             objects = objects + self.object_embed(take_points(proposals.features, order))
         if self.input_embed is not None:
-            inputs = self.input_features(points, proposals, pose)
-            for name, embed in self.input_embed.items():
-                objects = objects + embed(take_points(inputs[name], order))
+            inputs = self.input_embed.read(points, proposals, self.detector.mean_sizes, pose)
+            objects = objects + self.input_embed(inputs, order)
         texts = []
         for ids, layers in ((situation, self.situation_layers), (question, self.question_layers)):
             tokens, no_word = self.text(ids)
@@ -254,39 +222,6 @@ class SceneQA(nn.Module):
         answers = self.head(torch.cat([of_situation, of_question, of_objects], -1))
         return SceneAnswers(answers, proposals, predicted)
 
-    def input_features(self, points: Tensor, proposals: Proposals, pose: Tensor | None) -> dict[str, Tensor]:
-        """What `object_inputs` tells of each proposal, (B, P, ...) by name, without gradient."""
-        features = points[..., 3 : 3 + self.num_inputs]
-        of_seeds = take_points(take_points(features, proposals.seed_index), proposals.gathered)
-        inputs = {
-            "box": proposals.boxes(self.detector.mean_sizes),
-            "class": proposals.classes.softmax(-1),
-            "seen": _FEATURE_SCALE * of_seeds.mean(2),
-        }
-        if self.object_inputs == "asker":
-            inputs["asker"] = from_asker(proposals.centres, pose)
-        return {name: one.detach() for name, one in inputs.items()}
-
-
-def from_asker(places: Tensor, pose: Tensor | None) -> Tensor:
-    """Places (B, P, 3) as the asker has them, (B, P, 6); 0 throughout without a pose.
-
-    Metres ahead and to the left, how far it is, the direction as cosine (ahead) and sine (left), and 1.
-
-    Args:
-        places: In the room.
-        pose: (B, 7) place and quaternion x, y, z, w, which turns -x to where one looks; NaN where it is not known.
-    """
-    if pose is None:
-        return places.new_zeros(*places.shape[:2], _ASKER_FEATURES)
-    known, pose = pose.isfinite().all(1), pose.nan_to_num()
-    forward = nn.functional.normalize(gaze(pose), dim=1)[:, None]
-    away = places[..., :2] - pose[:, None, :2]
-    ahead, left = (away * forward).sum(-1), forward[..., 0] * away[..., 1] - forward[..., 1] * away[..., 0]
-    far = torch.hypot(ahead, left)
-    cosine, sine = (way / far.clamp_min(_NEAR) for way in (ahead, left))
-    return torch.stack([ahead, left, far, cosine, sine, torch.ones_like(left)], -1) * known[:, None, None]
-
 
 def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:
     """Which proposals are the tokens (B, T) int64, and which of these are padding (B, T) bool.
@@ -302,87 +237,3 @@ def objects_first(is_object: Tensor) -> tuple[Tensor, Tensor]:
 
 def _head(width: int, hidden: int, out: int, drop_rate: float) -> nn.Sequential:
     return nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Dropout(drop_rate), nn.Linear(hidden, out))
-
-
-def create(name: str, kwargs: dict[str, Any]) -> SceneQA:
-    """Make a model of questions about rooms; the factory `scene_qa`.
-
-    Args:
-        name: One of `SIZES`.
-        kwargs: Those of `SceneQA`; `detector` is added to that of the size. `words`: the texts' vocabulary, in order.
-            `pretrained`: {words: GloVe's text file, detector: a checkpoint of such a model}, either of them; false
-            where trained weights are to be loaded.
-
-    Raises:
-        HostError: If the name or an argument is unknown, or weights do not fit.
-        LmgraftError: If weights cannot be read.
-    """
-    if name not in SIZES:
-        raise HostError(f"there is no encoder of rooms {name!r}", f"backbone.name is one of {', '.join(SIZES)}")
-    arguments = SIZES[name] | kwargs
-    of_size = {} if arguments.get("given_objects") else SIZES[name].get("detector", {})
-    arguments["detector"] = of_size | (kwargs.get("detector") or {})
-    pretrained, words = arguments.pop("pretrained", None) or {}, arguments.pop("words", None)
-    if not isinstance(pretrained, dict) or not pretrained.keys() <= set(_FROZEN):
-        raise HostError(
-            f"backbone.kwargs.pretrained={pretrained!r} names no weights",
-            "give {words: glove.6B.300d.txt, detector: runs/NAME/checkpoints/best.ckpt}, or one of the two",
-        )
-    pretrained = {part: source for part, source in pretrained.items() if source is not None}
-    try:
-        model = SceneQA(**arguments)
-    except TypeError as error:
-        raise HostError(f"SceneQA refused its arguments: {error}", "check backbone.kwargs") from None
-    if "words" in pretrained:
-        _load_words(model, str(pretrained["words"]), words)
-    if "words" in model.frozen and "words" not in pretrained and kwargs.get("pretrained") is not False:
-        raise HostError(
-            "backbone.kwargs.frozen: words without vectors would stay as they were drawn",
-            "give backbone.kwargs.pretrained.words, or take words out of frozen",
-        )
-    if "detector" in pretrained:
-        load_detector(model, str(pretrained["detector"]))
-    return model
-
-
-def _load_words(model: SceneQA, source: str, words: Sequence[str] | None) -> None:
-    table = model.text.words.weight
-    if words is None or len(words) != len(table):
-        raise HostError(
-            f"backbone.kwargs.pretrained.words: vectors for {len(table)} words, and backbone.kwargs.words has "
-            f"{0 if words is None else len(words)}",
-            "give all words of the texts' vocabulary, by number",
-        )
-    vectors = read_word_vectors(Path(source).expanduser(), words)
-    if vectors.shape != table.shape:
-        raise HostError(
-            f"{source} has vectors of {vectors.shape[1]} numbers, and backbone.kwargs.word_dim is {table.shape[1]}",
-            f"set backbone.kwargs.word_dim to {vectors.shape[1]}",
-        )
-    with torch.no_grad():
-        table.copy_(vectors)
-
-
-def load_detector(model: SceneQA, source: str) -> None:
-    """Load the detector of a model like this one, from a run's checkpoint or a saved model's weights.
-
-    Raises:
-        HostError: If the file has no detector, or one of another size.
-        LmgraftError: If it cannot be read.
-    """
-    place = "detector."
-    try:
-        checkpoint = open_weights(source)
-    except SourceError as error:
-        train = "lmgraft train rooms/furnished_detector --out runs/detector, if it is yours to train; otherwise "
-        raise SourceError(error.message, train + error.remedy) from error
-    names = {name: name.removeprefix("model.") for name in checkpoint.names()}
-    inner = {name: short.removeprefix(place) for name, short in names.items() if short.startswith(place)}
-    if not inner:
-        raise HostError(f"{source} holds no detector", "give a checkpoint of a run with backbone.factory: scene_qa")
-    tensors = {short: checkpoint.read(name) for name, short in inner.items()}
-    load_weights(model.detector, tensors, source, _none)
-
-
-def _none(name: str) -> bool:
-    return False

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lmgraft.backbones.refusals import construct
 from lmgraft.backbones.scene_qa.point_net import Level, PointNet, SetAbstraction, units
 from lmgraft.errors import HostError
 from lmgraft.geometry.points import take_points
@@ -57,6 +58,12 @@ class Sizes:
                     f"detector.levels[{number}] of backbone.kwargs is {tuple(level)}",
                     "centres, radius, points of a ball and two widths or more, all above 0",
                 )
+        centres = [level.centres for level in self.levels]
+        if centres != sorted(centres, reverse=True):
+            raise HostError(
+                f"detector.levels of backbone.kwargs have {', '.join(map(str, centres))} centres",
+                "each level chooses its centres among those of the one before, so that it has no more",
+            )
         if len(self.levels) < 2 or self.proposals > self.levels[1].centres:
             raise HostError(
                 f"{self.proposals} proposals of {len(self.levels)} levels cannot be made",
@@ -72,13 +79,13 @@ class Sizes:
         Raises:
             HostError: If a key is unknown or a value cannot be.
         """
-        values = dict(values)
-        try:
-            if "levels" in values:
-                values["levels"] = tuple(Level(n, r, k, tuple(widths)) for n, r, k, widths in values["levels"])
-            return cls(**values)
-        except (TypeError, ValueError) as error:
-            raise HostError(f"backbone.kwargs.detector is not known: {error}", "see lmgraft's docs/rooms.md") from None
+        return construct(cls._of, "backbone.kwargs.detector", values)
+
+    @classmethod
+    def _of(cls, levels: Sequence[Any] | None = None, **others: Any) -> Sizes:
+        if levels is None:
+            return cls(**others)
+        return cls(levels=tuple(Level(n, r, k, tuple(widths)) for n, r, k, widths in levels), **others)
 
 
 class Proposals(NamedTuple):

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lmgraft.checkpoint.base import Checkpoint
 from lmgraft.checkpoint.places import CHUNK
 from lmgraft.checkpoint.quantised.awq import AWQ
 from lmgraft.checkpoint.quantised.bitsandbytes import EIGHT_BITS, FOUR_BITS
@@ -20,9 +21,6 @@ from lmgraft.checkpoint.quantised.gptq import GPTQ
 from lmgraft.checkpoint.quantised.mxfp4 import MXFP4
 from lmgraft.checkpoint.quantised.scaled import SCALED
 from lmgraft.errors import CheckpointError
-
-if TYPE_CHECKING:
-    from lmgraft.checkpoint.source import Checkpoint
 
 FORMATS: tuple[Format, ...] = (FOUR_BITS, EIGHT_BITS, AWQ, GPTQ, COMPRESSED, SCALED, MXFP4)
 """In the order in which they are looked for."""
@@ -82,7 +80,7 @@ def _find(names: Collection[str], method: str) -> dict[str, _Weight]:
 
 
 class QuantisedCheckpoint:
-    """Quantised weights by the names and shapes they stand for; see `lmgraft.checkpoint.source.Checkpoint`.
+    """Quantised weights by the names and shapes they stand for; see `lmgraft.checkpoint.base.Checkpoint`.
 
     All else is read as it is; scales of activations are not there.
     """

@@ -14,13 +14,14 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from lmgraft.data.base import Data, OtherItems, SplitName
+from lmgraft.data.base import Data, SplitName
 from lmgraft.data.check import Findings, Grid, ShowProgress
 from lmgraft.data.files import as_names, file_sizes, listed, plural, say_once
 from lmgraft.data.image.image_files import ImageFiles
 from lmgraft.data.image.masks import Flaw, Mask, MaskedFolder, MaskedSet, MaskPictures, Masks, flaws
 from lmgraft.data.image.tables import FolderFiles, Found, ImageTable
 from lmgraft.data.image.transforms import Preprocess, evaluation_transform
+from lmgraft.data.items import OtherItems
 from lmgraft.errors import DataError
 
 Instances = Literal["all", "largest"]

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import uniforms
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw
 from lmgraft.data.motion.framing import Framed, Framing
 from lmgraft.data.motion.scenes import LANE_ATTRIBUTES, Scenes

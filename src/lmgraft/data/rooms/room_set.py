@@ -12,8 +12,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import ItemSet
 from lmgraft.data.draws import permutation, seeds, uniforms
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.rooms.batch import RoomQuestions, RoomQuestionsWithTruth

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import at_least_one, spread_over
+from lmgraft.data.base import at_least_one
 from lmgraft.data.draws import uniforms
 from lmgraft.data.image.tables import ImageTable
+from lmgraft.data.items import spread_over
 from lmgraft.data.loader import Draw, EpochLoader, EpochSampler, Fault, Reported
 from lmgraft.data.vision_language.caption_table import Captions, Fits
 from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet

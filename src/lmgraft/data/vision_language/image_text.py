@@ -18,7 +18,7 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from lmgraft import records
-from lmgraft.data.base import Data, ItemSet, SplitName, at_least_one
+from lmgraft.data.base import Data, SplitName, at_least_one
 from lmgraft.data.draws import seeds
 from lmgraft.data.files import plural
 from lmgraft.data.image.checks import check_sizes
@@ -32,6 +32,7 @@ from lmgraft.data.image.transforms import (
     kept_generators,
     seed_generators,
 )
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw, Fault, in_turn
 from lmgraft.data.vision_language.parts import Index, categories_of, held_out_images, images_in_both
 from lmgraft.data.vision_language.sources import Source, image_table

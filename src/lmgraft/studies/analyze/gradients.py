@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmgraft.analysis.coherence import FEWEST, Products, coherence, coherence_interval, gradients_of, products, summed
 from lmgraft.analysis.observe import in_evaluation
-from lmgraft.data.base import spread_over
+from lmgraft.data.items import spread_over
 from lmgraft.errors import RunError
 from lmgraft.studies.analyze.look import Arrays, Opened
 from lmgraft.studies.analyze.results import Coherence

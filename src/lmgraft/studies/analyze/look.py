@@ -30,7 +30,8 @@ from lmgraft.analysis.observe import Observed, observe
 from lmgraft.analysis.probes import attention_entropy, effective_rank
 from lmgraft.checkpoint.digest import file_digest
 from lmgraft.contracts import Host
-from lmgraft.data.base import Data, ItemSet, OtherItems, on_device
+from lmgraft.data.base import Data, on_device
+from lmgraft.data.items import ItemSet, OtherItems
 from lmgraft.errors import HostError, RecipeError
 from lmgraft.graft import GraftLayer, find_graft
 from lmgraft.graft.hosts import find_host

@@ -22,7 +22,8 @@ from lmgraft import records
 from lmgraft.analysis.similarity import linear_cka
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data, spread_over
+from lmgraft.data.base import Data
+from lmgraft.data.items import spread_over
 from lmgraft.errors import HostError, LmgraftError, RunError
 from lmgraft.studies.analyze.compare import (
     by_arm,

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lmgraft.analysis.robustness import level_means
 from lmgraft.contracts import Batch, Metric
-from lmgraft.data.base import Data, ItemSet, spread_over
+from lmgraft.data.base import Data
+from lmgraft.data.items import ItemSet, spread_over
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.errors import RecipeError, RunError
 from lmgraft.recipes.options import explained

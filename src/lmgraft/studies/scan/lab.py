@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lmgraft.contracts import Batch, MeanOf, Reads, take_tokens
-from lmgraft.data.base import SplitName, on_device, whole_batch
+from lmgraft.data.base import SplitName, on_device
+from lmgraft.data.items import whole_batch
 from lmgraft.data.loader import Draw
 from lmgraft.errors import RunError
 from lmgraft.graft import find_graft

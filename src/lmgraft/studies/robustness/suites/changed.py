@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from lmgraft.checkpoint.digest import json_digest
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data, ItemSet, whole_batch
+from lmgraft.data.base import Data
+from lmgraft.data.items import ItemSet, whole_batch
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.studies.robustness.cells import Cell
 from lmgraft.studies.robustness.suite import Condition, Row, Suite

@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from lmgraft.checkpoint.digest import json_digest
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data
 from lmgraft.data.image.corruptions import CORRUPTIONS, SEVERITIES, SIZE, VERSION, corrupt, find_corruption
 from lmgraft.data.image.corruptions_filters import scipy_part
 from lmgraft.data.image.corruptions_frost import Picture, frost_pictures
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.tables import UNREADABLE
+from lmgraft.data.items import ItemSet
 from lmgraft.data.labelled import LabelledSet
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.errors import DataError

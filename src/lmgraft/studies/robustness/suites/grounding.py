@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lmgraft.data.base import ItemSet, whole_batch
 from lmgraft.data.draws import uniforms
+from lmgraft.data.items import ItemSet, whole_batch
 from lmgraft.data.loader import Draw
 from lmgraft.data.vision_language.captions import CaptionData, CaptionSet
 from lmgraft.data.vision_language.image_text import ImageTextData, ImageTextSet

@@ -17,11 +17,12 @@ from PIL import Image
 from torch import Tensor
 
 from lmgraft.contracts import Metric
-from lmgraft.data.base import Data, ItemSet
+from lmgraft.data.base import Data
 from lmgraft.data.image.corruptions import SIZE
 from lmgraft.data.image.imagenet_sets import NUM_CLASSES, PublishedSet
 from lmgraft.data.image.images import ImageData
 from lmgraft.data.image.tables import UNREADABLE
+from lmgraft.data.items import ItemSet
 from lmgraft.data.labelled import LabelledBatch
 from lmgraft.data.loader import Draw, Fault, Reported
 from lmgraft.studies.engine.progress import Say

@@ -11,7 +11,7 @@ from torch import nn
 
 from lmgraft.backbones.motion_baselines import ConstantVelocity, NearestNeighbours
 from lmgraft.checkpoint.digest import json_digest
-from lmgraft.data.base import spread_over
+from lmgraft.data.items import spread_over
 from lmgraft.data.motion.motion_data import MotionData
 from lmgraft.errors import DataError
 from lmgraft.studies.robustness.suite import Condition, Suite

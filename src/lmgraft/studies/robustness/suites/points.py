@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lmgraft.checkpoint.digest import json_digest
-from lmgraft.data.base import ItemSet
+from lmgraft.data.items import ItemSet
 from lmgraft.data.loader import Draw, Reported
 from lmgraft.data.points.cloud_set import CloudSet
 from lmgraft.data.points.corruptions import CORRUPTIONS, SEVERITIES, VERSION, corrupt

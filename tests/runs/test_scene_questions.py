@@ -346,7 +346,9 @@ def test_a_detector_s_run_is_chosen_by_detection() -> None:
         task(choose_by="map50")
 
 
-@pytest.mark.parametrize("options", [{"weights": {"votes": 1.0}}, {"weights": {"vote": -1.0}}, {"total_weight": -1.0}])
+@pytest.mark.parametrize(
+    "options", [{"weights": {"votes": 1.0}}, {"weights": {"vote": -1.0}}, {"total_weight": -1.0}, {"total_weight": 0}]
+)
 def test_weights_that_cannot_be(options: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=r"task\.weights"):
         task(**options)

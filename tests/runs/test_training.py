@@ -515,6 +515,10 @@ def test_mixing_is_timm_s(make_recipe):
         ("--train.evaluate_ema=true", r"train\.evaluate_ema"),
         ("--train.clip_grad=0", r"train\.clip_grad"),
         ("--train.num_nodes=0", r"train\.num_nodes"),
+        ("--train.accelerator=abacus", r"train\.accelerator=abacus.*invalid accelerator name"),
+        ("--train.devices=0", r"train\.devices=0"),
+        ("--train.precision=fp3", r"train\.precision=fp3"),
+        ("--train.strategy=together", "invalid strategy name"),
     ],
 )
 def test_a_mistake_is_found_before_the_first_step(make_recipe, tmp_path, override, key):

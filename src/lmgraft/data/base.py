@@ -67,6 +67,8 @@ class Data(LightningDataModule, ABC):
     def __init__(self, *, batch_size: int = 128, eval_batch_size: int = 500, num_workers: int = 0) -> None:
         super().__init__()
         at_least_one(batch_size=batch_size, eval_batch_size=eval_batch_size)
+        if num_workers < 0:
+            raise DataError(f"data.num_workers={num_workers} must not be negative", "0 reads in the training process")
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.num_workers = num_workers
         self.seed = 0

@@ -50,6 +50,7 @@ _CLASSES = ("data", "task")
 _NAMES_A_CLASS = {name for group in _CLASSES for name in (group, f"{group}.class_path")}
 """Options whose value is a class."""
 _OF_A_CLASS = ("class_path", "init_args")
+_LARGEST_SEED = 2**32 - 1
 _SHORT = {"llm": "graft.llm", "layer": "graft.layer"}
 
 
@@ -97,6 +98,10 @@ class Recipe:
     features: FeatureConfig
     yaml: str
     """The resolved recipe, all defaults filled in."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed <= _LARGEST_SEED:
+            raise RecipeError(f"seed={self.seed} is not from 0 to {_LARGEST_SEED}")
 
     def task(
         self, model: nn.Module, optimizer: MakeOptimizer = _never_trained, schedule: MakeSchedule = _never_trained

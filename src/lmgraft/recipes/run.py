@@ -54,7 +54,17 @@ from lmgraft.tasks.items import Items, by_category
 from lmgraft.training.callbacks import check_block
 from lmgraft.training.checkpoints import RunWarning, checkpoint_path, read_checkpoint
 from lmgraft.training.ema import load_mean
-from lmgraft.training.fit import Display, FitSummary, Verbosity, end_other_processes, evaluate, fit, rank, testing
+from lmgraft.training.fit import (
+    Display,
+    FitSummary,
+    Verbosity,
+    check_trainer,
+    end_other_processes,
+    evaluate,
+    fit,
+    rank,
+    testing,
+)
 from lmgraft.training.items import write_items
 from lmgraft.training.schedule import check_warmup
 from lmgraft.training.so_far import TestSoFar
@@ -107,6 +117,7 @@ def _train(
     retries: int,
     display: Display,
 ) -> Result:
+    check_trainer(recipe.train)
     history = read_retries(run_dir) if resume else []
     task = _prepare(recipe, history)
     recipe = settled(recipe, build_model)

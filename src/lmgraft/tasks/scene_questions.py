@@ -105,8 +105,10 @@ class SceneQuestions(Task):
         given = dict(weights or {})
         if unknown := sorted(given.keys() - WEIGHTS.keys()):
             raise RecipeError(f"task.weights: {unknown[0]!r} is no part of the loss", f"of {', '.join(WEIGHTS)}")
-        if min((total_weight, *given.values())) < 0:
-            raise RecipeError(f"task.weights={given}, task.total_weight={total_weight}", "none is negative")
+        if min(given.values(), default=0) < 0 or not total_weight > 0:
+            raise RecipeError(
+                f"task.weights={given}, task.total_weight={total_weight}", "none is negative, and the total is above 0"
+            )
         self.weights, self.total_weight = {**WEIGHTS, **given}, total_weight
         self._answers, self._words = data.answer_names, data.words
         self.register_buffer("_mean_sizes", torch.tensor(data.mean_sizes, dtype=torch.float32), persistent=False)

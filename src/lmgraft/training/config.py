@@ -167,6 +167,9 @@ class OptimConfig:
         for name in ("lr_per", "decay_epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise RecipeError(f"optim.{name}={getattr(self, name)} must be at least 1")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise RecipeError(f"optim.{name}={getattr(self, name)} is a decay from 0 to below 1")
         if not 0 <= self.warmup < 1:
             raise RecipeError(f"optim.warmup={self.warmup} is a share of all steps, from 0 to below 1")
         for pattern, factor in self.rates.items():

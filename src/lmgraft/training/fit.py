@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, RichProgressBar
@@ -109,7 +110,8 @@ def fit(
     callbacks += [EpochTable(run_dir, data), KeepBlockIdentity(block_digest), *_optional_callbacks(config)]
     callbacks += [*_progress(display, task, data), StopOnSignal(keeper.save_last), keeper]
     with quiet():
-        trainer = Trainer(
+        trainer = _make_trainer(
+            config,
             **_trainer_options(config),
             default_root_dir=run_dir,
             strategy=make_strategy(config.strategy, task),
@@ -173,6 +175,30 @@ def _trainer_options(config: TrainConfig) -> dict[str, Any]:
     }
 
 
+def check_trainer(config: TrainConfig) -> None:
+    """Refuse what cannot be trained on here, before anything is read.
+
+    Raises:
+        RecipeError: If Lightning refuses the recipe's settings, such as a GPU where there is none.
+    """
+    strategy = "auto" if config.strategy == "fsdp" else config.strategy  # that one is made around a task
+    with quiet():
+        _make_trainer(config, **_trainer_options(config), strategy=strategy, plugins=make_plugins(), logger=False)
+
+
+def _make_trainer(config: TrainConfig, **options: Any) -> Trainer:
+    """Lightning's Trainer; raises as `check_trainer` says."""
+    try:
+        return Trainer(**options)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        chosen = ", ".join(
+            f"train.{name}={getattr(config, name)}"
+            for name in ("accelerator", "devices", "num_nodes", "precision", "strategy")
+        )
+        reason = str(error).strip().splitlines()[0]
+        raise RecipeError(f"Lightning cannot train here with {chosen}: {reason}", "change one of them") from error
+
+
 def processes(config: TrainConfig) -> tuple[str | int, int]:
     """Devices of a machine, and machines: those of the recipe, or where it leaves them open those of torchrun.
 
@@ -228,7 +254,8 @@ def evaluate(
 ) -> dict[str, float]:
     """Metrics of `task` on the test split of `data`, or on what a loader gives; of each item in `task.items`."""
     with quiet():
-        trainer = Trainer(
+        trainer = _make_trainer(
+            config,
             accelerator=config.accelerator,
             devices=1,  # several processes would pad the test set and count items twice
             precision=precision_of(config),

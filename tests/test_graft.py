@@ -195,6 +195,11 @@ class TestPlaces:
         expected = self.by_hand(model, x, 0 if at == "head" else 1)
         assert relative_error(model(x), model.head(expected[:, 0])) <= 1e-12
 
+    @pytest.mark.parametrize("at", ["tail", "middle", "head", 0])
+    def test_encoder_without_layers(self, tiny_block: FrozenBlock, at: Any) -> None:
+        with pytest.raises(HostError, match="VisionTransformer has no layers"):
+            lmgraft.graft(make_vit(depth=0), tiny_block, at=at)
+
     @pytest.mark.parametrize("at", [3, -4, "tial", "blocks.3", 1.5])
     def test_no_such_place(self, tiny_vit: nn.Module, tiny_block: FrozenBlock, at: Any) -> None:
         with pytest.raises(HostError) as caught:

@@ -156,6 +156,12 @@ class TestTheUsersWord:
         assert relative_error(out, model.forward_head(features_by_hand(model, X_64)[:, rows])) <= 1e-12
         assert model.forward_features(X_64).shape == (B, T, V)
 
+    @pytest.mark.parametrize("reads", [T, -T - 1, (0, T), (), slice(T, None), MeanOf(slice(T, None))])
+    def test_tokens_that_are_not_there(self, tiny_block: FrozenBlock, reads: Any) -> None:
+        model = lmgraft.graft(make_vit(), tiny_block, reads=reads)
+        with pytest.raises(HostError, match=f"of {T} tokens"):
+            model(X)
+
     @pytest.mark.parametrize("at", ["middle", "head", 0])
     def test_reads_where_more_layers_follow(self, tiny_vit: nn.Module, tiny_block: FrozenBlock, at: Any) -> None:
         with pytest.raises(HostError, match="reads=0 with at="):

@@ -160,6 +160,8 @@ class Host:
     def point(self, at: str | int) -> GraftPoint | None:
         """The point that `at` names, or None when `at` is no name or index of a point."""
         depth = len(self.layers)
+        if not depth:
+            return None
         if at == "head":
             width = self.widths[0] if self.widths else self.embed_dim
             module = self.first or self.layers[0]

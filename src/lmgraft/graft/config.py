@@ -175,9 +175,32 @@ def parse_reads(value: int | str | tuple[int, ...] | None) -> Reads:
         if not 2 <= len(parts) <= 3:
             raise ValueError
         tokens = slice(*(int(part) if part.strip() else None for part in parts))
+        if tokens.step is not None and tokens.step < 1:
+            raise ValueError
         return MeanOf(tokens) if mean else tokens
     except ValueError:
         raise HostError(f"reads={value!r} is no slice", "write it as in Python: '1:', ':4', '0:8:2'") from None
+
+
+def check_reads(reads: Reads, tokens: int) -> None:
+    """Refuse reads that name no token, or one that is not there; tensors are left to the call that has them.
+
+    Raises:
+        HostError: If so, of `tokens` tokens.
+    """
+    named = reads.tokens if isinstance(reads, MeanOf) else reads
+    if isinstance(named, slice):
+        fits = bool(range(*named.indices(tokens)))
+    elif isinstance(named, int | tuple):
+        indices = (named,) if isinstance(named, int) else named
+        fits = bool(indices) and all(-tokens <= index < tokens for index in indices)
+    else:
+        return
+    if not fits:
+        raise HostError(
+            f"reads={plain_reads(reads)!r} of {tokens} tokens: that is none, or one that is not there",
+            f"tokens count from 0 to {tokens - 1}, or from -1, the last, to -{tokens}",
+        )
 
 
 def plain_reads(reads: Reads) -> int | str | tuple[int, ...] | None:

@@ -41,6 +41,8 @@ def locate(model: nn.Module, at: str | int, host_spec: Mapping[str, Any] | None)
             "name a module whose output is tokens (B, T, d) or a map with at='dotted.path'; known backbones: "
             + _known(),
         )
+    if not host.layers:
+        raise HostError(f"{type(model).__qualname__} has no layers, behind which a graft could lie", "make it deeper")
     words = "'tail', 'middle', 'head'" if host.point("head") else "'tail', 'middle'"
     raise HostError(
         f"at={at!r} is no place in {type(model).__qualname__}",

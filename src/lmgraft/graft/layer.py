@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from lmgraft.block import FrozenBlock
 from lmgraft.block.frozen import thawed
-from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, take_reads
+from lmgraft.contracts import Host, MeanOf, Reads, count_tokens, is_traced, take_reads
 from lmgraft.errors import BlockError, HostError
 from lmgraft.graft.budget import Budgeted, exceeds, within
-from lmgraft.graft.config import GraftConfig
+from lmgraft.graft.config import GraftConfig, check_reads
 from lmgraft.graft.forms.compute import Compute
 from lmgraft.graft.forms.plan import layer_problems
 from lmgraft.graft.forms.problem import LayerPlan, Problem
@@ -105,6 +105,8 @@ class GraftLayer(nn.Module):
         if x.is_meta:  # for shapes alone: the graft has values, so it lies elsewhere
             read = take_reads(x, reads)
             return read.expand_as(x) if isinstance(reads, MeanOf) else read
+        if not is_traced():
+            check_reads(reads, x.shape[1])
         if self.training and not torch.compiler.is_compiling() and self.compute.trains(self.block):
             self._warn_of_thawing()
         chosen = self._chosen(x, key_padding_mask, reads, received)

@@ -116,6 +116,7 @@ QUOTED += [
     "retrieval_controls",
     "sumo_vectornet_controls",
     "sumo_mmtransformer_controls",
+    "furnished_controls",
 ]
 
 

@@ -42,6 +42,7 @@ from lmgraft.studies.robustness.run import (
     evaluate_subject,
     robustness_config,
 )
+from lmgraft.studies.robustness.run import _labels as robustness_labels
 from lmgraft.studies.robustness.suite import Condition, Spread, Suite
 from lmgraft.studies.robustness.suites import imagenet, timm_model
 from lmgraft.studies.robustness.suites.corruptions import Corruptions
@@ -550,6 +551,13 @@ def call(capsys, *arguments):
     return status, printed.out, printed.err
 
 
+def test_runs_are_called_by_what_tells_them_apart(tmp_path):
+    study = [tmp_path / "plain" / "lr0.1" / "seed0", tmp_path / "llm" / "seed1"]
+    assert robustness_labels(study) == ["plain/lr0.1/seed0", "llm/seed1"]
+    assert robustness_labels([tmp_path / "plain", tmp_path / "llm"]) == ["plain", "llm"]
+    assert robustness_labels(study[:1]) == ["seed0"]
+
+
 def test_the_command_on_a_run(capsys, run_dir, frost_folder, tmp_path):
     options = ["--suite", "corruptions", "--limit", "10", "--workers", "0", "--frost", frost_folder]
     options += ["--corruptions", "frost,gaussian-noise"]
@@ -564,7 +572,7 @@ def test_the_command_on_a_run(capsys, run_dir, frost_folder, tmp_path):
     status, out, err = call(capsys, "evaluate", run_dir, run_dir, *options, "--json", "--out", tmp_path / "both")
     assert "11 done before, 0 to do" in err
     both = json.loads(out)
-    assert [one["label"] for one in both] == [str(run_dir)] * 2
+    assert [one["label"] for one in both] == [run_dir.name] * 2
     assert both[0]["cells"]["clean"]["items"] == 10
     assert (tmp_path / "both" / "robustness.svg").exists()
 

@@ -6,6 +6,7 @@ The task of the model counts, on the same path as its test items do; see `lmgraf
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -317,6 +318,7 @@ def _kept(subject: Subject, say: Say) -> dict[str, Cell]:
 
 
 def _labels(run_dirs: Sequence[Path]) -> list[str]:
-    """The folders' names, or where two are alike their paths."""
-    names = [run_dir.resolve().name for run_dir in run_dirs]
-    return names if len(set(names)) == len(names) else [str(run_dir) for run_dir in run_dirs]
+    """The folders' paths below what they have in common: names side by side, plain/lr0.001/seed0 of a study."""
+    paths = [run_dir.resolve() for run_dir in run_dirs]
+    common = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(common).as_posix() for path in paths]

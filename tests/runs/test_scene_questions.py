@@ -377,7 +377,10 @@ def test_a_picture_shows_the_room_its_tokens_and_the_asker() -> None:
     value, there = maps["plain"]["encoder"], at.isfinite().all(1)
     assert np.allclose(np.sort(coloured.get_array()), value[there].sort().values.numpy())
     assert len(first.patches) == 3  # its boxes
-    tip = np.array(first.texts[0].xy) - room.pose[:2].numpy()
+    *names, arrow = first.texts
+    assert [name.get_text() for name in names] == [Rooms.class_names[n] for n in room.box_classes.tolist() if n >= 0]
+    assert not any(text.get_text() for text in token_map.texts)
+    tip = np.array(arrow.xy) - room.pose[:2].numpy()
     ahead = -rotation(room.pose[3:].double().numpy())[:2, 0]
     assert tip == pytest.approx(0.6 * ahead, abs=1e-4)
     title = figure.get_suptitle()
@@ -386,7 +389,7 @@ def test_a_picture_shows_the_room_its_tokens_and_the_asker() -> None:
     without = draw_room(
         room._replace(pose=room.pose * torch.nan, points=room.points[:, :4]), maps, None, {"llm": at, "plain": at}
     )
-    assert not without.axes[0].texts
+    assert all(text.get_text() for text in without.axes[0].texts)
     with pytest.raises(ValueError, match="places"):
         draw_room(room, maps)
 

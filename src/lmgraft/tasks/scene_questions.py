@@ -57,6 +57,7 @@ class Room(NamedTuple):
     situation: Tensor
     question: Tensor
     words: tuple[str, ...]
+    classes: tuple[str, ...]
     """Of the whole vocabulary, by number."""
 
 
@@ -110,7 +111,7 @@ class SceneQuestions(Task):
                 f"task.weights={given}, task.total_weight={total_weight}", "none is negative, and the total is above 0"
             )
         self.weights, self.total_weight = {**WEIGHTS, **given}, total_weight
-        self._answers, self._words = data.answer_names, data.words
+        self._answers, self._words, self._classes = data.answer_names, data.words, data.class_names
         self.register_buffer("_mean_sizes", torch.tensor(data.mean_sizes, dtype=torch.float32), persistent=False)
         self._precisions: dict[str, float] = {}
 
@@ -133,7 +134,7 @@ class SceneQuestions(Task):
 
     def shown(self, batch: RoomQuestions) -> Room:
         texts = batch.situation, batch.question
-        return Room(batch.points, batch.boxes, batch.box_classes, batch.pose, *texts, self._words)
+        return Room(batch.points, batch.boxes, batch.box_classes, batch.pose, *texts, self._words, self._classes)
 
     def loss(self, out: SceneAnswers, batch: RoomQuestions) -> Tensor:
         """The weighed sum of the answers' cross-entropy (mean over questions), and the parts of `parts`."""

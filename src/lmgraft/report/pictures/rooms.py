@@ -21,6 +21,7 @@ _ASKER, _TRUTH = "#c2571a", "#2f7d6b"
 _MEAN_COLOUR = np.array([109.8, 97.2, 83.8])  # what is taken off red, green and blue before they are divided by 256
 _ROOM = "room"
 _SIDE = 2.4  # inches
+_NAME: dict[str, Any] = {"fontsize": 5, "color": INK, "ha": "center", "va": "bottom"}  # at a box's upper edge
 
 
 def draw_room(
@@ -34,11 +35,12 @@ def draw_room(
     """A room from above for each model, and its tokens in the colours of each map; the question stands above.
 
     The asker is an orange dot with an arrow to where they look; points of the objects that are asked about are green;
-    boxes are the data's. Below the room stands what the model answers, with its beliefs.
+    boxes and their names are the data's. Below the room stands what the model answers, with its beliefs.
 
     Args:
         room: `points` (N, 3 + F) in metres, of which the first three features may be colours, `boxes` (K, 6),
-            `box_classes` (K,), `pose` (7,), `situation` and `question` (L,) word numbers, and `words` by number.
+            `box_classes` (K,), `pose` (7,), `situation` and `question` (L,) word numbers; `words` and `classes` by
+            number.
         maps: Model -> title -> (T,) in [0, 1].
         grid: Not used: tokens lie in none.
         places: Model -> (T, K, 3), the seeds that its tokens are made of, or (T, 3) where they lie; NaN for tokens that
@@ -58,10 +60,11 @@ def draw_room(
 
     def paint(ax: Axes, title: str, painted: Any) -> None:
         ax.scatter(cloud[:, 0], cloud[:, 1], c=colours, s=2, linewidths=0, alpha=1.0 if title == _ROOM else 0.25)
-        for box in room.boxes[room.box_classes >= 0].tolist():
-            ax.add_patch(
-                Rectangle((box[0] - box[3] / 2, box[1] - box[4] / 2), box[3], box[4], fill=False, ec=INK, lw=0.5)
-            )
+        for box, kind in zip(room.boxes.tolist(), room.box_classes.tolist(), strict=True):
+            if kind >= 0:
+                _draw_box(ax, box)
+                if title == _ROOM:
+                    ax.text(box[0], box[1] + box[4] / 2, room.classes[kind], **_NAME)
         if title == _ROOM:
             if asked is not None:
                 ax.scatter(asked[:, 0], asked[:, 1], color=_TRUTH, s=3, linewidths=0)
@@ -98,6 +101,11 @@ def _colours(features: npt.NDArray[np.float32]) -> Any:
     if features.shape[1] < 3:
         return SOFT
     return ((features[:, :3] * 256 + _MEAN_COLOUR) / 255).clip(0, 1)
+
+
+def _draw_box(ax: Axes, box: Sequence[float]) -> None:
+    x, y, _, width, depth, _ = box
+    ax.add_patch(Rectangle((x - width / 2, y - depth / 2), width, depth, fill=False, ec=INK, lw=0.5))
 
 
 def _draw_asker(ax: Axes, pose: Tensor) -> None:

@@ -21,7 +21,6 @@ _ASKER, _TRUTH = "#c2571a", "#2f7d6b"
 _MEAN_COLOUR = np.array([109.8, 97.2, 83.8])  # what is taken off red, green and blue before they are divided by 256
 _ROOM = "room"
 _SIDE = 2.4  # inches
-_NAME: dict[str, Any] = {"fontsize": 5, "color": INK, "ha": "center", "va": "bottom"}  # at a box's upper edge
 
 
 def draw_room(
@@ -60,11 +59,7 @@ def draw_room(
 
     def paint(ax: Axes, title: str, painted: Any) -> None:
         ax.scatter(cloud[:, 0], cloud[:, 1], c=colours, s=2, linewidths=0, alpha=1.0 if title == _ROOM else 0.25)
-        for box, kind in zip(room.boxes.tolist(), room.box_classes.tolist(), strict=True):
-            if kind >= 0:
-                _draw_box(ax, box)
-                if title == _ROOM:
-                    ax.text(box[0], box[1] + box[4] / 2, room.classes[kind], **_NAME)
+        _draw_boxes(ax, room, named=title == _ROOM)
         if title == _ROOM:
             if asked is not None:
                 ax.scatter(asked[:, 0], asked[:, 1], color=_TRUTH, s=3, linewidths=0)
@@ -103,9 +98,14 @@ def _colours(features: npt.NDArray[np.float32]) -> Any:
     return ((features[:, :3] * 256 + _MEAN_COLOUR) / 255).clip(0, 1)
 
 
-def _draw_box(ax: Axes, box: Sequence[float]) -> None:
-    x, y, _, width, depth, _ = box
-    ax.add_patch(Rectangle((x - width / 2, y - depth / 2), width, depth, fill=False, ec=INK, lw=0.5))
+def _draw_boxes(ax: Axes, room: Any, named: bool) -> None:
+    """Outlines of the objects; where `named`, their names at the upper edges."""
+    for (x, y, _, width, depth, _), kind in zip(room.boxes.tolist(), room.box_classes.tolist(), strict=True):
+        if kind < 0:
+            continue
+        ax.add_patch(Rectangle((x - width / 2, y - depth / 2), width, depth, fill=False, ec=INK, lw=0.5))
+        if named:
+            ax.text(x, y + depth / 2, room.classes[kind], fontsize=5, color=INK, ha="center", va="bottom")
 
 
 def _draw_asker(ax: Axes, pose: Tensor) -> None:

@@ -359,7 +359,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"head": "ranking"}, "neither 'vqa' nor 'matching'"),
+        ({"head": "ranking"}, "one of vqa, matching"),
         ({"fusion_heads": 5}, "in 5 heads"),
         ({"max_text_len": 13}, "has 12 positions"),
         ({"img_size": (32, 40)}, "no square"),

@@ -25,6 +25,12 @@ class LmgraftError(ValueError):
         return type(self), (self.message, self.remedy)
 
 
+def first_line(error: BaseException) -> str:
+    """What another library's error says, in one line; its type where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
 class VersionError(LmgraftError, ImportError):
     """A package that is not installed, or older than lmgraft takes."""
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lmgraft.backbones.weights import load_weights
 from lmgraft.checkpoint.torch_file import load_archive, refuse_old_torch
-from lmgraft.errors import HostError
+from lmgraft.errors import HostError, first_line
 
 _WRAPPED = ("base_model", "model", "state_dict")
 _PRETRAINED = "transformer_q."
@@ -33,7 +33,7 @@ def load_released(model: nn.Module, file: Path) -> None:
         raise HostError(f"{file} is not there", "backbone.kwargs.weights is a released Point-BERT file") from None
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
         raise HostError(
-            f"{file} cannot be read as weights ({str(error).splitlines()[0]})",
+            f"{file} cannot be read as weights ({first_line(error)})",
             "fetch it again; a file that holds more than tensors is not opened: it could run code",
         ) from None
     state, is_pretraining = released_state(content, str(file))

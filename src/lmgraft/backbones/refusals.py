@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from lmgraft.checkpoint.hub_http import is_offline, network_errors, reach
-from lmgraft.errors import HostError, LmgraftError, SourceError
+from lmgraft.errors import HostError, LmgraftError, SourceError, first_line
 
 T = TypeVar("T")
 _WEIGHT_ERRORS: tuple[type[Exception], ...] = (RuntimeError, SafetensorError, UnpicklingError)
@@ -39,7 +39,7 @@ def construct(
     except _SIZE_ERRORS as error:
         if isinstance(error, leave):
             raise
-        raise HostError(f"{what} refused its arguments: {_first_line(error)}", "check backbone.kwargs") from error
+        raise HostError(f"{what} refused its arguments: {first_line(error)}", "check backbone.kwargs") from error
 
 
 def at_least_one(**sizes: float) -> None:
@@ -92,7 +92,7 @@ def in_words(what: str, remedy: str, pretrained: bool) -> Iterator[None]:
     except LmgraftError:
         raise
     except _error_types(pretrained) as error:
-        raise HostError(f"{what}: {_first_line(error)}", remedy) from error
+        raise HostError(f"{what}: {first_line(error)}", remedy) from error
 
 
 @contextmanager
@@ -117,11 +117,6 @@ def in_seconds(name: str) -> Iterator[None]:
             constants.HF_HUB_OFFLINE = asked
     else:
         yield
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _error_types(pretrained: bool) -> tuple[type[Exception], ...]:

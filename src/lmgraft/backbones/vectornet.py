@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lmgraft.backbones import scene_parts as parts
 from lmgraft.backbones.own_path import is_own
+from lmgraft.backbones.refusals import shares
 from lmgraft.backbones.scene_parts import (
     AGENT_WIDTH,
     LANE_WIDTH,
@@ -100,8 +101,7 @@ class VectorNet(nn.Module):
         super().__init__()
         if min(history - 1, future, num_modes, hidden, subgraph_layers, global_layers) < 1:
             raise HostError("VectorNet has at least one of everything, and two steps of history", "check its arguments")
-        if not 0 <= node_completion < 1:
-            raise HostError(f"backbone.kwargs.node_completion={node_completion} is a share from 0 to below 1")
+        shares(node_completion=node_completion)
         parts.check_start(from_velocity, coordinate_scale, history)
         self.from_velocity, self.coordinate_scale = from_velocity, coordinate_scale
         self.embed_dim, self.history, self.node_completion = 2 * hidden, history, node_completion

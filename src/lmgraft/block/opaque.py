@@ -29,7 +29,7 @@ from lmgraft.block.config import BlockConfig
 from lmgraft.block.frozen import FrozenModule
 from lmgraft.block.parts import Projection
 from lmgraft.contracts import Tokens, sizes, take_tokens
-from lmgraft.errors import BlockError
+from lmgraft.errors import BlockError, first_line
 
 Call = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
 """Runs a module on tokens (B, T, D) and a padding mask (B, T) or None; gives (B, T, D)."""
@@ -324,7 +324,7 @@ def _width(layer: OpaqueLayer, dim: int | None, name: str) -> int:
     shape_error = next((e for e in errors if isinstance(e, BlockError)), errors[0] if errors else None)
     if isinstance(shape_error, BlockError):
         raise shape_error
-    reason = f": {str(shape_error).splitlines()[0]}" if shape_error is not None else ""
+    reason = f": {first_line(shape_error)}" if shape_error is not None else ""
     raise BlockError(
         f"{name} could not be run on tokens (1, 2, D) for D in {tried}{reason}",
         "a block maps (B, T, D) to (B, T, D); say its width: block_of(module, dim=...)",

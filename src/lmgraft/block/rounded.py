@@ -22,7 +22,7 @@ from torch.nn import Parameter
 from lmgraft.block.block import FrozenBlock
 from lmgraft.block.lora import LoraProjection
 from lmgraft.block.parts import Projection
-from lmgraft.errors import ApproximationError
+from lmgraft.errors import ApproximationError, first_line
 
 _SMALLEST = 1e-30
 """Least scale of a row: one of zeros must not divide by zero."""
@@ -156,7 +156,7 @@ def activation_levels() -> int:
         out = multiply(rows, torch.full((16, 1), 1 / 127), 127, packed, weight_scale) / 127
     except (RuntimeError, AttributeError) as error:
         raise ApproximationError(
-            f"int8 products of torch {torch.__version__} do not work here ({str(error).splitlines()[0]})",
+            f"int8 products of torch {torch.__version__} do not work here ({first_line(error)})",
             'use mode="16bit", or a build of torch with oneDNN on an x86 CPU',
         ) from None
     return 127 if torch.allclose(out, rows.new_full((), 64.0), rtol=1e-3) else 63

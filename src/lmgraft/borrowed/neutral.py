@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from lmgraft.block.opaque import OpaqueBlock, OpaqueLayer, as_tokens
 from lmgraft.borrowed.skeleton import Skeleton, fill_buffers
-from lmgraft.errors import BlockError
+from lmgraft.errors import BlockError, first_line
 
 _LENGTHS = (11, 13)
 """Numbers of tokens with which a rotary embedding is asked for its shape; no other axis is that long."""
@@ -228,7 +228,7 @@ def rotary_shapes(skeleton: Skeleton, layer: nn.Module) -> Any:
                     return _shapes(a, b)
                 except (TypeError, RuntimeError, ValueError, IndexError, AttributeError, KeyError) as error:
                     errors.append(error)
-    reason = f": {str(errors[0]).splitlines()[0]}" if errors else ""
+    reason = f": {first_line(errors[0])}" if errors else ""
     raise BlockError(
         f"the rotary positions of {type(layer).__name__} could not be made neutral{reason}", "use another model"
     )
@@ -340,7 +340,7 @@ def check_neutral(block: OpaqueBlock) -> None:
             seen, padded = _influence(layer, block.config.dim, next(block.parameters()))
         except (RuntimeError, TypeError, ValueError, AttributeError, IndexError, KeyError) as failure:
             raise BlockError(
-                f"{name} could not be run on tokens alone: {str(failure).splitlines()[0]}",
+                f"{name} could not be run on tokens alone: {first_line(failure)}",
                 "it needs more than tokens: use another layer or model; docs/families.md lists what is read",
             ) from failure
         if not error <= allowed:

@@ -23,7 +23,7 @@ from lmgraft.borrowed.neutral import check_neutral
 from lmgraft.borrowed.norms import inner_norm_of, is_minus_one, traits_of
 from lmgraft.checkpoint import Checkpoint, tensor_digest
 from lmgraft.checkpoint.names import read_finite
-from lmgraft.errors import BlockError, CheckpointError
+from lmgraft.errors import BlockError, CheckpointError, first_line
 
 
 def call_block(module: nn.Module, x: Tensor, key_padding_mask: Tensor | None) -> Tensor:
@@ -46,9 +46,7 @@ def _model(config: Mapping[str, Any]) -> nn.Module:
         with torch.device("meta"):
             model: nn.Module = timm.create_model(name, pretrained=False, **arguments)
     except (RuntimeError, TypeError, ValueError, NotImplementedError) as error:
-        raise BlockError(
-            f"timm {timm.__version__} cannot build {name!r}: {str(error).splitlines()[0]}", "update timm"
-        ) from None
+        raise BlockError(f"timm {timm.__version__} cannot build {name!r}: {first_line(error)}", "update timm") from None
     if not isinstance(getattr(model, "blocks", None), nn.Sequential | nn.ModuleList):
         raise BlockError(f"{name!r} of timm has no sequence of blocks", "use a vision transformer")
     return model

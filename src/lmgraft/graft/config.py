@@ -14,7 +14,7 @@ from lmgraft.block.block import without_defaults
 from lmgraft.block.config import FinalNorm, Order
 from lmgraft.block.load import layer_indices, storage
 from lmgraft.block.trained import TrainBlock, check_training
-from lmgraft.contracts import MeanOf, Reads, Tokens
+from lmgraft.contracts import MeanOf, Reads, Tokens, count_tokens
 from lmgraft.errors import HostError
 from lmgraft.graft.budget import Rule
 
@@ -189,14 +189,10 @@ def check_reads(reads: Reads, tokens: int) -> None:
         HostError: If so, of `tokens` tokens.
     """
     named = reads.tokens if isinstance(reads, MeanOf) else reads
-    if isinstance(named, slice):
-        fits = bool(range(*named.indices(tokens)))
-    elif isinstance(named, int | tuple):
-        indices = (named,) if isinstance(named, int) else named
-        fits = bool(indices) and all(-tokens <= index < tokens for index in indices)
-    else:
+    if named is None or isinstance(named, Tensor):
         return
-    if not fits:
+    indices = () if isinstance(named, slice) else (named,) if isinstance(named, int) else named
+    if not count_tokens(tokens, named) or any(not -tokens <= index < tokens for index in indices):
         raise HostError(
             f"reads={plain_reads(reads)!r} of {tokens} tokens: that is none, or one that is not there",
             f"tokens count from 0 to {tokens - 1}, or from -1, the last, to -{tokens}",

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from lmgraft import records
 from lmgraft.block import FrozenBlock, load_block
 from lmgraft.block.opaque import MODULE
-from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError
+from lmgraft.errors import BlockError, CheckpointError, HostError, SourceError, first_line
 from lmgraft.graft.config import GraftConfig
 from lmgraft.graft.controls import apply_control
 from lmgraft.graft.insert import insert, ungraft
@@ -166,7 +166,7 @@ def _folder_of(path: str | Path) -> Path:
         )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise SourceError(
-            f"{path} is no folder here, and cannot be fetched from the Hub: {str(error).splitlines()[0]}",
+            f"{path} is no folder here, and cannot be fetched from the Hub: {first_line(error)}",
             "give a folder that save_pretrained wrote, a run's folder, or owner/name[@revision] of the Hub",
         ) from None
 

@@ -18,7 +18,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from lmgraft import records
 from lmgraft.checkpoint.torch_file import load_archive
-from lmgraft.errors import RunError
+from lmgraft.errors import RunError, first_line
 from lmgraft.training.stopping import NotFiniteError
 
 _CHECKED = ("state_dict", "optimizer_states", "callbacks")
@@ -53,12 +53,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is missing", "check the run folder; a run without it starts anew") from None
     except (RuntimeError, EOFError, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DamagedError(
-            f"{path} is cut short or damaged ({str(error).splitlines()[0]})",
+            f"{path} is cut short or damaged ({first_line(error)})",
             "delete it: the run goes on from its other checkpoint (previous.ckpt), or starts anew",
         ) from None
     except pickle.UnpicklingError as error:
         raise RunError(
-            f"{path} holds more than tensors and plain data, and was not run ({str(error).splitlines()[0]})",
+            f"{path} holds more than tensors and plain data, and was not run ({first_line(error)})",
             "do not use a checkpoint from an untrusted source",
         ) from None
     if not isinstance(content, dict) or "state_dict" not in content:

@@ -28,7 +28,7 @@ from pytorch_lightning.callbacks import Callback, RichProgressBar
 from lmgraft import records
 from lmgraft.data.base import Data
 from lmgraft.data.loader import EpochLoader
-from lmgraft.errors import RecipeError
+from lmgraft.errors import RecipeError, first_line
 from lmgraft.tasks.base import Task
 from lmgraft.training.batchnorm import BatchNormMomentum
 from lmgraft.training.callbacks import KeepBlockIdentity, PlainProgress, SeedSteps, ShareFaults, Stopwatch
@@ -195,8 +195,9 @@ def _make_trainer(config: TrainConfig, **options: Any) -> Trainer:
             f"train.{name}={getattr(config, name)}"
             for name in ("accelerator", "devices", "num_nodes", "precision", "strategy")
         )
-        reason = str(error).strip().splitlines()[0]
-        raise RecipeError(f"Lightning cannot train here with {chosen}: {reason}", "change one of them") from error
+        raise RecipeError(
+            f"Lightning cannot train here with {chosen}: {first_line(error)}", "change one of them"
+        ) from error
 
 
 def processes(config: TrainConfig) -> tuple[str | int, int]:

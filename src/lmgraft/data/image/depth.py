@@ -13,7 +13,7 @@ from lmgraft.data.image.pipeline import Pipeline
 from lmgraft.data.image.reading import Pixels, Range, Reading, deep_pixels
 from lmgraft.data.image.tables import UNREADABLE, ImageTable, decode
 from lmgraft.data.image.transforms import Preprocess, kept_generators, seed_generators
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, first_line
 
 _IMAGES, _PIXELS = 256, 4096
 """From how many images, spread evenly, and how many pixels of each, percentiles are taken."""
@@ -79,7 +79,7 @@ def try_deep(table: ImageTable, index: npt.NDArray[np.int64], preprocess: Prepro
             seed_generators(np.zeros(3, np.uint64))
             transform(image)
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = reason or str(error).splitlines()[0]
+        reason = reason or first_line(error)
     if reason:
         raise DataError(
             f"data.augment cannot change {table.place(position)}, {len(image)} channels of more than 8 bits: {reason}",

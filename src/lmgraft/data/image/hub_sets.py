@@ -15,7 +15,7 @@ from timm.data.readers import create_reader
 from lmgraft.data.image.opening import open_image
 from lmgraft.data.image.reading import Pixels
 from lmgraft.data.image.tables import Found
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, first_line
 from lmgraft.versions import optional
 
 
@@ -61,7 +61,7 @@ def find_hfds(name: str, root: str | None, split: str, input_key: str, target_ke
         sizes = _sizes(reader.dataset, input_key)
     except (OSError, ValueError, KeyError, ConnectionError) as error:
         raise DataError(
-            f"data.dataset={name}, split {split}: {str(error).splitlines()[0]}",
+            f"data.dataset={name}, split {split}: {first_line(error)}",
             "check the name, data.train_split and data.test_split, and the columns "
             f"data.input_key={input_key}, data.target_key={target_key}",
         ) from None
@@ -97,7 +97,7 @@ def find_torch(name: str, root: str, split: str) -> Found:
         dataset = create_dataset(name, root=root, split="train" if split == "train" else "val")
     except (AssertionError, OSError, RuntimeError, ValueError) as error:
         raise DataError(
-            f"data.dataset={name}, split {split}: {str(error).splitlines()[0]}",
+            f"data.dataset={name}, split {split}: {first_line(error)}",
             "torchvision's data sets have to lie in data.root; timm's create_dataset lists their names",
         ) from None
     labels = getattr(dataset, "targets", None)

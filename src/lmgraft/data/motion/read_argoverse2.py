@@ -27,6 +27,7 @@ from lmgraft.data.motion.scenario import (
     check_times,
 )
 from lmgraft.data.motion.scenes import AGENT_TYPES
+from lmgraft.errors import first_line
 from lmgraft.versions import optional
 
 Targets = Literal["focal", "scored"]
@@ -91,7 +92,7 @@ def _columns(path: Path) -> Columns:
             there = set(file.schema_arrow.names)
             table = file.read(columns=[name for name in (*_NEEDED, *_MORE) if name in there])
     except (OSError, ValueError) as error:  # pyarrow's own errors are among these
-        raise UnreadableSceneError(f"no parquet file ({str(error).splitlines()[0]})") from None
+        raise UnreadableSceneError(f"no parquet file ({first_line(error)})") from None
     lacking = [name for name in _NEEDED if name not in there]
     if lacking or not table.num_rows:
         raise UnreadableSceneError(f"it has no column {', '.join(lacking)}" if lacking else "it has no rows")

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lmgraft.errors import first_line
 from lmgraft.versions import optional
 
 Array = npt.NDArray[np.float32]
@@ -44,16 +45,12 @@ def read_mesh(path: Path) -> tuple[Array, Faces]:
                 mesh = mesh.to_mesh()
             vertices, faces = np.asarray(mesh.vertices, np.float32), np.asarray(mesh.faces, np.int64)
         except DAMAGE as error:
-            raise UnreadableCloudError(f"not a mesh ({_first_line(error)})") from None
+            raise UnreadableCloudError(f"not a mesh ({first_line(error)[:120]})") from None
     if not len(faces):
         raise UnreadableCloudError("it has no triangles")
     if faces.min() < 0 or faces.max() >= len(vertices):
         raise UnreadableCloudError("triangles name vertices that are not there")
     return vertices, faces
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
 _POINTS, _INDEX = re.compile(rb"\bpoint\s*\[([^\]]*)\]"), re.compile(rb"\bcoordIndex\s*\[([^\]]*)\]")

@@ -10,7 +10,7 @@ import numpy as np
 from lmgraft.data.files import identity_of, stamp_of
 from lmgraft.data.points.meshes import Array, UnreadableCloudError
 from lmgraft.data.points.point_data import PointData, Source
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, first_line
 
 
 class ModelNet40(PointData):
@@ -72,4 +72,4 @@ def _read(file: Path) -> Array:
     except OSError as error:
         raise UnreadableCloudError(error.strerror or "it cannot be read") from None
     except (ValueError, IndexError) as error:
-        raise UnreadableCloudError(str(error).splitlines()[0]) from None
+        raise UnreadableCloudError(first_line(error)) from None

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmgraft.checkpoint.text_folders import text_source
-from lmgraft.errors import DataError
+from lmgraft.errors import DataError, first_line
 from lmgraft.versions import optional
 
 Ids = npt.NDArray[np.int32]
@@ -139,7 +139,7 @@ class PretrainedTokenizer:
             with in_seconds(source):
                 self._tokenizer: Any = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise DataError(
                 f"data.tokenizer={name}: transformers gives no tokenizer ({reason})",
                 "give a name on the Hub that can be reached, or a folder with tokenizer.json",

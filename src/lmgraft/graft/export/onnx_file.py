@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmgraft.errors import ExportError
-from lmgraft.graft.export.trace import Trace, first_line
+from lmgraft.errors import ExportError, first_line
+from lmgraft.graft.export.trace import Trace
 from lmgraft.versions import check_versions, optional
 
 LARGEST_IN_ONE_FILE = 1_900_000_000

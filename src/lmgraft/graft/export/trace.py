@@ -24,7 +24,7 @@ from torch.export import ExportedProgram
 
 from lmgraft.block.lora import merge_lora
 from lmgraft.contracts import Host
-from lmgraft.errors import ExportError, LmgraftError
+from lmgraft.errors import ExportError, LmgraftError, first_line
 from lmgraft.graft.hosts import find_host
 from lmgraft.graft.layer import baked, find_grafts
 from lmgraft.graft.reads import reading
@@ -136,11 +136,6 @@ def _named_errors(model: nn.Module) -> Iterator[None]:
             f"torch.export cannot trace this {type(model).__name__}: {first_line(error)}",
             "check that model(example) runs; if it does, try a fixed batch (dynamic_batch=False)",
         ) from error
-
-
-def first_line(error: Exception) -> str:
-    """What another library's error says, in short."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _drop_unused(program: ExportedProgram) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lmgraft.checkpoint.torch_file import load_archive, refuse_old_torch
 from lmgraft.data.image.imagenet_sets import wnids
 from lmgraft.data.image.images import ImageData
-from lmgraft.errors import CheckpointError, DataError, RunError
+from lmgraft.errors import CheckpointError, DataError, RunError, first_line
 from lmgraft.registry import suggest
 from lmgraft.studies.robustness.suites.imagenet_classes import check_classes
 from lmgraft.tasks.classification import Classification
@@ -113,7 +113,7 @@ def _read(checkpoint: Path) -> dict[str, Tensor]:
         raise
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(
-            f"{checkpoint} cannot be read as weights alone: {str(error).splitlines()[0]}",
+            f"{checkpoint} cannot be read as weights alone: {first_line(error)}",
             "save the state dict by itself, best as .safetensors",
         ) from None
     for key in _WRAPPED:
